@@ -1,0 +1,50 @@
+"""Configuration of a run beside its method's own options."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from limbeck.errors import UserError
+from limbeck.evaluation import EvalConfig
+from limbeck.models import ModelConfig
+from limbeck.trajectory.store import ExpertConfig
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+class JobConfig(BaseModel):
+    """What a run is made of beside its method's own options."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    ipc: int = 1
+    """images per class of the synthetic set"""
+    seed: int = 0
+    """of everything random"""
+    preprocess: Literal["normalise", "zca"] = "normalise"
+    """per-channel mean and standard deviation, or ZCA whitening, fitted on train"""
+    augment: str | None = None
+    """DSA families joined by '_', or none; by default all, without flip where mirror images are wrong"""
+    count: int = Field(default=10, ge=1)
+    """experts"""
+    validate_every: int | None = Field(default=None, ge=1)
+    """outer steps between validations; by default a tenth of all"""
+    validate_networks: int = Field(default=3, ge=1)
+    """networks per validation"""
+    validate_epochs: int = Field(default=300, ge=1)
+    """epochs of each of them"""
+    model: ModelConfig = ModelConfig()
+    expert: ExpertConfig = ExpertConfig()
+    eval: EvalConfig = EvalConfig()
+
+
+def checked(config: type[Config], options: dict[str, Any]) -> Config:
+    """A config from keyword options; UserError that names the option at fault."""
+    try:
+        return config(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"option {name}: {first['msg']} (given: {first.get('input')!r}).") from None

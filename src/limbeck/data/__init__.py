@@ -1,0 +1,7 @@
+"""Labelled images from names, files and Python: `load_data`; and their way into the network: `fit_preprocess`."""
+
+from limbeck.data.images import ImageData, Split
+from limbeck.data.preprocess import Preprocess, fit_preprocess
+from limbeck.data.sources import load_data
+
+__all__ = ["ImageData", "Preprocess", "Split", "fit_preprocess", "load_data"]

@@ -1,0 +1,156 @@
+"""DSA, differentiable Siamese augmentation (Zhao & Bilen 2021), as a pure function of images and a draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from limbeck.errors import UserError
+from limbeck.random import stream
+
+Family = Callable[["DSA", Tensor, Tensor], Tensor]
+
+
+class Draw(NamedTuple):
+    """One draw: the family of this batch, and its uniform numbers (n, 3), one row per image."""
+
+    family: str
+    uniform: Tensor
+
+
+@dataclass(frozen=True)
+class DSA:
+    """One of the families in `strategy` for a whole batch, with parameters drawn per image (the field's mode "S").
+
+    Strengths are those of every trajectory-matching code base; crop and cutout are fractions of the side,
+    rotate is in degrees. Same draw, same bits: that is what lets the student replay a step.
+    """
+
+    strategy: str = "color_crop_cutout_flip_scale_rotate"
+    brightness: float = 1.0
+    saturation: float = 2.0
+    contrast: float = 0.5
+    crop: float = 0.125
+    cutout: float = 0.5
+    flip: float = 0.5
+    scale: float = 1.2
+    rotate: float = 15.0
+
+    def __post_init__(self) -> None:
+        for family in self.families:
+            if family not in FAMILIES:
+                raise UserError(
+                    f"unknown augmentation '{family}' in '{self.strategy}'; join any of {', '.join(FAMILIES)} with '_'."
+                )
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """The families this strategy chooses from; none for the empty string or "none"."""
+        return () if self.strategy in ("", "none") else tuple(self.strategy.split("_"))
+
+    def draw(self, generator: torch.Generator, count: int) -> Draw:
+        """Choose a family and the parameters of `count` images."""
+        families = self.families
+        if not families:
+            return Draw("none", torch.empty(count, 0))
+        family = families[int(torch.randint(len(families), (), generator=generator))]
+        return Draw(family, torch.rand(count, 3, generator=generator))
+
+    def apply(self, images: Tensor, draw: Draw) -> Tensor:
+        """images (n, c, h, w) in network input space -> the same shape; differentiable in the images."""
+        if draw.family == "none":
+            return images
+        return FAMILIES[draw.family](self, images, draw.uniform.to(images))
+
+    def __call__(self, images: Tensor, seed: int) -> Tensor:
+        """Draw from `seed` and apply."""
+        return self.apply(images, self.draw(stream(seed, "augment"), len(images)))
+
+
+def _column(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)
+
+
+def _color(dsa: DSA, x: Tensor, u: Tensor) -> Tensor:
+    x = x + _column(u[:, 0] - 0.5) * dsa.brightness
+    grey = x.mean(1, keepdim=True)
+    x = grey + (x - grey) * _column(u[:, 1] * dsa.saturation)
+    mean = x.mean((1, 2, 3), keepdim=True)
+    return mean + (x - mean) * _column(u[:, 2] + dsa.contrast)
+
+
+def _shift_index(offset: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Source positions (n, side) of a shift by `offset` (n,) pixels, and which of them lie inside the image."""
+    source = torch.arange(side, device=offset.device) + offset[:, None]
+    return source.clamp(0, side - 1), (source >= 0) & (source < side)
+
+
+def _crop(dsa: DSA, x: Tensor, u: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    reach = [int(side * dsa.crop + 0.5) for side in (h, w)]
+    rows, rows_in = _shift_index((u[:, 0] * (2 * reach[0] + 1)).long() - reach[0], h)
+    columns, columns_in = _shift_index((u[:, 1] * (2 * reach[1] + 1)).long() - reach[1], w)
+    x = x.gather(2, rows[:, None, :, None].expand(n, c, h, w)).gather(3, columns[:, None, None, :].expand(n, c, h, w))
+    return x * (rows_in[:, None, :, None] & columns_in[:, None, None, :])
+
+
+def _cutout(dsa: DSA, x: Tensor, u: Tensor) -> Tensor:
+    h, w = x.shape[2:]
+    inside = []
+    for position, side in ((u[:, 0], h), (u[:, 1], w)):
+        hole = int(side * dsa.cutout + 0.5)
+        centre = (position * (side + 1 - hole % 2)).long()
+        offset = torch.arange(side, device=x.device) - centre[:, None] + hole // 2
+        inside.append((offset >= 0) & (offset < hole))
+    return x * ~(inside[0][:, None, :, None] & inside[1][:, None, None, :])
+
+
+def _flip(dsa: DSA, x: Tensor, u: Tensor) -> Tensor:
+    return torch.where(_column(u[:, 0] < dsa.flip), x.flip(3), x)
+
+
+def _affine(x: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """Sample each image on the grid [[a, b], [c, d]] (output to input coordinates), bilinear, zeros outside."""
+    zero = torch.zeros_like(a)
+    matrix = torch.stack([torch.stack([a, b, zero], 1), torch.stack([c, d, zero], 1)], 1)
+    grid = F.affine_grid(matrix, list(x.shape), align_corners=True)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+
+
+def _scale(dsa: DSA, x: Tensor, u: Tensor) -> Tensor:
+    low = 1 / dsa.scale
+    factor = low + u[:, :2] * (dsa.scale - low)
+    zero = torch.zeros_like(factor[:, 0])
+    return _affine(x, factor[:, 0], zero, zero, factor[:, 1])
+
+
+def _rotate(dsa: DSA, x: Tensor, u: Tensor) -> Tensor:
+    angle = torch.deg2rad((u[:, 0] - 0.5) * 2 * dsa.rotate)
+    return _affine(x, angle.cos(), -angle.sin(), angle.sin(), angle.cos())
+
+
+FAMILIES: dict[str, Family] = {
+    "color": _color,
+    "crop": _crop,
+    "cutout": _cutout,
+    "flip": _flip,
+    "scale": _scale,
+    "rotate": _rotate,
+}
+
+
+MIRRORED_IS_WRONG = ("digits", "mnist", "emnist", "svhn")
+
+
+def default_strategy(data_name: str) -> str:
+    """The families for a data set: all six, without mirror images where those change what is shown.
+
+    >>> default_strategy("digits")
+    'color_crop_cutout_scale_rotate'
+    """
+    return "color_crop_cutout_scale_rotate" if data_name in MIRRORED_IS_WRONG else DSA.strategy

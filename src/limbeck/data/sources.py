@@ -1,0 +1,395 @@
+"""Where images come from. To add a data source, write one function that reads it and list it in READERS."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from limbeck.data.images import Array, ImageData, Picture, Raw, Size, as_picture, assemble, decode, stack
+from limbeck.errors import UserError
+
+FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+NAMES = ("digits", "fashion-mnist")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+NPZ_KEYS = {
+    "train": (("train_images", "train_labels"), ("x_train", "y_train")),
+    "validation": (("val_images", "val_labels"), ("x_val", "y_val")),
+    "test": (("test_images", "test_labels"), ("x_test", "y_test")),
+}
+IDX_FILE = re.compile(r"(train|t10k|test)-(images|labels)[-.]idx[13]-ubyte(\.gz)?")
+IMAGE_COLUMNS = ("img", "image", "images", "picture", "jpg", "png")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class")
+
+
+class Reader(NamedTuple):
+    """One kind of source: what it is (for messages), whether a source is one, and how it is read at a size (h, w)."""
+
+    what: str
+    recognise: Callable[[Any], bool]
+    read: Callable[[Any, Size | None], Raw]
+
+
+def load_data(
+    source: Any,
+    *,
+    validation: float = 0.1,
+    seed: int = 0,
+    resize: int | tuple[int, int] | None = None,
+    test: Any | None = None,
+    name: str | None = None,
+) -> ImageData:
+    """Read a labelled image set as uint8 (n, c, h, w) tensors with train, validation and test splits.
+
+    source: a name in NAMES, the path of anything in READERS, a map-style Dataset of (image, label), or an ImageData,
+        which is returned as it is. A name wins over a path: write ./digits for a folder of that name.
+    validation: fraction of every class held out of train, in [0, 1), where the source has no validation split; a
+        source without a test split first gives 20 % of every class to test. `notes` of the result tell.
+    seed: of those draws. resize: height and width in pixels, or one number for both; stretches, antialiased bilinear.
+    test: the Dataset of test images, beside a Dataset as source. name: instead of the source's own.
+
+    Raises UserError, in one sentence, for whatever cannot be read or does not fit together.
+
+    >>> data = load_data("digits")
+    >>> data.shape, data.num_classes, len(data.train), len(data.validation), len(data.test)
+    ((1, 8, 8), 10, 1295, 143, 359)
+    """
+    size = _size(resize)
+    if not 0 <= validation < 1:
+        raise UserError(f"validation is a fraction of train in [0, 1), not {validation}; 0.1 is usual")
+    if isinstance(source, ImageData):
+        if size not in (None, source.size) or test is not None:
+            raise UserError("resize and test do nothing to data already loaded; give them where it is loaded first")
+        return source
+    reader = _reader(source)
+    if test is not None and (reader is not DATASET or not DATASET.recognise(test)):
+        raise UserError("test= is a Dataset beside a Dataset as source; a file or folder holds its own test split")
+    try:
+        raw = reader.read(source if test is None else _Pair(source, test), size)
+    except OSError as error:
+        raise UserError(f"{error.filename or source}: cannot be read ({error.strerror or error}); check it") from error
+    return assemble(raw._replace(name=name or raw.name), validation=validation, seed=seed, resize=size)
+
+
+def _size(resize: int | tuple[int, int] | None) -> Size | None:
+    if resize is None:
+        return None
+    height, width = (resize, resize) if isinstance(resize, int) else resize
+    if height < 1 or width < 1:
+        raise UserError(f"resize is a height and a width of at least 1 pixel, not {resize}; give, say, 32")
+    return height, width
+
+
+def _reader(source: Any) -> Reader:
+    for reader in READERS:
+        if reader.recognise(source):
+            return reader
+    kinds = "; ".join(reader.what for reader in READERS)
+    if not isinstance(source, str | Path):
+        raise UserError(f"a {type(source).__name__} is not a source of data; give one of: {kinds}")
+    if not Path(source).exists():
+        raise UserError(f"no data called {str(source)!r}; give a path that exists or a known name: {', '.join(NAMES)}")
+    raise UserError(f"{source}: unknown file type {Path(source).suffix!r}; give one of: {kinds}")
+
+
+def _read_digits(_source: Any, _size: Size | None) -> Raw:
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)  # 0..16
+    images = np.rint(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    return Raw("digits", {"train": images}, {"train": labels})
+
+
+def _read_fashion(_source: Any, size: Size | None) -> Raw:
+    if not FASHION_FOLDER.is_dir():
+        raise UserError(
+            f"fashion-mnist: {FASHION_FOLDER} does not exist; install the Debian package dataset-fashion-mnist or give "
+            "the folder with the idx files"
+        )
+    return _read_idx(FASHION_FOLDER, size)._replace(name="fashion-mnist", names=FASHION)
+
+
+def _idx_files(folder: Path) -> dict[tuple[str, str], Path]:
+    """(split, "images" or "labels") -> file; an unpacked file wins over the .gz beside it."""
+    found: dict[tuple[str, str], Path] = {}
+    for path in sorted(folder.iterdir(), reverse=True):
+        if match := IDX_FILE.fullmatch(path.name):
+            found["train" if match[1] == "train" else "test", match[2]] = path
+    return found
+
+
+def _read_idx(source: Any, _size: Size | None) -> Raw:
+    folder = Path(source)
+    files = _idx_files(folder)
+    images, labels = {}, {}
+    for split in ("train", "test"):
+        pair = [files.get((split, kind)) for kind in ("images", "labels")]
+        if pair[0] and pair[1]:
+            images[split], labels[split] = _idx_array(pair[0], 3), _idx_array(pair[1], 1)
+        elif split == "train" or any(pair):
+            missing = "images" if pair[0] is None else "labels"
+            raise UserError(f"{folder}: no idx file of {split} {missing}; add it, with the name it has in MNIST")
+    return Raw(folder.resolve().name, images, labels)
+
+
+def _idx_array(path: Path, dimensions: int) -> Array:
+    """The bytes of an idx file as uint8 of its `dimensions` dimensions."""
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path}: truncated or not gzip ({error}); fetch it again") from error
+    magic, start = bytes([0, 0, 8, dimensions]), 4 + 4 * dimensions
+    if len(content) < start or content[:4] != magic:
+        raise UserError(f"{path}: starts with {content[:4].hex()}, not {magic.hex()}; give an idx file as MNIST has")
+    shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, start, 4)]
+    values = np.frombuffer(content, np.uint8, offset=start)
+    if len(values) != prod(shape):
+        raise UserError(f"{path}: header says {shape} but {len(values)} bytes follow (truncated?); fetch it again")
+    return values.reshape(shape)
+
+
+def _read_npz(source: Any, _size: Size | None) -> Raw:
+    path = Path(source)
+    images, labels = {}, {}
+    try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("no zip archive, or cut short")
+        with np.load(path, allow_pickle=False) as archive:  # pickles run code when read
+            keys = list(archive)
+            for split, layouts in NPZ_KEYS.items():
+                for image_key, label_key in layouts:
+                    if image_key in keys and label_key in keys:
+                        images[split], labels[split] = archive[image_key], archive[label_key]
+    except (ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        reason = "it holds Python objects" if "allow_pickle" in str(error) else str(error)
+        raise UserError(f"{path}: not a readable .npz of arrays ({reason}); save it with numpy.savez") from error
+    if "train" not in images:
+        raise UserError(
+            f"{path}: no images with labels to train on; it holds {', '.join(sorted(keys)) or 'nothing'}, and needs "
+            "train_images and train_labels or x_train and y_train"
+        )
+    for split, layouts in NPZ_KEYS.items():
+        lone = [key for pair in layouts for key in pair if key in keys]
+        if split not in images and lone:
+            raise UserError(f"{path}: {lone[0]} has no partner among {', '.join(sorted(keys))}; add it or remove this")
+    return Raw(path.stem, images, labels)
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if not p.name.startswith((".", "__MACOSX")))
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES
+
+
+def _split_folders(folder: Path) -> dict[str, Path]:
+    """split -> folder of class folders: this one, or those in it if train/ holds folders (train may be a class)."""
+    folders = [p for p in _visible(folder) if p.is_dir()]
+    named = [(SPLITS[p.name.lower()], p) for p in folders if p.name.lower() in SPLITS]
+    found = dict(named)
+    if "train" in found and any(p.is_dir() for p in _visible(found["train"])):
+        if len(found) < len(named):
+            raise UserError(f"{folder}: two folders for one split in {', '.join(p.name for _, p in named)}; keep one")
+        return found
+    if named and len(named) == len(folders):
+        raise UserError(
+            f"{folder}: has {named[0][1].name}/ but no train/ with class folders; add it, a folder per class"
+        )
+    return {"train": folder}
+
+
+def _class_files(folder: Path) -> tuple[dict[str, list[Path]], int]:
+    """Image files of each class folder, in order, and how many other files lie there; UserError if a class has none."""
+    inside = _visible(folder)
+    classes, others = {}, 0
+    for entry in (p for p in inside if p.is_dir()):
+        files = [Path(root, f) for root, _, names in os.walk(entry, followlinks=True) for f in names if f[0] != "."]
+        classes[entry.name] = sorted(f for f in files if _is_image(f))
+        others += len(files) - len(classes[entry.name])
+        if not classes[entry.name]:
+            raise UserError(f"{entry}: a class folder without images ({', '.join(SUFFIXES)}); add some or remove it")
+    if not classes:
+        what = "images but no class folders" if any(map(_is_image, inside)) else "no class folders of images"
+        what = what if inside else "an empty folder"
+        raise UserError(f"{folder}: {what}; give one folder per class with that class's images in it")
+    return classes, others
+
+
+def _read_folder(source: Any, size: Size | None) -> Raw:
+    folder = Path(source)
+    pictures: dict[str, list[Picture]] = {}
+    labels, others = {}, 0
+    listed = {split: _class_files(inside) for split, inside in _split_folders(folder).items()}
+    classes = sorted(listed["train"][0])
+    for split, (files, extra) in listed.items():
+        for odd in sorted(set(files) ^ set(classes)):
+            has, lacks = (split, "train") if odd in files else ("train", split)
+            raise UserError(f"{folder}: class folder {odd} is in {has} and not in {lacks}; give both the same classes")
+        others += extra
+    for split, (files, _) in listed.items():
+        pictures[split] = [decode(path, str(path), size) for name in classes for path in files[name]]
+        labels[split] = np.repeat(np.arange(len(classes)), [len(files[name]) for name in classes])
+    images, notes = stack(pictures)
+    notes += (f"{others} files that are not images were left out",) if others else ()
+    return Raw(folder.resolve().name, images, labels, classes, notes)
+
+
+def _parquet_files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path] if path.suffix == ".parquet" else []
+    return sorted(path.glob("*.parquet")) or sorted(path.glob("*/*.parquet"))
+
+
+def _read_parquet(source: Any, size: Size | None) -> Raw:
+    path = Path(source)
+    files = _parquet_files(path)
+    folders = sorted({str(file.parent) for file in files})
+    if len(folders) > 1:
+        raise UserError(f"{path}: parquet files in several folders; give one of {', '.join(folders)}")
+    pictures: dict[str, list[Picture]] = {}
+    labels: dict[str, list[Array]] = {}
+    names: list[str] | None = None
+    notes = [] if folders[0] in (str(path), str(path.parent)) else [f"read from the folder {Path(folders[0]).name}"]
+    for file in files:
+        match = re.match(r"[a-z]+", file.name)
+        split = "train" if file == path else SPLITS.get(match[0] if match else "")
+        if split is None:
+            notes.append(f"{file.name} was left out: not named train-, validation- or test-")
+            continue
+        found, targets, told, column = _parquet_rows(file, size)
+        names = names or told
+        pictures.setdefault(split, []).extend(found)
+        labels.setdefault(split, []).append(targets)
+        notes += [f"labels are the column {column}"] if column not in ("label", "labels") else []
+    if not pictures.get("train"):
+        raise UserError(f"{path}: no rows to train on; name a parquet file with rows train-*.parquet")
+    images, remarks = stack({split: found for split, found in pictures.items() if found})
+    targets_of = {split: np.concatenate(labels[split]) for split in images}
+    name = path.resolve().name.removesuffix(".parquet")
+    return Raw(name, images, targets_of, names, (*dict.fromkeys(notes), *remarks))
+
+
+def _parquet_rows(file: Path, size: Size | None) -> tuple[list[Picture], Array, list[str] | None, str]:
+    """Pictures, labels, class names and the label column of one parquet file, decoded a thousand rows at a time."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise UserError(f"{file}: reading parquet needs pyarrow; run pip install 'limbeck[hf]'") from error
+    pictures: list[Picture] = []
+    labels: list[Array] = [np.empty(0, np.int64)]
+    try:
+        with pq.ParquetFile(file) as table:
+            schema = table.schema_arrow
+            image, label = _parquet_columns(file, schema, pa.types)
+            for batch in table.iter_batches(1000, columns=[image, label]):
+                held = batch.column(image)
+                held = held.field("bytes") if pa.types.is_struct(held.type) else held
+                if held.null_count or batch.column(label).null_count:
+                    raise UserError(f"{file}: empty cells in {image} (its bytes) or {label}; give every row both")
+                labels.append(batch.column(label).to_numpy())
+                start = len(pictures)
+                pictures += [decode(b, f"{file} row {start + i}", size) for i, b in enumerate(held.to_pylist())]
+    except pa.ArrowException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{file}: not a readable parquet file ({reason}); fetch it again") from error
+    return pictures, np.concatenate(labels), _parquet_names(schema, label), label
+
+
+def _parquet_columns(file: Path, schema: Any, types: Any) -> tuple[str, str]:
+    """(image column, label column): a known name with a fitting type, for images else the only one of such a type."""
+
+    def holds_bytes(kind: Any) -> bool:
+        if types.is_struct(kind):
+            return any(field.name == "bytes" and holds_bytes(field.type) for field in kind)
+        return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+    fitting = [field.name for field in schema if holds_bytes(field.type)]
+    image = next((c for c in IMAGE_COLUMNS if c in fitting), fitting[0] if len(fitting) == 1 else None)
+    whole = [field.name for field in schema if types.is_integer(field.type)]
+    label = next((c for c in LABEL_COLUMNS if c in whole), None)
+    if image is None or label is None:
+        kind, known = ("image", IMAGE_COLUMNS) if image is None else ("integer label", LABEL_COLUMNS)
+        columns = ", ".join(schema.names)
+        raise UserError(f"{file}: no {kind} column ({', '.join(known)}) among {columns}; rename the one that is meant")
+    return image, label
+
+
+def _parquet_names(schema: Any, label: str) -> list[str] | None:
+    """Class names from the metadata the Hugging Face library writes; None where there are none."""
+    try:
+        return list(map(str, json.loads(schema.metadata[b"huggingface"])["info"]["features"][label]["names"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+class _Pair(NamedTuple):
+    train: Any
+    test: Any
+
+
+def _read_dataset(source: Any, size: Size | None) -> Raw:
+    given = source if isinstance(source, _Pair) else _Pair(source, None)
+    pictures, labels = {}, {}
+    for split, dataset in zip(given._fields, given, strict=True):
+        if dataset is not None:
+            items = list(_items(dataset, f"{split} {type(dataset).__name__}", size))
+            pictures[split] = [picture for picture, _ in items]
+            labels[split] = np.array([label for _, label in items])
+    names = getattr(given.train, "classes", None)
+    named = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    images, notes = stack(pictures)
+    return Raw(type(given.train).__name__.lower(), images, labels, names if named else None, notes)
+
+
+def _items(dataset: Any, where: str, size: Size | None) -> Iterator[tuple[Picture, int]]:
+    if not len(dataset):
+        raise UserError(f"{where}: has length 0; give one with images")
+    for i in range(len(dataset)):
+        try:
+            image, label = dataset[i]
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where} item {i}: not an (image, label) pair ({error}); give such pairs") from error
+        target = np.asarray(label)
+        if target.size != 1 or target.dtype.kind not in "iub":
+            raise UserError(f"{where} item {i}: label {label!r} is not one whole number; give the class number")
+        yield as_picture(image, f"{where} item {i}", size), int(target.reshape(()))
+
+
+def _is_folder(source: Any) -> bool:
+    return isinstance(source, str | Path) and Path(source).is_dir()
+
+
+def _is_file(source: Any, suffix: str) -> bool:
+    return isinstance(source, str | Path) and Path(source).is_file() and Path(source).suffix.lower() == suffix
+
+
+DATASET = Reader(
+    "a map-style torch Dataset of (image, label)",
+    lambda s: not isinstance(s, str | Path) and hasattr(s, "__getitem__") and hasattr(s, "__len__"),
+    _read_dataset,
+)
+
+# The first that recognises the source reads it; the folder of class folders comes after every other kind of folder.
+READERS: list[Reader] = [
+    Reader("digits", lambda s: isinstance(s, str) and s == "digits", _read_digits),
+    Reader("fashion-mnist", lambda s: isinstance(s, str) and s == "fashion-mnist", _read_fashion),
+    Reader("an .npz file in the MedMNIST or Keras layout", lambda s: _is_file(s, ".npz"), _read_npz),
+    Reader("a .parquet file", lambda s: _is_file(s, ".parquet"), _read_parquet),
+    Reader("a folder of idx files", lambda s: _is_folder(s) and bool(_idx_files(Path(s))), _read_idx),
+    Reader("a folder of parquet files", lambda s: _is_folder(s) and bool(_parquet_files(Path(s))), _read_parquet),
+    Reader("a folder with one folder of images per class", _is_folder, _read_folder),
+    DATASET,
+]

@@ -1,0 +1,192 @@
+"""Evaluation: fresh networks trained on a small set, n seeds, mean, standard deviation and n together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from limbeck.data import ImageData, load_data
+from limbeck.distilled import DistilledSet, load
+from limbeck.errors import UserError
+from limbeck.models import ModelConfig
+from limbeck.random import derive
+from limbeck.task import Task, make_task
+from limbeck.training import Schedule, Score, last, score, train
+from limbeck.types import Listener
+
+
+class EvalConfig(BaseModel):
+    """The field's protocol: SGD on the set from a random start, with the set's own step size."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    networks: int = Field(default=5, ge=1)
+    """fresh networks, each from its own seed"""
+    epochs: int = Field(default=1000, ge=1)
+    """passes over the set; the step size drops to a tenth after half of them"""
+    batch_size: int = Field(default=256, ge=1)
+    """images per step"""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """of SGD"""
+    weight_decay: float = Field(default=5e-4, ge=0)
+    """of SGD"""
+    baseline_lrs: tuple[float, ...] = (0.003, 0.01, 0.03)
+    """step sizes tried for real images, which bring none of their own; chosen on validation"""
+    full_epochs: int = Field(default=30, ge=1)
+    """passes over the whole training part, for the full-data figure"""
+    full_batch_size: int = Field(default=64, ge=1)
+    """images per step, for the full-data figure"""
+    full_networks: int = Field(default=3, ge=0)
+    """networks for the full-data figure; 0 leaves it out"""
+
+    def schedule(self, lr: float, epochs: int | None = None) -> Schedule:
+        """The schedule with the step size `lr`."""
+        epochs = self.epochs if epochs is None else epochs
+        return Schedule(epochs, lr, self.batch_size, self.momentum, self.weight_decay, epochs // 2 + 1)
+
+
+class Summary(NamedTuple):
+    """Accuracies of n networks, plain and balanced over classes; std is of the sample, and 0 where n is 1."""
+
+    accuracy_mean: float
+    accuracy_std: float
+    balanced_accuracy_mean: float
+    balanced_accuracy_std: float
+    n: int
+
+    @classmethod
+    def of(cls, scores: Iterable[Score]) -> Summary:
+        """Summarise one score per network."""
+        plain, balanced = zip(*scores)
+        spread = [stdev(values) if len(values) > 1 else 0.0 for values in (plain, balanced)]
+        return cls(fmean(plain), spread[0], fmean(balanced), spread[1], len(plain))
+
+
+SetForSeed = Callable[[int], tuple[Tensor, Tensor]]
+"""seed -> (images, labels) to train one network on."""
+
+
+def evaluate_set(
+    task: Task,
+    make: SetForSeed,
+    schedule: Schedule,
+    networks: int,
+    split: tuple[Tensor, Tensor],
+    seed: int,
+    done: Callable[[], None] = lambda: None,
+) -> Summary:
+    """Train `networks` fresh networks, each on `make(its seed)`, and score them once on `split`, un-augmented.
+
+    done: called after every network.
+    """
+    scores = []
+    for network in range(networks):
+        child = derive(seed, "network", network)
+        images, labels = make(child)
+        theta = task.model.fresh(child).to(task.device)
+        theta = last(train(task.loss, theta, images, labels, schedule, child))
+        scores.append(score(task.model, theta, *split))
+        done()
+    return Summary.of(scores)
+
+
+def result_row(
+    which_set: str, which: str | None, task: Task, split: str, summary: Summary, **more: Any
+) -> dict[str, Any]:
+    """One row of results.json."""
+    return {
+        "set": which_set,
+        "which": which,
+        "model": task.model_config.name,
+        "split": split,
+        **summary._asdict(),
+        **more,
+    }
+
+
+def evaluate_distilled(
+    task: Task, made: DistilledSet, config: EvalConfig, seed: int, which: str | None, listen: Listener
+) -> dict[str, Any]:
+    """The row of a distilled set: fresh networks trained with the step size that was learned with it, on test."""
+    pair = made.images.to(task.device), made.labels.to(task.device)
+    summary = evaluate_set(
+        task,
+        lambda _seed: pair,
+        config.schedule(made.lr),
+        config.networks,
+        task.test,
+        derive(seed, "evaluate"),
+        lambda: listen({"event": "advance", "text": f"distilled, {which}"}),
+    )
+    return result_row("distilled", which, task, "test", summary, lr=made.lr, step=made.provenance.get("step"))
+
+
+def evaluate(
+    made: DistilledSet | str | Path,
+    *,
+    data: str | Path | ImageData | None = None,
+    config: EvalConfig | None = None,
+    model: ModelConfig | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    resize: int | None = None,
+    listen: Listener = lambda event: None,
+) -> list[dict[str, Any]]:
+    """Rows for a distilled set, its file, or both sets of a run folder, on the test part of its data.
+
+    data:  where the images are; by default where the set says it came from.
+    model: another network than the one it was distilled with. config: by default the recipe in the set.
+    Raises UserError when there is no set, or when the data is not what the set was made from.
+    """
+    sets = _sets(made)
+    rows = []
+    for which, each in sets:
+        held = each.provenance.get("data", {})
+        source = data if data is not None else held.get("source")
+        if source is None:
+            raise UserError("the set does not say where its data lies; name it with --data.")
+        images = load_data(source, seed=each.provenance.get("config", {}).get("seed", 0), resize=resize)
+        _same_data(images, each)
+        recipe = dict(each.recipe)
+        network, augment = ModelConfig(**recipe.pop("model")), recipe.pop("augment")
+        task = make_task(images, model or network, each.preprocess, augment, device)
+        protocol = config or EvalConfig(**recipe)
+        listen({"event": "stage", "name": "evaluate", "total": protocol.networks, "unit": "network"})
+        rows.append(evaluate_distilled(task, each, protocol, seed, which, listen))
+    return rows
+
+
+def _sets(made: DistilledSet | str | Path) -> list[tuple[str | None, DistilledSet]]:
+    if isinstance(made, DistilledSet):
+        return [(made.provenance.get("which"), made)]
+    path = Path(made)
+    if path.is_dir():
+        files = [path / f"set-{which}.safetensors" for which in ("last", "chosen")]
+        found = [load(file) for file in files if file.exists()]
+        return [(each.provenance.get("which"), each) for each in found or [load(path)]]
+    each = load(path)
+    return [(each.provenance.get("which"), each)]
+
+
+def _same_data(images: ImageData, made: DistilledSet) -> None:
+    """A set judged on other data, or with its classes in another order, gives a number that means nothing."""
+    if tuple(images.classes) != made.classes:
+        raise UserError(
+            f"{images.name} has the classes {', '.join(images.classes[:5])} ..., the set was made for "
+            f"{', '.join(made.classes[:5])} ...; give the data it was distilled from with --data."
+        )
+    if tuple(made.images.shape[1:]) != images.shape:
+        raise UserError(
+            f"{images.name} has images of shape {images.shape}, the set {tuple(made.images.shape[1:])}; use --resize."
+        )
+    fingerprint = made.provenance.get("data", {}).get("fingerprint")
+    if fingerprint is not None and fingerprint != images.fingerprint:
+        raise UserError(
+            f"{images.name} has fingerprint {images.fingerprint}, the set was distilled from {fingerprint}: "
+            "other images or another split, so its test images may have been trained on."
+        )

@@ -1,0 +1,77 @@
+"""Make the experts that a run needs, and only those that are missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limbeck.files import content_key, home
+from limbeck.random import derive
+from limbeck.task import Task
+from limbeck.training import score
+from limbeck.trajectory.expert import train_expert
+from limbeck.trajectory.store import Expert, ExpertConfig, Store
+from limbeck.types import Listener
+
+
+def describe_experts(task: Task, config: ExpertConfig, seed: int) -> dict[str, Any]:
+    """All that an expert depends on, JSON-able; its hash names the default store."""
+    layout = task.model.layout
+    return {
+        **task.describe(),
+        "expert": config.model_dump(),
+        "seed": seed,
+        "layout": {"names": list(layout.names), "shapes": [list(shape) for shape in layout.shapes]},
+    }
+
+
+def default_store(description: dict[str, Any]) -> Path:
+    """Where experts of this description live unless told otherwise: two descriptions never share a folder."""
+    name = f"{description['data']['name']}-{description['model']['name']}-{content_key(description)}"
+    return home() / "experts" / name
+
+
+def make_experts(
+    task: Task, config: ExpertConfig, count: int, seed: int, store: Store, listen: Listener = lambda event: None
+) -> None:
+    """Train experts 0 ... count - 1 that the store lacks; each is written when it ends."""
+    have = set(store.indices())
+    missing = [index for index in range(count) if index not in have]
+    if not missing:
+        return
+    listen({"event": "stage", "name": "experts", "total": len(missing) * config.epochs, "unit": "epoch"})
+    images, labels = task.train
+    for index in missing:
+        child = derive(seed, "expert", index)
+
+        def watch(epoch: int, theta: Tensor) -> float:
+            accuracy = score(task.model, theta, *task.validation).accuracy
+            if epoch:
+                listen({"event": "advance", "text": f"expert {index + 1}, validation {accuracy:.3f}"})  # noqa: B023
+            return accuracy
+
+        def test(theta: Tensor) -> float:
+            return score(task.model, theta, *task.test).accuracy
+
+        theta0 = task.model.fresh(child).to(task.device)
+        expert = train_expert(task.loss, theta0, images, labels, config, task.model.layout, child, watch, test)
+        store.write(index, expert)
+
+
+def path_accuracy(task: Task, experts: list[Expert], points: int = 11) -> dict[str, Any]:
+    """Validation accuracy along the recorded and the convexified path of each expert, as experts.json holds it."""
+    end = len(experts[0].validation) - 1
+    times = torch.linspace(0, end, points, dtype=torch.double).tolist()
+    curves = [
+        [score(task.model, expert.convex.at(t).to(task.device), *task.validation).accuracy for t in times]
+        for expert in experts
+        if expert.convex is not None
+    ]
+    return {
+        "validation_per_epoch": [list(expert.validation) for expert in experts],
+        "recorded_path": {"t": list(range(end + 1)), "accuracy": [list(expert.validation) for expert in experts]},
+        "convexified_path": {"t": times, "accuracy": curves} if curves else None,
+    }

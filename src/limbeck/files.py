@@ -1,0 +1,135 @@
+"""Files as contracts: written to a temporary name then renamed, self-describing, verified on open, never pickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from limbeck.errors import UserError
+
+HEADER = "limbeck"
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it, so that no reader ever sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner can read
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """One JSON document, atomically; NaN and infinity are refused, since JSON has none."""
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path, format: str, version: int = 1) -> dict[str, Any]:
+    """A JSON object that says it is of this format and of a version we know; UserError otherwise."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist.") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}); it is damaged or not ours.") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a {format}.")
+    _check_format(path, value, format, version)
+    return value
+
+
+def _check_format(path: Path, header: dict[str, Any], format: str, version: int) -> None:
+    if header.get("format") != format:
+        raise UserError(f"{path} is not a {format} (it says '{header.get('format')}').")
+    if header.get("version") != version:
+        raise UserError(
+            f"{path} is a {format} of version {header.get('version')}; this program reads version {version}: "
+            "use the program that wrote it, or make it again."
+        )
+
+
+def digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes, in name order."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """One safetensors file: the tensors, and `header` (with `format` and `version`) as JSON in its metadata."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {HEADER: json.dumps({**header, "sha256": digest(plain)}, allow_nan=False)}
+    write_atomically(path, lambda temporary: save_file(plain, str(temporary), metadata=metadata))
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The JSON header of one of our safetensors files; UserError when it is damaged or somebody else's."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            text = (file.metadata() or {}).get(HEADER)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist.") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read as safetensors ({error}); it is damaged or not ours.") from None
+    if text is None:
+        raise UserError(f"{path} is a safetensors file, but was not written by limbeck.")
+    header = json.loads(text)
+    assert isinstance(header, dict)
+    return header
+
+
+def read_tensors(path: Path, format: str, version: int = 1) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and header, after checking format, version and checksum; UserError says which of them is wrong."""
+    header = read_header(path)
+    _check_format(path, header, format, version)
+    with safe_open(str(path), framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    if digest(tensors) != header.get("sha256"):
+        raise UserError(f"{path} is damaged: its contents do not match its checksum; delete it and make it again.")
+    return tensors, header
+
+
+def content_key(description: dict[str, Any]) -> str:
+    """12 hex digits that name a description by its content.
+
+    >>> content_key({"a": 1, "b": 2}) == content_key({"b": 2, "a": 1})
+    True
+    """
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size
+
+
+def home() -> Path:
+    """Where experts and baselines are kept for reuse: $LIMBECK_HOME, else the user's cache folder."""
+    given = os.environ.get("LIMBECK_HOME")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "limbeck"

@@ -1,0 +1,18 @@
+"""Methods by name. To add one: a file with a config, a plan and a `Method`, and a line here."""
+
+from __future__ import annotations
+
+from limbeck.errors import UserError
+from limbeck.methods.mct import MCT
+from limbeck.methods.plan import Material, Method, MethodConfig, Plan
+
+__all__ = ["METHODS", "Material", "Method", "MethodConfig", "Plan", "find_method"]
+
+METHODS: dict[str, Method] = {each.name: each for each in (MCT,)}
+
+
+def find_method(name: str) -> Method:
+    """The method of this name; UserError lists the names there are."""
+    if name not in METHODS:
+        raise UserError(f"there is no method called '{name}'; choose one of {', '.join(METHODS)}.")
+    return METHODS[name]

@@ -1,0 +1,66 @@
+"""Networks by name. To add one: a module built from (channels, size, classes, **options), and a line in MODELS."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from limbeck.errors import UserError
+from limbeck.flat import FlatModel
+from limbeck.models.convnet import MLP, ConvNet, default_depth
+
+__all__ = ["MLP", "MODELS", "ConvNet", "ModelConfig", "default_depth", "flat_model"]
+
+MODELS: dict[str, Callable[..., nn.Module]] = {"convnet": ConvNet, "mlp": MLP}
+
+
+class ModelConfig(BaseModel):
+    """Which network, and its options; None means the network's own default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: str = "convnet"
+    """convnet or mlp"""
+    depth: int | None = Field(default=None, ge=1)
+    """blocks of a convnet; by default from the image size (3 at 28 and 32 pixels)"""
+    width: int | None = Field(default=None, ge=1)
+    """channels of every block (the papers use 128)"""
+    norm: str | None = None
+    """instance, layer, group or none"""
+    activation: str | None = None
+    """relu, leaky-relu or sigmoid"""
+    pooling: str | None = None
+    """avg, max or none"""
+
+    def options(self) -> dict[str, Any]:
+        """What was set, as keyword arguments of the network; UserError for what this network does not have."""
+        if self.name not in MODELS:
+            raise UserError(f"there is no network called '{self.name}'; choose one of {', '.join(sorted(MODELS))}.")
+        given = {key: value for key, value in self.model_dump(exclude={"name"}).items() if value is not None}
+        known = inspect.signature(MODELS[self.name]).parameters
+        for key in given:
+            if key not in known:
+                raise UserError(f"the network '{self.name}' has no option '{key}'.")
+        return given
+
+    def resolved(self, size: tuple[int, int]) -> ModelConfig:
+        """The same network with its defaults written out, so that a record does not depend on them."""
+        defaults = {
+            key: parameter.default
+            for key, parameter in inspect.signature(MODELS[self.name]).parameters.items()
+            if key in type(self).model_fields and parameter.default is not inspect.Parameter.empty
+        }
+        if "depth" in defaults:
+            defaults["depth"] = default_depth(min(size))
+        return ModelConfig(name=self.name, **{**defaults, **self.options()})
+
+
+def flat_model(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> FlatModel:
+    """The network for images of `shape` (channels, height, width) as a function of one flat vector."""
+    options = config.options()
+    channels, height, width = shape
+    return FlatModel(lambda: MODELS[config.name](channels, (height, width), classes, **options))

@@ -1,0 +1,15 @@
+"""How far a student ended from where the expert went."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def displacement(theta: Tensor, start: Tensor, target: Tensor) -> Tensor:
+    """MTT's loss: |theta - target|^2 / |start - target|^2 (Cazenavette et al. 2022, equation 2).
+
+    >>> import torch
+    >>> float(displacement(torch.tensor([3.0]), torch.tensor([0.0]), torch.tensor([4.0])))
+    0.0625
+    """
+    return (theta - target).square().sum() / (start - target).square().sum()

@@ -1,0 +1,55 @@
+"""Trajectory matching: one objective, whose fields are the axes of every method of the family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from limbeck.objectives.distance import displacement
+from limbeck.random import stream
+from limbeck.student.unroll import Replay, unroll
+from limbeck.synthetic import SyntheticSet
+from limbeck.types import Adjoint, Batch, Distance, PureLoss, Sampler, Segment, Trajectory
+
+EXACT = Replay()
+Labeller = Callable[[Tensor, Segment], Tensor]
+"""(images, segment) -> label probabilities (n, classes), made anew at every outer step."""
+
+
+@dataclass(frozen=True)
+class MatchTrajectory:
+    """Start a student where an expert was, train it on the synthetic set, ask that it ends where the expert went.
+
+    trajectories: of the experts; sampler: which stretch of one to match; loss: the student's, pure.
+    steps:        N, student steps per outer step; batch_size: synthetic images per student step (None: all).
+    adjoint:      how the gradient through the student is taken; distance: MTT's normalised displacement.
+    labels:       None keeps the set's own labels; else they come from here (TESLA's and MCT's teacher labels).
+    """
+
+    trajectories: Sequence[Trajectory]
+    sampler: Sampler
+    loss: PureLoss
+    steps: int
+    batch_size: int | None = None
+    adjoint: Adjoint = EXACT
+    distance: Distance = displacement
+    labels: Labeller | None = None
+
+    def segment(self, step: int, seed: int, device: torch.device) -> Segment:
+        """The stretch that outer step `step` matches."""
+        generator = stream(seed, "segment", step)
+        expert = self.trajectories[int(torch.randint(len(self.trajectories), (), generator=generator))]
+        t0, t1 = self.sampler(step, expert.end, generator)
+        return Segment(expert.at(t0).to(device), expert.at(t1).to(device), t0, t1)
+
+    def __call__(self, synthetic: SyntheticSet, step: int, seed: int) -> Tensor:
+        segment = self.segment(step, seed, synthetic.images.device)
+        batches = synthetic.batches(self.steps, self.batch_size, stream(seed, "batches", step))
+        if self.labels is not None:
+            labels = self.labels(batches[0].images.detach(), segment)
+            batches = [Batch(batch.images, labels, batch.seed, batch.rows) for batch in batches]
+        theta = unroll(self.loss, segment.start, batches, synthetic.lr, self.adjoint)
+        return self.distance(theta, segment.start, segment.target)

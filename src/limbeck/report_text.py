@@ -1,0 +1,55 @@
+"""Numbers as a person reads them; a dash where there is none."""
+
+from __future__ import annotations
+
+NONE = "–"
+
+
+def percent(mean: float | None, std: float | None = None) -> str:
+    """An accuracy and its spread, fractions, as a person writes them.
+
+    >>> percent(0.8891, 0.0068), percent(0.5), percent(None)
+    ('88.9 ± 0.7 %', '50.0 %', '–')
+    """
+    if mean is None:
+        return NONE
+    return f"{100 * mean:.1f} %" if std is None else f"{100 * mean:.1f} ± {100 * std:.1f} %"
+
+
+def points(difference: float | None) -> str:
+    """A difference of two accuracies in percentage points, with its sign."""
+    return NONE if difference is None else f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def size(count: float | None) -> str:
+    """Bytes in decimal units.
+
+    >>> size(12), size(65_432), size(6.5e9), size(None)
+    ('12 B', '65.4 kB', '6.5 GB', '–')
+    """
+    if count is None or count < 0:
+        return NONE
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 999.95 or unit == "TB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person says them.
+
+    >>> duration(3.21), duration(125), duration(3725), duration(None)
+    ('3.2 s', '2 min 5 s', '1 h 2 min', '–')
+    """
+    if seconds is None or seconds < 0:
+        return NONE
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
+
+
+def count(value: float | None) -> str:
+    """A whole number with separators."""
+    return NONE if value is None else f"{value:,.0f}"

@@ -1,0 +1,64 @@
+"""Selectors: rows of one class to keep, from that class's features. To add one: a function, and a line in SELECTORS."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
+
+from limbeck.errors import UserError
+from limbeck.random import derive, stream
+
+Selector = Callable[[Tensor, int, int], Tensor]
+"""(features of one class (m, d), how many, seed) -> distinct rows (k,)."""
+
+
+def random(features: Tensor, count: int, seed: int) -> Tensor:
+    """Uniform without replacement."""
+    return torch.randperm(len(features), generator=stream(seed, "random"))[:count]
+
+
+def kmeans(features: Tensor, count: int, seed: int) -> Tensor:
+    """The sample nearest to each of `count` k-means centres, within its own cluster, so that none comes twice.
+
+    Centres start at random samples, not by k-means++: at 128 clusters that was 80 times cheaper and as good.
+    """
+    points = features.cpu().double().numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct images than clusters: filled up below
+        found = KMeans(count, init="random", n_init=1, max_iter=100, random_state=derive(seed, "kmeans") % 2**32).fit(
+            points
+        )
+    distance = np.square(points - found.cluster_centers_[found.labels_]).sum(1)
+    rows = [
+        int(members[distance[members].argmin()])
+        for members in (np.flatnonzero(found.labels_ == cluster) for cluster in range(count))
+        if len(members)
+    ]
+    rest = [row for row in random(features, len(features), seed).tolist() if row not in set(rows)]
+    return torch.tensor(rows + rest[: count - len(rows)])
+
+
+SELECTORS: dict[str, Selector] = {"random": random, "kmeans": kmeans}
+
+
+def choose(name: str, features: Tensor, labels: Tensor, classes: int, ipc: int, seed: int) -> Tensor:
+    """`ipc` rows of every class, class-sorted (classes * ipc,).
+
+    features: (n, ...), one row per image; labels: int64 (n,).
+    Raises UserError for an unknown selector or a class with fewer than `ipc` images.
+    """
+    if name not in SELECTORS:
+        raise UserError(f"there is no selector called '{name}'; choose one of {', '.join(SELECTORS)}.")
+    chosen = []
+    for label in range(classes):
+        rows = (labels == label).nonzero().squeeze(1).cpu()
+        if len(rows) < ipc:
+            raise UserError(f"class {label} has {len(rows)} training images, fewer than the {ipc} per class asked for.")
+        chosen.append(rows[SELECTORS[name](features[rows].flatten(1), ipc, derive(seed, "select", label))])
+    return torch.cat(chosen)

@@ -1,0 +1,33 @@
+"""Pure losses of (theta, batch) for the student."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from limbeck.data.augment import DSA
+from limbeck.flat import FlatModel
+from limbeck.types import Batch
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over the batch; labels are int64 classes (n,) or probabilities (n, classes), differentiable in both."""
+    if labels.dtype.is_floating_point:
+        return -(labels * F.log_softmax(logits, 1)).sum(1).mean()
+    return F.cross_entropy(logits, labels)
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Cross-entropy of a network on a batch, augmented inside the step where the batch carries a seed."""
+
+    model: FlatModel
+    augment: DSA | None = None
+
+    def __call__(self, theta: Tensor, batch: Batch) -> Tensor:
+        images = batch.images
+        if self.augment is not None and batch.seed is not None:
+            images = self.augment(images, batch.seed)
+        return cross_entropy(self.model(theta, images), batch.labels)

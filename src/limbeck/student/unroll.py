@@ -1,0 +1,144 @@
+"""The student: N steps of gradient descent, and the ways to take the gradient through them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from limbeck.types import Adjoint, Batch, PureLoss
+
+
+def select(batch: Batch) -> Batch:
+    """The batch with its `rows` taken, as the loss sees it."""
+    if batch.rows is None:
+        return batch
+    return Batch(batch.images[batch.rows], batch.labels[batch.rows], batch.seed)
+
+
+@dataclass(frozen=True)
+class Backprop:
+    """Keep the whole graph, as MTT does (Cazenavette et al. 2022): exact, memory grows with every step."""
+
+    def unroll(self, loss: PureLoss, theta0: Tensor, batches: list[Batch], lr: Tensor) -> Tensor:
+        theta = theta0 if theta0.requires_grad else theta0.detach().requires_grad_()
+        for batch, step_size in zip(batches, lr):
+            (gradient,) = torch.autograd.grad(loss(theta, select(batch)), theta, create_graph=True)
+            theta = theta - step_size * gradient
+        return theta
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Keep only the parameters of each step, and recompute the steps backwards: one step's graph at a time.
+
+    With theta_{i+1} = theta_i - lr_i g_i, the adjoint lambda starts at dL/dtheta_N and goes back by
+    lambda_i = lambda_{i+1} - lr_i H_i lambda_{i+1}; every gradient of a step is -lr_i times the derivative of
+    lambda . g_i, and that of lr_i is -lambda . g_i. This equals full back-propagation to rounding.
+
+    curvature:   False leaves lambda as it is (H = 0), which is TESLA's gradient (Cui et al. 2023): an approximation.
+    image_gain:  factor on the image gradient; the released TESLA and MCT code computes one half of what it derives.
+    """
+
+    curvature: bool = True
+    image_gain: float = 1.0
+
+    def unroll(self, loss: PureLoss, theta0: Tensor, batches: list[Batch], lr: Tensor) -> Tensor:
+        leaves: dict[int, Tensor] = {}
+        for batch in batches:
+            for tensor in (batch.images, batch.labels):
+                leaves.setdefault(id(tensor), tensor)
+        place = {key: position for position, key in enumerate(leaves)}
+        plan = [(place[id(b.images)], place[id(b.labels)], b.seed, b.rows) for b in batches]
+        theta: Tensor = _Replayed.apply(self, loss, plan, theta0, lr, *leaves.values())  # type: ignore[no-untyped-call]
+        return theta
+
+
+class _Replayed(torch.autograd.Function):
+    """The autograd node of a replayed unroll: inputs theta0, lr (N,), and each distinct image and label tensor once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, how: Replay, loss: PureLoss, plan: list[Any], theta0: Tensor, lr: Tensor, *leaves: Tensor
+    ) -> Tensor:
+        states = [theta0.detach()]
+        for (images, labels, seed, rows), step_size in zip(plan, lr):
+            theta = states[-1].detach().requires_grad_()
+            batch = select(Batch(leaves[images].detach(), leaves[labels].detach(), seed, rows))
+            with torch.enable_grad():
+                (gradient,) = torch.autograd.grad(loss(theta, batch), theta)
+            states.append(states[-1] - step_size * gradient)
+        ctx.how, ctx.loss, ctx.plan, ctx.states = how, loss, plan, states[:-1]
+        ctx.save_for_backward(lr, *leaves)
+        return states[-1].clone() if len(states) == 1 else states[-1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, adjoint: Tensor) -> tuple[Any, ...]:
+        lr, *leaves = ctx.saved_tensors
+        _, _, _, needs_theta0, needs_lr, *needs = ctx.needs_input_grad
+        totals = [torch.zeros_like(leaf) if need else None for leaf, need in zip(leaves, needs)]
+        lr_total = torch.zeros_like(lr)
+        for i in reversed(range(len(ctx.plan))):
+            images, labels, seed, rows = ctx.plan[i]
+            theta = ctx.states[i].detach().requires_grad_()
+            parts = select(Batch(leaves[images].detach(), leaves[labels].detach(), None, rows))
+            x, y = parts.images.requires_grad_(needs[images]), parts.labels.requires_grad_(needs[labels])
+            with torch.enable_grad():
+                (gradient,) = torch.autograd.grad(ctx.loss(theta, Batch(x, y, seed)), theta, create_graph=True)
+            lr_total[i] = -torch.dot(adjoint, gradient.detach())
+            curved = ctx.how.curvature and (i > 0 or needs_theta0)
+            wanted = [(x, images, ctx.how.image_gain)] * needs[images] + [(y, labels, 1.0)] * needs[labels]
+            inputs = [tensor for tensor, _, _ in wanted] + [theta] * curved
+            if not inputs:
+                continue
+            derivatives = list(torch.autograd.grad(gradient, inputs, adjoint, allow_unused=True))
+            for (_, leaf, gain), derivative in zip(wanted, derivatives):
+                _accumulate(totals[leaf], rows, derivative, -float(lr[i]) * gain)
+            if curved and derivatives[-1] is not None:
+                adjoint = adjoint - lr[i] * derivatives[-1]
+        return (None, None, None, adjoint if needs_theta0 else None, lr_total if needs_lr else None, *totals)
+
+
+def _accumulate(total: Tensor | None, rows: Tensor | None, derivative: Tensor | None, factor: float) -> None:
+    """total[rows] += factor * derivative, in place; a loss that does not depend on the leaf adds nothing."""
+    if total is None or derivative is None:
+        return
+    if rows is None:
+        total.add_(derivative, alpha=factor)
+    else:
+        total.index_add_(0, rows, derivative, alpha=factor)
+
+
+def unroll(
+    loss: PureLoss,
+    theta0: Tensor,
+    batches: Sequence[Batch],
+    lr: Tensor | float | Sequence[float],
+    adjoint: Adjoint | None = None,
+) -> Tensor:
+    """Train from theta0 by plain gradient descent, one step per batch; returns theta_N (P,).
+
+    loss:     pure scalar function of (theta (P,), Batch); see `limbeck.CrossEntropy`.
+    batches:  N batches; the result is differentiable in their images and (floating-point) labels,
+    lr:       in the step size, one number or one per step (N,), and in theta0.
+    adjoint:  how that gradient is taken: `Replay()` (exact, the default), `Backprop()`, `Replay(curvature=False)`.
+    Raises ValueError where `lr` has neither one element nor one per step.
+
+    >>> quadratic = lambda theta, batch: ((theta - batch.images.mean()) ** 2).sum()
+    >>> x = torch.ones(1, 1, 1, 1, requires_grad=True)
+    >>> theta = unroll(quadratic, torch.zeros(2), [Batch(x, torch.zeros(1, 1))] * 3, lr=0.25)
+    >>> theta.sum().backward(); theta.tolist(), x.grad.item()
+    ([0.875, 0.875], 1.75)
+    """
+    steps = list(batches)
+    sizes = torch.as_tensor(lr, dtype=theta0.dtype, device=theta0.device)
+    if sizes.ndim == 0 or sizes.numel() == 1:
+        sizes = sizes.reshape(1).expand(len(steps))
+    elif sizes.shape != (len(steps),):
+        raise ValueError(f"lr has shape {tuple(sizes.shape)}; expected one number or one per step, ({len(steps)},)")
+    return (adjoint or Replay()).unroll(loss, theta0, steps, sizes)

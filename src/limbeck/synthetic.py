@@ -1,0 +1,96 @@
+"""The synthetic set while it is being learned: raw parameters, and the batches a student takes from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from math import log
+
+import torch
+from torch import Tensor
+
+from limbeck.types import Batch
+
+Decode = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(stored images, labels) -> (training images, their labels)."""
+
+
+def identity(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The stored images are the training images."""
+    return images, labels
+
+
+@dataclass(frozen=True, eq=False)
+class SyntheticSet:
+    """Raw parameters and how to read them.
+
+    images:  (n, channels, height, width) in network input space, class-sorted.
+    labels:  int64 classes (n,), or float logits (n, classes) whose softmax is the target.
+    log_lr:  scalar, the logarithm of the student's step size: the step size is positive by construction.
+    decode:  stored images to training images.
+    learned: names of the parameters that a method optimises.
+    """
+
+    images: Tensor
+    labels: Tensor
+    log_lr: Tensor
+    decode: Decode = identity
+    learned: tuple[str, ...] = field(default=("images", "log_lr"))
+
+    @classmethod
+    def start(
+        cls, images: Tensor, labels: Tensor, lr: float, learned: tuple[str, ...] = ("images", "log_lr")
+    ) -> SyntheticSet:
+        """A set that begins at these images (copied), labels and step size; the learned parts ask for gradients."""
+        log_lr = torch.tensor(log(lr), dtype=images.dtype, device=images.device)
+        made = cls(images.detach().clone(), labels.detach().clone(), log_lr, learned=learned)
+        for parameter in made.parameters().values():
+            parameter.requires_grad_()
+        return made
+
+    @property
+    def lr(self) -> Tensor:
+        """The student's step size, a positive scalar."""
+        return self.log_lr.exp()
+
+    def state(self) -> dict[str, Tensor]:
+        """All raw tensors by name."""
+        return {"images": self.images, "labels": self.labels, "log_lr": self.log_lr}
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The learned raw tensors by name."""
+        return {name: self.state()[name] for name in self.learned}
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Copy raw tensors in, in place, so that optimisers keep hold of them."""
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
+
+    def snapshot(self) -> SyntheticSet:
+        """A detached copy."""
+        images, labels, log_lr = (tensor.detach().clone() for tensor in self.state().values())
+        return replace(self, images=images, labels=labels, log_lr=log_lr)
+
+    def training_pair(self) -> tuple[Tensor, Tensor]:
+        """Training images and labels; label logits become probabilities."""
+        images, labels = self.decode(self.images, self.labels)
+        return images, labels.softmax(1) if labels.dtype.is_floating_point else labels
+
+    def batches(self, steps: int, size: int | None, generator: torch.Generator) -> list[Batch]:
+        """`steps` batches of `size` images (None: all), passing over the set in a new order each time.
+
+        They share one tensor of images and carry rows and an augmentation seed each.
+        """
+        images, labels = self.training_pair()
+        count = len(images)
+        whole = size is None or size >= count
+        rows: list[Tensor | None] = []
+        while len(rows) < steps:
+            if whole or size is None:
+                rows.append(None)
+            else:
+                order = torch.randperm(count, generator=generator).to(images.device)
+                rows += [order[i : i + size] for i in range(0, count, size)]
+        seeds = torch.randint(2**62, (steps,), generator=generator).tolist()
+        return [Batch(images, labels, seed, part) for seed, part in zip(seeds, rows)]

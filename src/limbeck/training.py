@@ -1,0 +1,82 @@
+"""Plain training of one network on tensors, shared by experts and evaluation; and its accuracy."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from limbeck.flat import FlatModel
+from limbeck.random import derive, stream
+from limbeck.types import Batch, PureLoss
+
+
+class Schedule(NamedTuple):
+    """SGD for `epochs` passes over shuffled batches; lr x 0.1, with a new optimiser, from epoch `drop` on."""
+
+    epochs: int
+    lr: float
+    batch_size: int = 256
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    drop: int | None = None
+
+
+def train(
+    loss: PureLoss, theta0: Tensor, images: Tensor, labels: Tensor, schedule: Schedule, seed: int
+) -> Iterator[Tensor]:
+    """Yield a copy of the parameters (P,) before training and after every epoch: epochs + 1 of them.
+
+    Batch order and augmentation come from (seed, epoch, step) alone. theta0 is not changed.
+    """
+    theta = theta0.detach().clone().requires_grad_()
+    yield theta.detach().clone()
+    lr = schedule.lr
+    optimiser = _sgd(theta, lr, schedule)
+    for epoch in range(schedule.epochs):
+        if epoch == schedule.drop:
+            optimiser = _sgd(theta, lr * 0.1, schedule)
+        order = torch.randperm(len(images), generator=stream(seed, "order", epoch)).to(images.device)
+        for step, rows in enumerate(order.split(schedule.batch_size)):
+            batch = Batch(images[rows], labels[rows], derive(seed, "augment", epoch, step))
+            (theta.grad,) = torch.autograd.grad(loss(theta, batch), theta)
+            optimiser.step()
+        yield theta.detach().clone()
+
+
+def _sgd(theta: Tensor, lr: float, schedule: Schedule) -> torch.optim.Optimizer:
+    return torch.optim.SGD([theta], lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay)
+
+
+def last(path: Iterable[Tensor]) -> Tensor:
+    """The final parameters of a training run, without keeping those before."""
+    return deque(path, maxlen=1).pop()
+
+
+class Score(NamedTuple):
+    """Fraction of all images, and mean over classes of the fraction of that class, that are classified correctly."""
+
+    accuracy: float
+    balanced: float
+
+
+@torch.no_grad()
+def predict(model: FlatModel, theta: Tensor, images: Tensor, chunk: int = 500) -> Tensor:
+    """The most likely class of each image (n,)."""
+    return torch.cat([model(theta, part).argmax(1) for part in images.split(chunk)])
+
+
+def score(model: FlatModel, theta: Tensor, images: Tensor, labels: Tensor) -> Score:
+    """Accuracy and balanced accuracy on un-augmented images; parameters that are not finite score zero."""
+    if not bool(torch.isfinite(theta).all()):
+        return Score(0.0, 0.0)
+    right = (predict(model, theta, images) == labels).double()
+    present, place = labels.unique(return_inverse=True)
+    count = torch.zeros(len(present), dtype=torch.double, device=labels.device).index_add_(
+        0, place, torch.ones_like(right)
+    )
+    hits = torch.zeros_like(count).index_add_(0, place, right)
+    return Score(float(right.mean()), float((hits / count).mean()))

@@ -1,0 +1,30 @@
+"""Trajectories: what an expert's training leaves behind, and which part of it to match."""
+
+from limbeck.trajectory.convexified import (
+    SMOOTHING,
+    Convexified,
+    Convexifier,
+    Smoothing,
+    arc_length,
+    convexify,
+    waypoint_epochs,
+)
+from limbeck.trajectory.recorded import Recorded
+from limbeck.trajectory.segments import Continuous, WholeEpochs
+from limbeck.trajectory.store import Expert, ExpertConfig, Store
+
+__all__ = [
+    "SMOOTHING",
+    "Continuous",
+    "Convexified",
+    "Convexifier",
+    "Expert",
+    "ExpertConfig",
+    "Recorded",
+    "Smoothing",
+    "Store",
+    "WholeEpochs",
+    "arc_length",
+    "convexify",
+    "waypoint_epochs",
+]

@@ -1,0 +1,24 @@
+"""A trajectory as MTT stores it: the expert's parameters after every epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """points (K + 1, P): the parameters at epochs 0 ... K. Answers at whole epochs and refuses others."""
+
+    points: Tensor
+
+    @property
+    def end(self) -> int:
+        return len(self.points) - 1
+
+    def at(self, t: float) -> Tensor:
+        """Parameters (P,) at whole epoch `t`; ValueError for any other."""
+        if t != int(t) or not 0 <= t <= self.end:
+            raise ValueError(f"a recorded trajectory has whole epochs 0 to {self.end}, not {t}")
+        return self.points[int(t)].float()

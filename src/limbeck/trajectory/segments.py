@@ -1,0 +1,57 @@
+"""Samplers: which segment of a trajectory an outer step matches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from limbeck.errors import UserError
+
+
+def _check(max_start: float, span: float) -> None:
+    if max_start <= 0 or span <= 0:
+        raise UserError(f"start epochs below {max_start} and a span of {span} epochs leave nothing to match.")
+
+
+@dataclass(frozen=True)
+class Continuous:
+    """MCT: t0 uniform in [0, max_start), t1 = min(t0 + span, end), both real.
+
+    max_start, span: in epochs. A start bound past the end is drawn in to the last whole span that fits.
+    """
+
+    max_start: float
+    span: float
+
+    def __post_init__(self) -> None:
+        _check(self.max_start, self.span)
+
+    def __call__(self, step: int, end: int, generator: torch.Generator) -> tuple[float, float]:
+        bound = min(self.max_start, end - min(self.span, end / 2))
+        t0 = bound * float(torch.rand((), generator=generator, dtype=torch.double))
+        return t0, min(t0 + self.span, float(end))
+
+
+@dataclass(frozen=True)
+class WholeEpochs:
+    """MTT: t0 uniform in {min_start, ..., max_start - 1}, t1 = t0 + span, both whole epochs.
+
+    Raises UserError where the trajectory has no room for the span.
+    """
+
+    max_start: int
+    span: int
+    min_start: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self.max_start, self.span)
+
+    def __call__(self, step: int, end: int, generator: torch.Generator) -> tuple[float, float]:
+        bound = min(self.max_start, end - self.span + 1)
+        if bound <= self.min_start:
+            raise UserError(
+                f"experts of {end} epochs have no segment of {self.span} epochs from epoch {self.min_start} on."
+            )
+        t0 = int(torch.randint(self.min_start, bound, (), generator=generator))
+        return float(t0), float(t0 + self.span)

@@ -1,0 +1,189 @@
+"""The store of experts: a folder with `store.json` and one safetensors file an expert."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from limbeck.errors import UserError
+from limbeck.files import content_key, read_json, read_tensors, size_of, write_json, write_tensors
+from limbeck.flat import Layout
+from limbeck.trajectory.convexified import SMOOTHING, Convexified, convexify, waypoint_epochs
+from limbeck.trajectory.recorded import Recorded
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+Kind = Literal["convex", "recorded"]
+
+
+class ExpertConfig(BaseModel):
+    """How an expert is trained, and what is kept of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    epochs: int = Field(default=30, ge=1)
+    """passes over the training images (the papers use 50)"""
+    lr: float = Field(default=0.01, gt=0)
+    """step size of SGD"""
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    """0 in every paper: the student that has to follow takes plain steps"""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """0 in every paper"""
+    batch_size: int = Field(default=256, ge=1)
+    """real images per step"""
+    waypoints: int = Field(default=2, ge=2)
+    """points of the trajectory to store (MCT's paper 2, its code 4)"""
+    smoothing: str = "none"
+    """none, or mct: the training script's averages around interior and last waypoints"""
+    keep: Literal["convex", "recorded", "both"] = "convex"
+    """the convexified trajectory, every epoch's parameters, or both"""
+    dtype: Literal["float32", "float16"] = "float32"
+    """storage type of parameters"""
+
+    def waypoint_epochs(self) -> tuple[int, ...]:
+        """Epochs of the waypoints; UserError where they do not fit or the smoothing is unknown."""
+        if self.smoothing not in SMOOTHING:
+            raise UserError(f"there is no smoothing called '{self.smoothing}'; choose one of {', '.join(SMOOTHING)}.")
+        return waypoint_epochs(self.waypoints, self.epochs)
+
+
+@dataclass(frozen=True, eq=False)
+class Expert:
+    """One trained expert: its trajectories and what was measured on the way.
+
+    validation: accuracy on the validation part after every epoch, 0 ... K; test: after the last, for reports only.
+    """
+
+    convex: Convexified | None
+    recorded: Recorded | None
+    validation: tuple[float, ...]
+    test: float
+
+    def trajectory(self, kind: Kind) -> Convexified | Recorded | None:
+        return self.convex if kind == "convex" else self.recorded
+
+
+@dataclass(frozen=True, eq=False)
+class Store:
+    """A folder of experts that share data, network, preprocessing and hyper-parameters: its `header`."""
+
+    path: Path
+    header: dict[str, Any]
+
+    FORMAT = "limbeck-store"
+
+    @classmethod
+    def create(cls, path: Path, description: dict[str, Any]) -> Store:
+        """Open the store at `path`, or begin one; UserError when it was made from something else.
+
+        description: what the experts depend on; two descriptions that differ never share a store.
+        """
+        header = {"format": cls.FORMAT, "version": 1, "key": content_key(description), **description}
+        if (path / "store.json").exists():
+            store = cls.open(path)
+            store.require(description)
+            return store
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{path} exists and is not a store of experts; name a new folder.")
+        write_json(path / "store.json", header)
+        return cls(path, header)
+
+    @classmethod
+    def open(cls, path: Path) -> Store:
+        """An existing store; UserError when `path` is none."""
+        if not (path / "store.json").exists():
+            raise UserError(f"{path} is not a store of experts: it has no store.json; make one with 'limbeck experts'.")
+        return cls(path, read_json(path / "store.json", cls.FORMAT))
+
+    def require(self, description: dict[str, Any]) -> None:
+        """UserError that names the first thing in which this store differs from `description`."""
+        for name, wanted in description.items():
+            held = self.header.get(name)
+            if held != wanted:
+                raise UserError(
+                    f"the store {self.path} was made with {name} {_difference(held, wanted)[0]}, "
+                    f"this run needs {_difference(held, wanted)[1]}; use another store or change the option."
+                )
+
+    @property
+    def layout(self) -> Layout:
+        names, shapes = self.header["layout"]["names"], self.header["layout"]["shapes"]
+        return Layout(tuple(names), tuple(tuple(shape) for shape in shapes))
+
+    @property
+    def config(self) -> ExpertConfig:
+        return ExpertConfig(**self.header["expert"])
+
+    def file(self, index: int) -> Path:
+        return self.path / f"expert-{index:04d}.safetensors"
+
+    def indices(self) -> list[int]:
+        """Which experts are there, in order."""
+        return sorted(int(file.stem.split("-")[1]) for file in self.path.glob("expert-[0-9]*.safetensors"))
+
+    def write(self, index: int, expert: Expert) -> None:
+        """Add one finished expert."""
+        tensors: dict[str, Tensor] = {}
+        if expert.convex is not None:
+            tensors |= {"waypoints": expert.convex.waypoints, "beta": expert.convex.beta}
+        if expert.recorded is not None:
+            tensors["points"] = expert.recorded.points
+        header = {
+            "format": "limbeck-expert",
+            "version": 1,
+            "index": index,
+            "store": self.header["key"],
+            "waypoint_epochs": None if expert.convex is None else list(expert.convex.epochs),
+            "validation": list(expert.validation),
+            "test": expert.test,
+            **{name: self.header[name] for name in ("data", "model", "expert", "seed", "layout")},
+        }
+        write_tensors(self.file(index), tensors, header)
+
+    def read(self, index: int) -> Expert:
+        """One expert, verified; UserError when its file is damaged or belongs to another store."""
+        tensors, header = read_tensors(self.file(index), "limbeck-expert")
+        if header["store"] != self.header["key"]:
+            raise UserError(f"{self.file(index)} belongs to another store; take it out of {self.path}.")
+        convex = recorded = None
+        if "waypoints" in tensors:
+            epochs = tuple(header["waypoint_epochs"])
+            convex = Convexified(self.layout, epochs, tensors["waypoints"], tensors["beta"])
+        if "points" in tensors:
+            recorded = Recorded(tensors["points"])
+        return Expert(convex, recorded, tuple(header["validation"]), header["test"])
+
+    def bytes_of(self, indices: list[int]) -> int:
+        """Bytes on disk of these experts' files."""
+        return sum(size_of(self.file(index)) for index in indices)
+
+    def convexified(self, path: Path, waypoints: int, smoothing: str, dtype: Literal["float32", "float16"]) -> Store:
+        """A new store at `path` with this one's recorded experts convexified; UserError if none were recorded."""
+        config = self.config.model_copy(
+            update={"keep": "convex", "waypoints": waypoints, "smoothing": smoothing, "dtype": dtype}
+        )
+        epochs = config.waypoint_epochs()
+        description = {k: v for k, v in self.header.items() if k not in ("format", "version", "key")}
+        target = Store.create(path, {**description, "expert": config.model_dump()})
+        for index in sorted(set(self.indices()) - set(target.indices())):
+            expert = self.read(index)
+            if expert.recorded is None:
+                raise UserError(f"{self.file(index)} holds no recorded trajectory; train with '--keep recorded'.")
+            points = (point.float() for point in expert.recorded.points)
+            convex = convexify(points, self.layout, epochs, SMOOTHING[smoothing], DTYPES[dtype])
+            target.write(index, Expert(convex, None, expert.validation, expert.test))
+        return target
+
+
+def _difference(held: Any, wanted: Any) -> tuple[str, str]:
+    """The first leaf in which two JSON values differ, as text for both sides."""
+    if isinstance(held, dict) and isinstance(wanted, dict):
+        for key in sorted(set(held) | set(wanted)):
+            if held.get(key) != wanted.get(key):
+                left, right = _difference(held.get(key), wanted.get(key))
+                return f"{key} {left}", f"{key} {right}"
+    return f"{held}"[:80], f"{wanted}"[:80]

@@ -1,0 +1,174 @@
+"""Preprocessing: exact statistics, an inverse that undoes, agreement with kornia, and a state that survives storing."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from limbeck.data import Preprocess, fit_preprocess, load_data, preprocess
+from limbeck.errors import UserError
+from limbeck.random import stream
+
+KINDS = ["normalise", "zca"]
+
+
+def pixels(n: int = 300, c: int = 3, h: int = 5, w: int = 4, seed: int = 0) -> Tensor:
+    """Correlated uint8 images (n, c, h, w), one of whose pixels is constant."""
+    noise = torch.randn(n, c, h, w, generator=stream(seed, "pixels"))
+    images = (110 + 40 * noise.cumsum(3) / w**0.5 + 30 * noise[:, :1]).clamp(0, 255).to(torch.uint8)
+    images[:, 0, 0, 0] = 7
+    return images
+
+
+def test_normalise_holds_the_mean_and_std_of_every_channel() -> None:
+    images = pixels()
+    wide = images.double() / 255
+    fitted = fit_preprocess("normalise", images)
+    assert fitted.std is not None
+    torch.testing.assert_close(fitted.mean, wide.mean((0, 2, 3)).float(), rtol=0, atol=1e-7)
+    torch.testing.assert_close(fitted.std, wide.std((0, 2, 3), correction=0).float(), rtol=0, atol=1e-7)
+    out = fitted.apply(images)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out.double().mean((0, 2, 3)), torch.zeros(3).double(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(out.double().std((0, 2, 3), correction=0), torch.ones(3).double(), rtol=0, atol=1e-5)
+
+
+def test_a_constant_channel_is_left_finite_and_comes_back() -> None:
+    images = pixels()
+    images[:, 1] = 93
+    fitted = fit_preprocess("normalise", images)
+    out = fitted.apply(images)
+    assert torch.equal(out[:, 1], torch.zeros_like(out[:, 1]))
+    torch.testing.assert_close(fitted.invert(out)[:, 1], torch.full_like(out[:, 1], 93 / 255))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(300, 3, 5, 4), (10, 1, 6, 6)])  # the second has fewer images than pixels
+def test_invert_undoes_apply(kind: str, shape: tuple[int, int, int, int]) -> None:
+    images = pixels(*shape)
+    fitted = fit_preprocess(kind, images)
+    torch.testing.assert_close(fitted.invert(fitted.apply(images)), images / 255, rtol=0, atol=1e-5)
+    outside = torch.full((1, *shape[1:]), 1.5)
+    torch.testing.assert_close(fitted.invert(fitted.apply(outside)), outside, rtol=0, atol=1e-5)  # nothing is clipped
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_float_pixels_give_what_uint8_ones_give(kind: str) -> None:
+    images = pixels()
+    fitted = fit_preprocess(kind, images)
+    torch.testing.assert_close(fitted.apply(images / 255), fitted.apply(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("eps", [0.1, 0.003])
+def test_zca_is_kornias(eps: float) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from kornia.enhance import ZCAWhitening
+
+        images = pixels()
+        theirs = ZCAWhitening(eps=eps, compute_inv=True).fit(images.double() / 255)
+        expected = theirs(images.double() / 255)
+    ours = fit_preprocess("zca", images, eps)
+    assert ours.whiten is not None
+    assert ours.colour is not None
+    torch.testing.assert_close(ours.mean, theirs.mean_vector[0].float(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours.whiten, theirs.transform_matrix.float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.colour, theirs.transform_inv.float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.apply(images), expected.float(), rtol=1e-4, atol=2e-5)
+
+
+def test_zca_whitens_the_digits_whose_covariance_is_singular() -> None:
+    images = load_data("digits").train.images
+    assert (images.flatten(1).amax(0) == 0).any()  # pixels that never light up
+    out = fit_preprocess("zca", images, eps=1e-4).apply(images).flatten(1)
+    assert out.isfinite().all()
+    values = torch.linalg.eigvalsh(torch.cov(out.T.double()))
+    assert values[-1] == pytest.approx(1, abs=0.02)
+    assert (values > 0.5).sum() >= 45
+    assert values[0] < 1e-6
+
+
+def test_eigenvalues_that_rounding_made_negative_do_no_harm() -> None:
+    images = pixels(10, 1, 6, 6)  # rank 9 of 36
+    assert torch.linalg.eigvalsh(preprocess._pixel_moments(images)[1])[0] < -1e-20
+    assert fit_preprocess("zca", images, eps=1e-20).apply(images).isfinite().all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 2100), st.integers(0, 2**31), st.sampled_from([0, 200]))
+def test_the_moments_are_float64_s_across_chunks(n: int, seed: int, low: int) -> None:
+    images = torch.randint(low, 256, (n, 1, 2, 3), generator=stream(seed, "moments"), dtype=torch.uint8)
+    mean, covariance = preprocess._pixel_moments(images)
+    flat = images.flatten(1).double() / 255
+    torch.testing.assert_close(mean, flat.mean(0), rtol=0, atol=1e-13)
+    torch.testing.assert_close(covariance, torch.cov(flat.T), rtol=0, atol=1e-13)
+
+
+def test_extreme_pixels_keep_the_sums_exact() -> None:
+    images = torch.zeros(2048, 1, 1, 2, dtype=torch.uint8)  # -128 squared, 1024 times, is the largest float32 sum
+    images[::3, 0, 0, 1] = 255
+    _, covariance = preprocess._pixel_moments(images)
+    torch.testing.assert_close(covariance, torch.cov(images.flatten(1).double().T / 255), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_chunks_do_not_show(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = pixels(101)
+    whole = fit_preprocess(kind, images)
+    expected = whole.apply(images), whole.invert(images / 255)
+    monkeypatch.setattr(preprocess, "CHUNK", 600)
+    parts = fit_preprocess(kind, images)
+    assert torch.equal(parts.mean, whole.mean)
+    torch.testing.assert_close((parts.apply(images), parts.invert(images / 255)), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("chunk", [1 << 24, 40])
+def test_gradients_flow_both_ways(kind: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = pixels(40, 1, 3, 3)
+    fitted = fit_preprocess(kind, images)
+    monkeypatch.setattr(preprocess, "CHUNK", chunk)
+    x = (images / 255).requires_grad_()
+    (slope,) = torch.autograd.grad(fitted.invert(fitted.apply(x)).sum(), x)
+    torch.testing.assert_close(slope, torch.ones_like(slope), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_state_survives_storing(kind: str) -> None:
+    images = pixels()
+    fitted = fit_preprocess(kind, images, 0.05)
+    again = Preprocess.from_state(json.loads(json.dumps(fitted.header())), fitted.state())
+    assert again.header() == fitted.header()
+    assert torch.equal(again.apply(images), fitted.apply(images))
+    assert torch.equal(fitted.to("cpu").apply(images), fitted.apply(images))
+    assert again.shape == (3, 5, 4)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    images = pixels()
+    normalise, zca = fit_preprocess("normalise", images), fit_preprocess("zca", images)
+    with pytest.raises(UserError, match="no preprocessing called 'whiten'; choose one of: normalise, zca"):
+        fit_preprocess("whiten", images)
+    with pytest.raises(UserError, match="uint8"):
+        fit_preprocess("zca", images / 255)
+    with pytest.raises(UserError, match="at least 2 images"):
+        fit_preprocess("zca", images[:1])
+    with pytest.raises(UserError, match="eps above 0"):
+        fit_preprocess("zca", images, 0.0)
+    with pytest.raises(UserError, match=r"\(300, 1, 5, 4\) do not fit"):
+        normalise.apply(images[:, :1])
+    with pytest.raises(UserError, match="do not fit zca"):
+        zca.invert(images[..., :2])
+    assert normalise.apply(images[..., :2]).shape == (300, 3, 5, 2)
+    with pytest.raises(UserError, match="needs a tensor whiten"):
+        Preprocess.from_state(zca.header(), {"mean": zca.mean})
+    with pytest.raises(UserError, match="known kind"):
+        Preprocess.from_state({**zca.header(), "kind": "pca"}, zca.state())
+    with pytest.raises(UserError, match=r"shape \(60,\)"):
+        Preprocess.from_state(zca.header(), {**zca.state(), "mean": zca.mean[1:]})

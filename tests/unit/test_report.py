@@ -1,0 +1,351 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from limbeck.errors import UserError
+from limbeck.report import write_comparison, write_report
+from limbeck.report_files import read_run
+from limbeck.report_plots import Line, plot
+
+META: dict[str, Any] = {
+    "format": "limbeck-run",
+    "version": 1,
+    "command": "limbeck distill digits --ipc 1",
+    "config": {"ipc": 1, "student": {"steps": 10, "lr": 0.02}},
+    "data": {
+        "name": "digits",
+        "fingerprint": "sha256:abc",
+        "classes": ["zero", "one"],
+        "shape": [1, 8, 8],
+        "counts": {"train": [700, 594], "validation": [7, 8], "test": [36, 37]},
+        "notes": ["a note"],
+    },
+    "versions": {"limbeck": "0.1.0", "torch": "2.13.0"},
+    "device": "cpu",
+    "threads": 2,
+    "created": "2026-05-04T10:20:30Z",
+}
+EXPERTS: dict[str, Any] = {
+    "count": 2,
+    "epochs": 3,
+    "waypoints": 2,
+    "bytes": {"experts": 1000, "recorded_would_be": 15500, "parameters": 400},
+    "validation_per_epoch": [[0.1, 0.5, 0.8, 0.9], [0.1, 0.6, 0.8, 0.94]],
+    "recorded_path": None,
+    "convexified_path": {"t": [0, 1.5, 3], "accuracy": [[0.1, 0.6, 0.9], [0.1, 0.5, 0.92]]},
+}
+
+
+def _row(name: str, which: str | None, mean: float | None, std: float | None = 0.01, **more: Any) -> dict[str, Any]:
+    row = {"set": name, "which": which, "model": "convnet", "split": "test", "n": 5}
+    return {**row, "accuracy_mean": mean, "accuracy_std": std, **more}
+
+
+RESULTS: dict[str, Any] = {
+    "method": "mct",
+    "ipc": 1,
+    "results": [
+        _row("distilled", "last", 0.884, 0.009),
+        _row("distilled", "chosen", 0.889, 0.0068, step=20),
+        _row("random", None, 0.67, 0.021),
+        _row("full", None, 0.971, None),
+    ],
+    "seconds": {"experts": 41.2, "distill": 133.0},
+    "bytes": {"experts": 1000, "set": 555},
+}
+LOG = [{"event": "step", "step": s, "loss": 1 / s, "lr": 0.01 * s, "seconds": s} for s in range(1, 31)]
+CHECK = {"event": "validate", "step": 20, "which": "distilled", "accuracy_mean": 0.7, "accuracy_std": 0.01, "n": 2}
+
+
+def _minimal(folder: Path, **changes: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.json").write_text(json.dumps({**META, **changes}))
+    return folder
+
+
+def _complete(folder: Path, **changes: Any) -> Path:
+    _minimal(folder, **changes)
+    (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in [*LOG, CHECK]))
+    (folder / "experts.json").write_text(json.dumps(EXPERTS))
+    (folder / "results.json").write_text(json.dumps(RESULTS))
+    (folder / "previews").mkdir(exist_ok=True)
+    for name in ("initial", "chosen", "last"):
+        Image.new("RGBA", (30, 20), (200, 10, 10, 255)).save(folder / "previews" / f"{name}.png")
+    for name in ("set-last", "set-chosen"):
+        (folder / f"{name}.safetensors").write_bytes(b"x" * 1234)
+    return folder
+
+
+class _Page(HTMLParser):
+    """Tags and addresses of a page, its words outside style and SVG, and whether every tag is closed."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.open: list[str] = []
+        self.words = ""
+        self.feed(page)
+        self.words = " ".join(self.words.replace("\u00a0", " ").split())
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href", "srcset", "data", "action")]
+        if tag not in ("meta", "img", "link", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open and "svg" not in self.open:
+            self.words += data
+
+
+def _page(path: Path) -> _Page:
+    return _Page(path.read_text(encoding="utf-8"))
+
+
+def test_complete_run(tmp_path: Path) -> None:
+    run = _complete(tmp_path / "run")
+    assert write_report(run) == run / "report.html"
+    page = _page(run / "report.html")
+    assert (
+        "2 images (1 per class) of digits train a convnet to 88.9 ± 0.7 % (n = 5) on test; "
+        "2 random real images 67.0 ± 2.1 %; all 1,294 training images 97.1 %." in page.words
+    )
+    for words in ("+21.9", "15.5 times less", "15.5 kB", "1.2 kB", "2 min 13 s", "sha256:abc", "a note", "step 20"):
+        assert words in page.words
+    for words in ("limbeck distill digits --ipc 1", "2.13.0", "The test images chose nothing", "convexified 91.0 %"):
+        assert words in page.words
+    assert "Not in this run folder" not in page.words
+    assert "None" not in page.words
+    assert page.tags.count("svg") == 4
+    assert page.tags.count("img") == 3
+    assert not list(run.glob(".*"))
+
+
+def test_minimal_run_says_what_is_missing(tmp_path: Path) -> None:
+    page = _page(write_report(_minimal(tmp_path / "run"), tmp_path / "deep" / "page.html"))
+    assert "No result yet for digits: no step is logged." in page.words
+    for name in ("log.jsonl", "experts.json", "results.json", "previews", "set-last.safetensors"):
+        assert f"{name}: no" in page.words
+    assert not (tmp_path / "run" / "report.html").exists()
+    assert "svg" not in page.tags
+
+
+def test_run_json_with_hardly_anything(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"format": "limbeck-run", "version": 1, "data": [], "config": null}')
+    assert "No result yet" in _page(write_report(tmp_path)).words
+
+
+def test_unfinished_run_reports_how_far_it_got(tmp_path: Path) -> None:
+    run = _complete(tmp_path / "run")
+    (run / "results.json").unlink()
+    words = _page(write_report(run)).words
+    assert "step 30 is the last logged; validation accuracy was 70.0 ± 1.0 % at step 20." in words
+
+
+def test_truncated_last_log_line_is_no_error(tmp_path: Path) -> None:
+    run = _complete(tmp_path / "run")
+    with (run / "log.jsonl").open("ab") as log:
+        log.write(b'{"event": "step", "step": 31, "lo')
+    read = read_run(run)
+    assert list(read.steps) == list(range(1, 31))
+    assert read.missing == []
+    with (run / "log.jsonl").open("ab") as log:
+        log.write(b'\n\xff\xfe broken\n{"event": "step", "step": 32, "loss": 0.5, "lr": 1}\n[1]\n7\n')
+    read = read_run(run)
+    assert read.steps[32] == (0.5, 1.0)
+    assert read.missing == ["log.jsonl: lines that could not be read and were skipped: 2."]
+    assert "skipped: 2" in _page(write_report(run)).words
+
+
+def test_after_a_resume_the_later_line_counts(tmp_path: Path) -> None:
+    run = _complete(tmp_path / "run")
+    with (run / "log.jsonl").open("a") as log:
+        log.write(json.dumps({"event": "step", "step": 3, "loss": 9.0, "lr": 0.5}) + "\n")
+        log.write(json.dumps({**CHECK, "accuracy_mean": 0.75}) + "\n")
+    read = read_run(run)
+    assert read.steps[3] == (9.0, 0.5)
+    assert list(read.steps) == list(range(1, 31))
+    assert [check.mean for check in read.validations["distilled"]] == [0.75]
+
+
+def test_hostile_text_is_harmless(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>\"' onload='x' {{ 7 * 7 }} $\\frac{1$ & ]]>\x00\ud800"
+    data = {**META["data"], "name": evil, "classes": [evil, "b"], "notes": [evil], "fingerprint": evil}
+    run = _complete(tmp_path / "run", data=data, command=evil, config={evil: evil}, versions={evil: evil}, device=evil)
+    rows = [_row(evil, evil, 0.5, model=evil, split=evil)]
+    (run / "results.json").write_text(json.dumps({"method": evil, "protocol": evil, "results": rows}))
+    with (run / "log.jsonl").open("a") as log:
+        log.write(json.dumps({**CHECK, "which": evil}) + "\n")
+    for out in (write_report(run), write_comparison([run, _complete(tmp_path / "<b>&$x")], tmp_path / "c.html")):
+        page = _page(out)
+        assert "script" not in page.tags
+        assert "b" not in page.tags
+        assert "{{ 7 * 7 }}" in page.words
+        assert "default-src 'none'" in out.read_text(encoding="utf-8")
+
+
+def test_nothing_is_loaded_from_anywhere(tmp_path: Path) -> None:
+    runs = [_complete(tmp_path / "a"), _complete(tmp_path / "b")]
+    for out in (write_report(runs[0]), write_comparison(runs, tmp_path / "c.html")):
+        page = _page(out)
+        assert page.addresses
+        assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.addresses)
+        assert not {"script", "link", "iframe", "object", "base"} & set(page.tags)
+        outside = re.sub(r'xmlns(:\w+)?="[^"]*"', "", out.read_text(encoding="utf-8"))
+        assert "http:" not in outside
+        assert "https:" not in outside
+        assert not re.search(r"url\((?!#)|@import", outside)
+
+
+def test_references_inside_the_page_meet_exactly_one_target(tmp_path: Path) -> None:
+    page = write_report(_complete(tmp_path / "run")).read_text(encoding="utf-8")
+    ids = re.findall(r'\bid="([^"]*)"', page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', page)) <= {(i, "") for i in ids} | {("", i) for i in ids}
+
+
+def test_values_that_are_not_numbers(tmp_path: Path) -> None:
+    run = _complete(tmp_path / "run")
+    nan = float("nan")
+    log = [{**entry, "loss": nan if entry["step"] % 2 else 1e300, "lr": None} for entry in LOG[:10]]
+    log += [{**LOG[11], "loss": 0.5}, {**LOG[12], "step": "x"}, {**CHECK, "accuracy_mean": nan, "accuracy_std": None}]
+    (run / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
+    rows = [
+        _row("distilled", "chosen", nan, nan),
+        _row("distilled", "last", 0.5, None, n=None),
+        _row("random", None, None),
+    ]
+    (run / "results.json").write_text(
+        json.dumps({**RESULTS, "ipc": None, "results": rows, "seconds": {"distill": nan}})
+    )
+    paths = {"t": [0, 1, 2], "accuracy": [[nan, None, 0.5], [0.1]]}
+    (run / "experts.json").write_text(json.dumps({**EXPERTS, "convexified_path": paths, "bytes": {"experts": 0}}))
+    page = _page(write_report(run))
+    assert "2 images (1 per class) of digits train a convnet to 50.0 % on test." in page.words
+    assert "nan" not in page.words.lower()
+    assert "None" not in page.words
+    assert "The loss was not a finite number at 5 of 11 steps." in page.words
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "null", '{"results": 3, "seconds": [], "bytes": "x"}', "\x00"])
+def test_damaged_optional_files(tmp_path: Path, content: str) -> None:
+    run = _complete(tmp_path / "run")
+    for name in ("results.json", "experts.json", "log.jsonl"):
+        (run / name).write_text(content)
+    for path in (run / "previews").iterdir():
+        path.write_text(content)
+    words = _page(write_report(run)).words
+    assert "No result yet" in words
+    assert "previews: no readable picture of the chosen, initial, last set" in words
+
+
+def test_not_a_run_folder(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(UserError, match="not a run folder"):
+            write_report(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "damaged"),
+        ("[]", "not the record of a run"),
+        ('{"format": "other", "version": 1}', "not the record of a run"),
+        ('{"format": "limbeck-run"}', "damaged"),
+        ('{"format": "limbeck-run", "version": "1"}', "damaged"),
+        ('{"format": "limbeck-run", "version": 2}', "upgrade limbeck"),
+    ],
+)
+def test_bad_run_json(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(UserError, match=words):
+        write_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_unwritable_place(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert write_report(_minimal(tmp_path / "run"), tmp_path) == tmp_path / "report.html"
+    with pytest.raises(UserError, match="cannot write"):
+        write_report(_minimal(tmp_path / "run"), tmp_path / "file" / "report.html")
+
+
+def test_same_input_same_bytes(tmp_path: Path) -> None:
+    run = _complete(tmp_path / "run")
+    first = write_report(run).read_bytes()
+    assert write_report(run).read_bytes() == first
+    other = write_comparison([run, run], tmp_path / "c.html").read_bytes()
+    assert write_comparison([run, run], tmp_path / "c.html").read_bytes() == other
+
+
+def test_protocol_that_chose_on_test_says_so(tmp_path: Path) -> None:
+    run = _complete(tmp_path / "run")
+    (run / "results.json").write_text(json.dumps({**RESULTS, "protocol": "paper"}))
+    words = _page(write_report(run)).words
+    assert "best over the test set" in words
+    assert "chose nothing" not in words
+    assert "Chosen by test accuracy" in _page(write_comparison([run], tmp_path / "c.html")).words
+
+
+def test_balanced_accuracy_and_several_networks(tmp_path: Path) -> None:
+    run = _complete(tmp_path / "run")
+    rows = [*RESULTS["results"], _row("distilled", "chosen", 0.5, model="mlp", balanced_accuracy_mean=0.456)]
+    rows.append(_row("random", None, 0.6, model="mlp"))
+    (run / "results.json").write_text(json.dumps({**RESULTS, "results": rows}))
+    words = _page(write_report(run)).words
+    assert "Balanced accuracy" in words
+    assert "45.6 %" in words
+    assert "−10.0" in words  # against random images with the same network
+
+
+def test_comparison_of_two_runs(tmp_path: Path) -> None:
+    one = _complete(tmp_path / "one")
+    two = _complete(tmp_path / "two", config={"ipc": 1, "student": {"steps": 20, "lr": 0.02}})
+    page = _page(write_comparison([one, two], tmp_path / "out" / "c.html"))
+    assert "2 runs side by side" in page.words
+    assert "student.steps" in page.words
+    assert "student.lr" not in page.words
+    assert page.tags.count("svg") == 3
+    assert page.tags.count("img") == 6
+    assert "do not share their data" not in page.words
+    other = _minimal(tmp_path / "deep" / "one", data={**META["data"], "fingerprint": "other"})
+    words = _page(write_comparison([one, other], tmp_path / "c.html")).words
+    assert "do not share their data" in words
+    assert "2: one" in words
+    with pytest.raises(UserError, match="nothing to compare"):
+        write_comparison([], tmp_path / "c.html")
+
+
+def test_plots_of_long_and_odd_curves() -> None:
+    assert plot("t", [Line("a", [1, 2], [None, float("nan")])], "step", salt="s") is None
+    steps = list(range(20_000))
+    long = plot("t", [Line("a", steps, [1e-9 + s for s in steps])], "step", salt="s")
+    assert long is not None
+    assert long.log
+    assert len(long.svg) < 60_000
+    for values in ([0.5], [0.0, 0.0], [-1.0, None, 1.0], [1e-300, 1e29], [3.0, 3.0]):
+        assert plot("t", [Line("a", range(len(values)), values)], "step", salt="s", marks=[0]) is not None
+    assert plot("t", [Line("_a$", [1], [2.0], colour=7)], "step", salt="s") is not None
+
+
+def test_the_report_needs_no_torch() -> None:
+    code = "import sys, limbeck.report; assert 'torch' not in sys.modules, 'torch'"
+    subprocess.run([sys.executable, "-c", code], check=True)
