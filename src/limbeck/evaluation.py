@@ -130,7 +130,8 @@ def evaluate(
     made: DistilledSet | str | Path,
     *,
     data: str | Path | ImageData | None = None,
-    config: EvalConfig | None = None,
+    networks: int | None = None,
+    epochs: int | None = None,
     model: ModelConfig | None = None,
     seed: int = 0,
     device: str = "cpu",
@@ -140,7 +141,7 @@ def evaluate(
     """Rows for a distilled set, its file, or both sets of a run folder, on the test part of its data.
 
     data:  where the images are; by default where the set says it came from.
-    model: another network than the one it was distilled with. config: by default the recipe in the set.
+    model: another network than the one it was distilled with. networks, epochs: by default 5, and the set's own.
     Raises UserError when there is no set, or when the data is not what the set was made from.
     """
     sets = _sets(made)
@@ -155,7 +156,8 @@ def evaluate(
         recipe = dict(each.recipe)
         network, augment = ModelConfig(**recipe.pop("model")), recipe.pop("augment")
         task = make_task(images, model or network, each.preprocess, augment, device)
-        protocol = config or EvalConfig(**recipe)
+        changed = {"networks": networks, "epochs": epochs}
+        protocol = EvalConfig(**{**recipe, **{name: value for name, value in changed.items() if value is not None}})
         listen({"event": "stage", "name": "evaluate", "total": protocol.networks, "unit": "network"})
         rows.append(evaluate_distilled(task, each, protocol, seed, which, listen))
     return rows

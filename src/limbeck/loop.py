@@ -56,6 +56,6 @@ def _check(loss: float, synthetic: SyntheticSet, step: int) -> None:
         what = f"the gradient of {', '.join(broken)}" if broken else "the loss"
         lr = float(synthetic.lr.detach())
         raise Diverged(
-            f"step {step}: {what} is not finite (loss {loss:.4g}, student step size {lr:.4g}); the last good state is kept. "
-            "Lower --lr-img, --lr-lr or --syn-steps and run again in a new folder."
+            f"step {step}: {what} is not finite (loss {loss:.4g}, student step size {lr:.4g}); the last good state "
+            "is kept. Lower --lr-img, --lr-lr or --syn-steps and run again in a new folder."
         )

@@ -1,0 +1,39 @@
+# make run: install, then the main job on scikit-learn's digits.   make test: install the test tools, then everything CI runs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+RUN ?= runs/digits
+
+.PHONY: run test lint clean
+
+run: $(VENV)/.installed
+	$(BIN)/limbeck distill digits --ipc 1 --out $(RUN) --model.width 32 \
+		--count 10 --expert.epochs 30 --expert.lr 0.05 --expert.batch-size 64 \
+		--iterations 300 --max-start-epoch 10 --lr-img 10
+
+test: lint
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "limbeck needs Python 3.11 or newer; name one with: make PYTHON=python3.12 run"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# torch first, alone and constrained: whatever comes after finds it there
+$(VENV)/.installed: $(VENV)/.python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build src/*.egg-info

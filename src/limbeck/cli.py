@@ -1,0 +1,294 @@
+"""The command line: parse, then one library call."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
+
+import torch
+import tyro
+from pydantic import BaseModel, ConfigDict, Field, create_model
+from rich.console import Console
+
+from limbeck.config import JobConfig
+from limbeck.errors import UserError
+from limbeck.evaluation import evaluate
+from limbeck.info import describe
+from limbeck.job import distill, train_experts
+from limbeck.methods import find_method
+from limbeck.models import ModelConfig
+from limbeck.report import write_comparison, write_report
+from limbeck.screen import Screen, results_table
+from limbeck.trajectory.store import ExpertConfig, Store
+
+
+class Common(BaseModel):
+    """Options of every command."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True)
+
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, ..."""
+    threads: int | None = Field(default=None, ge=1)
+    """processor threads; by default one per core"""
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """print the result as JSON on standard output (progress goes to standard error)"""
+    debug: bool = False
+    """show the traceback of an error"""
+
+
+class Data(Common):
+    """Options of commands that read images."""
+
+    data: tyro.conf.Positional[str]
+    """digits, fashion-mnist, or the path of a folder of class folders, an .npz, idx or parquet files"""
+    resize: int | None = Field(default=None, ge=1)
+    """resize every image to this many pixels a side"""
+
+
+class Distill(Data):
+    """Distil a data set: experts, distillation, evaluation, report."""
+
+    method: str = "mct"
+    """which method"""
+    out: str | None = None
+    """the run folder; by default runs/DATA-METHOD-ipcN-seedS"""
+    experts: str | None = None
+    """a store of experts; by default they are trained once and found again"""
+
+
+class Experts(ExpertConfig, Data):
+    """Train experts into a store; those it has are kept."""
+
+    out: str | None = None
+    """the store's folder; by default one named by its content"""
+    count: int = Field(default=10, ge=1)
+    """experts"""
+    seed: int = 0
+    """of everything random"""
+    preprocess: Literal["normalise", "zca"] = "normalise"
+    """per-channel mean and standard deviation, or ZCA whitening, fitted on train"""
+    augment: str | None = None
+    """DSA families joined by '_', or none"""
+    model: ModelConfig = ModelConfig()
+
+
+class Convexify(Common):
+    """Recorded experts to convexified ones."""
+
+    store: tyro.conf.Positional[str]
+    """a store made with '--keep recorded' or '--keep both'"""
+    out: str
+    """the new store's folder"""
+    waypoints: int = Field(default=2, ge=2)
+    """points of each trajectory to keep"""
+    smoothing: str = "none"
+    """none, or mct"""
+    dtype: Literal["float32", "float16"] = "float32"
+    """storage type"""
+    seed: int = 0
+    """accepted by every command; nothing here is random"""
+
+
+class Evaluate(Common):
+    """Train fresh networks on a distilled set and test them."""
+
+    what: tyro.conf.Positional[str]
+    """a run folder or a set file"""
+    data: str | None = None
+    """the data to test on; by default where the set came from"""
+    resize: int | None = None
+    """resize every image to this many pixels a side"""
+    seed: int = 0
+    """of the networks"""
+    model: ModelConfig | None = None
+    """another network than the one the set was distilled with"""
+    networks: int | None = Field(default=None, ge=1)
+    """fresh networks"""
+    epochs: int | None = Field(default=None, ge=1)
+    """passes over the set"""
+
+
+class Report(Common):
+    """Write report.html; of several runs, a comparison."""
+
+    runs: tyro.conf.Positional[list[str]]
+    """run folders"""
+    out: str | None = None
+    """the file; by default report.html in the run folder, or comparison.html here"""
+    seed: int = 0
+    """accepted by every command; nothing here is random"""
+
+
+class Info(Common):
+    """Say what a file or folder is: data set, store, set or run."""
+
+    what: tyro.conf.Positional[str]
+    """any file, folder or data set name"""
+    seed: int = 0
+    """accepted by every command; nothing here is random"""
+
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+def run_distill(args: Any, listen: Listener) -> Any:
+    own = set(find_method(args.method).config.model_fields)
+    options = {name: getattr(args, name) for name in own | set(JobConfig.model_fields)}
+    path = distill(
+        args.data,
+        method=args.method,
+        out=args.out,
+        experts=args.experts,
+        device=args.device,
+        resize=args.resize,
+        listen=listen,
+        **options,
+    )
+    return {**json.loads((path / "results.json").read_text()), "run": str(path), "report": str(path / "report.html")}
+
+
+def run_experts(args: Experts, listen: Listener) -> Any:
+    expert = ExpertConfig(**{name: getattr(args, name) for name in ExpertConfig.model_fields})
+    options = {name: getattr(args, name) for name in ("count", "seed", "preprocess", "augment", "model")}
+    store = train_experts(
+        args.data, out=args.out, device=args.device, resize=args.resize, listen=listen, expert=expert, **options
+    )
+    return {**describe(str(store.path)), "store": str(store.path)}
+
+
+def run_convexify(args: Convexify, listen: Listener) -> Any:
+    store = Store.open(Path(args.store)).convexified(Path(args.out), args.waypoints, args.smoothing, args.dtype)
+    return {**describe(str(store.path)), "store": str(store.path)}
+
+
+def run_evaluate(args: Evaluate, listen: Listener) -> Any:
+    rows = evaluate(
+        args.what,
+        data=args.data,
+        model=args.model,
+        seed=args.seed,
+        device=args.device,
+        resize=args.resize,
+        listen=listen,
+        networks=args.networks,
+        epochs=args.epochs,
+    )
+    return {"results": rows}
+
+
+def run_report(args: Report, listen: Listener) -> Any:
+    runs = [Path(run) for run in args.runs]
+    if len(runs) == 1:
+        return {"report": str(write_report(runs[0], None if args.out is None else Path(args.out)))}
+    return {"report": str(write_comparison(runs, Path(args.out or "comparison.html")))}
+
+
+def run_info(args: Info, listen: Listener) -> Any:
+    return describe(args.what)
+
+
+class Command(NamedTuple):
+    """A command's options and what it calls."""
+
+    options: type[Common]
+    run: Callable[[Any, Listener], Any]
+
+
+COMMANDS = {
+    "distill": Command(Distill, run_distill),
+    "experts": Command(Experts, run_experts),
+    "convexify": Command(Convexify, run_convexify),
+    "evaluate": Command(Evaluate, run_evaluate),
+    "report": Command(Report, run_report),
+    "info": Command(Info, run_info),
+}
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.options.__doc__}" for name, command in COMMANDS.items()]
+    return "\n".join(["usage: limbeck COMMAND ...", "", *lines, "", "limbeck COMMAND --help tells the options."])
+
+
+def _options(command: str, arguments: list[str]) -> type[Common]:
+    """The options of a command; distill's depend on its method."""
+    if command != "distill":
+        return COMMANDS[command].options
+    name = next(
+        (
+            a.split("=", 1)[1] if "=" in a else b
+            for a, b in zip(arguments, [*arguments[1:], ""])
+            if a.split("=")[0] == "--method"
+        ),
+        "mct",
+    )
+    bases: Any = (find_method(name).config, JobConfig, Distill)
+    made: type[Common] = create_model("distill", __base__=bases)
+    made.__doc__ = Distill.__doc__
+    return made
+
+
+def _show(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    console = Console()
+    rows = result.get("results")
+    if rows:
+        name = f"{result['data']['name']}, {result['ipc']} per class, {result['method']}" if "ipc" in result else "test"
+        console.print(results_table(rows, name))
+    for key, value in result.items():
+        if key not in ("results", "format", "version", "protocol", "seconds", "bytes", "data") or not rows:
+            console.print(f"{key}: {value}", soft_wrap=True, highlight=False, markup=False)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point: exit status 0, 2 for a user's mistake, 1 for ours or the machine's, 130 when interrupted."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["--version"]:
+        from limbeck import __version__
+
+        print(f"limbeck {__version__}")
+        return
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        sys.exit(0 if arguments else 2)
+    debug = "--debug" in arguments
+    try:
+        sys.exit(_run(arguments[0], arguments[1:]))
+    except UserError as error:
+        _fail(f"limbeck: {error}", 2, debug)
+    except KeyboardInterrupt:
+        _fail("limbeck: interrupted; the same command goes on where it stopped.", 130, debug)
+    except OSError as error:
+        _fail(f"limbeck: {error}", 1, debug)
+
+
+def _fail(message: str, status: int, debug: bool) -> None:
+    if debug:
+        raise
+    print(message, file=sys.stderr)
+    sys.exit(status)
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    if command not in COMMANDS:
+        raise UserError(f"there is no command '{command}'; choose one of {', '.join(COMMANDS)}.")
+    args: Any = tyro.cli(_options(command, arguments), prog=f"limbeck {command}", args=arguments)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    with Screen() as screen:
+        result = COMMANDS[command].run(args, screen)
+    _show(result, args.as_json)
+    return 0
+
+
+if __name__ == "__main__":
+    main()
