@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
 
@@ -15,6 +16,7 @@ import torch
 import tyro
 from pydantic import BaseModel, ConfigDict, Field, create_model
 from rich.console import Console
+from safetensors import SafetensorError
 
 from limbeck.config import JobConfig
 from limbeck.errors import UserError
@@ -230,9 +232,9 @@ def _options(command: str, arguments: list[str]) -> type[Common]:
         "mct",
     )
     bases: Any = (find_method(name).config, JobConfig, Distill)
-    made: type[Common] = create_model("distill", __base__=bases)
+    made: Any = create_model("distill", __base__=bases)
     made.__doc__ = Distill.__doc__
-    return made
+    return cast("type[Common]", made)
 
 
 def _show(result: dict[str, Any], as_json: bool) -> None:
@@ -242,7 +244,9 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
     console = Console()
     rows = result.get("results")
     if rows:
-        name = f"{result['data']['name']}, {result['ipc']} per class, {result['method']}" if "ipc" in result else "test"
+        data = result.get("data")
+        data = data["name"] if isinstance(data, dict) else data
+        name = f"{data}, {result['ipc']} per class, {result['method']}" if "ipc" in result else "test"
         console.print(results_table(rows, name))
     for key, value in result.items():
         if key not in ("results", "format", "version", "protocol", "seconds", "bytes", "data") or not rows:
@@ -267,13 +271,15 @@ def main(argv: list[str] | None = None) -> None:
         _fail(f"limbeck: {error}", 2, debug)
     except KeyboardInterrupt:
         _fail("limbeck: interrupted; the same command goes on where it stopped.", 130, debug)
-    except OSError as error:
+    except (NotADirectoryError, FileExistsError) as error:
+        _fail(f"limbeck: {error}; name another folder.", 2, debug)
+    except (OSError, SafetensorError) as error:  # the second is how a full disk looks while tensors are written
         _fail(f"limbeck: {error}", 1, debug)
 
 
 def _fail(message: str, status: int, debug: bool) -> None:
     if debug:
-        raise
+        traceback.print_exc()
     print(message, file=sys.stderr)
     sys.exit(status)
 

@@ -17,7 +17,7 @@ Config = TypeVar("Config", bound=BaseModel)
 class JobConfig(BaseModel):
     """What a run is made of beside its method's own options."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     ipc: int = 1
     """images per class of the synthetic set"""
@@ -27,8 +27,8 @@ class JobConfig(BaseModel):
     """per-channel mean and standard deviation, or ZCA whitening, fitted on train"""
     augment: str | None = None
     """DSA families joined by '_', or none; by default all, without flip where mirror images are wrong"""
-    count: int = Field(default=10, ge=1)
-    """experts"""
+    count: int | None = Field(default=None, ge=1)
+    """experts; by default 10, or all of the store given with --experts"""
     validate_every: int | None = Field(default=None, ge=1)
     """outer steps between validations; by default a tenth of all"""
     validate_networks: int = Field(default=3, ge=1)

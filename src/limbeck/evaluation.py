@@ -23,7 +23,7 @@ from limbeck.types import Listener
 class EvalConfig(BaseModel):
     """The field's protocol: SGD on the set from a random start, with the set's own step size."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     networks: int = Field(default=5, ge=1)
     """fresh networks, each from its own seed"""
@@ -35,7 +35,7 @@ class EvalConfig(BaseModel):
     """of SGD"""
     weight_decay: float = Field(default=5e-4, ge=0)
     """of SGD"""
-    baseline_lrs: tuple[float, ...] = (0.003, 0.01, 0.03)
+    baseline_lrs: tuple[float, ...] = Field(default=(0.003, 0.01, 0.03), min_length=1)
     """step sizes tried for real images, which bring none of their own; chosen on validation"""
     full_epochs: int = Field(default=30, ge=1)
     """passes over the whole training part, for the full-data figure"""
@@ -141,7 +141,7 @@ def evaluate(
     """Rows for a distilled set, its file, or both sets of a run folder, on the test part of its data.
 
     data:  where the images are; by default where the set says it came from.
-    model: another network than the one it was distilled with. networks, epochs: by default 5, and the set's own.
+    model: another network than the one it was distilled with. networks, epochs: by default the set's own.
     Raises UserError when there is no set, or when the data is not what the set was made from.
     """
     sets = _sets(made)
@@ -151,7 +151,9 @@ def evaluate(
         source = data if data is not None else held.get("source")
         if source is None:
             raise UserError("the set does not say where its data lies; name it with --data.")
-        images = load_data(source, seed=each.provenance.get("config", {}).get("seed", 0), resize=resize)
+        images = load_data(
+            source, seed=each.provenance.get("config", {}).get("seed", 0), resize=resize or held.get("resize")
+        )
         _same_data(images, each)
         recipe = dict(each.recipe)
         network, augment = ModelConfig(**recipe.pop("model")), recipe.pop("augment")

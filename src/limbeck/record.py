@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -57,9 +58,12 @@ class Run:
         return run
 
     def line(self, event: str, **fields: Any) -> None:
-        """Append one measurement."""
-        with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, **fields}) + "\n")
+        """Append one measurement, on a line of its own even where a crash cut off the last one."""
+        with (self.path / "log.jsonl").open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+            whole = file.read(1) in (b"", b"\n")
+            file.write((("" if whole else "\n") + json.dumps({"event": event, **fields}) + "\n").encode())
 
     def lines(self, event: str) -> list[dict[str, Any]]:
         """The measurements of one kind so far; a line that a crash cut off is passed over."""
@@ -75,10 +79,16 @@ class Run:
         return found
 
     def save_state(
-        self, synthetic: SyntheticSet, optimisers: Sequence[torch.optim.Optimizer], step: int, more: dict[str, Any]
+        self,
+        synthetic: SyntheticSet,
+        optimisers: Sequence[torch.optim.Optimizer],
+        step: int,
+        more: dict[str, Any],
+        extra: Mapping[str, Tensor],
     ) -> None:
-        """Where the outer loop is: raw parameters, optimisers and `more`; replaces the state before."""
+        """Where the outer loop is: raw parameters, optimisers, `more`, `extra` tensors; replaces the state before."""
         tensors = {f"set.{name}": tensor for name, tensor in synthetic.state().items()}
+        tensors |= {f"extra.{name}": tensor for name, tensor in extra.items()}
         scalars: dict[str, Any] = {}
         for i, optimiser in enumerate(optimisers):
             for j, slots in optimiser.state_dict()["state"].items():
@@ -92,10 +102,10 @@ class Run:
 
     def load_state(
         self, synthetic: SyntheticSet, optimisers: Sequence[torch.optim.Optimizer]
-    ) -> tuple[int, dict[str, Any]]:
-        """Restore the last saved state in place; returns the steps done and `more`, (0, {}) where there is none."""
+    ) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
+        """Restore the last saved state in place; returns steps done, `more` and `extra`, 0 and empty without one."""
         if not (self.path / "state.safetensors").exists():
-            return 0, {}
+            return 0, {}, {}
         tensors, header = read_tensors(self.path / "state.safetensors", STATE)
         synthetic.load({name.removeprefix("set."): t for name, t in tensors.items() if name.startswith("set.")})
         for i, optimiser in enumerate(optimisers):
@@ -105,4 +115,5 @@ class Run:
                     _, _, j, name = key.split(".", 3)
                     slots.setdefault(int(j), {})[name] = value
             optimiser.load_state_dict({**optimiser.state_dict(), "state": slots})
-        return int(header["step"]), dict(header["more"])
+        extra = {name.removeprefix("extra."): t for name, t in tensors.items() if name.startswith("extra.")}
+        return int(header["step"]), dict(header["more"]), extra

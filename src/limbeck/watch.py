@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
 from limbeck.record import Run
 from limbeck.synthetic import SyntheticSet
-from limbeck.types import Listener
+from limbeck.types import Hook, Listener
 
 SAVE_SECONDS = 20.0
 
@@ -39,7 +40,8 @@ class Log:
 class Choose:
     """Every `every` steps, and before the first: validate, and keep the set that did best so far.
 
-    measure: set -> (mean, std, n) on the validation part; keep: called with a better set and its step.
+    measure: set -> (mean, std, n) on the validation part; keep: called with a better set and its step;
+    show: the set that is meant, from the one that is optimised.
     """
 
     run: Run
@@ -48,19 +50,30 @@ class Choose:
     measure: Callable[[SyntheticSet], tuple[float, float, int]]
     keep: Callable[[SyntheticSet, int], None]
     listen: Listener
+    show: Callable[[SyntheticSet], SyntheticSet]
     best: float = -1.0
     step: int = 0
 
     def __call__(self, synthetic: SyntheticSet, step: int, loss: float = 0.0) -> None:
         if step % self.every and step != self.last:
             return
-        mean, std, n = self.measure(synthetic.snapshot())
+        shown = self.show(synthetic).snapshot()
+        mean, std, n = self.measure(shown)
         fields = {"step": step, "which": "distilled", "accuracy_mean": mean, "accuracy_std": std, "n": n}
         self.run.line("validate", **fields)
         self.listen({"event": "validate", **fields})
         if mean > self.best:
             self.best, self.step = mean, step
-            self.keep(synthetic.snapshot(), step)
+            self.keep(shown, step)
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A hook that remembers something between steps, and so has to be saved with the run."""
+
+    def state(self) -> dict[str, Tensor]: ...
+
+    def restore(self, state: dict[str, Tensor], step: int) -> None: ...
 
 
 @dataclass
@@ -69,15 +82,28 @@ class Save:
 
     run: Run
     optimisers: Sequence[torch.optim.Optimizer]
+    hooks: Sequence[Hook]
     chooser: Choose
     log: Log
     written: float = field(default_factory=time.perf_counter)
 
-    def more(self) -> dict[str, Any]:
-        return {"best": self.chooser.best, "best_step": self.chooser.step, "seconds": self.log.seconds()}
+    def _stateful(self) -> dict[str, Stateful]:
+        return {str(i): hook for i, hook in enumerate(self.hooks) if isinstance(hook, Stateful)}
+
+    def restore(self, synthetic: SyntheticSet) -> int:
+        """Take up the saved state, in place; returns how many steps are done."""
+        done, more, extra = self.run.load_state(synthetic, self.optimisers)
+        if done:
+            self.chooser.best, self.chooser.step, self.log.before = more["best"], more["best_step"], more["seconds"]
+            for name, hook in self._stateful().items():
+                mine = {key.split(".", 1)[1]: value for key, value in extra.items() if key.split(".", 1)[0] == name}
+                hook.restore(mine, done)
+        return done
 
     def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
         due = step % self.chooser.every == 0 or step == self.chooser.last
         if due or time.perf_counter() - self.written > SAVE_SECONDS:
-            self.run.save_state(synthetic, self.optimisers, step, self.more())
+            more = {"best": self.chooser.best, "best_step": self.chooser.step, "seconds": self.log.seconds()}
+            extra = {f"{name}.{key}": t for name, hook in self._stateful().items() for key, t in hook.state().items()}
+            self.run.save_state(synthetic, self.optimisers, step, more, extra)
             self.written = time.perf_counter()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from limbeck.errors import UserError
 from limbeck.methods.mct import MCT
-from limbeck.methods.plan import Material, Method, MethodConfig, Plan
+from limbeck.methods.plan import Facts, Material, Method, MethodConfig, Plan
 
-__all__ = ["METHODS", "Material", "Method", "MethodConfig", "Plan", "find_method"]
+__all__ = ["METHODS", "Facts", "Material", "Method", "MethodConfig", "Plan", "find_method"]
 
 METHODS: dict[str, Method] = {each.name: each for each in (MCT,)}
 

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from limbeck.methods.plan import Material, Method, MethodConfig, Plan
+from limbeck.methods.plan import Facts, Material, Method, MethodConfig, Plan
 from limbeck.objectives.trajectory import MatchTrajectory
 from limbeck.select import choose
 from limbeck.student.unroll import Backprop, Replay
@@ -30,10 +30,10 @@ class MCTConfig(MethodConfig):
     """outer steps"""
     syn_steps: int = Field(default=20, ge=1)
     """N, student steps per outer step"""
-    expert_epochs: float = Field(default=3.0, gt=0)
-    """M, how far along the expert the student has to get; any real number"""
-    max_start_epoch: float = Field(default=6.0, gt=0)
-    """U, start epochs are uniform in [0, U); any real number"""
+    expert_epochs: float | None = Field(default=None, gt=0)
+    """M, how far along the expert the student has to get; by default 5 times as far as its own steps can reach"""
+    max_start_epoch: float | None = Field(default=None, gt=0)
+    """U, start epochs are uniform in [0, U); by default a part of the expert that grows with images per class"""
     gradient: Literal["exact", "backprop", "tesla", "tesla-corrected"] = "exact"
     """exact (constant graph memory), backprop (full graph), tesla (the authors' approximation, halved as released)"""
     optimizer: Literal["sgd", "adam"] = "sgd"
@@ -48,8 +48,21 @@ class MCTConfig(MethodConfig):
     """step size of the student's step size, in the papers' unit (of the step size itself); 0 keeps it fixed"""
     batch_syn: int | None = Field(default=None, ge=1)
     """synthetic images per student step; by default all"""
-    init: str = "random"
-    """real images to start from: random or kmeans"""
+    init: Literal["random", "kmeans"] = "random"
+    """real images to start from"""
+
+
+def resolve(config: MCTConfig, facts: Facts) -> MCTConfig:
+    """Give M and U numbers, from what was measured at one image per class on digits and Fashion-MNIST.
+
+    Path lengths are compared in step size x steps: an epoch of the expert against the student's N steps.
+    """
+    epochs = float(facts.expert.epochs)
+    reach = config.syn_steps * config.lr_teacher / (facts.expert.lr * facts.steps_per_epoch)
+    span = config.expert_epochs or min(5 * reach, epochs / 2)
+    part = min(0.1 * facts.ipc**0.5, 0.8)
+    start = config.max_start_epoch or min(max(2 * span, part * epochs), epochs - span)
+    return config.model_copy(update={"expert_epochs": span, "max_start_epoch": start})
 
 
 def image_optimiser(config: MCTConfig, images: torch.Tensor) -> torch.optim.Optimizer:
@@ -62,6 +75,8 @@ def image_optimiser(config: MCTConfig, images: torch.Tensor) -> torch.optim.Opti
 def plan(config: MCTConfig, material: Material) -> Plan:
     """Convexified experts, continuous segments, exact gradient."""
     task = material.task
+    assert config.max_start_epoch is not None
+    assert config.expert_epochs is not None
     images, labels = task.train
     rows = choose(config.init, images, labels, task.data.num_classes, material.ipc, material.seed).to(images.device)
     synthetic = SyntheticSet.start(images[rows], labels[rows], config.lr_teacher)
@@ -90,4 +105,5 @@ MCT = Method(
     config=MCTConfig,
     experts="convex",
     plan=plan,
+    resolve=resolve,
 )

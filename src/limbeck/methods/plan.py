@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from limbeck.loop import always
 from limbeck.synthetic import SyntheticSet
 from limbeck.task import Task
-from limbeck.trajectory.store import Kind
+from limbeck.trajectory.store import ExpertConfig, Kind
 from limbeck.types import Hook, Objective, Trajectory
 
 
@@ -25,8 +25,28 @@ class Material(NamedTuple):
     seed: int
 
 
+class Facts(NamedTuple):
+    """What a method's defaults may depend on: training images, images per class, and how its experts are trained."""
+
+    train_images: int
+    ipc: int
+    expert: ExpertConfig
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.train_images // self.expert.batch_size)
+
+
+def itself(synthetic: SyntheticSet) -> SyntheticSet:
+    """The set that is optimised is the set that is used."""
+    return synthetic
+
+
 class Plan(NamedTuple):
-    """A method made concrete: what to lower, from where, by which optimisers, for how many outer steps."""
+    """A method made concrete: what to lower, from where, by which optimisers, for how many outer steps.
+
+    show: the set to validate and to keep, from the one that is optimised (an average of it, say).
+    """
 
     objective: Objective
     synthetic: SyntheticSet
@@ -34,17 +54,26 @@ class Plan(NamedTuple):
     iterations: int
     accept: Callable[[float], bool] = always
     hooks: Sequence[Hook] = ()
+    show: Callable[[SyntheticSet], SyntheticSet] = itself
+
+
+def as_asked(config: Any, facts: Facts) -> Any:
+    """No default depends on the data."""
+    return config
 
 
 class MethodConfig(BaseModel):
     """Options of a method: its fields are its command-line flags."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 @dataclass(frozen=True)
 class Method:
-    """A line of the registry: name, where it comes from, its options, the experts it needs, and its recipe."""
+    """A line of the registry: name, where it comes from, its options, the experts it needs, and its recipe.
+
+    resolve: fill in the defaults that depend on the data, so that a record holds numbers.
+    """
 
     name: str
     summary: str
@@ -52,3 +81,4 @@ class Method:
     config: type[MethodConfig]
     experts: Kind | None
     plan: Callable[[Any, Material], Plan]
+    resolve: Callable[[Any, Facts], Any] = as_asked

@@ -49,6 +49,7 @@ class ModelConfig(BaseModel):
 
     def resolved(self, size: tuple[int, int]) -> ModelConfig:
         """The same network with its defaults written out, so that a record does not depend on them."""
+        given = self.options()
         defaults = {
             key: parameter.default
             for key, parameter in inspect.signature(MODELS[self.name]).parameters.items()
@@ -56,7 +57,7 @@ class ModelConfig(BaseModel):
         }
         if "depth" in defaults:
             defaults["depth"] = default_depth(min(size))
-        return ModelConfig(name=self.name, **{**defaults, **self.options()})
+        return ModelConfig(name=self.name, **{**defaults, **given})
 
 
 def flat_model(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> FlatModel:

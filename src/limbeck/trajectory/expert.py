@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from limbeck.errors import UserError
 from limbeck.flat import Layout
 from limbeck.training import Schedule, train
 from limbeck.trajectory.convexified import SMOOTHING, Convexifier
@@ -29,7 +30,10 @@ def train_expert(
     watch: Watch,
     test: Callable[[Tensor], float],
 ) -> Expert:
-    """Plain SGD from theta0 (P,) on preprocessed images (n, c, h, w); its trajectory is convexified as it passes by."""
+    """Plain SGD from theta0 (P,) on preprocessed images (n, c, h, w); its trajectory is convexified as it passes by.
+
+    Raises UserError when training diverges.
+    """
     schedule = Schedule(config.epochs, config.lr, config.batch_size, config.momentum, config.weight_decay)
     convexifier = None
     if config.keep != "recorded":
@@ -41,6 +45,8 @@ def train_expert(
             convexifier.add(theta)
         if config.keep != "convex":
             points.append(theta.to("cpu", DTYPES[config.dtype], copy=True))
+        if not bool(torch.isfinite(theta).all()):
+            raise UserError(f"the expert diverged in epoch {epoch}; lower its step size ({config.lr:g}).")
         validation.append(watch(epoch, theta))
     return Expert(
         None if convexifier is None else convexifier.finish(),

@@ -19,6 +19,6 @@ class Recorded:
 
     def at(self, t: float) -> Tensor:
         """Parameters (P,) at whole epoch `t`; ValueError for any other."""
-        if t != int(t) or not 0 <= t <= self.end:
+        if not 0 <= t <= self.end or t != int(t):
             raise ValueError(f"a recorded trajectory has whole epochs 0 to {self.end}, not {t}")
         return self.points[int(t)].float()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +25,7 @@ Kind = Literal["convex", "recorded"]
 class ExpertConfig(BaseModel):
     """How an expert is trained, and what is kept of it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     epochs: int = Field(default=30, ge=1)
     """passes over the training images (the papers use 50)"""
@@ -123,7 +125,8 @@ class Store:
 
     def indices(self) -> list[int]:
         """Which experts are there, in order."""
-        return sorted(int(file.stem.split("-")[1]) for file in self.path.glob("expert-[0-9]*.safetensors"))
+        names = (re.fullmatch(r"expert-(\d+)\.safetensors", file.name) for file in self.path.iterdir())
+        return sorted(int(name[1]) for name in names if name)
 
     def write(self, index: int, expert: Expert) -> None:
         """Add one finished expert."""
@@ -157,22 +160,26 @@ class Store:
             recorded = Recorded(tensors["points"])
         return Expert(convex, recorded, tuple(header["validation"]), header["test"])
 
-    def bytes_of(self, indices: list[int]) -> int:
+    def bytes_of(self, indices: Sequence[int]) -> int:
         """Bytes on disk of these experts' files."""
         return sum(size_of(self.file(index)) for index in indices)
 
     def convexified(self, path: Path, waypoints: int, smoothing: str, dtype: Literal["float32", "float16"]) -> Store:
-        """A new store at `path` with this one's recorded experts convexified; UserError if none were recorded."""
+        """A new store at `path` with this one's recorded experts convexified; UserError if any was not recorded."""
+        if not self.indices():
+            raise UserError(f"the store {self.path} holds no finished experts; run 'limbeck experts' first.")
         config = self.config.model_copy(
             update={"keep": "convex", "waypoints": waypoints, "smoothing": smoothing, "dtype": dtype}
         )
         epochs = config.waypoint_epochs()
         description = {k: v for k, v in self.header.items() if k not in ("format", "version", "key")}
+        for index in self.indices():  # all of them before the new store is begun, one at a time for memory
+            if self.read(index).recorded is None:
+                raise UserError(f"{self.file(index)} holds no recorded trajectory; train with '--keep recorded'.")
         target = Store.create(path, {**description, "expert": config.model_dump()})
         for index in sorted(set(self.indices()) - set(target.indices())):
             expert = self.read(index)
-            if expert.recorded is None:
-                raise UserError(f"{self.file(index)} holds no recorded trajectory; train with '--keep recorded'.")
+            assert expert.recorded is not None
             points = (point.float() for point in expert.recorded.points)
             convex = convexify(points, self.layout, epochs, SMOOTHING[smoothing], DTYPES[dtype])
             target.write(index, Expert(convex, None, expert.validation, expert.test))

@@ -1,0 +1,184 @@
+"""The stages of a run after its experts: look at them, optimise, judge, write down. Each takes up what is there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from limbeck.baselines import baselines, networks_to_train
+from limbeck.config import JobConfig
+from limbeck.distilled import DistilledSet, load
+from limbeck.evaluation import evaluate_distilled, evaluate_set
+from limbeck.experts import path_accuracy
+from limbeck.files import size_of, write_json
+from limbeck.loop import descend
+from limbeck.methods import Plan
+from limbeck.pictures import image_grid, save_png
+from limbeck.random import derive
+from limbeck.record import Run
+from limbeck.synthetic import SyntheticSet
+from limbeck.task import Task
+from limbeck.trajectory.store import Expert, Store
+from limbeck.types import Listener
+from limbeck.watch import Choose, Log, Save
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What every stage of one run is handed.
+
+    resolved: the whole configuration, JSON-able; source: where the data lies and how it was read, for the set's own
+    record.
+    """
+
+    run: Run
+    task: Task
+    config: JobConfig
+    resolved: dict[str, Any]
+    source: dict[str, Any]
+    listen: Listener
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add what this stage takes to the log, also when it is cut short."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.run.line("stage", name=stage, seconds=round(time.perf_counter() - start, 2))
+
+    def seconds(self) -> dict[str, float]:
+        """Time spent per stage, earlier tries included."""
+        total: dict[str, float] = {}
+        for line in self.run.lines("stage"):
+            total[line["name"]] = round(total.get(line["name"], 0.0) + line["seconds"], 2)
+        return total
+
+
+def inspect_experts(job: Job, store: Store, indices: Sequence[int], experts: list[Expert]) -> None:
+    """experts.json: what was stored, and how good it is along the way."""
+    path = job.run.path / "experts.json"
+    if path.exists():
+        return
+    count, parameters = len(experts), job.task.model.layout.count
+    value = {
+        "format": "limbeck-experts",
+        "version": 1,
+        "store": str(store.path),
+        "count": count,
+        "epochs": store.config.epochs,
+        "waypoints": store.config.waypoints,
+        "kept": store.config.keep,
+        "parameters": parameters,
+        "test_accuracy": [expert.test for expert in experts],
+        "bytes": {
+            "experts": store.bytes_of(indices),
+            "recorded_would_be": 4 * count * parameters * (store.config.epochs + 1),
+        },
+        **path_accuracy(job.task, experts[:5]),
+    }
+    write_json(path, value)
+
+
+def optimise(job: Job, plan: Plan) -> None:
+    """The outer loop from where it stood; leaves set-last, set-chosen and their previews in the run folder."""
+    run, config = job.run, job.config
+
+    def keep(which: str) -> Callable[[SyntheticSet, int], None]:
+        return lambda synthetic, step: write_set(job, synthetic, which, step)
+
+    every = config.validate_every or max(1, plan.iterations // 10)
+    chooser = Choose(
+        run, every, plan.iterations, lambda made: _validate(job, made), keep("chosen"), job.listen, plan.show
+    )
+    log = Log(run, job.listen)
+    save = Save(run, plan.optimisers, plan.hooks, chooser, log)
+    done = save.restore(plan.synthetic)
+    job.listen({"event": "stage", "name": "distill", "total": plan.iterations, "done": done, "unit": "step"})
+    if done == 0:
+        keep("initial")(plan.synthetic.snapshot(), 0)
+        chooser(plan.synthetic, 0)
+    hooks = [*plan.hooks, log, chooser, save]
+    steps = range(done, plan.iterations)
+    descend(plan.objective, plan.synthetic, plan.optimisers, steps, config.seed, plan.accept, hooks)
+    if len(steps) or not (run.path / "set-last.safetensors").exists():
+        keep("last")(plan.show(plan.synthetic).snapshot(), plan.iterations)
+
+
+def _validate(job: Job, synthetic: SyntheticSet) -> tuple[float, float, int]:
+    """Mean, standard deviation and n of fresh networks on the validation part; the same networks at every step."""
+    config, pair = job.config, synthetic.training_pair()
+    summary = evaluate_set(
+        job.task,
+        lambda _seed: pair,
+        config.eval.schedule(float(synthetic.lr), config.validate_epochs),
+        config.validate_networks,
+        job.task.validation,
+        derive(config.seed, "validate"),
+    )
+    return summary.accuracy_mean, summary.accuracy_std, summary.n
+
+
+def write_set(job: Job, synthetic: SyntheticSet, which: str, step: int) -> None:
+    """The set at one outer step as a file (but for the initial one, which is real images), and its picture."""
+    task = job.task
+    images, labels = synthetic.training_pair()
+    recipe = job.config.eval.model_dump(include={"networks", "epochs", "batch_size", "momentum", "weight_decay"})
+    made = DistilledSet(
+        images.cpu(),
+        labels.cpu(),
+        float(synthetic.lr),
+        task.preprocess.to("cpu"),
+        task.data.classes,
+        {**recipe, "augment": task.augment.strategy, "model": task.model_config.model_dump()},
+        {
+            "method": job.resolved["method"],
+            "config": job.resolved,
+            "data": {"name": task.data.name, "fingerprint": task.data.fingerprint, **job.source},
+            "which": which,
+            "step": step,
+        },
+    )
+    picture = image_grid(made.pictures(), made.hard_labels(), list(made.classes))
+    save_png(picture, job.run.path / "previews" / f"{which}.png")  # first: where there is a set there is its picture
+    if which != "initial":
+        made.save(job.run.path / f"set-{which}.safetensors")
+
+
+def judge(job: Job) -> list[dict[str, Any]]:
+    """Rows of results.json: last and chosen, real images, full data; test is looked at here and nowhere else."""
+    run, config = job.run, job.config
+    held = {(row["set"], row["which"]): row for row in run.lines("result")}
+    total = 2 * config.eval.networks + networks_to_train(config.eval)
+    job.listen({"event": "stage", "name": "evaluate", "total": total, "unit": "network"})
+    rows = []
+    for which in ("last", "chosen"):
+        row = held.get(("distilled", which))
+        if row is None:
+            made = load(run.path / f"set-{which}.safetensors")
+            row = evaluate_distilled(job.task, made, config.eval, config.seed, which, job.listen)
+            run.line("result", **row)
+        rows.append({key: value for key, value in row.items() if key != "event"})
+    return rows + baselines(job.task, config.ipc, config.eval, config.seed, job.listen)
+
+
+def write_results(job: Job, rows: list[dict[str, Any]], store_bytes: int) -> None:
+    """results.json."""
+    e, task = job.config.eval, job.task
+    value = {
+        "format": "limbeck-results",
+        "version": 1,
+        "method": job.resolved["method"],
+        "data": {"name": task.data.name, "fingerprint": task.data.fingerprint},
+        "ipc": job.config.ipc,
+        "protocol": f"{e.epochs} epochs of SGD with momentum {e.momentum}, weight decay {e.weight_decay}, batch "
+        f"{e.batch_size}, step size x 0.1 after half of them, augmentation {task.augment.strategy}; std is the sample "
+        "standard deviation over networks",
+        "results": rows,
+        "seconds": job.seconds(),
+        "bytes": {"experts": store_bytes, "set": size_of(job.run.path / "set-chosen.safetensors")},
+    }
+    write_json(job.run.path / "results.json", value)

@@ -1,0 +1,69 @@
+"""What the tests share: one small task, one expert of it, and a guard on the global generators."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from limbeck.data import ImageData, Split, load_data
+from limbeck.experts import describe_experts
+from limbeck.models import ModelConfig
+from limbeck.task import Task, make_task
+from limbeck.trajectory import Expert, ExpertConfig, Store
+from limbeck.trajectory.expert import train_expert
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or fills the user's store of experts."""
+    monkeypatch.setenv("LIMBECK_HOME", str(tmp_path_factory.getbasetemp() / "home"))
+
+
+@pytest.fixture
+def untouched_generators() -> Iterator[None]:
+    """Fails a test that draws from, or reseeds, a global generator."""
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002 - only looked at
+    yield
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
+    assert random.getstate() == before[2]
+
+
+@pytest.fixture(scope="session")
+def digits() -> ImageData:
+    """300 training images of the digits, with their whole validation and test parts."""
+    data = load_data("digits")
+    train = Split(data.train.images[:300], data.train.labels[:300])
+    return ImageData("digits", train, data.validation, data.test, data.classes, data.notes, data.fingerprint)
+
+
+@pytest.fixture(scope="session")
+def task(digits: ImageData) -> Task:
+    """Digits for a ConvNet of width 8."""
+    return make_task(digits, ModelConfig(width=8))
+
+
+@pytest.fixture(scope="session")
+def expert_config() -> ExpertConfig:
+    return ExpertConfig(epochs=3, lr=0.05, batch_size=32, waypoints=3, smoothing="mct", keep="both")
+
+
+@pytest.fixture(scope="session")
+def expert(task: Task, expert_config: ExpertConfig) -> Expert:
+    """A real expert of three epochs, recorded and convexified."""
+    theta0 = task.model.fresh(7)
+    watch, test = (lambda epoch, theta: epoch / 10), (lambda theta: 0.5)
+    return train_expert(task.loss, theta0, *task.train, expert_config, task.model.layout, 7, watch, test)
+
+
+@pytest.fixture
+def store(tmp_path: Path, task: Task, expert: Expert, expert_config: ExpertConfig) -> Store:
+    """A store that holds the expert as number 0."""
+    made = Store.create(tmp_path / "store", describe_experts(task, expert_config, seed=7))
+    made.write(0, expert)
+    return made

@@ -1,0 +1,192 @@
+"""The shape of the library, held as data: which way imports point, what is public, and rules a parser sees."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import limbeck
+
+SOURCE = Path(limbeck.__file__).parent
+
+# Each part imports from layers above its own line only; a new module or package gets a place here.
+LAYERS = [
+    {"__init__", "errors", "types"},
+    {"random", "files", "distributed", "screen", "report_text", "report_files", "report_plots"},
+    {"flat", "data", "select", "synthetic", "decode", "pictures", "report"},
+    {"models", "training", "student", "distilled", "record", "loop"},
+    {"trajectory", "objectives", "task", "watch"},
+    {"methods", "evaluation", "experts", "info"},
+    {"baselines", "config"},
+    {"job"},
+    {"cli", "__main__"},
+]
+RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
+
+# (importer, imported): never, not even through others.
+FORBIDDEN = [
+    ("student", "trajectory"),
+    ("trajectory", "synthetic"),
+    ("loop", "methods"),
+    ("loop", "objectives"),
+    ("evaluation", "loop"),
+    ("evaluation", "methods"),
+    ("report", "loop"),
+    ("report", "torch"),
+    ("report_files", "torch"),
+    ("report_plots", "torch"),
+    ("report_text", "torch"),
+    *((part, "cli") for part in RANK if part not in ("cli", "__main__")),
+]
+ONLY = {"torch.distributed": "distributed"}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+TREES = {module_name(path): ast.parse(path.read_text(encoding="utf-8")) for path in sorted(SOURCE.rglob("*.py"))}
+FILES = {module_name(path): path for path in sorted(SOURCE.rglob("*.py"))}
+
+
+def imports(node: ast.AST) -> Iterator[str]:
+    """Full names of what a module imports, inside functions too; what only a type checker sees is left out."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, "imports are absolute"
+            assert child.module is not None
+            yield child.module
+            yield from (f"{child.module}.{alias.name}" for alias in child.names)
+        yield from imports(child)
+
+
+def part_of(module: str) -> str:
+    """limbeck.data.images -> data, limbeck -> __init__, torch.nn -> torch."""
+    first, *rest = module.split(".")
+    return first if first != "limbeck" else rest[0] if rest else "__init__"
+
+
+MODULES = {name: {found for found in imports(tree) if found in TREES} - {name} for name, tree in TREES.items()}
+PARTS: dict[str, set[str]] = {}
+for _name, _tree in TREES.items():
+    _found = {part_of(each) for each in imports(_tree) if not each.startswith("limbeck") or each in TREES}
+    PARTS.setdefault(part_of(_name), set()).update(_found - {part_of(_name), "__init__"})
+
+
+def reached(part: str) -> set[str]:
+    """What a part imports, directly or through other parts."""
+    seen: set[str] = set()
+    ahead = [part]
+    while ahead:
+        for each in PARTS.get(ahead.pop(), set()) - seen:
+            seen.add(each)
+            ahead.append(each)
+    return seen
+
+
+def test_the_parser_sees_imports_that_are_there() -> None:
+    code = "import a.b\nfrom c import d\ndef f():\n    from e import g\nif TYPE_CHECKING:\n    import h\n"
+    assert set(imports(ast.parse(code))) == {"a.b", "c", "c.d", "e", "e.g"}
+    assert "limbeck.flat" in MODULES["limbeck.student.losses"]
+    assert "torch" in reached("student")
+    assert "synthetic" not in PARTS["types"]
+
+
+@pytest.mark.parametrize("part", sorted(PARTS))
+def test_imports_point_down(part: str) -> None:
+    assert part in RANK, f"give {part} a place in LAYERS"
+    upward = {each for each in PARTS[part] if each in RANK and RANK[each] >= RANK[part] and each != "__init__"}
+    assert upward == set()
+
+
+@pytest.mark.parametrize(("part", "other"), FORBIDDEN, ids=[" to ".join(pair) for pair in FORBIDDEN])
+def test_forbidden_arrows(part: str, other: str) -> None:
+    assert other not in reached(part)
+
+
+@pytest.mark.parametrize("package", ONLY)
+def test_packages_with_one_importer(package: str) -> None:
+    users = {
+        part_of(name)
+        for name, tree in TREES.items()
+        for each in imports(tree)
+        if each == package or each.startswith(f"{package}.")
+    }
+    uses = {part_of(name) for name, path in FILES.items() if package in path.read_text(encoding="utf-8")}
+    assert users | uses <= {ONLY[package]}
+
+
+def test_there_is_no_cycle() -> None:
+    assert list(TopologicalSorter(MODULES).static_order())
+
+
+def test_the_report_is_written_without_torch() -> None:
+    code = "import sys, limbeck.report; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- the public surface
+
+
+@pytest.mark.parametrize("name", limbeck.__all__)
+def test_a_public_name_resolves_and_is_documented(name: str) -> None:
+    value = getattr(limbeck, name)
+    if inspect.isclass(value) or callable(value):
+        assert inspect.getdoc(value), name
+        own = str(value.__doc__)
+        assert own != "None", "inherited"
+        assert not own.startswith(f"{value.__name__}("), "made by dataclass"
+    else:
+        assert isinstance(value, dict | str)
+    assert name in dir(limbeck)
+
+
+def test_the_public_names_are_a_sorted_list_and_no_others() -> None:
+    assert limbeck.__all__ == [*sorted(set(limbeck.__all__) - {"__version__"}), "__version__"]
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = limbeck.no_such_name
+    for name, where in limbeck._WHERE.items():
+        assert find_spec(f"limbeck.{where}"), name
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_public_functions_and_classes_have_docstrings(name: str) -> None:
+    kinds = (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)
+    public = [node for node in TREES[name].body if isinstance(node, kinds) and not node.name.startswith("_")]
+    assert ast.get_docstring(TREES[name]), "the module itself"
+    assert [node.name for node in public if not ast.get_docstring(node)] == []
+
+
+# --- house rules
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_are_short(name: str) -> None:
+    assert len(FILES[name].read_text(encoding="utf-8").splitlines()) <= 400
+
+
+GLOBAL = re.compile(r"\btorch\.(cuda\.)?(manual_seed|seed)\b|\b(np|numpy)\.random\.|\brandom\.seed\b")
+DRAWS = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "rand_like", "randn_like"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_nothing_reads_or_seeds_a_global_generator(name: str) -> None:
+    assert not GLOBAL.search(FILES[name].read_text(encoding="utf-8"))
+    for call in (node for node in ast.walk(TREES[name]) if isinstance(node, ast.Call)):
+        target = call.func
+        if isinstance(target, ast.Attribute) and target.attr in DRAWS and ast.unparse(target.value) == "torch":
+            assert "generator" in {keyword.arg for keyword in call.keywords}, ast.unparse(call)

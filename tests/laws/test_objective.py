@@ -1,0 +1,309 @@
+"""Laws of the objective and of the loop that lowers it: gradients in their place, progress, bit-exact resume."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from math import inf, nan
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from limbeck.loop import Diverged, descend
+from limbeck.methods.mct import GRADIENTS
+from limbeck.objectives import MatchTrajectory
+from limbeck.record import Run
+from limbeck.select import choose
+from limbeck.synthetic import SyntheticSet
+from limbeck.task import Task
+from limbeck.trajectory import Continuous, Expert, WholeEpochs
+from limbeck.types import Adjoint, Segment
+
+pytestmark = pytest.mark.usefixtures("untouched_generators")
+
+LEARNED = [("images", "log_lr"), ("images",), ("images", "labels", "log_lr")]
+OPTIMISERS: dict[str, Callable[[SyntheticSet], list[torch.optim.Optimizer]]] = {
+    "sgd": lambda held: [
+        torch.optim.SGD([held.images], 5.0, momentum=0.5),
+        torch.optim.SGD([held.log_lr], 0.05, momentum=0.5),
+    ],
+    "plain sgd": lambda held: [torch.optim.SGD([held.images], 5.0), torch.optim.SGD([held.log_lr], 0.05)],
+    "adam": lambda held: [torch.optim.Adam([held.images], 0.02), torch.optim.Adam([held.log_lr], 0.01)],
+}
+
+
+NO_GRAD = pytest.mark.xfail(
+    strict=True, raises=RuntimeError, reason="Backprop does not turn gradients on for its steps"
+)
+RANGE = pytest.mark.xfail(strict=True, reason="the logarithm may leave the range in which its exponential is a float")
+
+
+def real_set(task: Task, learned: tuple[str, ...] = ("images", "log_lr"), lr: float = 0.05) -> SyntheticSet:
+    """Two real images a class; label logits where labels are learned."""
+    images, labels = task.train
+    rows = choose("random", images, labels, 10, 2, seed=0)
+    start = labels[rows]
+    if "labels" in learned:
+        start = 3.0 * torch.nn.functional.one_hot(start, 10).float()
+    return SyntheticSet.start(images[rows], start, lr, learned)
+
+
+def match(
+    task: Task, expert: Expert, adjoint: Adjoint = GRADIENTS["exact"], batch: int | None = None
+) -> MatchTrajectory:
+    assert expert.convex is not None
+    return MatchTrajectory([expert.convex], Continuous(1.5, 1.0), task.loss, 6, batch, adjoint)
+
+
+@pytest.mark.parametrize("batch", [None, 7])
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("learned", LEARNED, ids="-".join)
+def test_the_gradient_is_finite_and_nowhere_else(
+    task: Task, expert: Expert, learned: tuple[str, ...], gradient: str, batch: int | None
+) -> None:
+    assert expert.convex is not None
+    experts = [expert.convex.waypoints.clone(), expert.convex.beta.clone()]
+    data = [tensor.clone() for tensor in task.train]
+    synthetic = real_set(task, learned)
+    before = synthetic.snapshot()
+    objective = match(task, expert, GRADIENTS[gradient], batch)
+    loss = objective(synthetic, 3, 0)
+    assert loss.ndim == 0
+    assert loss > 0
+    loss.backward()
+    for name, tensor in synthetic.state().items():
+        assert (tensor.grad is not None) == (name in learned), name
+        if tensor.grad is not None:
+            assert torch.isfinite(tensor.grad).all(), name
+            assert tensor.grad.norm() > 0, name
+        assert torch.equal(tensor, before.state()[name])
+    assert torch.equal(expert.convex.waypoints, experts[0])
+    assert torch.equal(expert.convex.beta, experts[1])
+    assert expert.convex.waypoints.grad is None
+    assert all(torch.equal(now, then) for now, then in zip(task.train, data))
+    assert all(parameter.grad is None for parameter in task.model.module.parameters())
+
+
+def test_it_is_random_only_through_seed_and_step(task: Task, expert: Expert) -> None:
+    objective, synthetic = match(task, expert, batch=7), real_set(task)
+    value = objective(synthetic, 3, 0)
+    assert torch.equal(value, objective(synthetic, 3, 0))
+    assert not torch.equal(value, objective(synthetic, 4, 0))
+    assert not torch.equal(value, objective(synthetic, 3, 1))
+
+
+def test_every_step_has_its_own_batches(task: Task, expert: Expert) -> None:
+    """Augmentation and order differ between steps that match the same segment."""
+    assert expert.convex is not None
+
+    def same(step: int, end: int, generator: torch.Generator) -> tuple[float, float]:
+        return 0.5, 1.5
+
+    objective = MatchTrajectory([expert.convex], same, task.loss, 3)
+    assert not torch.equal(objective(real_set(task), 3, 0), objective(real_set(task), 4, 0))
+
+
+def test_batches_pass_over_the_set_again_and_again(task: Task) -> None:
+    synthetic = real_set(task)
+    batches = synthetic.batches(7, 6, torch.Generator().manual_seed(0))
+    rows = [batch.rows.tolist() for batch in batches if batch.rows is not None]
+    assert [len(part) for part in rows] == [6, 6, 6, 2, 6, 6, 6]
+    assert sorted(row for part in rows[:4] for row in part) == list(range(20))
+    assert rows[0] != rows[4]
+    assert len({batch.seed for batch in batches}) == 7
+    assert all(batch.images is batches[0].images for batch in batches)
+    whole = synthetic.batches(2, None, torch.Generator().manual_seed(0))
+    assert [batch.rows for batch in whole] == [None, None]
+
+
+def test_learned_labels_are_probabilities(task: Task) -> None:
+    soft = real_set(task, LEARNED[2])
+    torch.testing.assert_close(soft.training_pair()[1], soft.labels.softmax(1))
+    hard = real_set(task)
+    assert torch.equal(hard.training_pair()[1], hard.labels)
+
+
+def test_it_matches_the_segment_it_says(task: Task, expert: Expert) -> None:
+    """The loss is the displacement of an unroll written out here, over MTT's whole epochs."""
+    assert expert.recorded is not None
+    objective = MatchTrajectory([expert.recorded], WholeEpochs(2, 1), task.loss, steps=3)
+    synthetic = real_set(task)
+    segment = objective.segment(5, 0, torch.device("cpu"))
+    assert torch.equal(segment.start, expert.recorded.at(segment.t0))
+    assert torch.equal(segment.target, expert.recorded.at(segment.t0 + 1))
+    seen: list[Tensor] = []
+
+    def distance(theta: Tensor, start: Tensor, target: Tensor) -> Tensor:
+        seen.extend([theta, start, target])
+        return objective.distance(theta, start, target)
+
+    watched = MatchTrajectory([expert.recorded], WholeEpochs(2, 1), task.loss, 3, distance=distance)
+    loss = watched(synthetic, 5, 0)
+    theta, start, target = seen
+    assert torch.equal(start, segment.start)
+    assert torch.equal(target, segment.target)
+    expected = ((theta - target) ** 2).sum() / ((start - target) ** 2).sum()
+    torch.testing.assert_close(loss, expected)
+
+
+def test_labels_can_come_from_the_segment(task: Task, expert: Expert) -> None:
+    assert expert.convex is not None
+    seen: list[Segment] = []
+
+    def teacher(images: Tensor, segment: Segment) -> Tensor:
+        seen.append(segment)
+        return task.model(segment.target, images).softmax(1)
+
+    synthetic = real_set(task)
+    taught = MatchTrajectory([expert.convex], Continuous(1.5, 1.0), task.loss, 3, labels=teacher)
+    plain = MatchTrajectory([expert.convex], Continuous(1.5, 1.0), task.loss, 3)
+    assert not torch.equal(taught(synthetic, 0, 0), plain(synthetic, 0, 0))
+    wanted = plain.segment(0, 0, torch.device("cpu"))
+    assert torch.equal(seen[0].target, wanted.target)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_thirty_steps_lower_the_loss(task: Task, expert: Expert, gradient: str) -> None:
+    objective, synthetic = match(task, expert, GRADIENTS[gradient]), real_set(task)
+
+    def mean() -> float:
+        return sum(float(objective(synthetic, step, 99).detach()) for step in range(8)) / 8
+
+    before = mean()
+    descend(objective, synthetic, OPTIMISERS["adam"](synthetic), range(30), seed=0)
+    assert mean() < 0.95 * before
+
+
+@pytest.mark.parametrize(
+    "gradient",
+    [pytest.param(each, marks=NO_GRAD) if each == "backprop" else each for each in GRADIENTS],
+)
+def test_the_loss_is_the_same_where_no_gradient_is_kept(task: Task, expert: Expert, gradient: str) -> None:
+    objective, synthetic = match(task, expert, GRADIENTS[gradient]), real_set(task)
+    with torch.no_grad():
+        value = objective(synthetic, 0, 0)
+    torch.testing.assert_close(value, objective(synthetic, 0, 0).detach())
+
+
+@pytest.mark.parametrize("learned", [LEARNED[0], LEARNED[2]], ids="-".join)
+@pytest.mark.parametrize("kind", OPTIMISERS)
+def test_a_run_is_taken_up_bit_for_bit(
+    task: Task, expert: Expert, tmp_path: Path, kind: str, learned: tuple[str, ...]
+) -> None:
+    objective = match(task, expert, batch=7)
+
+    def fresh() -> tuple[SyntheticSet, list[torch.optim.Optimizer]]:
+        synthetic = real_set(task, learned)
+        more = [torch.optim.SGD([synthetic.labels], 0.1, momentum=0.9)] if "labels" in learned else []
+        return synthetic, OPTIMISERS[kind](synthetic) + more
+
+    at_once, optimisers = fresh()
+    descend(objective, at_once, optimisers, range(10), seed=3)
+
+    first, optimisers = fresh()
+    descend(objective, first, optimisers, range(6), seed=3)
+    run = Run.begin(tmp_path / "run", {"seed": 3}, {})
+    run.save_state(first, optimisers, 6, {"best": 0.25})
+
+    again = Run.begin(tmp_path / "run", {"seed": 3}, {})
+    second, optimisers = fresh()
+    done, more = again.load_state(second, optimisers)
+    assert (done, more) == (6, {"best": 0.25})
+    assert all(torch.equal(second.state()[name], tensor) for name, tensor in first.state().items())
+    descend(objective, second, optimisers, range(done, 10), seed=3)
+    assert not torch.equal(second.images, first.images)
+    assert all(torch.equal(second.state()[name], tensor) for name, tensor in at_once.state().items())
+
+
+def test_a_fresh_run_has_no_state(task: Task, tmp_path: Path) -> None:
+    synthetic = real_set(task)
+    run = Run.begin(tmp_path / "run", {}, {})
+    assert run.load_state(synthetic, OPTIMISERS["sgd"](synthetic)) == (0, {})
+
+
+# --- the loop
+
+
+def toy() -> tuple[SyntheticSet, list[torch.optim.Optimizer]]:
+    synthetic = SyntheticSet.start(torch.ones(1, 1, 2, 2), torch.tensor([0]), 0.1)
+    return synthetic, [torch.optim.SGD([synthetic.images], 0.1), torch.optim.SGD([synthetic.log_lr], 0.1)]
+
+
+BROKEN: dict[str, Callable[[SyntheticSet], Tensor]] = {
+    "loss nan": lambda held: held.images.sum() * held.lr * nan,
+    "loss infinite": lambda held: held.images.sum() * held.lr + inf,
+    "gradient nan": lambda held: (held.images * 0).sum().sqrt() * 0 + held.lr,
+    "gradient infinite": lambda held: (held.images * 0).sqrt().sum() + held.lr,
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_the_loop_stops_before_a_step_that_is_not_finite(how: str) -> None:
+    synthetic, optimisers = toy()
+    good: list[SyntheticSet] = []
+
+    def objective(held: SyntheticSet, step: int, seed: int) -> Tensor:
+        return BROKEN[how](held) if step == 3 else held.images.square().sum() + held.lr
+
+    with pytest.raises(Diverged, match="step 3"):
+        descend(objective, synthetic, optimisers, range(9), 0, hooks=[lambda held, *_: good.append(held.snapshot())])
+    assert len(good) == 3
+    assert all(torch.equal(tensor, good[-1].state()[name]) for name, tensor in synthetic.state().items())
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in synthetic.state().values())
+
+
+def test_a_refused_step_changes_nothing_and_is_still_told() -> None:
+    synthetic, optimisers = toy()
+    before, heard = synthetic.snapshot(), list[tuple[int, float]]()
+
+    def objective(held: SyntheticSet, step: int, seed: int) -> Tensor:
+        return held.images.sum() * (step + 1)
+
+    def hook(held: SyntheticSet, step: int, loss: float) -> None:
+        heard.append((step, loss))
+
+    descend(objective, synthetic, optimisers, range(3), 0, accept=lambda loss: loss < 4, hooks=[hook])
+    assert [step for step, _ in heard] == [1, 2, 3]
+    assert heard[0][1] == 4
+    assert torch.equal(before.images, synthetic.images)
+
+
+def test_steps_and_seed_are_handed_on() -> None:
+    synthetic, optimisers = toy()
+    seen: list[Sequence[int]] = []
+
+    def objective(held: SyntheticSet, step: int, seed: int) -> Tensor:
+        seen.append((step, seed))
+        return held.images.sum() + held.lr
+
+    descend(objective, synthetic, optimisers, range(4, 7), 11)
+    assert seen == [(4, 11), (5, 11), (6, 11)]
+
+
+@pytest.mark.parametrize(
+    ("lr_log_lr", "sign"),
+    [
+        (0.1, 1.0),
+        (0.1, -1.0),
+        (1.0, 1.0),
+        pytest.param(1.0, -1.0, marks=RANGE),
+        (1e3, 1.0),
+        pytest.param(1e3, -1.0, marks=RANGE),
+        pytest.param(1e6, 1.0, marks=RANGE),
+        pytest.param(1e6, -1.0, marks=RANGE),
+    ],
+)
+def test_the_step_size_stays_positive(lr_log_lr: float, sign: float) -> None:
+    """However hard it is pushed: the run may end as diverged, and then the set still holds a usable step size."""
+    synthetic, _ = toy()
+    optimisers = [torch.optim.SGD([synthetic.log_lr], lr_log_lr)]
+
+    def objective(held: SyntheticSet, step: int, seed: int) -> Tensor:
+        return sign * held.lr + held.images.sum()
+
+    with contextlib.suppress(Diverged):
+        descend(objective, synthetic, optimisers, range(20), 0)
+    lr = float(synthetic.lr.detach())
+    assert 0 < lr < inf

@@ -1,0 +1,340 @@
+"""Laws of the trajectories: what is stored comes back, the path between is continuous, the store keeps all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from itertools import pairwise
+from math import floor, nan
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import Tensor
+
+from limbeck.errors import UserError
+from limbeck.experts import describe_experts
+from limbeck.flat import Layout
+from limbeck.task import Task
+from limbeck.trajectory import (
+    SMOOTHING,
+    Convexified,
+    Convexifier,
+    Expert,
+    ExpertConfig,
+    Recorded,
+    Store,
+    convexify,
+    waypoint_epochs,
+)
+
+pytestmark = pytest.mark.usefixtures("untouched_generators")
+
+LAYOUT = Layout(("weight", "bias", "gain", "still"), ((2, 3), (4,), (), (3,)))
+DTYPES = [torch.float32, torch.float16]
+CASES = sorted(
+    {(count, epochs) for epochs in (1, 2, 10, 50) for count in (*range(2, 12), epochs + 1) if count <= epochs + 1}
+)
+
+
+def walk(epochs: int) -> Tensor:
+    """A random walk (K + 1, P) whose steps differ in length, and whose last tensor never moves."""
+    generator = torch.Generator().manual_seed(epochs)
+    pace = torch.rand(epochs, 1, generator=generator) + 0.1
+    steps = torch.randn(epochs, LAYOUT.count, generator=generator) * pace
+    steps[:, -3:] = 0
+    start = torch.randn(1, LAYOUT.count, generator=generator)
+    return torch.cat([start, start + steps.cumsum(0)])
+
+
+def made(count: int, epochs: int, smoothing: str = "none", dtype: torch.dtype = torch.float32) -> Convexified:
+    return convexify(walk(epochs), LAYOUT, waypoint_epochs(count, epochs), SMOOTHING[smoothing], dtype)
+
+
+def tensors(theta: Tensor) -> list[npt.NDArray[np.float64]]:
+    return [part.reshape(-1).double().numpy() for part in LAYOUT.split(theta)]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 7, 10, 50])
+def test_waypoints_begin_and_end_and_increase(epochs: int) -> None:
+    for count in range(2, epochs + 2):
+        found = waypoint_epochs(count, epochs)
+        assert len(found) == count
+        assert (found[0], found[-1]) == (0, epochs)
+        assert all(b - a in (epochs // (count - 1), -(-epochs // (count - 1))) for a, b in pairwise(found))
+    for count in (0, 1, epochs + 2):
+        with pytest.raises(UserError, match=f"not {count}"):
+            waypoint_epochs(count, epochs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("smoothing", SMOOTHING)
+@pytest.mark.parametrize(("count", "epochs"), CASES)
+def test_what_is_stored_comes_back(count: int, epochs: int, smoothing: str, dtype: torch.dtype) -> None:
+    convex, points = made(count, epochs, smoothing, dtype), walk(epochs)
+    assert convex.end == epochs
+    assert convex.waypoints.dtype == dtype
+    for epoch, waypoint in zip(convex.epochs, convex.waypoints, strict=True):
+        assert torch.equal(convex.at(epoch), waypoint.float())
+        assert torch.equal(convex.at(float(epoch)), waypoint.float())
+        if epoch == 0 or smoothing == "none" or count == 2:
+            assert torch.equal(waypoint, points[epoch].to(dtype))
+    assert convex.at(epochs / 3).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("count", "epochs"), CASES)
+def test_mct_smoothing(count: int, epochs: int) -> None:
+    """Interior points become the mean of their neighbours, the last one that of itself and the epoch before."""
+    convex, points = made(count, epochs, "mct"), walk(epochs)
+    for index, epoch in enumerate(convex.epochs[1:], start=1):
+        neighbour = points[epoch] if epoch == epochs else points[epoch + 1]
+        wanted = points[epoch] if count == 2 else (points[epoch - 1] + neighbour) / 2
+        torch.testing.assert_close(convex.waypoints[index], wanted)
+    assert torch.equal(convex.beta, made(count, epochs, "none").beta)  # of the raw path
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHING)
+@pytest.mark.parametrize(("count", "epochs"), CASES)
+def test_beta_is_a_fraction_of_a_segment(count: int, epochs: int, smoothing: str) -> None:
+    convex = made(count, epochs, smoothing)
+    assert convex.beta.shape == (epochs, len(LAYOUT.names))
+    for first, last in pairwise(convex.epochs):
+        part = convex.beta[first:last]
+        assert (part[0] >= 0).all()
+        assert (part.diff(dim=0) >= 0).all()
+        assert (part[-1] == 1).all()
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 10, 50])
+def test_two_waypoints_go_by_path_length(epochs: int) -> None:
+    """beta_l(k) = sum over j <= k of |theta_j^l - theta_{j-1}^l|, over the same sum to K (Zhong et al. 2025)."""
+    points = [tensors(theta) for theta in walk(epochs)]
+    convex = made(2, epochs)
+    for tensor in range(len(LAYOUT.names) - 1):
+        steps = [np.linalg.norm(b[tensor] - a[tensor]) for a, b in pairwise(points)]
+        for k in range(1, epochs + 1):
+            wanted = sum(steps[:k]) / sum(steps)
+            assert float(convex.beta[k - 1, tensor]) == pytest.approx(wanted, rel=1e-6)
+
+
+def point(theta: list[list[npt.NDArray[np.float64]]], waypoints: Convexified, n: float) -> npt.NDArray[np.float64]:
+    """The authors' reconstruction at real epoch n, one tensor at a time in float64, from the recorded points."""
+    segment = next(i for i, last in enumerate(waypoints.epochs[1:]) if n < last or last == waypoints.end)
+    first, last = waypoints.epochs[segment], waypoints.epochs[segment + 1]
+    ends = [tensors(waypoints.waypoints[i].float()) for i in (segment, segment + 1)]
+    out = []
+    for tensor, (start, stop) in enumerate(zip(*ends)):
+        lengths = [np.linalg.norm(theta[j][tensor] - theta[j - 1][tensor]) for j in range(first + 1, last + 1)]
+        betas = [sum(lengths[:k]) / (sum(lengths) or 1.0) for k in range(last - first + 1)]
+        k, alpha = floor(n) - first, n - floor(n)
+        beta = betas[k] if alpha == 0 else (1 - alpha) * betas[k] + alpha * betas[k + 1]
+        out.append(start + beta * (stop - start))
+    return np.concatenate(out)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("smoothing", SMOOTHING)
+@pytest.mark.parametrize(("count", "epochs"), [(2, 1), (2, 10), (3, 10), (4, 10), (11, 10), (2, 50), (4, 50), (7, 50)])
+def test_any_real_epoch_is_what_the_authors_reconstruct(
+    count: int, epochs: int, smoothing: str, dtype: torch.dtype
+) -> None:
+    convex = made(count, epochs, smoothing, dtype)
+    points = [tensors(theta) for theta in walk(epochs)]
+    times = (torch.rand(40, generator=torch.Generator().manual_seed(1)).double() * epochs).tolist()
+    for t in [*times, *range(epochs + 1)]:
+        np.testing.assert_allclose(convex.at(t).numpy(), point(points, convex, t), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHING)
+@pytest.mark.parametrize(("count", "epochs"), CASES)
+def test_it_is_continuous(count: int, epochs: int, smoothing: str) -> None:
+    """Never faster than from one waypoint to the next within an epoch, across whole epochs and waypoints too."""
+    convex = made(count, epochs, smoothing)
+    fastest = float(convex.waypoints.diff(dim=0).abs().max())
+    eps = 1e-4
+    times = torch.rand(50, generator=torch.Generator().manual_seed(1)).double() * (epochs - eps)
+    for t in [*times.tolist(), *range(epochs), *(k - eps / 2 for k in range(1, epochs)), epochs - eps]:
+        assert float((convex.at(t + eps) - convex.at(t)).abs().max()) <= eps * fastest + 1e-5
+
+
+def test_a_tensor_that_never_moves_stays() -> None:
+    convex = made(4, 10)
+    assert all(torch.equal(convex.at(t)[-3:], walk(10)[0, -3:]) for t in (0, 0.3, 3, 4.7, 9.9, 10))
+    still = convexify([torch.ones(LAYOUT.count)] * 4, LAYOUT, (0, 2, 3))
+    assert all(torch.equal(still.at(t), torch.ones(LAYOUT.count)) for t in (0, 1.5, 2, 2.2, 3))
+
+
+@pytest.mark.parametrize("trajectory", [made(4, 10), Recorded(walk(10))], ids=lambda each: type(each).__name__)
+def test_outside_is_refused(trajectory: Convexified | Recorded) -> None:
+    for t in (-1, -1e-9, 10 + 1e-9, 11, nan, float("inf")):
+        with pytest.raises(ValueError, match="epoch"):
+            trajectory.at(t)
+
+
+def test_recorded_answers_at_whole_epochs_only() -> None:
+    points = walk(10)
+    recorded = Recorded(points)
+    assert recorded.end == 10
+    assert all(torch.equal(recorded.at(epoch), points[epoch]) for epoch in range(11))
+    assert Recorded(points.half()).at(3.0).dtype == torch.float32
+    for t in (0.5, 9.999):
+        with pytest.raises(ValueError, match="whole epochs 0 to 10"):
+            recorded.at(t)
+
+
+def test_asking_changes_nothing() -> None:
+    convex, again = made(4, 10), made(4, 10)
+    first = convex.at(4.2)
+    first += 1
+    convex.at(0).zero_()
+    assert torch.equal(convex.waypoints, again.waypoints)
+    assert torch.equal(convex.at(4.2), again.at(4.2))
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHING)
+def test_a_vector_that_goes_on_changing_may_be_added(smoothing: str) -> None:
+    convexifier = Convexifier(LAYOUT, (0, 2, 4), SMOOTHING[smoothing], torch.float32)
+    theta = torch.zeros(LAYOUT.count)
+    for now in walk(4):
+        convexifier.add(theta.copy_(now))
+    found, wanted = convexifier.finish(), convexify(walk(4), LAYOUT, (0, 2, 4), SMOOTHING[smoothing])
+    assert torch.equal(found.waypoints, wanted.waypoints)
+    assert torch.equal(found.beta, wanted.beta)
+
+
+def test_the_number_of_epochs_must_fit() -> None:
+    convexifier = Convexifier(LAYOUT, (0, 5), SMOOTHING["none"], torch.float32)
+    for theta in walk(4):
+        convexifier.add(theta)
+    with pytest.raises(ValueError, match="5 epochs were added"):
+        convexifier.finish()
+
+
+# --- a real expert, and its store
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHING)
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_convexifying_while_training_equals_convexifying_afterwards(
+    expert: Expert, task: Task, count: int, smoothing: str
+) -> None:
+    assert expert.recorded is not None
+    assert expert.convex is not None
+    layout = task.model.layout
+    assert not torch.equal(expert.recorded.at(0), expert.recorded.at(3))
+    after = convexify(expert.recorded.points, layout, waypoint_epochs(count, 3), SMOOTHING[smoothing])
+    if (count, smoothing) == (3, "mct"):  # what the expert was trained with
+        assert expert.convex.epochs == after.epochs
+        assert torch.equal(expert.convex.waypoints, after.waypoints)
+        assert torch.equal(expert.convex.beta, after.beta)
+    else:
+        assert not torch.equal(expert.convex.at(1.5), after.at(1.5))
+
+
+def test_the_store_keeps_every_byte(store: Store, expert: Expert, tmp_path: Path) -> None:
+    found = Store.open(store.path).read(0)
+    assert expert.convex is not None
+    assert expert.recorded is not None
+    assert found.convex is not None
+    assert found.recorded is not None
+    assert torch.equal(found.convex.waypoints, expert.convex.waypoints)
+    assert torch.equal(found.convex.beta, expert.convex.beta)
+    assert torch.equal(found.recorded.points, expert.recorded.points)
+    assert (found.convex.epochs, found.convex.layout) == (expert.convex.epochs, expert.convex.layout)
+    assert (found.validation, found.test) == (expert.validation, expert.test)
+    before = store.file(0).read_bytes()
+    store.write(0, found)
+    assert store.file(0).read_bytes() == before
+    assert store.indices() == [0]
+    assert store.bytes_of([0]) == len(before)
+
+
+def test_a_store_can_be_convexified_later(store: Store, expert: Expert, tmp_path: Path) -> None:
+    target = store.convexified(tmp_path / "later", waypoints=3, smoothing="mct", dtype="float32")
+    found = target.read(0)
+    assert found.recorded is None
+    assert found.convex is not None
+    assert expert.convex is not None
+    assert torch.equal(found.convex.waypoints, expert.convex.waypoints)
+    assert torch.equal(found.convex.beta, expert.convex.beta)
+    half = store.convexified(tmp_path / "half", waypoints=2, smoothing="none", dtype="float16").read(0).convex
+    assert half is not None
+    assert half.waypoints.dtype == torch.float16
+    with pytest.raises(UserError, match="keep recorded"):
+        target.convexified(tmp_path / "again", waypoints=2, smoothing="none", dtype="float32")
+
+
+def test_a_truncated_expert_is_refused(store: Store) -> None:
+    whole = store.file(0).read_bytes()
+    for length in (0, 1, 7, 8, 100, len(whole) // 2, len(whole) - 1):
+        store.file(0).write_bytes(whole[:length])
+        with pytest.raises(UserError, match="expert-0000"):
+            store.read(0)
+
+
+def test_a_flipped_bit_in_the_parameters_is_refused(store: Store) -> None:
+    whole = store.file(0).read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    for place in (start, start + 5, (start + len(whole)) // 2, len(whole) - 1):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        store.file(0).write_bytes(damaged)
+        with pytest.raises(UserError, match="damaged"):
+            store.read(0)
+
+
+@pytest.mark.xfail(strict=True, reason="the checksum covers the tensors, not the header")
+def test_a_flipped_bit_in_the_header_is_refused(store: Store) -> None:
+    """Or harmless: what is read is either refused or equal to what was written."""
+    whole = store.file(0).read_bytes()
+    good = store.read(0)
+    for place in range(0, 8 + int.from_bytes(whole[:8], "little"), 7):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        store.file(0).write_bytes(damaged)
+        try:
+            found = store.read(0)
+        except UserError:
+            continue
+        assert (found.validation, found.test) == (good.validation, good.test)
+        assert found.convex is not None
+        assert good.convex is not None
+        assert found.convex.epochs == good.convex.epochs
+
+
+def test_an_expert_of_another_store_is_refused(
+    store: Store, task: Task, expert: Expert, expert_config: ExpertConfig, tmp_path: Path
+) -> None:
+    other = Store.create(tmp_path / "other", describe_experts(task, expert_config, seed=8))
+    other.write(1, expert)
+    shutil.copy(other.file(1), store.file(1))
+    with pytest.raises(UserError, match="another store"):
+        store.read(1)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"seed": 8}, "seed 7"), ({"expert": {"lr": 0.5}}, "lr 0.05"), ({"augment": "none"}, "augment")],
+)
+def test_a_store_made_from_something_else_is_refused(
+    store: Store, task: Task, expert_config: ExpertConfig, change: dict[str, object], named: str
+) -> None:
+    description = describe_experts(task, expert_config, seed=7)
+    assert Store.create(store.path, description).header == store.header
+    for key, value in change.items():
+        description[key] = {**description[key], **value} if isinstance(value, dict) else value
+    with pytest.raises(UserError, match=named):
+        Store.create(store.path, description)
+
+
+def test_a_folder_that_is_no_store_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(UserError, match="not a store"):
+        Store.create(tmp_path, {"seed": 0})
+    with pytest.raises(UserError, match=r"store\.json"):
+        Store.open(tmp_path)
+    (tmp_path / "store.json").write_text(json.dumps({"format": "limbeck-store", "version": 2}))
+    with pytest.raises(UserError, match="version 2"):
+        Store.open(tmp_path)

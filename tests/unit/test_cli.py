@@ -1,0 +1,584 @@
+"""The command line: every command, its JSON and its exit status; and one clear sentence for each thing wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from limbeck import __version__
+from limbeck.cli import COMMANDS, main
+
+EXPERTS = ["--model.width", "4", "--count", "1", "--epochs", "2"]
+TINY = [
+    *("--model.width", "4", "--count", "1", "--expert.epochs", "2", "--iterations", "4", "--syn-steps", "2"),
+    *("--max-start-epoch", "1", "--expert-epochs", "1", "--lr-img", "5", "--lr-teacher", "0.05"),
+    *("--validate-every", "2", "--validate-networks", "1", "--validate-epochs", "2"),
+    *("--eval.epochs", "2", "--eval.networks", "1", "--eval.full-epochs", "1", "--eval.full-networks", "1"),
+]
+
+
+class Result(NamedTuple):
+    status: Any
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cli")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads that wait for each other on a busy machine make tiny networks a hundred times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _home(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIMBECK_HOME", str(shared / "home"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of children
+
+
+@pytest.fixture
+def limbeck(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Calls the entry point in this process."""
+
+    def call(*words: object) -> Result:
+        capsys.readouterr()
+        status: Any = 0
+        try:
+            main([str(word) for word in words])
+        except SystemExit as end:
+            status = end.code
+        return Result(status, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def refused(limbeck: Any) -> Any:
+    """Calls it and expects one sentence and status 2."""
+
+    def call(*words: object, status: int = 2) -> str:
+        result = limbeck(*words)
+        assert result.status == status, result
+        assert result.out == ""
+        assert result.err.startswith("limbeck: "), result.err
+        assert len(result.err.splitlines()) == 1
+        return str(result.err)
+
+    return call
+
+
+def quietly(*words: object) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([str(word) for word in words])
+    assert end.value.code == 0
+
+
+@pytest.fixture(scope="module")
+def made(shared: Path, _one_thread: None) -> dict[str, Path]:
+    """A run, and stores of both kinds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIMBECK_HOME", str(shared / "home"))
+        quietly("distill", "digits", *TINY, "--out", shared / "run")
+        quietly("experts", "digits", *EXPERTS, "--out", shared / "convex")
+        quietly("experts", "digits", *EXPERTS, "--keep", "recorded", "--out", shared / "recorded")
+    return {name: shared / name for name in ("run", "convex", "recorded")}
+
+
+def process(*words: object, **options: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "limbeck.cli", *map(str, words)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+# What every command does
+
+
+def test_version_and_help(limbeck: Any) -> None:
+    assert limbeck("--version") == Result(0, f"limbeck {__version__}\n", "")
+    usage = limbeck("--help")
+    assert usage.status == 0
+    assert all(name in usage.out for name in COMMANDS)
+    assert limbeck().status == 2
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_and_takes_the_common_options(limbeck: Any, command: str) -> None:
+    told = limbeck(command, "--help")
+    assert told.status == 0
+    for option in ("--seed", "--device", "--threads", "--json", "--debug"):
+        assert option in told.out
+    assert limbeck(command).status == 2  # no DATA, no STORE, ...
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_unknown_options_are_errors(limbeck: Any, command: str, tmp_path: Path) -> None:
+    result = limbeck(command, "digits", "--out", tmp_path / "out", "--nonsense", "3")
+    assert result.status == 2
+    assert result.out == ""
+    assert "nonsense" in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_commands_and_methods(refused: Any) -> None:
+    assert "'nope'" in refused("nope")
+    assert "mct" in refused("distill", "digits", "--method", "nope")
+    assert "mct" in refused("distill", "digits", "--method=nope")
+
+
+# Each command
+
+
+def test_distill_prints_one_json_document(limbeck: Any, made: dict[str, Path], tmp_path: Path) -> None:
+    common = ["--json", "--threads", "1", "--device", "cpu", "--seed", "0"]
+    result = limbeck("distill", "digits", *TINY, *common, "--method=mct", "--out", tmp_path / "run")
+    assert result.status == 0
+    assert result.json["run"] == str(tmp_path / "run")
+    assert [row["set"] for row in result.json["results"]] == ["distilled", "distilled", "random", "kmeans", "full"]
+    assert "distill" in result.err
+    assert result.json["results"] == json.loads((made["run"] / "results.json").read_text())["results"]
+
+
+def test_distill_prints_a_table(limbeck: Any, made: dict[str, Path]) -> None:
+    result = limbeck("distill", "digits", *TINY, "--out", made["run"])
+    assert result.status == 0
+    assert "distilled (chosen)" in result.out
+    assert str(made["run"]) in result.out
+
+
+def test_distill_names_its_run(limbeck: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert limbeck("distill", "digits", *TINY, "--json").json["run"] == "runs/digits-mct-ipc1-seed0"
+    assert (tmp_path / "runs" / "digits-mct-ipc1-seed0" / "results.json").exists()
+
+
+def test_distill_with_a_store(limbeck: Any, made: dict[str, Path], tmp_path: Path) -> None:
+    result = limbeck("distill", "digits", *TINY, "--experts", made["convex"], "--out", tmp_path / "run", "--json")
+    assert result.json["bytes"]["experts"] == next(made["convex"].glob("expert-*")).stat().st_size
+
+
+def test_experts_without_out_are_found_again(limbeck: Any) -> None:
+    first = limbeck("experts", "digits", *EXPERTS, "--json")
+    again = limbeck("experts", "digits", *EXPERTS, "--json")
+    assert first.json == again.json
+    assert again.json["experts"] == 1
+    assert again.err == ""  # nothing to train
+    more = limbeck("experts", "digits", *EXPERTS, "--count", "2", "--json")
+    assert (more.json["experts"], more.json["store"]) == (2, first.json["store"])
+
+
+def test_convexify(limbeck: Any, made: dict[str, Path], tmp_path: Path) -> None:
+    result = limbeck("convexify", made["recorded"], "--out", tmp_path / "store", "--waypoints", "3", "--json")
+    assert result.json["expert"]["waypoints"] == 3
+    options = ["--experts", tmp_path / "store", "--out", tmp_path / "run"]
+    assert limbeck("distill", "digits", *TINY, *options).status == 0
+
+
+def test_convexified_afterwards_equals_convexified_while_training(
+    limbeck: Any, made: dict[str, Path], tmp_path: Path
+) -> None:
+    limbeck("convexify", made["recorded"], "--out", tmp_path / "store")
+    one, other = (next(store.glob("expert-*")).read_bytes() for store in (tmp_path / "store", made["convex"]))
+    assert one == other
+
+
+def test_evaluate(limbeck: Any, made: dict[str, Path]) -> None:
+    held = json.loads((made["run"] / "results.json").read_text())["results"][:2]
+    assert limbeck("evaluate", made["run"], "--networks", "1", "--json").json["results"] == held
+    one = limbeck("evaluate", made["run"] / "set-last.safetensors", "--networks", "2", "--epochs", "1", "--json")
+    assert [(row["which"], row["n"]) for row in one.json["results"]] == [("last", 2)]
+    assert "distilled (last)" in limbeck("evaluate", made["run"], "--epochs", "1", "--data", "digits").out
+
+
+def test_report_of_one_run_and_of_several(limbeck: Any, made: dict[str, Path], tmp_path: Path) -> None:
+    one = limbeck("report", made["run"], "--out", tmp_path / "one.html", "--json")
+    assert one.json == {"report": str(tmp_path / "one.html")}
+    shutil.copytree(made["run"], tmp_path / "other")
+    limbeck("report", made["run"], tmp_path / "other", "--out", tmp_path / "both.html")
+    assert all((tmp_path / name).stat().st_size > 1000 for name in ("one.html", "both.html"))
+
+
+def test_info_tells_what_each_thing_is(limbeck: Any, made: dict[str, Path]) -> None:
+    run = made["run"]
+    kinds = {
+        "digits": "data set",
+        made["convex"]: "store of experts",
+        run: "run",
+        run / "set-chosen.safetensors": "distilled set",
+        next(made["convex"].glob("expert-*")): "expert",
+        run / "state.safetensors": "state",
+    }
+    for what, kind in kinds.items():
+        assert limbeck("info", what, "--json").json["kind"] == kind
+        text = limbeck("info", what)
+        assert (text.status, f"kind: {kind}" in text.out) == (0, True)
+
+
+def test_info_of_a_run_that_has_not_ended(limbeck: Any, made: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(made["run"], tmp_path / "run")
+    (tmp_path / "run" / "results.json").unlink()
+    assert limbeck("info", tmp_path / "run", "--json").json["finished"] is False
+
+
+# Bad input: status 2, one sentence, and nothing left behind
+
+
+@pytest.fixture
+def distill(refused: Any, tmp_path: Path) -> Any:
+    """A distillation that is refused and leaves no run."""
+
+    def call(data: object, *words: object) -> str:
+        out = tmp_path / "runs" / "never"
+        sentence: str = refused("distill", data, *TINY, "--out", out, *words)
+        assert not out.parent.exists()
+        return sentence
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--ipc", "0"], "at least 1"),
+        (["--ipc", "-2"], "at least 1"),
+        (["--ipc", "129"], "class '0' of digits has 128 training images"),
+        (["--augment", "nope"], "color, crop"),
+        (["--expert.smoothing", "nope"], "none, mct"),
+        (["--expert.waypoints", "4"], "2 to 3 waypoints"),
+        (["--expert.keep", "recorded"], "convex"),
+        (["--model.depth", "9"], "depth 3 or less"),
+        (["--model.norm", "nope"], "instance"),
+        (["--resize", "1"], "too small"),
+        (["--device", "nope"], "'nope'"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else "".join(value),
+)
+def test_bad_options_of_distill(distill: Any, words: list[str], told: str) -> None:
+    assert told in distill("digits", *words)
+
+
+# to be mended in the options of the method, of the experts and of the network
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--init", "nope"],
+        ["--model.name", "nope"],
+        ["--max-start-epoch", "inf"],
+        ["--lr-img", "inf"],
+        ["--expert.lr", "inf"],
+    ],
+    ids="".join,
+)
+def test_bad_options_found_too_late(limbeck: Any, tmp_path: Path, words: list[str]) -> None:
+    result = limbeck("distill", "digits", *TINY, "--out", tmp_path / "run", *words)
+    assert result.status == 2
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--max-start-epoch", "-1"],
+        ["--max-start-epoch", "nan"],
+        ["--expert-epochs", "0"],
+        ["--expert.waypoints", "1"],
+        ["--expert.epochs", "0"],
+        ["--count", "0"],
+        ["--iterations", "0"],
+        ["--lr-img", "-1"],
+        ["--eval.weight-decay", "inf"],
+        ["--eval.networks", "0"],
+        ["--eval.baseline-lrs"],
+        ["--gradient", "nope"],
+        ["--preprocess", "nope"],
+        ["--threads", "0"],
+        ["--resize", "0"],
+        ["--ipc", "one"],
+    ],
+    ids="".join,
+)
+def test_values_out_of_range_are_told_by_the_parser(limbeck: Any, tmp_path: Path, words: list[str]) -> None:
+    result = limbeck("distill", "digits", *TINY, "--out", tmp_path / "run", *words)
+    assert result.status == 2
+    assert result.out == ""
+    assert words[0].split(".")[-1].strip("-").replace("-", "_") in result.err.replace("-", "_")
+    assert "Traceback" not in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_segments_past_the_experts_end_are_drawn_in(limbeck: Any, tmp_path: Path) -> None:
+    words = ["--max-start-epoch", "1000", "--expert-epochs", "1000"]
+    assert limbeck("distill", "digits", *TINY, *words, "--out", tmp_path / "run").status == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_no_such_device(distill: Any, refused: Any, made: dict[str, Path], tmp_path: Path) -> None:
+    assert "'cuda'" in distill("digits", "--device", "cuda")
+    refused("experts", "digits", *EXPERTS, "--device", "cuda", "--out", tmp_path / "store")
+    refused("evaluate", made["run"], "--device", "cuda")
+    assert list(tmp_path.iterdir()) == []
+
+
+def picture(path: Path, width: int = 8, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, width), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes of ten images of 8 x 8 pixels."""
+    for seed in range(20):
+        picture(tmp_path / "pictures" / ("cat", "dog")[seed % 2] / f"{seed:02}.png", seed=seed)
+    return tmp_path / "pictures"
+
+
+def test_no_such_path(distill: Any, refused: Any) -> None:
+    assert "no/such/place" in distill("no/such/place")
+    refused("info", "no/such/place")
+    refused("evaluate", "no/such/place")
+    refused("report", "no/such/place")
+    refused("convexify", "no/such/place", "--out", "nor/here")
+    assert not Path("nor").exists()
+
+
+def test_too_few_images_of_a_class(distill: Any, folder: Path) -> None:
+    for file in sorted((folder / "dog").iterdir())[4:]:
+        file.unlink()
+    assert "'dog'" in distill(folder, "--ipc", "4")
+
+
+def test_an_image_that_does_not_open(distill: Any, folder: Path) -> None:
+    (folder / "dog" / "broken.png").write_bytes(b"no picture")
+    assert "broken.png" in distill(folder)
+
+
+def test_images_of_different_sizes(distill: Any, limbeck: Any, folder: Path, tmp_path: Path) -> None:
+    picture(folder / "dog" / "wide.png", width=9)
+    told = distill(folder)
+    assert "wide.png" in told
+    assert "00.png" in told
+    assert "--resize" in told
+    done = limbeck("distill", folder, *TINY, "--resize", "10", "--out", tmp_path / "run", "--json")
+    assert done.json["results"][0]["n"] == 1
+    again = limbeck("evaluate", tmp_path / "run", "--resize", "10", "--networks", "1", "--json")
+    assert again.json["results"] == done.json["results"][:2]
+
+
+def test_an_npz_without_labels(distill: Any, tmp_path: Path) -> None:
+    np.savez(tmp_path / "bare.npz", x_train=np.zeros((9, 8, 8), np.uint8))
+    assert "y_train" in distill(tmp_path / "bare.npz")
+
+
+def test_a_store_made_from_something_else(distill: Any, made: dict[str, Path], folder: Path) -> None:
+    store = ["--experts", made["convex"]]
+    assert "cat" in distill(folder, *store)
+    assert "fingerprint" in distill("digits", *store, "--seed", "1")  # another split
+    assert "width 4" in distill("digits", *store, "--model.width", "8")
+    assert "augment" in distill("digits", *store, "--augment", "crop")
+    assert "preprocess" in distill("digits", *store, "--preprocess", "zca")
+
+
+@pytest.fixture
+def spoiled(made: dict[str, Path], tmp_path: Path) -> Any:
+    """Copies of the convex store in which the expert's file is treated by a function."""
+
+    def copy(spoil: Any) -> Path:
+        shutil.copytree(made["convex"], tmp_path / "spoiled")
+        spoil(next((tmp_path / "spoiled").glob("expert-*")))
+        return tmp_path / "spoiled"
+
+    return copy
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (Path.unlink, "holds no finished experts"),
+        (flip_a_bit, "is damaged"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-100]), "expert-0000.safetensors"),
+        (lambda file: file.write_bytes(b""), "expert-0000.safetensors"),
+    ],
+    ids=["empty", "flipped", "cut", "nothing"],
+)
+def test_a_store_that_is_empty_or_damaged(distill: Any, spoiled: Any, spoil: Any, told: str) -> None:
+    assert told in distill("digits", "--experts", spoiled(spoil))
+
+
+def test_a_store_of_the_other_kind(distill: Any, made: dict[str, Path]) -> None:
+    assert "convexify" in distill("digits", "--experts", made["recorded"])
+
+
+def test_no_store_at_all(distill: Any, made: dict[str, Path], tmp_path: Path) -> None:
+    assert "store.json" in distill("digits", "--experts", made["run"])
+    (tmp_path / "store.json").write_text("{")
+    assert "store.json" in distill("digits", "--experts", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["expert-0001-copy.safetensors", "expert-0old.safetensors"])
+def test_a_store_with_a_file_of_another_name(spoiled: Any, limbeck: Any, name: str) -> None:
+    store = spoiled(lambda file: shutil.copy(file, file.with_name(name)))
+    assert limbeck("info", store, "--json").json["experts"] == 1
+
+
+def test_experts_are_refused_before_the_store_is_made(refused: Any, tmp_path: Path) -> None:
+    out = tmp_path / "store"
+    for words in (["--waypoints", "4"], ["--smoothing", "nope"], ["--augment", "nope"], ["--model.depth", "9"]):
+        refused("experts", "digits", *EXPERTS, *words, "--out", out)
+    assert not out.exists()
+
+
+def test_experts_of_another_kind_do_not_join_a_store(refused: Any, made: dict[str, Path]) -> None:
+    before = sorted(made["convex"].iterdir())
+    told = refused("experts", "digits", *EXPERTS, "--lr", "0.5", "--count", "3", "--out", made["convex"])
+    assert "lr 0.01" in told
+    assert sorted(made["convex"].iterdir()) == before
+
+
+def test_convexify_is_refused_before_the_store_is_made(refused: Any, made: dict[str, Path], tmp_path: Path) -> None:
+    for words in (["--waypoints", "4"], ["--smoothing", "nope"]):
+        refused("convexify", made["recorded"], "--out", tmp_path / "store", *words)
+    refused("convexify", made["run"], "--out", tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("spoil", [lambda file: None, Path.unlink, flip_a_bit], ids=["convex", "empty", "flipped"])
+def test_convexify_of_what_was_not_recorded(refused: Any, spoiled: Any, spoil: Any, tmp_path: Path) -> None:
+    refused("convexify", spoiled(spoil), "--out", tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_an_output_folder_that_holds_something_else(refused: Any, made: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    for out in (tmp_path, tmp_path / "notes"):
+        assert "not a run" in refused("distill", "digits", *TINY, "--out", out)
+        assert "not a store" in refused("experts", "digits", *EXPERTS, "--out", out)
+        assert "not a store" in refused("convexify", made["recorded"], "--out", out)
+    assert "not a run" in refused("distill", "digits", *TINY, "--out", made["convex"])
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
+def test_an_output_folder_with_another_run(refused: Any, made: dict[str, Path]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in made["run"].iterdir()}
+    assert "another lr_img" in refused("distill", "digits", *TINY, "--lr-img", "6", "--out", made["run"])
+    assert "another ipc" in refused("distill", "digits", *TINY, "--ipc", "2", "--out", made["run"])
+    assert {path: path.stat().st_mtime_ns for path in made["run"].iterdir()} == before
+
+
+def test_a_place_below_a_file_is_refused(refused: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    refused("distill", "digits", *TINY, "--out", tmp_path / "file" / "run", status=2)
+
+
+def test_evaluate_refuses_what_it_cannot_judge(refused: Any, made: dict[str, Path], folder: Path) -> None:
+    run = made["run"]
+    assert "limbeck-set" in refused("evaluate", run / "state.safetensors")
+    assert "no distilled set" in refused("evaluate", made["convex"])
+    assert "classes" in refused("evaluate", run, "--data", folder)
+    assert "shape" in refused("evaluate", run, "--resize", "16")
+    assert "no/such" in refused("evaluate", run, "--data", "no/such")
+
+
+def test_report_and_info_refuse_what_they_do_not_know(refused: Any, made: dict[str, Path], tmp_path: Path) -> None:
+    refused("report", made["convex"])
+    refused("report", made["run"], tmp_path, "--out", tmp_path / "both.html")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "odd.txt").write_text("?")
+    refused("info", tmp_path / "odd.txt")
+    (tmp_path / "odd.safetensors").write_bytes(b"?")
+    refused("info", tmp_path / "odd.safetensors")
+
+
+# What the machine does to a command
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_place_that_cannot_be_written(
+    refused: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(self: Path, target: Path) -> None:
+        raise OSError(number, os.strerror(number), str(target))
+
+    monkeypatch.setattr(Path, "replace", fail)
+    told = refused("distill", "digits", *TINY, "--out", tmp_path / "run", status=1)
+    assert os.strerror(number) in told
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+LIMITED = """
+import resource, sys
+from limbeck.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))  # what a full disk is like, for real
+main(sys.argv[1:])
+"""
+
+
+def test_a_disk_that_fills_up_while_an_expert_is_written(tmp_path: Path) -> None:
+    words = ["experts", "digits", *EXPERTS, "--out", str(tmp_path / "store")]
+    done = subprocess.run([sys.executable, "-c", LIMITED, *words], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("limbeck: ")
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["store.json"]
+
+
+def test_debug_shows_the_traceback() -> None:
+    with process("distill", "nothing", "--debug") as plain:
+        _, told = plain.communicate(timeout=60)
+    assert "Traceback" in told
+    assert "UserError" in told
+    assert plain.returncode == 2
+
+
+def test_a_real_process_refuses_and_leaves_nothing(tmp_path: Path) -> None:
+    with process("distill", "digits", "--ipc", "0", "--out", "run", cwd=tmp_path) as real:
+        out, told = real.communicate(timeout=60)
+    assert (real.returncode, out, told) == (2, "", "limbeck: images per class must be at least 1, not 0.\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_and_the_same_command_again(limbeck: Any, made: dict[str, Path], tmp_path: Path) -> None:
+    words = ["distill", "digits", *TINY, "--iterations", "300", "--validate-every", "150", "--threads", "1"]
+    whole = limbeck(*words, "--out", tmp_path / "whole")
+    log = tmp_path / "run" / "log.jsonl"
+    with process(*words, "--out", tmp_path / "run") as real:
+        while real.poll() is None and (not log.exists() or log.read_text().count('"step"') < 20):
+            time.sleep(0.01)
+        real.send_signal(signal.SIGINT)
+        _, told = real.communicate(timeout=60)
+    assert real.returncode == 130
+    assert told.splitlines()[-1] == "limbeck: interrupted; the same command goes on where it stopped."
+    assert "Traceback" not in told
+    again = limbeck(*words, "--out", tmp_path / "run", "--json")
+    assert again.status == whole.status == 0
+    assert again.json["results"] == json.loads((tmp_path / "whole" / "results.json").read_text())["results"]

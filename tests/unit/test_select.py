@@ -1,0 +1,96 @@
+"""Selectors: distinct rows, the right number of each class, and k-means against its definition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import KMeans
+from sklearn.metrics import pairwise_distances_argmin
+from torch import Tensor
+
+from limbeck.errors import UserError
+from limbeck.random import derive
+from limbeck.select import SELECTORS, choose, kmeans
+
+pytestmark = pytest.mark.usefixtures("untouched_generators")
+
+
+def blobs(count: int, each: int, seed: int = 0) -> Tensor:
+    """`count` far-apart groups of `each` points in the plane, shuffled."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = 100 * torch.stack([torch.arange(count), torch.arange(count) % 2], 1)
+    points = (centres[:, None] + torch.randn(count, each, 2, generator=generator)).reshape(-1, 2)
+    return points[torch.randperm(len(points), generator=generator)]
+
+
+def cloud(count: int, size: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+@pytest.mark.parametrize("count", [1, 2, 7, 40])
+def test_rows_are_distinct_and_repeatable(name: str, count: int) -> None:
+    features = cloud(40, 5)
+    rows = SELECTORS[name](features, count, 3)
+    assert rows.dtype == torch.int64
+    assert len(rows) == count == len(rows.unique())
+    assert rows.min() >= 0
+    assert rows.max() < 40
+    assert torch.equal(rows, SELECTORS[name](features, count, 3))
+    if 1 < count < 40:
+        assert any(set(SELECTORS[name](features, count, seed).tolist()) != set(rows.tolist()) for seed in range(4, 12))
+
+
+@pytest.mark.parametrize("count", [2, 5, 12])
+def test_kmeans_takes_the_nearest_of_each_cluster(count: int) -> None:
+    """One row of every cluster, and of its cluster the point that is nearest to the centre."""
+    features = cloud(200, 3)
+    rows = kmeans(features, count, 0)
+    points = features.double().numpy()
+    state = derive(0, "kmeans") % 2**32
+    centres = KMeans(count, init="random", n_init=1, max_iter=100, random_state=state).fit(points).cluster_centers_
+    labels = pairwise_distances_argmin(points, centres)
+    assert sorted(labels[rows]) == list(range(count))
+    for row, cluster in zip(rows.tolist(), labels[rows]):
+        members = points[labels == cluster]
+        distances = np.linalg.norm(members - centres[cluster], axis=1)
+        assert np.linalg.norm(points[row] - centres[cluster]) == distances.min()
+
+
+def test_kmeans_takes_one_of_each_clear_group() -> None:
+    features = blobs(2, 30)
+    for seed in range(5):
+        groups = (features[kmeans(features, 2, seed), 0] / 100).round().int().tolist()
+        assert sorted(groups) == [0, 1]
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_duplicates_do_not_come_twice_as_rows(name: str) -> None:
+    features = torch.cat([torch.zeros(10, 2), torch.ones(10, 2)])
+    for count in (2, 5, 20):
+        rows = SELECTORS[name](features, count, 0)
+        assert len(rows) == count == len(rows.unique())
+    assert len(features[kmeans(features, 2, 0)].unique(dim=0)) == 2
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+@pytest.mark.parametrize("ipc", [1, 3, 10])
+def test_every_class_gets_its_rows_in_order(name: str, ipc: int) -> None:
+    labels = torch.arange(40) % 4
+    images = cloud(40, 12).reshape(40, 3, 2, 2)
+    rows = choose(name, images, labels, 4, ipc, seed=1)
+    assert labels[rows].tolist() == [label for label in range(4) for _ in range(ipc)]
+    assert len(rows.unique()) == 4 * ipc
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_too_few_images_are_refused(name: str) -> None:
+    labels = torch.tensor([0, 0, 0, 1, 1])
+    with pytest.raises(UserError, match="class 1 has 2 training images, fewer than the 3"):
+        choose(name, cloud(5, 2), labels, 2, 3, seed=0)
+
+
+def test_an_unknown_selector_is_refused() -> None:
+    with pytest.raises(UserError, match="random, kmeans"):
+        choose("best", cloud(5, 2), torch.zeros(5).long(), 1, 1, seed=0)
