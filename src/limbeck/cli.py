@@ -141,6 +141,7 @@ Listener = Callable[[dict[str, Any]], None]
 
 
 def run_distill(args: Any, listen: Listener) -> Any:
+    """Call `limbeck.distill`; the result is results.json with the paths of run and report."""
     own = set(find_method(args.method).config.model_fields)
     options = {name: getattr(args, name) for name in own | set(JobConfig.model_fields)}
     path = distill(
@@ -157,6 +158,7 @@ def run_distill(args: Any, listen: Listener) -> Any:
 
 
 def run_experts(args: Experts, listen: Listener) -> Any:
+    """Call `limbeck.train_experts`; the result describes the store."""
     expert = ExpertConfig(**{name: getattr(args, name) for name in ExpertConfig.model_fields})
     options = {name: getattr(args, name) for name in ("count", "seed", "preprocess", "augment", "model")}
     store = train_experts(
@@ -166,11 +168,13 @@ def run_experts(args: Experts, listen: Listener) -> Any:
 
 
 def run_convexify(args: Convexify, listen: Listener) -> Any:
+    """Call `Store.convexified`; the result describes the new store."""
     store = Store.open(Path(args.store)).convexified(Path(args.out), args.waypoints, args.smoothing, args.dtype)
     return {**describe(str(store.path)), "store": str(store.path)}
 
 
 def run_evaluate(args: Evaluate, listen: Listener) -> Any:
+    """Call `limbeck.evaluate`; the result is its rows."""
     rows = evaluate(
         args.what,
         data=args.data,
@@ -186,6 +190,7 @@ def run_evaluate(args: Evaluate, listen: Listener) -> Any:
 
 
 def run_report(args: Report, listen: Listener) -> Any:
+    """Write one run's report, or a comparison of several."""
     runs = [Path(run) for run in args.runs]
     if len(runs) == 1:
         return {"report": str(write_report(runs[0], None if args.out is None else Path(args.out)))}
@@ -193,6 +198,7 @@ def run_report(args: Report, listen: Listener) -> Any:
 
 
 def run_info(args: Info, listen: Listener) -> Any:
+    """Call `limbeck.info.describe`."""
     return describe(args.what)
 
 

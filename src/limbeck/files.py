@@ -17,7 +17,7 @@ from torch import Tensor
 
 from limbeck.errors import UserError
 
-HEADER = "limbeck"
+HEADER, CHECKSUM = "limbeck", "sha256"
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -67,9 +67,9 @@ def _check_format(path: Path, header: dict[str, Any], format: str, version: int)
         )
 
 
-def digest(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes, in name order."""
-    total = hashlib.sha256()
+def digest(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over the header, then names, types, shapes and bytes of the tensors, in name order."""
+    total = hashlib.sha256(json.dumps(header, allow_nan=False, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
@@ -80,7 +80,8 @@ def digest(tensors: dict[str, Tensor]) -> str:
 def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     """One safetensors file: the tensors, and `header` (with `format` and `version`) as JSON in its metadata."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {HEADER: json.dumps({**header, "sha256": digest(plain)}, allow_nan=False)}
+    # one metadata entry: of several, safetensors writes the order at random
+    metadata = {HEADER: json.dumps({**header, CHECKSUM: digest(header, plain)}, allow_nan=False)}
     write_atomically(path, lambda temporary: save_file(plain, str(temporary), metadata=metadata))
 
 
@@ -95,8 +96,12 @@ def read_header(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read as safetensors ({error}); it is damaged or not ours.") from None
     if text is None:
         raise UserError(f"{path} is a safetensors file, but was not written by limbeck.")
-    header = json.loads(text)
-    assert isinstance(header, dict)
+    try:
+        header = json.loads(text)
+    except json.JSONDecodeError:
+        header = None
+    if not isinstance(header, dict):
+        raise UserError(f"{path} is damaged: its header is not a JSON object; delete it and make it again.")
     return header
 
 
@@ -106,7 +111,7 @@ def read_tensors(path: Path, format: str, version: int = 1) -> tuple[dict[str, T
     _check_format(path, header, format, version)
     with safe_open(str(path), framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    if digest(tensors) != header.get("sha256"):
+    if digest({name: value for name, value in header.items() if name != CHECKSUM}, tensors) != header.get(CHECKSUM):
         raise UserError(f"{path} is damaged: its contents do not match its checksum; delete it and make it again.")
     return tensors, header
 

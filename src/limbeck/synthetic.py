@@ -50,8 +50,8 @@ class SyntheticSet:
 
     @property
     def lr(self) -> Tensor:
-        """The student's step size, a positive scalar."""
-        return self.log_lr.exp()
+        """The student's step size, a positive scalar between 1e-7 and 150: a float's range, however far log_lr goes."""
+        return self.log_lr.clamp(-16.0, 5.0).exp()
 
     def state(self) -> dict[str, Tensor]:
         """All raw tensors by name."""

@@ -27,6 +27,7 @@ LAYERS = [
     {"trajectory", "objectives", "task", "watch"},
     {"methods", "evaluation", "experts", "info"},
     {"baselines", "config"},
+    {"stages"},
     {"job"},
     {"cli", "__main__"},
 ]

@@ -8,10 +8,10 @@ from pydantic import ValidationError
 
 from limbeck import METHODS, JobConfig
 from limbeck.loop import descend
-from limbeck.methods import Material, Method, Plan, find_method
+from limbeck.methods import Facts, Material, Method, MethodConfig, Plan, find_method
 from limbeck.synthetic import SyntheticSet
 from limbeck.task import Task
-from limbeck.trajectory import Expert
+from limbeck.trajectory import Expert, ExpertConfig
 
 pytestmark = [
     pytest.mark.usefixtures("untouched_generators"),
@@ -19,10 +19,25 @@ pytestmark = [
 ]
 
 
+FACTS = [
+    Facts(images, ipc, ExpertConfig(epochs=epochs, batch_size=32))
+    for images in (300, 50000)
+    for ipc in (1, 10, 50)
+    for epochs in (1, 3, 50)
+]
+
+
+def resolved(method: Method, task: Task, expert: Expert, ipc: int) -> MethodConfig:
+    epochs = len(expert.validation) - 1
+    config = method.resolve(method.config(), Facts(len(task.data.train), ipc, ExpertConfig(epochs=epochs)))
+    assert isinstance(config, MethodConfig)
+    return config
+
+
 def plan(method: Method, task: Task, expert: Expert, seed: int, ipc: int = 1) -> Plan:
     trajectory = None if method.experts is None else expert.trajectory(method.experts)
     trajectories = [] if trajectory is None else [trajectory]
-    return method.plan(method.config(), Material(task, trajectories, ipc, seed))
+    return method.plan(resolved(method, task, expert, ipc), Material(task, trajectories, ipc, seed))
 
 
 def five_steps(method: Method, task: Task, expert: Expert, seed: int) -> tuple[SyntheticSet, list[float]]:
@@ -42,6 +57,17 @@ def test_it_is_listed_under_its_name(method: Method) -> None:
 def test_its_config_survives_json(method: Method) -> None:
     config = method.config()
     assert method.config.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize("facts", FACTS, ids=lambda facts: f"{facts.train_images}-{facts.ipc}-{facts.expert.epochs}")
+def test_its_defaults_can_be_worked_out(method: Method, facts: Facts) -> None:
+    """Once, to values that its config accepts, survive JSON, and leave alone what was given."""
+    config = method.resolve(method.config(), facts)
+    assert method.resolve(config, facts) == config
+    assert method.config(**config.model_dump()) == config
+    assert method.config.model_validate_json(config.model_dump_json()) == config
+    given = method.config().model_dump(exclude_none=True)
+    assert {name: getattr(config, name) for name in given} == given
 
 
 def test_an_unknown_option_is_refused(method: Method) -> None:

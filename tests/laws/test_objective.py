@@ -34,12 +34,6 @@ OPTIMISERS: dict[str, Callable[[SyntheticSet], list[torch.optim.Optimizer]]] = {
 }
 
 
-NO_GRAD = pytest.mark.xfail(
-    strict=True, raises=RuntimeError, reason="Backprop does not turn gradients on for its steps"
-)
-RANGE = pytest.mark.xfail(strict=True, reason="the logarithm may leave the range in which its exponential is a float")
-
-
 def real_set(task: Task, learned: tuple[str, ...] = ("images", "log_lr"), lr: float = 0.05) -> SyntheticSet:
     """Two real images a class; label logits where labels are learned."""
     images, labels = task.train
@@ -176,10 +170,7 @@ def test_thirty_steps_lower_the_loss(task: Task, expert: Expert, gradient: str) 
     assert mean() < 0.95 * before
 
 
-@pytest.mark.parametrize(
-    "gradient",
-    [pytest.param(each, marks=NO_GRAD) if each == "backprop" else each for each in GRADIENTS],
-)
+@pytest.mark.parametrize("gradient", GRADIENTS)
 def test_the_loss_is_the_same_where_no_gradient_is_kept(task: Task, expert: Expert, gradient: str) -> None:
     objective, synthetic = match(task, expert, GRADIENTS[gradient]), real_set(task)
     with torch.no_grad():
@@ -205,12 +196,14 @@ def test_a_run_is_taken_up_bit_for_bit(
     first, optimisers = fresh()
     descend(objective, first, optimisers, range(6), seed=3)
     run = Run.begin(tmp_path / "run", {"seed": 3}, {})
-    run.save_state(first, optimisers, 6, {"best": 0.25})
+    average = torch.randn(3, generator=torch.Generator().manual_seed(0))
+    run.save_state(first, optimisers, 6, {"best": 0.25}, {"average": average})
 
     again = Run.begin(tmp_path / "run", {"seed": 3}, {})
     second, optimisers = fresh()
-    done, more = again.load_state(second, optimisers)
+    done, more, extra = again.load_state(second, optimisers)
     assert (done, more) == (6, {"best": 0.25})
+    assert torch.equal(extra["average"], average)
     assert all(torch.equal(second.state()[name], tensor) for name, tensor in first.state().items())
     descend(objective, second, optimisers, range(done, 10), seed=3)
     assert not torch.equal(second.images, first.images)
@@ -220,7 +213,7 @@ def test_a_run_is_taken_up_bit_for_bit(
 def test_a_fresh_run_has_no_state(task: Task, tmp_path: Path) -> None:
     synthetic = real_set(task)
     run = Run.begin(tmp_path / "run", {}, {})
-    assert run.load_state(synthetic, OPTIMISERS["sgd"](synthetic)) == (0, {})
+    assert run.load_state(synthetic, OPTIMISERS["sgd"](synthetic)) == (0, {}, {})
 
 
 # --- the loop
@@ -282,19 +275,8 @@ def test_steps_and_seed_are_handed_on() -> None:
     assert seen == [(4, 11), (5, 11), (6, 11)]
 
 
-@pytest.mark.parametrize(
-    ("lr_log_lr", "sign"),
-    [
-        (0.1, 1.0),
-        (0.1, -1.0),
-        (1.0, 1.0),
-        pytest.param(1.0, -1.0, marks=RANGE),
-        (1e3, 1.0),
-        pytest.param(1e3, -1.0, marks=RANGE),
-        pytest.param(1e6, 1.0, marks=RANGE),
-        pytest.param(1e6, -1.0, marks=RANGE),
-    ],
-)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("lr_log_lr", [0.1, 1.0, 1e3, 1e6])
 def test_the_step_size_stays_positive(lr_log_lr: float, sign: float) -> None:
     """However hard it is pushed: the run may end as diverged, and then the set still holds a usable step size."""
     synthetic, _ = toy()

@@ -84,6 +84,11 @@ def _color(dsa: DSA, x: Tensor, u: Tensor) -> Tensor:
     return mean + (x - mean) * _column(u[:, 2] + dsa.contrast)
 
 
+def _below(u: Tensor, count: int) -> Tensor:
+    """Whole numbers 0 ... count - 1 from uniform ones; in half precision a draw can round up to 1."""
+    return (u * count).long().clamp_max(count - 1)
+
+
 def _shift_index(offset: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """Source positions (n, side) of a shift by `offset` (n,) pixels, and which of them lie inside the image."""
     source = torch.arange(side, device=offset.device) + offset[:, None]
@@ -93,8 +98,8 @@ def _shift_index(offset: Tensor, side: int) -> tuple[Tensor, Tensor]:
 def _crop(dsa: DSA, x: Tensor, u: Tensor) -> Tensor:
     n, c, h, w = x.shape
     reach = [int(side * dsa.crop + 0.5) for side in (h, w)]
-    rows, rows_in = _shift_index((u[:, 0] * (2 * reach[0] + 1)).long() - reach[0], h)
-    columns, columns_in = _shift_index((u[:, 1] * (2 * reach[1] + 1)).long() - reach[1], w)
+    rows, rows_in = _shift_index(_below(u[:, 0], 2 * reach[0] + 1) - reach[0], h)
+    columns, columns_in = _shift_index(_below(u[:, 1], 2 * reach[1] + 1) - reach[1], w)
     x = x.gather(2, rows[:, None, :, None].expand(n, c, h, w)).gather(3, columns[:, None, None, :].expand(n, c, h, w))
     return x * (rows_in[:, None, :, None] & columns_in[:, None, None, :])
 
@@ -104,7 +109,7 @@ def _cutout(dsa: DSA, x: Tensor, u: Tensor) -> Tensor:
     inside = []
     for position, side in ((u[:, 0], h), (u[:, 1], w)):
         hole = int(side * dsa.cutout + 0.5)
-        centre = (position * (side + 1 - hole % 2)).long()
+        centre = _below(position, side + 1 - hole % 2)
         offset = torch.arange(side, device=x.device) - centre[:, None] + hole // 2
         inside.append((offset >= 0) & (offset < hole))
     return x * ~(inside[0][:, None, :, None] & inside[1][:, None, None, :])

@@ -61,7 +61,7 @@ def resolve(config: MCTConfig, facts: Facts) -> MCTConfig:
     reach = config.syn_steps * config.lr_teacher / (facts.expert.lr * facts.steps_per_epoch)
     span = config.expert_epochs or min(5 * reach, epochs / 2)
     part = min(0.1 * facts.ipc**0.5, 0.8)
-    start = config.max_start_epoch or min(max(2 * span, part * epochs), epochs - span)
+    start = config.max_start_epoch or min(max(2 * span, part * epochs), epochs)
     return config.model_copy(update={"expert_epochs": span, "max_start_epoch": start})
 
 

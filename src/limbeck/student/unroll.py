@@ -26,9 +26,10 @@ class Backprop:
 
     def unroll(self, loss: PureLoss, theta0: Tensor, batches: list[Batch], lr: Tensor) -> Tensor:
         theta = theta0 if theta0.requires_grad else theta0.detach().requires_grad_()
-        for batch, step_size in zip(batches, lr):
-            (gradient,) = torch.autograd.grad(loss(theta, select(batch)), theta, create_graph=True)
-            theta = theta - step_size * gradient
+        with torch.enable_grad():  # the steps need their own gradients, also where nobody asks for that of the result
+            for batch, step_size in zip(batches, lr):
+                (gradient,) = torch.autograd.grad(loss(theta, select(batch)), theta, create_graph=True)
+                theta = theta - step_size * gradient
         return theta
 
 
@@ -65,7 +66,7 @@ class _Replayed(torch.autograd.Function):
     def forward(
         ctx: Any, how: Replay, loss: PureLoss, plan: list[Any], theta0: Tensor, lr: Tensor, *leaves: Tensor
     ) -> Tensor:
-        states = [theta0.detach()]
+        states = [theta0.detach().clone()]
         for (images, labels, seed, rows), step_size in zip(plan, lr):
             theta = states[-1].detach().requires_grad_()
             batch = select(Batch(leaves[images].detach(), leaves[labels].detach(), seed, rows))
@@ -74,7 +75,7 @@ class _Replayed(torch.autograd.Function):
             states.append(states[-1] - step_size * gradient)
         ctx.how, ctx.loss, ctx.plan, ctx.states = how, loss, plan, states[:-1]
         ctx.save_for_backward(lr, *leaves)
-        return states[-1].clone() if len(states) == 1 else states[-1]
+        return states[-1]
 
     @staticmethod
     @once_differentiable
@@ -94,7 +95,7 @@ class _Replayed(torch.autograd.Function):
             curved = ctx.how.curvature and (i > 0 or needs_theta0)
             wanted = [(x, images, ctx.how.image_gain)] * needs[images] + [(y, labels, 1.0)] * needs[labels]
             inputs = [tensor for tensor, _, _ in wanted] + [theta] * curved
-            if not inputs:
+            if not inputs or not gradient.requires_grad:  # the second: a loss that is linear in theta
                 continue
             derivatives = list(torch.autograd.grad(gradient, inputs, adjoint, allow_unused=True))
             for (_, leaf, gain), derivative in zip(wanted, derivatives):

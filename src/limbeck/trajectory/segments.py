@@ -10,7 +10,7 @@ from limbeck.errors import UserError
 
 
 def _check(max_start: float, span: float) -> None:
-    if max_start <= 0 or span <= 0:
+    if not (max_start > 0 and span > 1e-6):  # a shorter stretch has no length to divide by; NaN fails too
         raise UserError(f"start epochs below {max_start} and a span of {span} epochs leave nothing to match.")
 
 
@@ -46,6 +46,8 @@ class WholeEpochs:
 
     def __post_init__(self) -> None:
         _check(self.max_start, self.span)
+        if self.min_start < 0:
+            raise UserError(f"start epochs begin at 0, not at {self.min_start}.")
 
     def __call__(self, step: int, end: int, generator: torch.Generator) -> tuple[float, float]:
         bound = min(self.max_start, end - self.span + 1)
