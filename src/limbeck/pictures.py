@@ -1,4 +1,4 @@
-"""Grids of images to look at: one row a class, clipped and enlarged for display only."""
+"""Images to look at: one row a class, or side by side; clipped and enlarged for display only."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ _ROOM = 790  # pixels: ten columns still fit the width of a page without being s
 _GAP = 4
 _TEXT = 13
 _WIDEST_NAME = 150
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 _GREY = (118, 118, 118, 255)  # contrast of about 4.5 on white and on near black, so the grid suits both
 
 
@@ -70,6 +71,31 @@ def image_grid(
     return grid
 
 
+def image_strip(
+    images: Tensor, labels: Tensor, classes: Sequence[str], *, sigma: float | None = 2.5, columns: int = 5
+) -> Image.Image:
+    """Images (n, channels, height, width) side by side, `columns` in a row, each with its class's name above.
+
+    For one image per class, where `image_grid` would be one column and taller than a screen. Values as there.
+    """
+    hard = (labels.argmax(1) if labels.ndim == 2 else labels).tolist()
+    pixels = _to_bytes(images.detach().cpu().float(), sigma)
+    height, width = images.shape[2:]
+    scale = max(1, round(_CELL / height))
+    font = ImageFont.load_default(size=_TEXT)
+    step_x, step_y = max(width * scale, _WIDEST_NAME * 2 // 3) + 2 * _GAP, height * scale + _TEXT + 4 * _GAP
+    rows = -(-len(hard) // columns)
+    sheet = Image.new("RGBA", (min(columns, len(hard)) * step_x, rows * step_y), (0, 0, 0, 0))
+    draw = ImageDraw.Draw(sheet)
+    for index, label in enumerate(hard):
+        left, top = index % columns * step_x, index // columns * step_y
+        draw.text((left, top), _name(label, classes, font, step_x - 2 * _GAP), fill=_GREY, font=font)
+        picture = Image.fromarray(pixels[index].numpy()).convert("RGBA")
+        picture = picture.resize((width * scale, height * scale), Image.Resampling.NEAREST)
+        sheet.paste(picture, (left, top + _TEXT + _GAP))
+    return sheet
+
+
 def save_png(image: Image.Image, path: Path) -> None:
     """Write a PNG whole or not at all: to a temporary name beside it, then renamed."""
     write_atomically(path, lambda temporary: image.save(temporary, format="PNG"))
@@ -90,12 +116,12 @@ def _to_bytes(images: Tensor, sigma: float | None) -> Tensor:
     return shown.permute(0, 2, 3, 1) if shown.shape[1] == 3 else shown[:, 0]
 
 
-def _name(label: int, classes: Sequence[str], font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+def _name(label: int, classes: Sequence[str], font: Font, widest: float = _WIDEST_NAME) -> str:
     """The class's name on one line, shortened to fit."""
     full = str(classes[label]) if 0 <= label < len(classes) else str(label)
     full = " ".join("".join(c if c.isprintable() else " " for c in full[:200]).split())
     name = full
-    while font.getlength(name) > _WIDEST_NAME and len(full) > 1:
+    while font.getlength(name) > widest and len(full) > 1:
         full = full[:-1]
         name = full.rstrip() + "…"
     return name

@@ -16,7 +16,7 @@ from limbeck.experts import path_accuracy
 from limbeck.files import size_of, write_json
 from limbeck.loop import descend
 from limbeck.methods import Plan
-from limbeck.pictures import image_grid, save_png
+from limbeck.pictures import image_grid, image_strip, save_png
 from limbeck.random import derive
 from limbeck.record import Run
 from limbeck.synthetic import SyntheticSet
@@ -142,7 +142,8 @@ def write_set(job: Job, synthetic: SyntheticSet, which: str, step: int) -> None:
             "step": step,
         },
     )
-    picture = image_grid(made.pictures(), made.hard_labels(), list(made.classes))
+    draw = image_strip if job.config.ipc == 1 else image_grid
+    picture = draw(made.pictures(), made.hard_labels(), list(made.classes))
     save_png(picture, job.run.path / "previews" / f"{which}.png")  # first: where there is a set there is its picture
     if which != "initial":
         made.save(job.run.path / f"set-{which}.safetensors")

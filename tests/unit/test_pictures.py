@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from limbeck.pictures import image_grid, save_png
+from limbeck.pictures import image_grid, image_strip, save_png
 
 
 def _cells(grid: Image.Image, scale: int, height: int) -> np.ndarray:
@@ -116,3 +116,15 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(OSError, match="disk full"):
         save_png(grid, path)
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("last.png", b"old")]
+
+
+def test_a_strip_shows_every_image_below_its_name() -> None:
+    images = torch.linspace(0, 1, 7)[:, None, None, None].expand(7, 1, 8, 8)
+    sheet = image_strip(images, torch.arange(7), [f"class {i}" for i in range(7)], columns=5)
+    cell = sheet.width // 5
+    assert sheet.height % 2 == 0
+    for index, value in enumerate(torch.linspace(0, 1, 7).tolist()):
+        left, bottom = index % 5 * cell, (index // 5 + 1) * sheet.height // 2
+        red, _, _, opaque = sheet.getpixel((left + 10, bottom - 40))
+        assert opaque == 255
+        assert abs(red - 255 * value) <= 1
