@@ -90,8 +90,14 @@ class Convexify(Common):
     """the new store's folder"""
     waypoints: int = Field(default=2, ge=2)
     """points of each trajectory to keep"""
+    waypoint_at: tuple[int, ...] = ()
+    """epochs of the waypoints, instead of equally spaced ones"""
     smoothing: str = "none"
-    """none, or mct"""
+    """none, mct or mct-older"""
+    schedule: str = "arc"
+    """arc, uniform, decreasing, decreasing-authors or projected"""
+    form: Literal["convex", "bezier"] = "convex"
+    """straight lines between waypoints, or one quadratic Bezier curve"""
     dtype: Literal["float32", "float16"] = "float32"
     """storage type"""
     seed: int = 0
@@ -169,7 +175,8 @@ def run_experts(args: Experts, listen: Listener) -> Any:
 
 def run_convexify(args: Convexify, listen: Listener) -> Any:
     """Call `Store.convexified`; the result describes the new store."""
-    store = Store.open(Path(args.store)).convexified(Path(args.out), args.waypoints, args.smoothing, args.dtype)
+    how = ("waypoints", "waypoint_at", "smoothing", "schedule", "form", "dtype")
+    store = Store.open(Path(args.store)).convexified(Path(args.out), **{name: getattr(args, name) for name in how})
     return {**describe(str(store.path)), "store": str(store.path)}
 
 

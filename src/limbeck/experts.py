@@ -22,7 +22,7 @@ def describe_experts(task: Task, config: ExpertConfig, seed: int) -> dict[str, A
     layout = task.model.layout
     return {
         **task.describe(),
-        "expert": config.model_dump(),
+        "expert": config.model_dump(mode="json"),
         "seed": seed,
         "layout": {"names": list(layout.names), "shapes": [list(shape) for shape in layout.shapes]},
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 from math import floor, nan
 from pathlib import Path
@@ -19,6 +20,7 @@ from limbeck.experts import describe_experts
 from limbeck.flat import Layout
 from limbeck.task import Task
 from limbeck.trajectory import (
+    SCHEDULES,
     SMOOTHING,
     Convexified,
     Convexifier,
@@ -27,8 +29,10 @@ from limbeck.trajectory import (
     Recorded,
     Store,
     convexify,
+    fit_bezier,
     waypoint_epochs,
 )
+from limbeck.trajectory.store import make_path
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 
@@ -95,6 +99,54 @@ def test_mct_smoothing(count: int, epochs: int) -> None:
     assert torch.equal(convex.beta, made(count, epochs, "none").beta)  # of the raw path
 
 
+def older(points: Tensor, epochs: tuple[int, ...]) -> Tensor:
+    """Waypoints of the authors' parallel script: half the point and a quarter of each neighbour, of the two before."""
+    if len(epochs) == 2:
+        return points[list(epochs)]
+    inner = [points[k] / 2 + (points[k - 1] + points[k + 1]) / 4 for k in epochs[1:-1]]
+    end = epochs[-1]
+    return torch.stack([points[0], *inner, points[end] / 2 + (points[end - 2] + points[end - 1]) / 4])
+
+
+@pytest.mark.parametrize(("count", "epochs"), CASES)
+def test_older_mct_smoothing(count: int, epochs: int) -> None:
+    convex = made(count, epochs, "mct-older")
+    torch.testing.assert_close(convex.waypoints, older(walk(epochs), convex.epochs))
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("epochs", [10, 50])
+def test_ablated_schedules(count: int, epochs: int) -> None:
+    """Against the formulas of MCT's ablations, within each segment."""
+    for schedule in ("uniform", "decreasing", "projected"):
+        convex = convexify(walk(epochs), LAYOUT, waypoint_epochs(count, epochs), schedule=schedule)
+        for first, last in pairwise(convex.epochs):
+            length, points = last - first, walk(epochs).double().numpy()
+            line = points[last] - points[first]
+            for k in range(1, length + 1):
+                wanted = {
+                    "uniform": k / length,
+                    "decreasing": sum(length - j for j in range(k)) / sum(range(length + 1)),
+                    "projected": (points[first + k] - points[first]) @ line / (line @ line),
+                }[schedule]
+                assert convex.beta[first + k - 1].tolist() == pytest.approx([wanted] * 4, abs=1e-6)
+        for epoch, waypoint in zip(convex.epochs, convex.waypoints, strict=True):
+            assert torch.equal(convex.at(epoch), waypoint)
+
+
+def test_the_authors_decreasing_schedule() -> None:
+    """The figures that their code prints for 50 epochs, the start that is not the start among them."""
+    convex = convexify(walk(50), LAYOUT, (0, 50), schedule="decreasing-authors")
+    betas = [convex.beta0, *convex.beta[:, 0].tolist()]
+    assert [betas[k] for k in (0, 1, 25, 50)] == pytest.approx([0.0385, 0.0762, 0.7549, 1.0], abs=5e-5)
+    start, stop = walk(50)[0], walk(50)[50]
+    torch.testing.assert_close(convex.at(0), start + 2 / 52 * (stop - start))
+    torch.testing.assert_close(convex.at(0.5), start + (betas[0] + betas[1]) / 2 * (stop - start))
+    assert torch.equal(convex.at(50), stop)
+    with pytest.raises(UserError, match="two waypoints"):
+        convexify(walk(50), LAYOUT, (0, 25, 50), schedule="decreasing-authors")
+
+
 @pytest.mark.parametrize("smoothing", SMOOTHING)
 @pytest.mark.parametrize(("count", "epochs"), CASES)
 def test_beta_is_a_fraction_of_a_segment(count: int, epochs: int, smoothing: str) -> None:
@@ -141,7 +193,10 @@ def test_any_real_epoch_is_what_the_authors_reconstruct(
     count: int, epochs: int, smoothing: str, dtype: torch.dtype
 ) -> None:
     convex = made(count, epochs, smoothing, dtype)
-    points = [tensors(theta) for theta in walk(epochs)]
+    path = walk(epochs)
+    if smoothing == "mct-older":  # its lengths are those of the path with the smoothed points in it
+        path[list(convex.epochs)] = older(path, convex.epochs)
+    points = [tensors(theta) for theta in path]
     times = (torch.rand(40, generator=torch.Generator().manual_seed(1)).double() * epochs).tolist()
     for t in [*times, *range(epochs + 1)]:
         np.testing.assert_allclose(convex.at(t).numpy(), point(points, convex, t), rtol=0, atol=2e-5)
@@ -166,7 +221,59 @@ def test_a_tensor_that_never_moves_stays() -> None:
     assert all(torch.equal(still.at(t), torch.ones(LAYOUT.count)) for t in (0, 1.5, 2, 2.2, 3))
 
 
-@pytest.mark.parametrize("trajectory", [made(4, 10), Recorded(walk(10))], ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize("epochs", [1, 2, 10, 50])
+def test_a_bezier_curve_keeps_its_ends_and_is_continuous(epochs: int) -> None:
+    curve, points = fit_bezier(walk(epochs), LAYOUT), walk(epochs)
+    assert torch.equal(curve.at(0), points[0])
+    assert torch.equal(curve.at(epochs), points[-1])
+    eps, fastest = 1e-4, 8 * float(curve.waypoints.abs().max())
+    for t in torch.linspace(0, epochs - eps, 40, dtype=torch.double).tolist():
+        assert float((curve.at(t + eps) - curve.at(t)).abs().max()) <= eps * fastest + 1e-5
+
+
+def test_a_bezier_curve_is_the_nearest_one() -> None:
+    """No other control point comes nearer to the epochs it was fitted to, and one with a known curve is found."""
+    points = walk(10)
+    curve = fit_bezier(points, LAYOUT)
+
+    def error(control: Tensor) -> float:
+        moved = replace(curve, waypoints=torch.stack([points[0], control, points[-1]]))
+        return float(sum((moved.at(k) - points[k]).double().square().sum() for k in range(11)))
+
+    best, generator = error(curve.waypoints[1]), torch.Generator().manual_seed(0)
+    for _ in range(20):
+        assert error(curve.waypoints[1] + 0.1 * torch.randn(LAYOUT.count, generator=generator)) > best
+    straight = torch.lerp(points[0], points[-1], torch.linspace(0, 1, 11)[:, None])
+    control = fit_bezier(straight, LAYOUT).waypoints[1]
+    torch.testing.assert_close(control, (points[0] + points[-1]) / 2)
+
+
+@pytest.mark.parametrize("form", ["convex", "bezier"])
+@pytest.mark.parametrize("schedule", [*SCHEDULES, "projected"])
+def test_every_path_survives_the_store(expert: Expert, task: Task, tmp_path: Path, form: str, schedule: str) -> None:
+    config = ExpertConfig(epochs=3, form=form, schedule=schedule)
+    assert expert.recorded is not None
+    path = make_path(expert.recorded.points, task.model.layout, config)
+    store = Store.create(tmp_path / "store", describe_experts(task, config, seed=7))
+    store.write(0, replace(expert, convex=path, recorded=None))
+    found = store.read(0).convex
+    assert type(found) is type(path)
+    assert all(torch.equal(found.at(t), path.at(t)) for t in (0, 0.3, 1, 2.5, 3))
+
+
+def test_waypoints_may_be_given() -> None:
+    assert ExpertConfig(epochs=50, waypoint_at=(0, 6, 25, 50)).waypoint_epochs() == (0, 6, 25, 50)
+    for wrong in ((0, 25), (1, 50), (0, 30, 20, 50), (0, 20, 20, 50), (50,)):
+        with pytest.raises(UserError, match="waypoints go up from 0"):
+            ExpertConfig(epochs=50, waypoint_at=wrong).waypoint_epochs()
+    with pytest.raises(UserError, match="no schedule called 'nope'"):
+        ExpertConfig(schedule="nope").waypoint_epochs()
+
+
+OUTSIDE = [made(4, 10), Recorded(walk(10)), fit_bezier(walk(10), LAYOUT)]
+
+
+@pytest.mark.parametrize("trajectory", OUTSIDE, ids=lambda each: type(each).__name__)
 def test_outside_is_refused(trajectory: Convexified | Recorded) -> None:
     for t in (-1, -1e-9, 10 + 1e-9, 11, nan, float("inf")):
         with pytest.raises(ValueError, match="epoch"):

@@ -271,8 +271,6 @@ def test_the_golden_store_takes_new_experts(tmp_path: Path) -> None:
     shutil.copytree(GOLDEN / "store", tmp_path / "store")
     store = Store.open(tmp_path / "store")
     store.write(1, store.read(0))
-    make_golden_store(tmp_path / "today")
-    assert Store.open(tmp_path / "today").header == store.header
     old, new = (read_tensors(store.file(index), "limbeck-expert") for index in (0, 1))
     assert digest({}, old[0]) == digest({}, new[0])
     assert {**old[1], "index": 1, "sha256": new[1]["sha256"]} == new[1]

@@ -1,6 +1,8 @@
 """Trajectories: what an expert's training leaves behind, and which part of it to match."""
 
+from limbeck.trajectory.bezier import Bezier, fit_bezier
 from limbeck.trajectory.convexified import (
+    SCHEDULES,
     SMOOTHING,
     Convexified,
     Convexifier,
@@ -14,7 +16,9 @@ from limbeck.trajectory.segments import Continuous, WholeEpochs
 from limbeck.trajectory.store import Expert, ExpertConfig, Store
 
 __all__ = [
+    "SCHEDULES",
     "SMOOTHING",
+    "Bezier",
     "Continuous",
     "Convexified",
     "Convexifier",
@@ -26,5 +30,6 @@ __all__ = [
     "WholeEpochs",
     "arc_length",
     "convexify",
+    "fit_bezier",
     "waypoint_epochs",
 ]

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from limbeck.errors import UserError
 from limbeck.flat import Layout
-from limbeck.training import Schedule, train
-from limbeck.trajectory.convexified import SMOOTHING, Convexifier
+from limbeck.training import Gsam, Schedule, plain_gradient, train
+from limbeck.trajectory.bezier import Bezier
+from limbeck.trajectory.convexified import SMOOTHING, Convexified, Convexifier
 from limbeck.trajectory.recorded import Recorded
-from limbeck.trajectory.store import DTYPES, Expert, ExpertConfig
+from limbeck.trajectory.store import DTYPES, Expert, ExpertConfig, make_path
 from limbeck.types import PureLoss
 
 Watch = Callable[[int, Tensor], float]
@@ -30,27 +31,32 @@ def train_expert(
     watch: Watch,
     test: Callable[[Tensor], float],
 ) -> Expert:
-    """Plain SGD from theta0 (P,) on preprocessed images (n, c, h, w); its trajectory is convexified as it passes by.
+    """SGD from theta0 (P,) on preprocessed images (n, c, h, w); its trajectory is convexified as it passes by.
 
     Raises UserError when training diverges.
     """
     schedule = Schedule(config.epochs, config.lr, config.batch_size, config.momentum, config.weight_decay)
+    rule = Gsam(config.sam_rho, config.sam_alpha, config.sam_adaptive) if config.sam_rho else plain_gradient
     convexifier = None
-    if config.keep != "recorded":
-        convexifier = Convexifier(layout, config.waypoint_epochs(), SMOOTHING[config.smoothing], DTYPES[config.dtype])
+    if config.keep != "recorded" and not config.whole_path():
+        smoothing, dtype = SMOOTHING[config.smoothing], DTYPES[config.dtype]
+        convexifier = Convexifier(layout, config.waypoint_epochs(), smoothing, dtype, config.schedule)
     points, validation = [], []
     theta = theta0
-    for epoch, theta in enumerate(train(loss, theta0, images, labels, schedule, seed)):
+    for epoch, theta in enumerate(train(loss, theta0, images, labels, schedule, seed, rule)):
         if convexifier is not None:
             convexifier.add(theta)
-        if config.keep != "convex":
-            points.append(theta.to("cpu", DTYPES[config.dtype], copy=True))
+        if config.keep != "convex" or config.whole_path():
+            points.append(theta.to("cpu", copy=True))
         if not bool(torch.isfinite(theta).all()):
             raise UserError(f"the expert diverged in epoch {epoch}; lower its step size ({config.lr:g}).")
         validation.append(watch(epoch, theta))
+    path: Convexified | Bezier | None = None if convexifier is None else convexifier.finish()
+    if config.keep != "recorded" and config.whole_path():
+        path = make_path(torch.stack(points), layout, config)
     return Expert(
-        None if convexifier is None else convexifier.finish(),
-        Recorded(torch.stack(points)) if points else None,
+        path,
+        Recorded(torch.stack(points).to(DTYPES[config.dtype])) if config.keep != "convex" else None,
         tuple(validation),
         test(theta),
     )

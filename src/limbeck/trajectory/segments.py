@@ -57,3 +57,32 @@ class WholeEpochs:
             )
         t0 = int(torch.randint(self.min_start, bound, (), generator=generator))
         return float(t0), float(t0 + self.span)
+
+
+@dataclass(frozen=True)
+class GrownEpochs:
+    """DATM: whole epochs whose upper bound grows, U(step) = min(first + int((last - first) step / steps), last).
+
+    first, last: the bound U at step 0 and from step `steps` on; span and min_start as in `WholeEpochs`.
+    """
+
+    first: int
+    last: int
+    steps: int
+    span: int
+    min_start: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.min_start < self.first <= self.last or self.steps < 1:
+            raise UserError(
+                f"a start range [{self.min_start}, {self.first}) cannot grow to [{self.min_start}, {self.last}) "
+                f"in {self.steps} steps."
+            )
+        WholeEpochs(self.first, self.span, self.min_start)
+
+    def bound(self, step: int) -> int:
+        """U at an outer step."""
+        return min(self.first + int((self.last - self.first) * step / self.steps), self.last)
+
+    def __call__(self, step: int, end: int, generator: torch.Generator) -> tuple[float, float]:
+        return WholeEpochs(self.bound(step), self.span, self.min_start)(step, end, generator)

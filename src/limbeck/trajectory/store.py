@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from limbeck.errors import UserError
-from limbeck.files import content_key, read_json, read_tensors, size_of, write_json, write_tensors
+from limbeck.files import content_key, open_tensors, read_json, size_of, write_json, write_tensors
 from limbeck.flat import Layout
-from limbeck.trajectory.convexified import SMOOTHING, Convexified, convexify, waypoint_epochs
+from limbeck.trajectory.bezier import Bezier, fit_bezier
+from limbeck.trajectory.convexified import SCHEDULES, SMOOTHING, Convexified, convexify, waypoint_epochs
 from limbeck.trajectory.recorded import Recorded
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -39,18 +41,50 @@ class ExpertConfig(BaseModel):
     """real images per step"""
     waypoints: int = Field(default=2, ge=2)
     """points of the trajectory to store (MCT's paper 2, its code 4)"""
+    waypoint_at: tuple[int, ...] = ()
+    """epochs of the waypoints, from 0 to the last, instead of equally spaced ones"""
     smoothing: str = "none"
-    """none, or mct: the training script's averages around interior and last waypoints"""
+    """none; mct: the training script's averages around interior and last waypoints; mct-older: the parallel script's"""
+    schedule: str = "arc"
+    """beta by arc length per tensor; MCT's ablations: uniform, decreasing, decreasing-authors, projected"""
+    form: Literal["convex", "bezier"] = "convex"
+    """straight lines between waypoints, or one quadratic Bezier curve fitted to all epochs"""
     keep: Literal["convex", "recorded", "both"] = "convex"
     """the convexified trajectory, every epoch's parameters, or both"""
     dtype: Literal["float32", "float16"] = "float32"
     """storage type of parameters"""
+    sam_rho: float = Field(default=0.0, ge=0)
+    """radius in which SAM looks for the sharpest point (FTD and DATM 0.01); 0 trains by plain gradients"""
+    sam_alpha: float = Field(default=0.3, ge=0)
+    """how much GSAM makes of the gradient across the perturbed one (FTD 0.3 or 1); 0 is SAM"""
+    sam_adaptive: bool = True
+    """scale the radius by each parameter's size (ASAM), as FTD's code does"""
 
     def waypoint_epochs(self) -> tuple[int, ...]:
-        """Epochs of the waypoints; UserError where they do not fit or the smoothing is unknown."""
+        """Epochs of the waypoints; UserError where they do not fit, or smoothing or schedule are unknown."""
         if self.smoothing not in SMOOTHING:
             raise UserError(f"there is no smoothing called '{self.smoothing}'; choose one of {', '.join(SMOOTHING)}.")
-        return waypoint_epochs(self.waypoints, self.epochs)
+        if self.schedule not in (*SCHEDULES, "projected"):
+            names = ", ".join((*SCHEDULES, "projected"))
+            raise UserError(f"there is no schedule called '{self.schedule}'; choose one of {names}.")
+        given = self.waypoint_at
+        if not given:
+            return waypoint_epochs(self.waypoints, self.epochs)
+        if given[0] != 0 or given[-1] != self.epochs or list(given) != sorted(set(given)):
+            raise UserError(f"waypoints go up from 0 to the expert's last epoch, {self.epochs}; {given} do not.")
+        return given
+
+    def whole_path(self) -> bool:
+        """Whether the path can only be made once the expert has ended, from all its epochs."""
+        return self.form == "bezier" or self.schedule == "projected"
+
+
+def make_path(points: Tensor, layout: Layout, config: ExpertConfig) -> Convexified | Bezier:
+    """The path that `config` asks for, from recorded points (K + 1, P)."""
+    dtype = DTYPES[config.dtype]
+    if config.form == "bezier":
+        return fit_bezier(points, layout, dtype)
+    return convexify(points, layout, config.waypoint_epochs(), SMOOTHING[config.smoothing], dtype, config.schedule)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +94,12 @@ class Expert:
     validation: accuracy on the validation part after every epoch, 0 ... K; test: after the last, for reports only.
     """
 
-    convex: Convexified | None
+    convex: Convexified | Bezier | None
     recorded: Recorded | None
     validation: tuple[float, ...]
     test: float
 
-    def trajectory(self, kind: Kind) -> Convexified | Recorded | None:
+    def trajectory(self, kind: Kind) -> Convexified | Bezier | Recorded | None:
         return self.convex if kind == "convex" else self.recorded
 
 
@@ -84,6 +118,7 @@ class Store:
 
         description: what the experts depend on; two descriptions that differ never share a store.
         """
+        description = json.loads(json.dumps(description))  # as it will be read: lists, not tuples
         header = {"format": cls.FORMAT, "version": 1, "key": content_key(description), **description}
         if (path / "store.json").exists():
             store = cls.open(path)
@@ -134,12 +169,13 @@ class Store:
         if expert.convex is not None:
             tensors |= {"waypoints": expert.convex.waypoints, "beta": expert.convex.beta}
         if expert.recorded is not None:
-            tensors["points"] = expert.recorded.points
+            tensors["points"] = expert.recorded.tensor()
         header = {
             "format": "limbeck-expert",
             "version": 1,
             "index": index,
             "store": self.header["key"],
+            "beta0": getattr(expert.convex, "beta0", 0.0),
             "waypoint_epochs": None if expert.convex is None else list(expert.convex.epochs),
             "validation": list(expert.validation),
             "test": expert.test,
@@ -147,42 +183,47 @@ class Store:
         }
         write_tensors(self.file(index), tensors, header)
 
-    def read(self, index: int) -> Expert:
-        """One expert, verified; UserError when its file is damaged or belongs to another store."""
-        tensors, header = read_tensors(self.file(index), "limbeck-expert")
+    def read(self, index: int, lazy: bool = False) -> Expert:
+        """One expert, verified; UserError when its file is damaged or belongs to another store.
+
+        lazy: recorded points stay in the file and are read one at a time; only the verification reads them all.
+        """
+        tensors, rows, header = open_tensors(self.file(index), "limbeck-expert", ("points",) if lazy else ())
         if header["store"] != self.header["key"]:
             raise UserError(f"{self.file(index)} belongs to another store; take it out of {self.path}.")
-        convex = recorded = None
+        convex: Convexified | Bezier | None = None
+        recorded = None
         if "waypoints" in tensors:
-            epochs = tuple(header["waypoint_epochs"])
-            convex = Convexified(self.layout, epochs, tensors["waypoints"], tensors["beta"])
-        if "points" in tensors:
-            recorded = Recorded(tensors["points"])
+            common = (self.layout, tuple(header["waypoint_epochs"]), tensors["waypoints"], tensors["beta"])
+            convex = Bezier(*common) if self.config.form == "bezier" else Convexified(*common, header.get("beta0", 0.0))
+        points = rows.get("points") if lazy else tensors.get("points")
+        if points is not None:
+            recorded = Recorded(points)
         return Expert(convex, recorded, tuple(header["validation"]), header["test"])
 
     def bytes_of(self, indices: Sequence[int]) -> int:
         """Bytes on disk of these experts' files."""
         return sum(size_of(self.file(index)) for index in indices)
 
-    def convexified(self, path: Path, waypoints: int, smoothing: str, dtype: Literal["float32", "float16"]) -> Store:
-        """A new store at `path` with this one's recorded experts convexified; UserError if any was not recorded."""
+    def convexified(self, path: Path, **changed: Any) -> Store:
+        """A new store at `path` with this one's recorded experts convexified; UserError if any was not recorded.
+
+        changed: fields of `ExpertConfig` that say how (waypoints, waypoint_at, smoothing, schedule, form, dtype).
+        """
         if not self.indices():
             raise UserError(f"the store {self.path} holds no finished experts; run 'limbeck experts' first.")
-        config = self.config.model_copy(
-            update={"keep": "convex", "waypoints": waypoints, "smoothing": smoothing, "dtype": dtype}
-        )
-        epochs = config.waypoint_epochs()
+        config = ExpertConfig(**{**self.config.model_dump(), "keep": "convex", **changed})
+        config.waypoint_epochs()
         description = {k: v for k, v in self.header.items() if k not in ("format", "version", "key")}
         for index in self.indices():  # all of them before the new store is begun, one at a time for memory
-            if self.read(index).recorded is None:
+            if self.read(index, lazy=True).recorded is None:
                 raise UserError(f"{self.file(index)} holds no recorded trajectory; train with '--keep recorded'.")
-        target = Store.create(path, {**description, "expert": config.model_dump()})
+        target = Store.create(path, {**description, "expert": config.model_dump(mode="json")})
         for index in sorted(set(self.indices()) - set(target.indices())):
-            expert = self.read(index)
+            expert = self.read(index, lazy=True)
             assert expert.recorded is not None
-            points = (point.float() for point in expert.recorded.points)
-            convex = convexify(points, self.layout, epochs, SMOOTHING[smoothing], DTYPES[dtype])
-            target.write(index, Expert(convex, None, expert.validation, expert.test))
+            points = torch.stack([expert.recorded.at(epoch) for epoch in range(expert.recorded.end + 1)])
+            target.write(index, replace(expert, convex=make_path(points, self.layout, config), recorded=None))
         return target
 
 
