@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +68,37 @@ def _check_format(path: Path, header: dict[str, Any], format: str, version: int)
         )
 
 
-def digest(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+@dataclass(frozen=True)
+class Rows:
+    """A tensor that stays in its file: each row is read when it is asked for, and none is kept."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, row: int) -> Tensor:
+        if not 0 <= row < len(self):
+            raise IndexError(f"{self.name} has rows 0 to {len(self) - 1}, not {row}")
+        with safe_open(str(self.path), framework="pt") as file:
+            part: Tensor = file.get_slice(self.name)[row : row + 1]
+            return part[0].clone()
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[row] for row in range(len(self)))
+
+
+def digest(header: dict[str, Any], tensors: Mapping[str, Tensor | Rows]) -> str:
     """SHA-256 over the header, then names, types, shapes and bytes of the tensors, in name order."""
     total = hashlib.sha256(json.dumps(header, allow_nan=False, sort_keys=True).encode())
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensors[name]
         total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        for part in [tensor] if isinstance(tensor, Tensor) else tensor:
+            total.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 
@@ -107,13 +132,31 @@ def read_header(path: Path) -> dict[str, Any]:
 
 def read_tensors(path: Path, format: str, version: int = 1) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and header, after checking format, version and checksum; UserError says which of them is wrong."""
+    tensors, _, header = open_tensors(path, format, (), version)
+    return tensors, header
+
+
+def open_tensors(
+    path: Path, format: str, in_rows: Collection[str], version: int = 1
+) -> tuple[dict[str, Tensor], dict[str, Rows], dict[str, Any]]:
+    """As `read_tensors`, but the tensors named in `in_rows` stay in the file and come as `Rows`.
+
+    The checksum is verified once, here, with one row in memory at a time: one pass over the file, about 1 s a
+    gigabyte. Later reads trust the file.
+    """
     header = read_header(path)
     _check_format(path, header, format, version)
+    rows: dict[str, Rows] = {}
     with safe_open(str(path), framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    if digest({name: value for name, value in header.items() if name != CHECKSUM}, tensors) != header.get(CHECKSUM):
+        names = set(file.keys())
+        for name in names & set(in_rows):
+            part = file.get_slice(name)
+            rows[name] = Rows(path, name, tuple(part.get_shape()), part[:0].dtype)
+        tensors = {name: file.get_tensor(name) for name in sorted(names - set(in_rows))}
+    plain = {name: value for name, value in header.items() if name != CHECKSUM}
+    if digest(plain, {**tensors, **rows}) != header.get(CHECKSUM):
         raise UserError(f"{path} is damaged: its contents do not match its checksum; delete it and make it again.")
-    return tensors, header
+    return tensors, rows, header
 
 
 def content_key(description: dict[str, Any]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -25,8 +26,47 @@ class Schedule(NamedTuple):
     drop: int | None = None
 
 
+GradientRule = Callable[[PureLoss, Tensor, Batch], Tensor]
+"""(loss, theta (P,), batch) -> what a step goes against (P,); theta is a leaf that asks for its gradient."""
+
+
+def plain_gradient(loss: PureLoss, theta: Tensor, batch: Batch) -> Tensor:
+    """The gradient of the loss."""
+    (gradient,) = torch.autograd.grad(loss(theta, batch), theta)
+    return gradient
+
+
+@dataclass(frozen=True)
+class Gsam:
+    """GSAM (Zhuang et al. 2022), which FTD trains its experts by: the gradient at the sharpest point nearby.
+
+    With g at theta and p at theta + e on the same augmented batch, e = rho g / |g|: p - alpha (g's part across p).
+    rho is constant, as in FTD's code, where the step size is. Norms are over all parameters together.
+    adaptive: e = rho theta^2 g / |theta g|, as ASAM (Kwon et al. 2021). alpha = 0 is SAM (Foret et al. 2021).
+    """
+
+    rho: float
+    alpha: float = 0.0
+    adaptive: bool = False
+
+    def __call__(self, loss: PureLoss, theta: Tensor, batch: Batch) -> Tensor:
+        gradient = plain_gradient(loss, theta, batch)
+        size = theta.detach().abs() if self.adaptive else torch.ones_like(gradient)
+        scaled = size * gradient
+        ahead = theta.detach() + self.rho * size * scaled / (scaled.norm() + 1e-12)
+        perturbed = plain_gradient(loss, ahead.requires_grad_(), batch)
+        along = torch.dot(gradient, perturbed) / (perturbed.square().sum() + 1e-12)
+        return perturbed - self.alpha * (gradient - along * perturbed)
+
+
 def train(
-    loss: PureLoss, theta0: Tensor, images: Tensor, labels: Tensor, schedule: Schedule, seed: int
+    loss: PureLoss,
+    theta0: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    schedule: Schedule,
+    seed: int,
+    rule: GradientRule = plain_gradient,
 ) -> Iterator[Tensor]:
     """Yield a copy of the parameters (P,) before training and after every epoch: epochs + 1 of them.
 
@@ -42,7 +82,7 @@ def train(
         order = torch.randperm(len(images), generator=stream(seed, "order", epoch)).to(images.device)
         for step, rows in enumerate(order.split(schedule.batch_size)):
             batch = Batch(images[rows], labels[rows], derive(seed, "augment", epoch, step))
-            (theta.grad,) = torch.autograd.grad(loss(theta, batch), theta)
+            theta.grad = rule(loss, theta, batch)
             optimiser.step()
         yield theta.detach().clone()
 
