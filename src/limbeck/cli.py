@@ -6,18 +6,19 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
 
 import torch
 import tyro
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import Field, create_model
 from rich.console import Console
 from safetensors import SafetensorError
 
+from limbeck import cli_interop, cli_presets
+from limbeck.cli_common import Command, Common, Data, Listener
 from limbeck.config import JobConfig
 from limbeck.errors import UserError
 from limbeck.evaluation import evaluate
@@ -28,30 +29,6 @@ from limbeck.models import ModelConfig
 from limbeck.report import write_comparison, write_report
 from limbeck.screen import Screen, results_table
 from limbeck.trajectory.store import ExpertConfig, Store
-
-
-class Common(BaseModel):
-    """Options of every command."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True)
-
-    device: str = "cpu"
-    """cpu, cuda, cuda:1, ..."""
-    threads: int | None = Field(default=None, ge=1)
-    """processor threads; by default one per core"""
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
-    """print the result as JSON on standard output (progress goes to standard error)"""
-    debug: bool = False
-    """show the traceback of an error"""
-
-
-class Data(Common):
-    """Options of commands that read images."""
-
-    data: tyro.conf.Positional[str]
-    """digits, fashion-mnist, or the path of a folder of class folders, an .npz, idx or parquet files"""
-    resize: int | None = Field(default=None, ge=1)
-    """resize every image to this many pixels a side"""
 
 
 class Distill(Data):
@@ -143,9 +120,6 @@ class Info(Common):
     """accepted by every command; nothing here is random"""
 
 
-Listener = Callable[[dict[str, Any]], None]
-
-
 def run_distill(args: Any, listen: Listener) -> Any:
     """Call `limbeck.distill`; the result is results.json with the paths of run and report."""
     own = set(find_method(args.method).config.model_fields)
@@ -209,13 +183,6 @@ def run_info(args: Info, listen: Listener) -> Any:
     return describe(args.what)
 
 
-class Command(NamedTuple):
-    """A command's options and what it calls."""
-
-    options: type[Common]
-    run: Callable[[Any, Listener], Any]
-
-
 COMMANDS = {
     "distill": Command(Distill, run_distill),
     "experts": Command(Experts, run_experts),
@@ -223,6 +190,8 @@ COMMANDS = {
     "evaluate": Command(Evaluate, run_evaluate),
     "report": Command(Report, run_report),
     "info": Command(Info, run_info),
+    **cli_interop.COMMANDS,
+    **cli_presets.COMMANDS,
 }
 
 

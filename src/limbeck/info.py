@@ -10,13 +10,14 @@ from limbeck.data.sources import NAMES
 from limbeck.distilled import load
 from limbeck.errors import UserError
 from limbeck.files import read_header, read_json, size_of
+from limbeck.interop import describe_pt
 from limbeck.trajectory.store import Store
 
 
 def describe(source: str) -> dict[str, Any]:
-    """Facts of a data set, a store of experts, a distilled set or a run, JSON-able, with its kind under "kind".
+    """Facts of a data set, a store of experts, a distilled set, a run or a .pt file of the field, JSON-able.
 
-    Raises UserError when it is none of these, or damaged.
+    What it is stands under "kind". Raises UserError when it is none of these, or damaged.
     """
     path = Path(source)
     if source in NAMES:
@@ -29,6 +30,8 @@ def describe(source: str) -> dict[str, Any]:
         return _run(path)
     if path.suffix == ".safetensors":
         return _tensors(path)
+    if path.suffix == ".pt":
+        return describe_pt(path)
     return {"kind": "data set", **load_data(source).describe()}
 
 

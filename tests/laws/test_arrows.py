@@ -25,10 +25,11 @@ LAYERS = [
     {"flat", "data", "select", "synthetic", "decode", "pictures", "report"},
     {"models", "training", "student", "distilled", "record", "loop"},
     {"trajectory", "objectives", "task", "watch"},
-    {"methods", "evaluation", "experts", "info"},
-    {"baselines", "config"},
-    {"stages"},
-    {"job"},
+    {"methods", "evaluation", "experts", "presets"},
+    {"baselines", "config", "interop"},
+    {"stages", "info"},
+    {"job", "cli_common"},
+    {"cli_interop", "cli_presets"},
     {"cli", "__main__"},
 ]
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}

@@ -1,0 +1,43 @@
+"""What the command line's parts share: options of every command, and what a command is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
+
+import tyro
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Common(BaseModel):
+    """Options of every command."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True)
+
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, ..."""
+    threads: int | None = Field(default=None, ge=1)
+    """processor threads; by default one per core"""
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """print the result as JSON on standard output (progress goes to standard error)"""
+    debug: bool = False
+    """show the traceback of an error"""
+
+
+class Data(Common):
+    """Options of commands that read images."""
+
+    data: tyro.conf.Positional[str]
+    """digits, fashion-mnist, or the path of a folder of class folders, an .npz, idx or parquet files"""
+    resize: int | None = Field(default=None, ge=1)
+    """resize every image to this many pixels a side"""
+
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+class Command(NamedTuple):
+    """A command's options and what it calls."""
+
+    options: type[Common]
+    run: Callable[[Any, Listener], Any]

@@ -1,0 +1,212 @@
+"""Our stores and sets as files of other code, laid out as that code writes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from limbeck.distilled import DistilledSet
+from limbeck.errors import UserError
+from limbeck.files import write_atomically
+from limbeck.flat import Layout
+from limbeck.pictures import save_png
+from limbeck.trajectory.convexified import Convexified
+from limbeck.trajectory.store import Store
+
+EXPERTS_A_FILE = 10
+LOGIT_FLOOR = 1e-9  # the smallest probability whose logarithm is written
+
+
+def _save(value: Any, path: Path) -> Path:
+    write_atomically(path, lambda temporary: torch.save(value, temporary))
+    return path
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A float32 copy with storage of its own: of a view, torch.save writes the whole that it views."""
+    return tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
+
+
+def _checkpoint(theta: Tensor, layout: Layout) -> list[Tensor]:
+    return [_own(part).clone() for part in layout.split(theta)]
+
+
+def export_experts(store: Store, folder: str | Path, style: str = "mtt") -> list[Path]:
+    """Ten experts a file: mtt, `replay_buffer_N.pt` of recorded ones; mct, waypoints and steps of convexified ones.
+
+    Returns the files. Raises UserError for an unknown style, an empty store, or experts without that trajectory.
+    """
+    if style not in EXPERT_STYLES:
+        raise UserError(f"experts are exported in the style {' or '.join(EXPERT_STYLES)}, not '{style}'.")
+    indices = store.indices()
+    if not indices:
+        raise UserError(f"the store {store.path} holds no finished experts.")
+    folder, written = Path(folder), []
+    for number, first in enumerate(range(0, len(indices), EXPERTS_A_FILE)):
+        written += EXPERT_STYLES[style](store, indices[first : first + EXPERTS_A_FILE], folder, number)
+    return written
+
+
+def _export_recorded(store: Store, indices: list[int], folder: Path, number: int) -> list[Path]:
+    experts = []
+    for index in indices:
+        recorded = store.read(index).recorded
+        if recorded is None:
+            raise UserError(
+                f"{store.file(index)} holds no recorded trajectory; the style mct exports convexified ones."
+            )
+        experts.append([_checkpoint(theta, store.layout) for theta in map(recorded.at, range(recorded.end + 1))])
+    return [_save(experts, folder / f"replay_buffer_{number}.pt")]
+
+
+def _export_convex(store: Store, indices: list[int], folder: Path, number: int) -> list[Path]:
+    waypoints, steps, counts = [], [], set()
+    for index in indices:
+        convex = store.read(index).convex
+        if not isinstance(convex, Convexified):
+            raise UserError(
+                f"{store.file(index)} holds no convexified trajectory; 'limbeck convexify' the store first."
+            )
+        counts.add(len(convex.epochs))
+        waypoints.append([_checkpoint(theta, store.layout) for theta in convex.waypoints])
+        segments = _segments(convex)
+        steps.append(segments[0] if len(segments) == 1 else segments)
+    if len(counts) > 1:
+        raise UserError(
+            f"the experts of {store.path} have {sorted(counts)} waypoints; one file has one number of them."
+        )
+    (count,) = counts
+    name = str(number) if count == 2 else f"ip{count}_{number}"
+    return [
+        _save(waypoints, folder / f"waypoint_buffer_{name}.pt"),
+        _save(steps, folder / f"step_buffer_{name}.pt"),
+    ]
+
+
+def _segments(convex: Convexified) -> list[list[list[Tensor]]]:
+    """Path fractions per segment and row, each a scalar of its own, from 0 on."""
+    made = []
+    for first, last in pairwise(convex.epochs):
+        rows = [torch.full_like(convex.beta[0], 0.0 if first else convex.beta0), *convex.beta[first:last]]
+        made.append([[_own(value) for value in row] for row in rows])
+    return made
+
+
+def export_set(made: DistilledSet, folder: str | Path, style: str = "mtt") -> list[Path]:
+    """A set as images_best.pt, labels_best.pt and lr_best.pt (mtt, datm), or as DD-Ranking's folder (ddranking).
+
+    mtt keeps hard labels as int64 and soft ones as probabilities; datm and ddranking write logits of soft labels, and
+    datm of hard ones too. MTT's own code writes no step size; readers that do not know the file pass it over.
+    Returns the files. Raises UserError for an unknown style.
+    """
+    if style not in SET_STYLES:
+        raise UserError(f"sets are exported in the style {', '.join(SET_STYLES)}, not '{style}'.")
+    return SET_STYLES[style](made, Path(folder))
+
+
+def _logits(made: DistilledSet) -> Tensor:
+    labels = made.labels
+    if not labels.dtype.is_floating_point:
+        labels = torch.nn.functional.one_hot(labels, len(made.classes)).float()
+    return labels.clamp_min(LOGIT_FLOOR).log()
+
+
+def _export_mtt(made: DistilledSet, folder: Path) -> list[Path]:
+    soft = made.labels.dtype.is_floating_point
+    labels = _own(made.labels) if soft else made.labels.cpu().clone()
+    return _triple(made, labels, folder, "_best")
+
+
+def _export_datm(made: DistilledSet, folder: Path) -> list[Path]:
+    return _triple(made, _own(_logits(made)), folder, "_best")
+
+
+def _triple(made: DistilledSet, labels: Tensor, folder: Path, suffix: str) -> list[Path]:
+    return [
+        _save(_own(made.images), folder / f"images{suffix}.pt"),
+        _save(labels, folder / f"labels{suffix}.pt"),
+        _save(torch.tensor(made.lr, dtype=torch.float32), folder / f"lr{suffix}.pt"),
+    ]
+
+
+def _export_ddranking(made: DistilledSet, folder: Path) -> list[Path]:
+    """Tensors class by class, pictures in class folders, and a configuration to fill in the paths of."""
+    order = made.hard_labels().argsort(stable=True)
+    soft = made.labels.dtype.is_floating_point
+    labels = _own(_logits(made))[order] if soft else made.labels.cpu()[order]
+    counts = made.hard_labels().bincount(minlength=len(made.classes)).tolist()
+    if len(set(counts)) > 1 and not soft:
+        raise UserError(f"DD-Ranking wants the same number of images for every class, and this set has {counts}.")
+    ordered = DistilledSet(
+        made.images[order], labels, made.lr, made.preprocess, made.classes, made.recipe, made.provenance
+    )
+    files = _triple(ordered, labels.clone(), folder, "")
+    seen = [0] * len(made.classes)
+    for picture, label in zip(ordered.pictures(), made.hard_labels()[order].tolist()):
+        path = folder / "images" / f"{label:05d}" / f"{seen[label]:05d}.png"
+        pixels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+        save_png(Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels), path)
+        seen[label] += 1
+        files.append(path)
+    text = _ddranking_config(made, soft)
+    write_atomically(folder / "ddranking.yaml", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return [*files, folder / "ddranking.yaml"]
+
+
+def _ddranking_config(made: DistilledSet, soft: bool) -> str:
+    """Its options as YAML, of which JSON values are a part."""
+    n, _, height, width = made.images.shape
+    recipe = made.recipe
+    facts: dict[str, Any] = {
+        "dataset": made.provenance.get("data", {}).get("name", "?"),
+        "real_data_path": "./dataset/",
+        "ipc": n // len(made.classes),
+        "im_size": [height, width],
+        "model_name": f"ConvNet-{recipe['model'].get('depth') or 3}",
+        "use_torchvision": False,
+        "data_aug_func": "dsa",
+        "aug_params": {
+            "flip": 0.5,
+            "rotate": 15.0,
+            "saturation": 2.0,
+            "brightness": 1.0,
+            "contrast": 0.5,
+            "scale": 1.2,
+            "crop": 0.125,
+            "cutout": 0.5,
+        },
+        "use_zca": made.preprocess.kind == "zca",
+        "optimizer": "sgd",
+        "lr_scheduler": "step",
+        "weight_decay": recipe["weight_decay"],
+        "momentum": recipe["momentum"],
+        "num_eval": recipe["networks"],
+        "num_epochs": recipe["epochs"],
+        "syn_batch_size": recipe["batch_size"],
+        "real_batch_size": 256,
+        "default_lr": made.lr,
+        "device": "cuda",
+        "save_path": "./results.csv",
+    }
+    if soft:
+        facts |= {"soft_label_mode": "S", "soft_label_criterion": "sce"}
+    lines = [f"{name}: {json.dumps(value)}" for name, value in facts.items()]
+    return "\n".join(["# For DD-Ranking; images.pt, labels.pt and lr.pt are handed to its objects.", *lines, ""])
+
+
+EXPERT_STYLES: dict[str, Callable[[Store, list[int], Path, int], list[Path]]] = {
+    "mtt": _export_recorded,
+    "mct": _export_convex,
+}
+SET_STYLES: dict[str, Callable[[DistilledSet, Path], list[Path]]] = {
+    "mtt": _export_mtt,
+    "datm": _export_datm,
+    "ddranking": _export_ddranking,
+}

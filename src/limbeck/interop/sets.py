@@ -1,0 +1,183 @@
+"""Distilled sets of the authors' code: images_*.pt, labels_*.pt, and lr_*.pt where there is one."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limbeck.data import ImageData, Preprocess, fit_preprocess, load_data
+from limbeck.data.augment import DSA, default_strategy
+from limbeck.distilled import DistilledSet
+from limbeck.errors import UserError
+from limbeck.evaluation import EvalConfig
+from limbeck.interop.read import open_pt
+from limbeck.models import ModelConfig
+
+NAME = re.compile(r"(?P<ema>ema_)?images(?P<ipc>_ipc-\d+)?_(?P<which>\d+|best)\.pt")
+
+# The constants of the authors' code: CIFAR-10's for both CIFARs, and ImageNet's for it and Tiny-ImageNet.
+CONSTANTS = {
+    "cifar": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+PREPROCESS = ("normalise", "zca", *CONSTANTS)
+
+
+def named_preprocess(name: str, images: ImageData) -> Preprocess:
+    """normalise or zca fitted on train; cifar or imagenet: the constants the authors' code normalises by.
+
+    Raises UserError for another name, or constants for images that are not in colour.
+    """
+    if name not in PREPROCESS:
+        raise UserError(f"no preprocessing called '{name}'; choose one of: {', '.join(PREPROCESS)}.")
+    if name not in CONSTANTS:
+        return fit_preprocess(name, images.train.images)
+    if images.channels != 3:
+        raise UserError(f"{images.name} has {images.channels} channel(s), and the constants '{name}' are for three.")
+    mean, std = (torch.tensor(values) for values in CONSTANTS[name])
+    return Preprocess("normalise", images.shape, 0.0, mean, std)
+
+
+def import_set(
+    source: str | Path,
+    data: str | Path | ImageData,
+    *,
+    preprocess: str = "normalise",
+    lr: float | None = None,
+    model: ModelConfig | None = None,
+    augment: str | None = None,
+    seed: int = 0,
+    resize: int | None = None,
+) -> DistilledSet:
+    """A distilled set of MTT, TESLA, FTD, DATM or MCT, as one of ours; `provenance["imported"]["notes"]` says what
+    had to be assumed.
+
+    source:     an images_*.pt (ema_images_*.pt, images_ipc-N_*.pt), or its folder, of which the best is taken, else
+                the latest. Labels and step size lie beside it under the same name.
+    data:       what it was distilled from: gives class names and tests later.
+    preprocess: the space its images are in, which the files do not say: normalise, zca (both fitted anew on our train
+                part), cifar or imagenet (the constants of the authors' code).
+    lr:         the learned step size, where there is no lr_*.pt: only DATM's code saves it.
+    model, augment: what to train on it later; by default the ConvNet and all of DSA.
+    Raises UserError for files that are missing, refused or damaged, and for what does not fit the data.
+    """
+    path = _images_file(Path(source))
+    loaded = load_data(data, seed=seed, resize=resize)
+    images = _images(path, loaded)
+    notes: list[str] = []
+    labels = _labels(_beside(path, "labels"), len(images), loaded.num_classes, notes)
+    step_size = _step_size(_beside(path, "lr"), lr, notes)
+    if preprocess == "zca":
+        notes.append("its ZCA matrix was not in the files: fitted anew on our train part with eps 0.1")
+    elif preprocess == "normalise":
+        notes.append("its normalising constants were not in the files: fitted anew on our train part")
+    fitted = named_preprocess(preprocess, loaded)
+    match = NAME.fullmatch(path.name)
+    which = match["which"] if match else "best"
+    network = (model or ModelConfig()).resolved(loaded.size)
+    strategy = DSA(default_strategy(loaded.name) if augment is None else augment).strategy
+    recipe = EvalConfig().model_dump(include={"networks", "epochs", "batch_size", "momentum", "weight_decay"})
+    return DistilledSet(
+        images,
+        labels,
+        step_size,
+        fitted,
+        loaded.classes,
+        {**recipe, "augment": strategy, "model": network.model_dump()},
+        {
+            "method": "imported",
+            "config": {"seed": seed},
+            "data": {
+                "name": loaded.name,
+                "fingerprint": loaded.fingerprint,
+                "source": str(data) if isinstance(data, str | Path) else None,
+                "resize": resize,
+            },
+            "which": which,
+            "step": int(which) if which.isdigit() else None,
+            "imported": {"file": path.name, "notes": notes},
+        },
+    )
+
+
+def _images_file(source: Path) -> Path:
+    """The file itself, or the folder's best or latest one."""
+    if source.is_file():
+        return source
+    if not source.is_dir():
+        raise UserError(f"{source} does not exist.")
+    found = {file: match for file in sorted(source.iterdir()) if (match := NAME.fullmatch(file.name))}
+    if not found and (source / "images.pt").exists():
+        return source / "images.pt"
+    if not found:
+        raise UserError(f"{source} holds no images_best.pt, images_N.pt, images_ipc-N_best.pt or ema_images_best.pt.")
+    families = sorted({(match["ema"] or "") + "images" + (match["ipc"] or "") for match in found.values()})
+    if len(families) > 1:
+        raise UserError(f"{source} holds {', '.join(f'{family}_*.pt' for family in families)}; name one of the files.")
+    return max(found, key=lambda file: float("inf") if found[file]["which"] == "best" else float(found[file]["which"]))
+
+
+def _beside(images: Path, what: str) -> Path:
+    return images.with_name(images.name.replace("images", what, 1))
+
+
+def _tensor(value: Any, path: Path) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise UserError(f"{path} holds a {type(value).__name__}, not one tensor.")
+    if value.dtype.is_floating_point and not bool(torch.isfinite(value).all()):
+        raise UserError(f"{path} holds NaN or infinity: the run it came from diverged.")
+    return value.detach().clone()  # from the mapped file, and without its requires_grad
+
+
+def _images(path: Path, data: ImageData) -> Tensor:
+    images = _tensor(open_pt(path), path)
+    if images.ndim != 4 or not images.dtype.is_floating_point or not len(images):
+        raise UserError(f"{path} holds {images.dtype} of shape {tuple(images.shape)}, not images (n, c, h, w).")
+    if tuple(images.shape[1:]) != data.shape:
+        raise UserError(
+            f"{path} holds images of shape {tuple(images.shape[1:])}, {data.name} of {data.shape}: another data set, "
+            "another size (see --resize), or a texture canvas, which cannot be imported."
+        )
+    return images.float()
+
+
+def _labels(path: Path, count: int, classes: int, notes: list[str]) -> Tensor:
+    """int64 (n,) or probabilities (n, classes)."""
+    if not path.exists():
+        raise UserError(f"there is no {path}: without labels the images are of no use.")
+    labels = _tensor(open_pt(path), path)
+    if len(labels.shape) < 1 or len(labels) != count:
+        raise UserError(f"{path} holds labels of shape {tuple(labels.shape)}, for {count} images.")
+    if not labels.dtype.is_floating_point:
+        low, high = int(labels.min()), int(labels.max())
+        if labels.ndim != 1 or low < 0 or high >= classes:
+            raise UserError(f"{path} holds classes {low} to {high}; the data has {classes}, from 0.")
+        return labels.long()
+    if labels.ndim != 2 or labels.shape[1] != classes:
+        raise UserError(f"{path} holds soft labels of shape {tuple(labels.shape)}; the data has {classes} classes.")
+    labels = labels.float()
+    if bool((labels >= 0).all()) and bool(((labels.sum(1) - 1).abs() < 1e-3).all()):
+        return labels
+    notes.append("its labels are logits: their softmax was taken")
+    return labels.softmax(1)
+
+
+def _step_size(path: Path, given: float | None, notes: list[str]) -> float:
+    if given is not None:
+        if not given > 0:
+            raise UserError(f"--lr must be above 0, not {given:g}.")
+        notes.append(f"its step size {given:g} was given by hand")
+        return given
+    if not path.exists():
+        raise UserError(
+            f"there is no {path.name} beside the images: MTT, TESLA, FTD and MCT do not save the learned step size, "
+            "and the set does not train well with another; give it with --lr (the logs have it as Synthetic_LR)."
+        )
+    value = _tensor(open_pt(path), path)
+    if value.numel() != 1 or not float(value) > 0:
+        raise UserError(f"{path} holds {value.flatten()[:3].tolist()}, not one step size above 0; give it with --lr.")
+    return float(value)

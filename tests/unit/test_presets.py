@@ -1,0 +1,193 @@
+"""The published settings: what they hold, that methods accept them, and that one runs beside its number."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tyro
+
+from limbeck.cli import COMMANDS, _options, main
+from limbeck.cli_presets import changes, comparison, reproduce
+from limbeck.config import JobConfig, checked
+from limbeck.data import ImageData
+from limbeck.errors import UserError
+from limbeck.evaluation import EvalConfig
+from limbeck.methods import METHODS
+from limbeck.models import ModelConfig
+from limbeck.presets import all_presets, load_preset, markdown, preset_arguments, preset_options
+from limbeck.trajectory import ExpertConfig
+
+NAMES = list(all_presets())
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_how_many_there_are() -> None:
+    held = [name.split("/")[0] for name in NAMES]
+    assert {method: held.count(method) for method in held} == {"mtt": 15, "tesla": 3, "ftd": 9, "datm": 12, "mct": 7}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_says_what_it_is(name: str) -> None:
+    preset = load_preset(name)
+    method, data, rest = name.split("/")
+    assert (method, data) == (preset.method, preset.data)
+    assert rest.split("-")[0] == f"ipc{preset.ipc}"
+    assert ("zca" in rest.split("-")) == (preset.preprocess == "zca")
+    assert preset.source
+    if preset.published is not None:
+        assert 0 < preset.published.mean < 100
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mct/cifar10/ipc1-zca", {"syn_steps": 50, "expert_epochs": 5, "max_start_epoch": 3, "lr_img": 1000}),
+        ("mtt/cifar10/ipc10-zca", {"syn_steps": 30, "max_start_epoch": 20, "lr_img": 100, "lr_teacher": 0.001}),
+        ("mtt/cifar100/ipc50-zca", {"syn_steps": 80, "batch_syn": 125, "lr_lr": 1e-5, "iterations": 5000}),
+        ("datm/cifar100/ipc10-zca", {"first_max_start_epoch": 30, "max_start_epoch": 50, "expansion_steps": 2000}),
+        ("ftd/cifar10/ipc1-zca", {"ema_decay": 0.9999, "lr_lr": 1e-7}),
+        ("tesla/imagenet-1k/ipc1", {"teacher_labels": True, "syn_steps": 10, "expert_epochs": 3}),
+    ],
+)
+def test_values_are_those_of_the_sources(name: str, options: dict[str, Any]) -> None:
+    assert load_preset(name).options.items() >= options.items()
+
+
+def test_published_numbers() -> None:
+    held = load_preset("mct/cifar10/ipc1-zca").published
+    assert held is not None
+    assert (held.mean, held.std) == (48.48, 0.2262)
+    assert str(load_preset("datm/tiny-imagenet/ipc50-zca").published) == "39.7 ± 0.3"
+    assert load_preset("mct/cifar10/ipc10-zca").published is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_configurations_accept_them(name: str) -> None:
+    preset, options = load_preset(name), preset_options(name)
+    ExpertConfig(**preset.expert).waypoint_epochs()
+    ModelConfig(**preset.model).options()
+    EvalConfig(**preset.eval)
+    checked(JobConfig, {key: value for key, value in options.items() if key in JobConfig.model_fields})
+    if preset.method not in METHODS:
+        pytest.skip(f"{preset.method} is not there yet")
+    assert checked(METHODS[preset.method].config, preset.options)
+    kept = preset.expert["keep"]
+    assert kept in (METHODS[preset.method].experts, "both")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_as_words_of_the_command_line_they_say_the_same(name: str) -> None:
+    preset = load_preset(name)
+    if preset.method not in METHODS:
+        pytest.skip(f"{preset.method} is not there yet")
+    words = [*preset_arguments(name), "digits"]
+    read: Any = tyro.cli(_options("distill", words), args=words)
+    wanted = METHODS[preset.method].config(**preset.options)
+    assert all(getattr(read, key) == value for key, value in wanted.model_dump().items())
+    for part, config in (("model", ModelConfig), ("expert", ExpertConfig), ("eval", EvalConfig)):
+        given = config(**getattr(preset, part))
+        for key in getattr(preset, part):
+            assert getattr(getattr(read, part), key) == getattr(given, key), key
+    words += ["--ipc", "7", "--expert.epochs", "3"]
+    read = tyro.cli(_options("distill", words), args=words)
+    assert (read.ipc, read.expert.epochs, read.count) == (7, 3, preset.count)
+
+
+def test_an_unknown_name_lists_those_of_its_method() -> None:
+    with pytest.raises(UserError, match=r"no preset called 'mct/cifar10/ipc2'.*mct/cifar10/ipc1"):
+        load_preset("mct/cifar10/ipc2")
+    with pytest.raises(UserError, match="mtt, tesla"):
+        load_preset("nothing")
+
+
+def test_the_page_is_up_to_date() -> None:
+    assert (DOCS / "presets.md").read_text(encoding="utf-8") == markdown(), (
+        "limbeck presets --markdown > docs/presets.md"
+    )
+
+
+def test_symbols_are_options_that_exist() -> None:
+    text = (DOCS / "symbols.md").read_text(encoding="utf-8")
+    fields = {name for method in METHODS.values() for name in method.config.model_fields} | set(JobConfig.model_fields)
+    fields |= {f"expert.{name}" for name in ExpertConfig.model_fields} | {
+        f"eval.{name}" for name in EvalConfig.model_fields
+    }
+    later = set() if {"datm", "ftd", "tesla"} <= set(METHODS) else set(MORE)
+    for flag in re.findall(r"`--([a-z.-]+)", text):
+        assert flag.replace("-", "_") in fields | later, flag
+
+
+MORE = [
+    *("min_start_epoch", "first_max_start_epoch", "expansion_steps", "threshold", "lr_y", "momentum_y"),
+    *("teacher_labels", "ema_decay"),
+]
+TINY: dict[str, Any] = {
+    **{"iterations": 3, "syn_steps": 2, "max_start_epoch": 1, "expert_epochs": 1, "lr_img": 5, "count": 1},
+    "expert": {"epochs": 2, "waypoints": 2, "waypoint_at": (), "smoothing": "none"},
+    "model": {"width": 4, "depth": 2},
+    "eval": {"epochs": 2, "networks": 2, "full_networks": 0},
+    **{"validate_networks": 1, "validate_epochs": 2},
+}
+
+
+def test_a_preset_runs_beside_its_number(tmp_path: Path, digits: ImageData) -> None:
+    result = reproduce("mct/cifar10/ipc1-zca", digits, TINY, out=tmp_path / "run")
+    assert result["published"]["mean"] == 48.48
+    assert "n = 2 networks" in result["comparison"]
+    assert "published 48.48 ± 0.23 %" in result["comparison"]
+    assert "on digits, and the setting is for cifar10; options were changed" in result["comparison"]
+    config = json.loads((tmp_path / "run/run.json").read_text())["config"]
+    assert config["gradient"] == "tesla"
+    assert config["preprocess"] == "zca"
+
+
+def test_what_is_compared_is_the_last_set() -> None:
+    row = {"set": "distilled", "which": "last", "accuracy_mean": 0.4, "accuracy_std": 0.01, "n": 5}
+    rows = [{**row, "which": "chosen", "accuracy_mean": 0.9}, row]
+    said = comparison(load_preset("mct/cifar10/ipc1"), rows, "cifar10", False)
+    assert said == "ours 40.00 ± 1.00 % (last set, test, n = 5 networks, 1 distillation seed); nothing published"
+
+
+def test_changes() -> None:
+    assert changes(("a-b=1", "expert.lr=0.1", "expert.keep=both")) == {"a_b": 1, "expert": {"lr": 0.1, "keep": "both"}}
+    with pytest.raises(UserError, match="NAME=VALUE"):
+        changes(("a",))
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[Any, str, str]:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main(list(words))
+    return end.value.code, *capsys.readouterr()
+
+
+def test_the_commands(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert {"presets", "reproduce"} <= set(COMMANDS)
+    status, out, _ = call(capsys, "presets", "--method", "mct")
+    assert status == 0
+    assert len(out.splitlines()) == 7
+    assert "48.48" in out
+    _, out, _ = call(capsys, "presets", "--json")
+    assert len(json.loads(out)["presets"]) == len(NAMES)
+    _, out, _ = call(capsys, "presets", "--markdown")
+    assert out == markdown()
+    assert call(capsys, "presets", "--method", "none")[0] == 2
+    words = [
+        "validate_epochs=2",
+        "validate_networks=1",
+        "model.width=4",
+        "model.depth=2",
+        "iterations=2",
+        "syn_steps=2",
+    ]
+    words += ["max_start_epoch=1", "expert_epochs=1", "count=1", "expert.epochs=2", "eval.epochs=2", "eval.networks=1"]
+    words += ["eval.full_networks=0", "expert.waypoints=2", "expert.waypoint_at=[]"]
+    status, out, err = call(
+        capsys, "reproduce", "mct/cifar10/ipc1", "digits", "--out", str(tmp_path / "r"), "--change", *words
+    )
+    assert status == 0, err
+    assert "comparison: ours" in out
