@@ -213,8 +213,10 @@ def _options(command: str, arguments: list[str]) -> type[Common]:
         ),
         "mct",
     )
-    bases: Any = (find_method(name).config, JobConfig, Distill)
-    made: Any = create_model("distill", __base__=bases)
+    method = find_method(name)
+    bases: Any = (method.config, JobConfig, Distill)
+    expert = ExpertConfig(**method.expert_defaults)
+    made: Any = create_model("distill", __base__=bases, expert=(ExpertConfig, expert))
     made.__doc__ = Distill.__doc__
     return cast("type[Common]", made)
 

@@ -79,7 +79,7 @@ def _read(store: Store, count: int | None, kind: Kind) -> Found:
         raise UserError(f"the store {store.path} holds no finished experts; run 'limbeck experts' first.")
     if count is not None and len(indices) < count:
         raise UserError(f"the store {store.path} holds {len(indices)} experts, fewer than --count {count}.")
-    experts = [store.read(index) for index in indices]
+    experts = [store.read(index, lazy=True) for index in indices]
     if any(expert.trajectory(kind) is None for expert in experts):
         how = "'limbeck convexify' it" if kind == "convex" else "train with '--keep recorded'"
         raise UserError(f"the store {store.path} holds no {kind} trajectories; {how}.")
@@ -120,6 +120,9 @@ def distill(
         store.require(task.describe())
         given = _read(store, config.count, kind)
     else:
+        given_expert = config.expert.model_fields_set
+        missing = {name: value for name, value in chosen.expert_defaults.items() if name not in given_expert}
+        config = config.model_copy(update={"expert": config.expert.model_copy(update=missing)})
         _check_kept(config.expert, kind, method)
     expert = config.expert if given is None else given.store.config
     count = (config.count or DEFAULT_COUNT) if given is None else len(given.indices)

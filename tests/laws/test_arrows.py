@@ -25,6 +25,8 @@ LAYERS = [
     {"flat", "data", "select", "synthetic", "decode", "pictures", "report"},
     {"models", "training", "student", "distilled", "record", "loop"},
     {"trajectory", "objectives", "task", "watch"},
+    {"hooks"},
+    {"overlap"},
     {"methods", "evaluation", "experts", "presets"},
     {"baselines", "config", "interop"},
     {"stages", "info"},

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from limbeck.errors import UserError
+from limbeck.methods.datm import DATM
+from limbeck.methods.ftd import FTD
 from limbeck.methods.mct import MCT
+from limbeck.methods.mtt import MTT
 from limbeck.methods.plan import Facts, Material, Method, MethodConfig, Plan
+from limbeck.methods.ptm import PTM
+from limbeck.methods.tesla import TESLA
 
 __all__ = ["METHODS", "Facts", "Material", "Method", "MethodConfig", "Plan", "find_method"]
 
-METHODS: dict[str, Method] = {each.name: each for each in (MCT,)}
+METHODS: dict[str, Method] = {each.name: each for each in (MCT, MTT, TESLA, FTD, DATM, PTM)}
 
 
 def find_method(name: str) -> Method:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -73,6 +73,7 @@ class Method:
     """A line of the registry: name, where it comes from, its options, the experts it needs, and its recipe.
 
     resolve: fill in the defaults that depend on the data, so that a record holds numbers.
+    expert_defaults: fields of `ExpertConfig` that experts trained for this method have unless told otherwise.
     """
 
     name: str
@@ -82,3 +83,4 @@ class Method:
     experts: Kind | None
     plan: Callable[[Any, Material], Plan]
     resolve: Callable[[Any, Facts], Any] = as_asked
+    expert_defaults: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,155 @@
+"""Values that act between the outer steps: averages, decays, and progress through stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import inf, isnan, nan
+
+import torch
+from torch import Tensor
+
+from limbeck.loop import Diverged
+from limbeck.synthetic import SyntheticSet
+from limbeck.trajectory.segments import WholeEpochs
+
+
+class Ema:
+    """The exponential average of parts of a set: e <- decay e + (1 - decay) x after every step, no bias correction.
+
+    It starts at the set it is given, and keeps it apart; a part that is not averaged is shown as it is. `show` is for
+    `Plan.show`: the average is what is validated and kept, on networks of its own.
+    """
+
+    def __init__(self, start: SyntheticSet, decay: float, names: Sequence[str] = ("images",)):
+        self.decay = decay
+        self.mean = {name: start.state()[name].detach().clone() for name in names}
+
+    @torch.no_grad()
+    def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
+        for name, mean in self.mean.items():
+            mean.mul_(self.decay).add_(synthetic.state()[name], alpha=1 - self.decay)
+
+    def show(self, synthetic: SyntheticSet) -> SyntheticSet:
+        """The set with its averaged parts."""
+        shown = synthetic.snapshot()
+        shown.load({**shown.state(), **self.mean})
+        return shown
+
+    def state(self) -> dict[str, Tensor]:
+        """The averages by name."""
+        return dict(self.mean)
+
+    def restore(self, state: dict[str, Tensor], step: int) -> None:
+        """Take them up again."""
+        for name, mean in self.mean.items():
+            mean.copy_(state[name])
+
+
+class Decay:
+    """Step decay of an optimiser's step sizes: times `factor` after every `every` outer steps.
+
+    A function of the step alone, so that there is nothing to save.
+    """
+
+    def __init__(self, optimiser: torch.optim.Optimizer, every: int, factor: float):
+        self.optimiser, self.every, self.factor = optimiser, every, factor
+        self.start = [group["lr"] for group in optimiser.param_groups]
+
+    def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
+        for group, lr in zip(self.optimiser.param_groups, self.start):
+            group["lr"] = lr * self.factor ** (step // self.every)
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def restore(self, state: dict[str, Tensor], step: int) -> None:
+        """The step sizes of this step."""
+        for group, lr in zip(self.optimiser.param_groups, self.start):
+            group["lr"] = lr * self.factor ** (step // self.every)
+
+
+@torch.no_grad()
+def forget(optimiser: torch.optim.Optimizer, parameter: Tensor, rows: Tensor | None = None) -> None:
+    """Zero what an optimiser remembers of a parameter, or of these rows of it."""
+    for slot in optimiser.state.get(parameter, {}).values():
+        if isinstance(slot, Tensor) and slot.shape == parameter.shape:
+            slot[... if rows is None else rows] = 0
+
+
+@dataclass
+class Progress:
+    """A start range that widens when the loss stops falling, and a guard that steps back when it diverges.
+
+    Its three faces: `sample` is a `Sampler`, `accept` the loop's gate, and the value itself a hook.
+
+    bounds:    start epochs of stage k are whole and below bounds[k]; span: epochs to match.
+    patience:  steps without a new least running mean (of 0.9 memory) before the next stage.
+    limit:     a loss above it is refused: the set goes back to where its loss was last accepted, what the optimisers
+               remember is forgotten, and the range goes back a stage. Diverged after `patience` refusals in a row.
+    """
+
+    synthetic: SyntheticSet
+    optimisers: Sequence[torch.optim.Optimizer]
+    bounds: tuple[int, ...]
+    span: int
+    patience: int
+    limit: float
+    stage: int = 0
+    running: float = nan
+    best: float = inf
+    stale: int = 0
+    refused: int = 0
+    good: dict[str, Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.good = self._copy()
+
+    def _copy(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self.synthetic.state().items()}
+
+    def sample(self, step: int, end: int, generator: torch.Generator) -> tuple[float, float]:
+        """A segment from the present start range."""
+        return WholeEpochs(self.bounds[self.stage], self.span)(step, end, generator)
+
+    def accept(self, loss: float) -> bool:
+        """Whether the step may be taken."""
+        if loss <= self.limit:
+            self.good, self.refused = self._copy(), 0
+            return True
+        self.refused += 1
+        if self.refused > self.patience:
+            raise Diverged(f"{self.refused} steps in a row had a loss above {self.limit:g}; lower --lr-img or --lr-lr.")
+        self.synthetic.load(self.good)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                for parameter in group["params"]:
+                    forget(optimiser, parameter)
+        self._enter(max(self.stage - 1, 0))
+        return False
+
+    def _enter(self, stage: int) -> None:
+        self.stage, self.running, self.best, self.stale = stage, nan, inf, 0
+
+    def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
+        if self.refused:
+            return
+        self.running = loss if isnan(self.running) else 0.9 * self.running + 0.1 * loss
+        if self.running < 0.999 * self.best:
+            self.best, self.stale = self.running, 0
+            return
+        self.stale += 1
+        if self.stale >= self.patience and self.stage + 1 < len(self.bounds):
+            self._enter(self.stage + 1)
+
+    def state(self) -> dict[str, Tensor]:
+        """Stage, running means and the last good set."""
+        numbers = [self.stage, self.running, self.best, self.stale, self.refused]
+        return {"numbers": torch.tensor(numbers, dtype=torch.double), **{f"good.{k}": t for k, t in self.good.items()}}
+
+    def restore(self, state: dict[str, Tensor], step: int) -> None:
+        """Take them up again."""
+        stage, self.running, self.best, stale, refused = state["numbers"].tolist()
+        self.stage, self.stale, self.refused = int(stage), int(stale), int(refused)
+        self.good = {name: state[f"good.{name}"].to(tensor.device) for name, tensor in self.good.items()}

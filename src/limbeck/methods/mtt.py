@@ -1,0 +1,40 @@
+"""MTT, Matching Training Trajectories (Cazenavette et al., CVPR 2022)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from limbeck.methods.parts import RecordedConfig, match, optimisers, real_set, whole_epochs
+from limbeck.methods.plan import Material, Method, Plan
+from limbeck.trajectory.segments import WholeEpochs
+
+
+class MTTConfig(RecordedConfig):
+    """Options of MTT."""
+
+    gradient: Literal["exact", "backprop"] = "exact"
+    """the same gradient in two ways: exact keeps one step's graph at a time, backprop all (as the authors do)"""
+    init: Literal["random", "kmeans"] = "random"
+    """real images to start from"""
+
+
+def plan(config: MTTConfig, material: Material) -> Plan:
+    """Recorded experts, whole epochs, exact gradient, hard labels."""
+    assert config.max_start_epoch is not None
+    assert config.expert_epochs is not None
+    synthetic = real_set(config.init, material, config.lr_teacher)
+    sampler = WholeEpochs(config.max_start_epoch, config.expert_epochs)
+    objective = match(config, material, sampler, config.gradient)
+    return Plan(objective, synthetic, optimisers(config, synthetic), config.iterations)
+
+
+MTT = Method(
+    name="mtt",
+    summary="match recorded expert trajectories, from whole epochs",
+    source="Cazenavette et al., Dataset Distillation by Matching Training Trajectories, CVPR 2022",
+    config=MTTConfig,
+    experts="recorded",
+    plan=plan,
+    resolve=whole_epochs,
+    expert_defaults={"keep": "both"},
+)

@@ -1,0 +1,52 @@
+"""TESLA (Cui et al., ICML 2023): MTT by a gradient that leaves out curvature, with labels from the teacher."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from limbeck.methods.parts import (
+    RecordedConfig,
+    ShowTaught,
+    TeacherLabels,
+    match,
+    optimisers,
+    real_set,
+    whole_epochs,
+)
+from limbeck.methods.plan import Material, Method, Plan, itself
+from limbeck.trajectory.segments import WholeEpochs
+
+
+class TESLAConfig(RecordedConfig):
+    """Options of TESLA."""
+
+    gradient: Literal["tesla", "tesla-corrected"] = "tesla-corrected"
+    """tesla-corrected is what the paper derives; tesla halves it for the images, as the released code does"""
+    teacher_labels: bool = False
+    """train the student on what the expert says of the images at the end of the segment, made anew every step"""
+    init: Literal["random", "kmeans"] = "random"
+    """real images to start from"""
+
+
+def plan(config: TESLAConfig, material: Material) -> Plan:
+    """Recorded experts, whole epochs, the approximate gradient; hard labels or the teacher's."""
+    assert config.max_start_epoch is not None
+    assert config.expert_epochs is not None
+    synthetic = real_set(config.init, material, config.lr_teacher)
+    sampler = WholeEpochs(config.max_start_epoch, config.expert_epochs)
+    labels = TeacherLabels(material.task.model) if config.teacher_labels else None
+    show = ShowTaught(material, config.max_start_epoch - 1 + config.expert_epochs) if labels else itself
+    objective = match(config, material, sampler, config.gradient, labels)
+    return Plan(objective, synthetic, optimisers(config, synthetic), config.iterations, show=show)
+
+
+TESLA = Method(
+    name="tesla",
+    summary="MTT with a gradient that leaves out curvature, and labels from the teacher",
+    source="Cui et al., Scaling Up Dataset Distillation to ImageNet-1K with Constant Memory, ICML 2023",
+    config=TESLAConfig,
+    experts="recorded",
+    plan=plan,
+    resolve=whole_epochs,
+    expert_defaults={"keep": "both"},
+)

@@ -1,0 +1,291 @@
+"""Hooks, objectives made of an objective, progress through stages, overlap, and records that stay in their files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from math import inf
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from limbeck.hooks import Decay, Ema, Progress, forget
+from limbeck.loop import Diverged, descend
+from limbeck.methods import METHODS, Facts, Material
+from limbeck.methods.ptm import windows
+from limbeck.objectives.combine import Average, Finite
+from limbeck.overlap import Overlap, alike
+from limbeck.random import derive, stream
+from limbeck.synthetic import SyntheticSet
+from limbeck.task import Task
+from limbeck.trajectory import Expert, ExpertConfig, Recorded
+
+pytestmark = pytest.mark.usefixtures("untouched_generators")
+
+
+def toy() -> SyntheticSet:
+    return SyntheticSet.start(torch.arange(4.0).reshape(1, 1, 2, 2), torch.tensor([0]), 0.1)
+
+
+def test_the_average_starts_at_the_first_set() -> None:
+    synthetic = toy()
+    ema = Ema(synthetic, 0.9, ("images", "log_lr"))
+    assert torch.equal(ema.show(synthetic).images, synthetic.images)
+    with torch.no_grad():
+        synthetic.images.zero_()
+        synthetic.log_lr.zero_()
+    ema(synthetic, 1, 0.0)
+    torch.testing.assert_close(ema.show(synthetic).images, 0.9 * toy().images)
+    torch.testing.assert_close(ema.show(synthetic).log_lr, 0.9 * toy().log_lr)
+    again = Ema(synthetic, 0.9, ("images", "log_lr"))
+    again.restore(ema.state(), 1)
+    assert torch.equal(again.show(synthetic).images, ema.show(synthetic).images)
+
+
+def test_step_decay_is_a_function_of_the_step() -> None:
+    """That of torch's StepLR, also after it was taken up in the middle."""
+    ours, theirs = (torch.optim.SGD([torch.zeros(1)], 8.0) for _ in range(2))
+    hook, wanted = Decay(ours, 3, 0.5), torch.optim.lr_scheduler.StepLR(theirs, 3, 0.5)
+    for step in range(1, 11):
+        hook(toy(), step, 0.0)
+        theirs.step()
+        wanted.step()
+        assert ours.param_groups[0]["lr"] == pytest.approx(theirs.param_groups[0]["lr"])
+    other = torch.optim.SGD([torch.zeros(1)], 8.0)
+    Decay(other, 3, 0.5).restore({}, 7)
+    assert other.param_groups[0]["lr"] == 2.0
+
+
+# --- objectives made of an objective
+
+
+def test_an_average_of_draws_is_the_mean_of_them(task: Task, expert: Expert) -> None:
+    method, facts = METHODS["mtt"], Facts(300, 2, ExpertConfig(epochs=3))
+    config = method.resolve(method.config(batch_syn=7), facts)
+    assert expert.recorded is not None
+    made = method.plan(config, Material(task, [expert.recorded], 2, 0))
+    parameters = list(made.synthetic.parameters().values())
+    losses = [made.objective(made.synthetic, 3, derive(0, "draw", i)) for i in range(3)]
+    expected = torch.autograd.grad(sum(losses) / 3, parameters)
+    loss = Average(made.objective, 3)(made.synthetic, 3, 0)
+    torch.testing.assert_close(loss.detach(), torch.stack(losses).mean().detach())
+    for ours, wanted in zip(torch.autograd.grad(loss, parameters), expected):
+        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-6)
+    assert len({float(each.detach()) for each in losses}) == 3
+
+
+BROKEN: list[Callable[[SyntheticSet], Tensor]] = [
+    lambda held: held.images.sum() * held.lr * torch.nan,
+    lambda held: held.images.sum() * held.lr * torch.inf,
+    lambda held: (held.images * 0).sqrt().sum() + held.lr,
+]
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_finite_hands_back_a_number_without_a_gradient(broken: Callable[[SyntheticSet], Tensor]) -> None:
+    synthetic = toy()
+    loss = Finite(lambda held, step, seed: broken(held), 7.0)(synthetic, 0, 0)
+    loss.backward()
+    assert loss.item() == 7.0
+    for parameter in synthetic.parameters().values():
+        assert parameter.grad is not None
+        assert not parameter.grad.any()
+
+
+def test_finite_leaves_alone_what_is() -> None:
+    synthetic, other = toy(), toy()
+    loss = Finite(lambda held, step, seed: held.images.square().sum() * held.lr, 7.0)(synthetic, 0, 0)
+    expected = other.images.square().sum() * other.lr
+    loss.backward()
+    expected.backward()
+    assert torch.equal(loss, expected)
+    for ours, wanted in zip(synthetic.parameters().values(), other.parameters().values()):
+        assert ours.grad is not None
+        assert wanted.grad is not None
+        assert torch.equal(ours.grad, wanted.grad)
+
+
+# --- records that stay in their files
+
+
+def test_a_lazy_expert_is_the_stored_one(store: Any, expert: Expert) -> None:
+    eager, lazy = store.read(0), store.read(0, lazy=True)
+    assert isinstance(eager.recorded.points, Tensor)
+    assert not isinstance(lazy.recorded.points, Tensor)
+    assert lazy.recorded.end == eager.recorded.end
+    for epoch in range(4):
+        assert torch.equal(lazy.recorded.at(epoch), eager.recorded.at(epoch))
+    assert torch.equal(lazy.recorded.tensor(), eager.recorded.tensor())
+    with pytest.raises(ValueError, match="whole epochs 0 to 3"):
+        lazy.recorded.at(4)
+    with pytest.raises(IndexError):
+        lazy.recorded.points[-1]
+    store.write(1, lazy)
+    assert torch.equal(store.read(1).recorded.points, eager.recorded.points)
+
+
+def test_a_damaged_lazy_expert_is_refused_when_it_is_opened(store: Any) -> None:
+    data = bytearray(store.file(0).read_bytes())
+    data[-5] ^= 1
+    store.file(0).write_bytes(bytes(data))
+    with pytest.raises(ValueError, match="damaged"):
+        store.read(0, lazy=True)
+
+
+def test_recorded_points_may_be_a_tensor() -> None:
+    points = torch.arange(6.0).reshape(3, 2)
+    assert torch.equal(Recorded(points).tensor(), points)
+
+
+# --- progress through stages, and the guard
+
+
+def progress(bounds: tuple[int, ...] = (1, 3, 6), patience: int = 4) -> tuple[Progress, torch.optim.Optimizer]:
+    synthetic = toy()
+    optimiser = torch.optim.SGD([synthetic.images], 0.1, momentum=0.9)
+    return Progress(synthetic, [optimiser], bounds, span=2, patience=patience, limit=2.0), optimiser
+
+
+def test_windows_rise_to_the_last() -> None:
+    assert windows(10, 3) == (4, 7, 10)
+    assert windows(1, 3) == (1,)
+    assert windows(6, 1) == (6,)
+
+
+def test_the_window_widens_when_the_loss_stops_falling() -> None:
+    made, _ = progress()
+    for step in range(30):
+        made(made.synthetic, step, 1.0 / (step + 1))
+    assert made.stage == 0  # it fell all the time
+    stages = []
+    for step in range(14):
+        made(made.synthetic, step, 0.5)
+        stages.append(made.stage)
+    assert stages[0] == 0
+    assert sorted(stages) == stages
+    assert stages[-1] == 2
+    assert {int(made.sample(s, 8, stream(0, s))[0]) for s in range(200)} == set(range(6))
+    assert {made.sample(s, 8, stream(0, s))[1] - made.sample(s, 8, stream(0, s))[0] for s in range(20)} == {2.0}
+
+
+def test_a_step_that_diverges_is_taken_back() -> None:
+    """The set returns to where its loss was last good, the momentum is forgotten, the window is one narrower."""
+    made, optimiser = progress()
+    made.stage = 2
+    first = made.synthetic.images.detach().clone()
+    losses = iter([1.0, 5.0, 1.0])
+
+    def objective(held: SyntheticSet, step: int, seed: int) -> Tensor:
+        value = held.images.sum()
+        return value + (next(losses) - value).detach() + 0 * held.lr
+
+    descend(objective, made.synthetic, [optimiser], range(1), 0, made.accept, [made])
+    assert not torch.equal(made.synthetic.images, first)
+    descend(objective, made.synthetic, [optimiser], range(1, 2), 0, made.accept, [made])
+    assert torch.equal(made.synthetic.images, first)
+    assert (made.stage, made.refused) == (1, 1)
+    assert not optimiser.state[made.synthetic.images]["momentum_buffer"].any()
+    descend(objective, made.synthetic, [optimiser], range(2, 3), 0, made.accept, [made])
+    assert (made.stage, made.refused) == (1, 0)
+
+
+def test_divergence_without_end_is_an_error() -> None:
+    made, _ = progress(patience=3)
+    assert [made.accept(inf) for _ in range(3)] == [False] * 3
+    with pytest.raises(Diverged, match="4 steps in a row"):
+        made.accept(inf)
+
+
+def test_progress_is_taken_up() -> None:
+    made, _ = progress()
+    for step in range(8):
+        made.accept(0.5)
+        made(made.synthetic, step, 0.5)
+    with torch.no_grad():
+        made.synthetic.images.add_(1.0)
+    made.accept(0.5)
+    again, _ = progress()
+    again.restore({name: tensor.clone() for name, tensor in made.state().items()}, 8)
+    assert (again.stage, again.running, again.best, again.stale) == (made.stage, made.running, made.best, made.stale)
+    assert torch.equal(again.good["images"], made.good["images"])
+
+
+# --- overlap
+
+
+def test_what_is_alike_is_found() -> None:
+    features = torch.tensor([[1.0, 0.0], [1.0, 0.05], [0.9, 0.1], [0.0, 1.0]])
+    assert alike(features, 0.9, 1) == [1]  # nearest to all the others
+    assert sorted(alike(features, 0.9, 3)) == [0, 1] or len(alike(features, 0.9, 3)) == 2
+    assert alike(features, 1.0, 3) == []
+    assert alike(torch.ones(3, 2), 0.9, 9) != [0, 1, 2]  # one always stays
+    assert alike(features[:1], 0.9, 1) == []
+
+
+def test_forget_zeroes_rows_alone() -> None:
+    parameter = torch.ones(3, 2, requires_grad=True)
+    optimiser = torch.optim.SGD([parameter], 0.1, momentum=0.9)
+    parameter.sum().backward()
+    optimiser.step()
+    forget(optimiser, parameter, torch.tensor([False, True, False]))
+    assert optimiser.state[parameter]["momentum_buffer"].tolist() == [[1, 1], [0, 0], [1, 1]]
+
+
+def overlapping() -> tuple[SyntheticSet, torch.optim.Optimizer, Overlap]:
+    """Two classes of three images, of which two of the first class are the same."""
+    pool = torch.randn(40, 1, 2, 2, generator=stream(0, "pool"))
+    labels = torch.arange(2).repeat_interleave(20)
+    images = pool[[0, 0, 1, 20, 21, 22]]
+    synthetic = SyntheticSet.start(images, torch.tensor([0, 0, 0, 1, 1, 1]), 0.1)
+    optimiser = torch.optim.SGD([synthetic.images], 0.1, momentum=0.9)
+    hook = Overlap(synthetic, optimiser, lambda x: x.flatten(1), (pool, labels), 0.9999, every=2, retrain=3, until=4)
+    return synthetic, optimiser, hook
+
+
+def test_an_image_that_overlaps_is_replaced_and_trained_alone() -> None:
+    synthetic, optimiser, hook = overlapping()
+    seen: list[Tensor] = []
+
+    def objective(held: SyntheticSet, step: int, seed: int) -> Tensor:
+        return held.images.sum() + 0 * held.lr  # all images go the same way, so that what overlaps stays alike
+
+    hooks = [hook, lambda held, step, loss: seen.append(held.images.detach().clone())]
+    descend(objective, synthetic, [optimiser], range(6), 0, hooks=hooks)
+    fresh = hook.fresh.tolist()
+    assert sum(fresh[:2]) == 1
+    assert sum(fresh) == 1
+    new, kept = fresh.index(True), [not each for each in fresh]
+    pool = hook.pool[0][:20]
+    assert (pool == seen[1][new]).flatten(1).all(1).any()  # after step 2: a real image of its class
+    for later in seen[2:5]:
+        assert torch.equal(later[kept], seen[1][kept])
+        assert not torch.equal(later[new], seen[1][new])
+    torch.testing.assert_close(seen[2][new], seen[1][new] - 0.1)  # without the momentum of what was there
+    assert not torch.equal(seen[5][kept], seen[4][kept])  # and then all go on
+    assert hook.replaced == 1
+
+
+def test_the_repair_is_taken_up_bit_for_bit() -> None:
+    def objective(held: SyntheticSet, step: int, seed: int) -> Tensor:
+        return held.images.square().sum() + 0 * held.lr
+
+    synthetic, optimiser, hook = overlapping()
+    descend(objective, synthetic, [optimiser], range(3), 0, hooks=[hook])
+    other, its, again = overlapping()
+    other.load(synthetic.state())
+    its.load_state_dict(deepcopy(optimiser.state_dict()))
+    again.restore({name: tensor.clone() for name, tensor in hook.state().items()}, 3)
+    for held, steps, value in ((synthetic, optimiser, hook), (other, its, again)):
+        descend(objective, held, [steps], range(3, 8), 0, hooks=[value])
+    assert hook.replaced == 1
+    assert torch.equal(synthetic.images, other.images)
+
+
+def test_no_repair_late_in_the_run() -> None:
+    synthetic, _, hook = overlapping()
+    before = synthetic.images.detach().clone()
+    hook(synthetic, 10, 0.0)
+    hook(synthetic, 3, 0.0)
+    assert torch.equal(synthetic.images, before)
