@@ -7,12 +7,12 @@ RUN ?= runs/digits
 .PHONY: run test lint clean
 
 run: $(VENV)/.installed
-	$(BIN)/limbeck distill digits --ipc 1 --out $(RUN) --model.width 32 \
+	$(BIN)/limbeck distill digits --ipc 1 --out $(RUN) --threads 1 --model.width 32 \
 		--count 10 --expert.epochs 30 --expert.lr 0.05 --expert.batch-size 64 \
-		--iterations 300 --max-start-epoch 10 --lr-img 10
+		--iterations 200 --syn-steps 30 --lr-img 0.05
 
 test: lint
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check

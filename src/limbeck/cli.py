@@ -23,9 +23,11 @@ from limbeck.config import JobConfig
 from limbeck.errors import UserError
 from limbeck.evaluation import evaluate
 from limbeck.info import describe
+from limbeck.inspection import inspect_store
 from limbeck.job import distill, train_experts
 from limbeck.methods import find_method
 from limbeck.models import ModelConfig
+from limbeck.presets import preset_arguments
 from limbeck.report import write_comparison, write_report
 from limbeck.screen import Screen, results_table
 from limbeck.trajectory.store import ExpertConfig, Store
@@ -40,6 +42,8 @@ class Distill(Data):
     """the run folder; by default runs/DATA-METHOD-ipcN-seedS"""
     experts: str | None = None
     """a store of experts; by default they are trained once and found again"""
+    preset: str | None = None
+    """a paper's setting, see 'limbeck presets'; options given beside it win"""
 
 
 class Experts(ExpertConfig, Data):
@@ -81,6 +85,9 @@ class Convexify(Common):
     """accepted by every command; nothing here is random"""
 
 
+SAME = ModelConfig(name="same")
+
+
 class Evaluate(Common):
     """Train fresh networks on a distilled set and test them."""
 
@@ -92,12 +99,25 @@ class Evaluate(Common):
     """resize every image to this many pixels a side"""
     seed: int = 0
     """of the networks"""
-    model: ModelConfig | None = None
-    """another network than the one the set was distilled with"""
+    model: ModelConfig = SAME
+    """another network than the one the set was distilled with, which is called 'same' here"""
     networks: int | None = Field(default=None, ge=1)
     """fresh networks"""
     epochs: int | None = Field(default=None, ge=1)
     """passes over the set"""
+
+
+class Inspect(Common):
+    """Analyse experts: accuracy along paths, update directions, plane, straightness, storage."""
+
+    store: tyro.conf.Positional[str]
+    """a store of experts"""
+    out: str
+    """the folder for inspect.json and inspect.html"""
+    data: str | None = None
+    """the images they were trained on, for accuracies"""
+    seed: int = 0
+    """accepted by every command; nothing here is random"""
 
 
 class Report(Common):
@@ -159,7 +179,7 @@ def run_evaluate(args: Evaluate, listen: Listener) -> Any:
     rows = evaluate(
         args.what,
         data=args.data,
-        model=args.model,
+        model=None if args.model == SAME else args.model,
         seed=args.seed,
         device=args.device,
         resize=args.resize,
@@ -168,6 +188,11 @@ def run_evaluate(args: Evaluate, listen: Listener) -> Any:
         epochs=args.epochs,
     )
     return {"results": rows}
+
+
+def run_inspect(args: Inspect, listen: Listener) -> Any:
+    """Call `limbeck.inspection.inspect_store`."""
+    return {"report": str(inspect_store(args.store, args.out, data=args.data, device=args.device, listen=listen))}
 
 
 def run_report(args: Report, listen: Listener) -> Any:
@@ -188,6 +213,7 @@ COMMANDS = {
     "experts": Command(Experts, run_experts),
     "convexify": Command(Convexify, run_convexify),
     "evaluate": Command(Evaluate, run_evaluate),
+    "inspect": Command(Inspect, run_inspect),
     "report": Command(Report, run_report),
     "info": Command(Info, run_info),
     **cli_interop.COMMANDS,
@@ -201,19 +227,20 @@ def _usage() -> str:
     return "\n".join(["usage: limbeck COMMAND ...", "", *lines, "", "limbeck COMMAND --help tells the options."])
 
 
+def _given(flag: str, arguments: list[str]) -> str | None:
+    """The value of a flag, before the arguments are parsed; the last one counts."""
+    found = None
+    for word, after in zip(arguments, [*arguments[1:], ""]):
+        if word.split("=")[0] == flag:
+            found = word.split("=", 1)[1] if "=" in word else after
+    return found
+
+
 def _options(command: str, arguments: list[str]) -> type[Common]:
     """The options of a command; distill's depend on its method."""
     if command != "distill":
         return COMMANDS[command].options
-    name = next(
-        (
-            a.split("=", 1)[1] if "=" in a else b
-            for a, b in zip(arguments, [*arguments[1:], ""])
-            if a.split("=")[0] == "--method"
-        ),
-        "mct",
-    )
-    method = find_method(name)
+    method = find_method(_given("--method", arguments) or "mct")
     bases: Any = (method.config, JobConfig, Distill)
     expert = ExpertConfig(**method.expert_defaults)
     made: Any = create_model("distill", __base__=bases, expert=(ExpertConfig, expert))
@@ -271,6 +298,9 @@ def _fail(message: str, status: int, debug: bool) -> None:
 def _run(command: str, arguments: list[str]) -> int:
     if command not in COMMANDS:
         raise UserError(f"there is no command '{command}'; choose one of {', '.join(COMMANDS)}.")
+    preset = _given("--preset", arguments) if command == "distill" else None
+    if preset is not None:
+        arguments = [*preset_arguments(preset), *arguments]
     args: Any = tyro.cli(_options(command, arguments), prog=f"limbeck {command}", args=arguments)
     if args.threads is not None:
         torch.set_num_threads(args.threads)

@@ -22,8 +22,8 @@ from limbeck.report_text import NONE, count, duration, percent, points, size
 
 def write_report(run: Path, out: Path | None = None) -> Path:
     """Write the page of a run folder to `out` (a file or a folder) or into the run folder; returns where it is."""
-    page = _render("report.html", view=_view(read_run(Path(run))))
-    return _write(page, Path(run) / "report.html" if out is None else Path(out))
+    page = render_page("report.html", view=_view(read_run(Path(run))))
+    return write_page(page, Path(run) / "report.html" if out is None else Path(out))
 
 
 def write_comparison(runs: Sequence[Path], out: Path) -> Path:
@@ -34,10 +34,11 @@ def write_comparison(runs: Sequence[Path], out: Path) -> Path:
     names = [run.name for run in read]
     if len(set(names)) < len(names):
         names = [f"{index}: {name}" for index, name in enumerate(names, 1)]
-    return _write(_render("report_comparison.html", **_comparison(read, names)), Path(out))
+    return write_page(render_page("report_comparison.html", **_comparison(read, names)), Path(out))
 
 
-def _render(template: str, **values: object) -> str:
+def render_page(template: str, **values: object) -> str:
+    """One of the package\'s page templates with these values; everything from files is escaped."""
     pages = resources.files("limbeck")
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: pages.joinpath(name).read_text(encoding="utf-8")),
@@ -53,7 +54,7 @@ def _render(template: str, **values: object) -> str:
     return environment.get_template(template).render(dash=NONE, **values)
 
 
-def _write(page: str, out: Path) -> Path:
+def write_page(page: str, out: Path) -> Path:
     """Whole or not at all: to a temporary name, then renamed."""
     out = out / "report.html" if out.is_dir() else out
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -268,9 +269,13 @@ def _storage(run: Run) -> list[tuple[str, str, str]]:
     every = number(stored.get("recorded_would_be"))
     rows = []
     if kept is not None:
-        remark = f"{every / kept:,.1f} times less than every epoch of every expert" if every and kept > 0 else ""
-        rows.append(("Experts, convexified", size(kept), remark))
-    if every is not None:
+        form = {"recorded": ", every epoch", "both": ", every epoch and convexified"}.get(
+            text(run.experts.get("kept")), ", convexified"
+        )
+        less = every and kept > 0 and every / kept > 1.5
+        remark = f"{every / kept:,.1f} times less than every epoch of every expert" if every and less else ""
+        rows.append((f"Experts{form}", size(kept), remark))
+    if every is not None and text(run.experts.get("kept")) in ("", "convex"):
         rows.append(("Experts, if every epoch were recorded", size(every), "not stored, for comparison"))
     if (one := number(stored.get("parameters"))) is not None:
         rows.append(("One copy of the network's parameters", size(one), ""))

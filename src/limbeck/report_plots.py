@@ -69,7 +69,7 @@ def plot(title: str, lines: Sequence[Line], x_label: str, *, salt: str, marks: S
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     legend = [(line.colour % COLOURS + 1, line.dashed, line.label) for line in lines]
-    return Plot(title, _clean(buffer.getvalue(), title), legend, log)
+    return Plot(title, clean(buffer.getvalue(), title), legend, log)
 
 
 def mean_with_range(rows: Sequence[Sequence[float | None]]) -> tuple[Values, Values, Values]:
@@ -155,8 +155,8 @@ def _dress(axes: Axes, x_label: str, log: bool, values: list[float | None]) -> N
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
 
 
-def _clean(svg: str, title: str) -> str:
-    """Only the drawing: no prolog or metadata, ids that cannot collide on a page, colours from the page."""
+def clean(svg: str, title: str) -> str:
+    """Only the drawing of an SVG: no prolog or metadata, ids that cannot collide on a page, colours from the page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)

@@ -35,6 +35,7 @@ class Segment(NamedTuple):
     target: Tensor
     t0: float
     t1: float
+    expert: Trajectory
 
 
 PureLoss = Callable[[Tensor, Batch], Tensor]

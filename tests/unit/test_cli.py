@@ -502,6 +502,13 @@ def test_a_place_below_a_file_is_refused(refused: Any, tmp_path: Path) -> None:
     refused("distill", "digits", *TINY, "--out", tmp_path / "file" / "run", status=2)
 
 
+def test_evaluate_on_another_network(limbeck: Any, refused: Any, made: dict[str, Path]) -> None:
+    words = ("evaluate", made["run"], "--networks", "1", "--epochs", "2", "--json")
+    assert {row["model"] for row in limbeck(*words, "--model.name", "mlp").json["results"]} == {"mlp"}
+    assert {row["model"] for row in limbeck(*words).json["results"]} == {"convnet"}
+    assert "no network called 'same'" in refused(*words, "--model.width", "3")
+
+
 def test_evaluate_refuses_what_it_cannot_judge(refused: Any, made: dict[str, Path], folder: Path) -> None:
     run = made["run"]
     assert "limbeck-set" in refused("evaluate", run / "state.safetensors")

@@ -349,3 +349,13 @@ def test_plots_of_long_and_odd_curves() -> None:
 def test_the_report_needs_no_torch() -> None:
     code = "import sys, limbeck.report; assert 'torch' not in sys.modules, 'torch'"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("kept", "said"), [("convex", "Experts, convexified"), ("recorded", "Experts, every epoch")])
+def test_the_report_says_what_of_the_experts_was_kept(tmp_path: Path, kept: str, said: str) -> None:
+    run = _complete(tmp_path / "run")
+    experts = json.loads((run / "experts.json").read_text())
+    (run / "experts.json").write_text(json.dumps({**experts, "kept": kept}))
+    page = write_report(run).read_text()
+    assert said in page
+    assert ("not stored, for comparison" in page) == (kept == "convex")

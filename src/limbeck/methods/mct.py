@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from pydantic import Field
 
-from limbeck.methods.plan import Facts, Material, Method, MethodConfig, Plan
+from limbeck.hooks import Decay, Ema
+from limbeck.methods.parts import (
+    GRADIENTS,
+    ShowTaught,
+    StartNoise,
+    TeacherAt,
+    image_optimiser,
+    lr_optimiser,
+    real_set,
+    span_and_start,
+)
+from limbeck.methods.plan import Facts, Material, Method, MethodConfig, Plan, itself
 from limbeck.objectives.trajectory import MatchTrajectory
-from limbeck.select import choose
-from limbeck.student.unroll import Backprop, Replay
 from limbeck.synthetic import SyntheticSet
-from limbeck.trajectory.segments import Continuous
-from limbeck.types import Adjoint
-
-GRADIENTS: dict[str, Adjoint] = {
-    "exact": Replay(),
-    "backprop": Backprop(),
-    "tesla": Replay(curvature=False, image_gain=0.5),  # as released, with its lost factor of 2
-    "tesla-corrected": Replay(curvature=False),
-}
+from limbeck.trajectory.segments import Continuous, WholeEpochs
+from limbeck.types import Hook, Sampler
 
 
 class MCTConfig(MethodConfig):
     """Options of MCT; N, M and U are the papers' symbols, in epochs of the expert where they are times."""
 
-    iterations: int = Field(default=500, ge=1)
+    iterations: int = Field(default=300, ge=1)
     """outer steps"""
     syn_steps: int = Field(default=20, ge=1)
     """N, student steps per outer step"""
@@ -34,15 +37,23 @@ class MCTConfig(MethodConfig):
     """M, how far along the expert the student has to get; by default 5 times as far as its own steps can reach"""
     max_start_epoch: float | None = Field(default=None, gt=0)
     """U, start epochs are uniform in [0, U); by default a part of the expert that grows with images per class"""
+    sampling: Literal["continuous", "whole"] = "continuous"
+    """start and target epochs are real numbers, or whole as in MTT"""
+    first_max_start_epoch: float | None = Field(default=None, gt=0)
+    """U at the first step, where it is to grow to its full value"""
+    expand_steps: int = Field(default=1, ge=1)
+    """outer steps in which U grows"""
     gradient: Literal["exact", "backprop", "tesla", "tesla-corrected"] = "exact"
     """exact (constant graph memory), backprop (full graph), tesla (the authors' approximation, halved as released)"""
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    """of the images"""
-    lr_img: float = Field(default=50.0, gt=0)
+    optimizer: Literal["sgd", "adam"] = "adam"
+    """of the images (the authors' default is sgd)"""
+    lr_img: float = Field(default=0.1, gt=0)
     """step size of the images"""
+    lr_img_every: int | None = Field(default=None, ge=1)
+    """halve it after so many outer steps (the authors' --lr_decay is 2000)"""
     momentum: float = Field(default=0.5, ge=0, lt=1)
-    """of SGD on images and step size"""
-    lr_teacher: float = Field(default=0.01, gt=0)
+    """of SGD on images and step size; Adam's first"""
+    lr_teacher: float = Field(default=0.02, gt=0)
     """the student's step size at the start"""
     lr_lr: float = Field(default=1e-5, ge=0)
     """step size of the student's step size, in the papers' unit (of the step size itself); 0 keeps it fixed"""
@@ -50,51 +61,61 @@ class MCTConfig(MethodConfig):
     """synthetic images per student step; by default all"""
     init: Literal["random", "kmeans"] = "random"
     """real images to start from"""
+    teacher_labels: bool = False
+    """soft labels from the expert at epoch U, made anew at every outer step"""
+    noise_start: float = Field(default=0.0, ge=0)
+    """epsilon: the student starts at theta + epsilon |theta| N(0, 1), per tensor"""
+    ema_decay: float = Field(default=0.98, ge=0, lt=1)
+    """validate and keep the exponential average of the images (ours; 0 keeps the images as they are)"""
 
 
 def resolve(config: MCTConfig, facts: Facts) -> MCTConfig:
-    """Give M and U numbers, from what was measured at one image per class on digits and Fashion-MNIST.
-
-    Path lengths are compared in step size x steps: an epoch of the expert against the student's N steps.
-    """
-    epochs = float(facts.expert.epochs)
-    reach = config.syn_steps * config.lr_teacher / (facts.expert.lr * facts.steps_per_epoch)
-    span = config.expert_epochs or min(5 * reach, epochs / 2)
-    part = min(0.1 * facts.ipc**0.5, 0.8)
-    start = config.max_start_epoch or min(max(2 * span, part * epochs), epochs)
+    """Give M and U numbers."""
+    span, start = span_and_start(
+        facts, config.syn_steps, config.lr_teacher, config.expert_epochs, config.max_start_epoch
+    )
+    if config.sampling == "whole":
+        span, start = max(1, round(span)), max(1, round(start))
     return config.model_copy(update={"expert_epochs": span, "max_start_epoch": start})
-
-
-def image_optimiser(config: MCTConfig, images: torch.Tensor) -> torch.optim.Optimizer:
-    """SGD with momentum, or Adam."""
-    if config.optimizer == "adam":
-        return torch.optim.Adam([images], config.lr_img, betas=(config.momentum, 0.999))
-    return torch.optim.SGD([images], config.lr_img, momentum=config.momentum)
 
 
 def plan(config: MCTConfig, material: Material) -> Plan:
     """Convexified experts, continuous segments, exact gradient."""
     task = material.task
-    assert config.max_start_epoch is not None
-    assert config.expert_epochs is not None
-    images, labels = task.train
-    rows = choose(config.init, images, labels, task.data.num_classes, material.ipc, material.seed).to(images.device)
-    synthetic = SyntheticSet.start(images[rows], labels[rows], config.lr_teacher)
+    synthetic = real_set(config.init, material, config.lr_teacher)
+    images = image_optimiser(config.optimizer, synthetic.images, config.lr_img, config.momentum)
     objective = MatchTrajectory(
         trajectories=material.trajectories,
-        sampler=Continuous(config.max_start_epoch, config.expert_epochs),
+        sampler=_sampler(config),
         loss=task.loss,
         steps=config.syn_steps,
         batch_size=config.batch_syn,
         adjoint=GRADIENTS[config.gradient],
+        labels=TeacherAt(task.model, config.max_start_epoch or 0.0) if config.teacher_labels else None,
+        perturb=StartNoise(task.model.layout, config.noise_start) if config.noise_start else None,
     )
-    # d lr = lr d log_lr: a step of lr_lr on the step size is one of lr_lr / lr^2 on its logarithm
-    lr_log_lr = config.lr_lr / config.lr_teacher**2
-    optimisers = [
-        image_optimiser(config, synthetic.images),
-        torch.optim.SGD([synthetic.log_lr], lr_log_lr, momentum=config.momentum),
+    hooks: list[Hook] = [Decay(images, config.lr_img_every, 0.5)] if config.lr_img_every else []
+    show: Callable[[SyntheticSet], SyntheticSet] = itself
+    if config.ema_decay:
+        average = Ema(synthetic, config.ema_decay)
+        hooks.append(average)
+        show = average.show
+    if config.teacher_labels:
+        show = ShowTaught(material, config.max_start_epoch or 0.0, show)
+    optimisers: list[torch.optim.Optimizer] = [
+        images,
+        lr_optimiser(synthetic, config.lr_lr, config.lr_teacher, config.momentum),
     ]
-    return Plan(objective, synthetic, optimisers, config.iterations)
+    return Plan(objective, synthetic, optimisers, config.iterations, hooks=hooks, show=show)
+
+
+def _sampler(config: MCTConfig) -> Sampler:
+    assert config.max_start_epoch is not None
+    assert config.expert_epochs is not None
+    if config.sampling == "whole":
+        return WholeEpochs(int(config.max_start_epoch), int(config.expert_epochs))
+    first = config.first_max_start_epoch or config.max_start_epoch
+    return Continuous(config.max_start_epoch, config.expert_epochs, first, config.expand_steps)
 
 
 MCT = Method(

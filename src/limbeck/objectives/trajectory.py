@@ -26,6 +26,7 @@ class MatchTrajectory:
     trajectories: of the experts; sampler: which stretch of one to match; loss: the student's, pure.
     steps:        N, student steps per outer step; batch_size: synthetic images per student step (None: all).
     adjoint:      how the gradient through the student is taken; distance: MTT's normalised displacement.
+    perturb:      changes the start (MCT's start noise), before the distance is normalised.
     labels:       None keeps the set's own labels; else they come from here (TESLA's and MCT's teacher labels).
     """
 
@@ -37,13 +38,17 @@ class MatchTrajectory:
     adjoint: Adjoint = EXACT
     distance: Distance = displacement
     labels: Labeller | None = None
+    perturb: Callable[[Tensor, torch.Generator], Tensor] | None = None
 
     def segment(self, step: int, seed: int, device: torch.device) -> Segment:
         """The stretch that outer step `step` matches."""
         generator = stream(seed, "segment", step)
         expert = self.trajectories[int(torch.randint(len(self.trajectories), (), generator=generator))]
         t0, t1 = self.sampler(step, expert.end, generator)
-        return Segment(expert.at(t0).to(device), expert.at(t1).to(device), t0, t1)
+        start = expert.at(t0).to(device)
+        if self.perturb is not None:
+            start = self.perturb(start, generator)
+        return Segment(start, expert.at(t1).to(device), t0, t1, expert)
 
     def __call__(self, synthetic: SyntheticSet, step: int, seed: int) -> Tensor:
         segment = self.segment(step, seed, synthetic.images.device)

@@ -37,7 +37,7 @@ class Bezier:
         k = min(floor(t), self.end - 1)
         before = torch.zeros_like(self.beta[0]) if k == 0 else self.beta[k - 1]
         s = self.layout.per_tensor(torch.lerp(before, self.beta[k], t - k))
-        start, control, stop = self.waypoints.float()
+        start, control, stop = self.waypoints.float().unbind()
         return (1 - s).square() * start + 2 * s * (1 - s) * control + s.square() * stop
 
 

@@ -19,16 +19,27 @@ class Continuous:
     """MCT: t0 uniform in [0, max_start), t1 = min(t0 + span, end), both real.
 
     max_start, span: in epochs. A start bound past the end is drawn in to the last whole span that fits.
+    first, steps: the bound grows linearly from `first` to `max_start` in so many outer steps (the floating upper bound
+    that the authors' code has but cannot switch on); by default it is `max_start` throughout.
     """
 
     max_start: float
     span: float
+    first: float | None = None
+    steps: int = 1
 
     def __post_init__(self) -> None:
         _check(self.max_start, self.span)
+        if self.first is not None:
+            _check(self.first, self.span)
+
+    def bound(self, step: int) -> float:
+        """The upper bound of start epochs at an outer step."""
+        first = self.max_start if self.first is None else self.first
+        return first + (self.max_start - first) * min(step / self.steps, 1.0)
 
     def __call__(self, step: int, end: int, generator: torch.Generator) -> tuple[float, float]:
-        bound = min(self.max_start, end - min(self.span, end / 2))
+        bound = min(self.bound(step), end - min(self.span, end / 2))
         t0 = bound * float(torch.rand((), generator=generator, dtype=torch.double))
         return t0, min(t0 + self.span, float(end))
 
