@@ -29,6 +29,7 @@ from limbeck.methods import find_method
 from limbeck.models import ModelConfig
 from limbeck.presets import preset_arguments
 from limbeck.report import write_comparison, write_report
+from limbeck.report_table import write_table
 from limbeck.screen import Screen, results_table
 from limbeck.trajectory.store import ExpertConfig, Store
 
@@ -131,6 +132,19 @@ class Report(Common):
     """accepted by every command; nothing here is random"""
 
 
+class Table(Common):
+    """One Markdown table from many finished runs."""
+
+    runs: tyro.conf.Positional[list[str]]
+    """run folders"""
+    out: str = "results.md"
+    """the file to write"""
+    note: str = ""
+    """a paragraph to put above the table"""
+    seed: int = 0
+    """accepted by every command; nothing here is random"""
+
+
 class Info(Common):
     """Say what a file or folder is: data set, store, set or run."""
 
@@ -203,6 +217,11 @@ def run_report(args: Report, listen: Listener) -> Any:
     return {"report": str(write_comparison(runs, Path(args.out or "comparison.html")))}
 
 
+def run_table(args: Table, listen: Listener) -> Any:
+    """Call `limbeck.report_table.write_table`."""
+    return {"table": str(write_table([Path(run) for run in args.runs], Path(args.out), args.note))}
+
+
 def run_info(args: Info, listen: Listener) -> Any:
     """Call `limbeck.info.describe`."""
     return describe(args.what)
@@ -215,6 +234,7 @@ COMMANDS = {
     "evaluate": Command(Evaluate, run_evaluate),
     "inspect": Command(Inspect, run_inspect),
     "report": Command(Report, run_report),
+    "table": Command(Table, run_table),
     "info": Command(Info, run_info),
     **cli_interop.COMMANDS,
     **cli_presets.COMMANDS,

@@ -21,7 +21,7 @@ SOURCE = Path(limbeck.__file__).parent
 # Each part imports from layers above its own line only; a new module or package gets a place here.
 LAYERS = [
     {"__init__", "errors", "types"},
-    {"random", "files", "distributed", "screen", "report_text", "report_files", "report_plots"},
+    {"random", "files", "distributed", "screen", "report_text", "report_files", "report_plots", "report_table"},
     {"flat", "data", "select", "synthetic", "decode", "pictures", "report"},
     {"models", "training", "student", "distilled", "record", "loop", "report_inspection"},
     {"trajectory", "objectives", "task", "watch"},
@@ -48,6 +48,7 @@ FORBIDDEN = [
     ("report", "torch"),
     ("report_files", "torch"),
     ("report_plots", "torch"),
+    ("report_table", "torch"),
     ("report_text", "torch"),
     *((part, "cli") for part in RANK if part not in ("cli", "__main__")),
 ]

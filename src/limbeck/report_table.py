@@ -1,0 +1,90 @@
+"""One table from many runs, in Markdown; made from results.json and run.json only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from statistics import fmean, variance
+from typing import Any
+
+from limbeck.errors import UserError
+
+SETS = (("distilled", "chosen"), ("distilled", "last"), ("random", None), ("kmeans", None), ("full", None))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Accuracies of one kind of set: mean and standard deviation as fractions, networks per run, runs."""
+
+    mean: float
+    std: float
+    networks: int
+    runs: int
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.1f} ± {100 * self.std:.1f} (n = {self.networks})"
+
+
+def pooled(rows: Sequence[dict[str, Any]]) -> Cell:
+    """One cell from a row per run: the mean of means; variance is the mean within runs plus that between their means.
+
+    >>> row = {"accuracy_mean": 0.5, "accuracy_std": 0.03, "n": 5}
+    >>> pooled([row]).std, round(pooled([row, {**row, "accuracy_mean": 0.58}]).std, 4)
+    (0.03, 0.064)
+    """
+    means = [row["accuracy_mean"] for row in rows]
+    within = fmean(row["accuracy_std"] ** 2 for row in rows)
+    between = variance(means) if len(means) > 1 else 0.0
+    return Cell(fmean(means), sqrt(within + between), min(row["n"] for row in rows), len(rows))
+
+
+def _read(run: Path) -> dict[str, Any]:
+    try:
+        results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+        config = json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]
+    except (OSError, json.JSONDecodeError, KeyError) as error:
+        raise UserError(f"{run} is not a finished run ({error}); run its command again.") from None
+    return {**results, "config": config}
+
+
+def write_table(runs: Sequence[Path], out: Path, note: str = "") -> Path:
+    """One line per (data, images per class, method, setting); runs that differ in their seed alone share a line.
+
+    Accuracies are those of the first network on test. Raises UserError for a folder that is no finished run.
+    """
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for run in runs:
+        read = _read(Path(run))
+        setting = {key: value for key, value in read["config"].items() if key not in ("seed", "data", "experts")}
+        key = (read["data"]["name"], f"{read['ipc']:05d}", read["method"], json.dumps(setting, sort_keys=True))
+        groups.setdefault(key, []).append(read)
+    lines = [
+        "| data | images per class | method | distillation seeds | chosen | last | random | k-means | full data |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (data, ipc, method, _), members in sorted(groups.items()):
+        cells = [_cell(members, name, which) for name, which in SETS]
+        lines.append(f"| {data} | {int(ipc)} | {method} | {len(members)} | {' | '.join(cells)} |")
+    text = "\n".join([f"# Results\n\n{note}".rstrip(), "", *lines, "", CAPTION, ""])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(out)
+    return out
+
+
+def _cell(members: list[dict[str, Any]], name: str, which: str | None) -> str:
+    rows = []
+    for member in members:
+        found = [row for row in member["results"] if (row["set"], row["which"], row["split"]) == (name, which, "test")]
+        rows += found[:1]
+    return str(pooled(rows)) if rows else "–"
+
+
+CAPTION = """Accuracy in % on test, mean ± standard deviation of n fresh networks per distillation seed. With several
+seeds the mean is over seeds, and the variance is that within seeds plus that between them. Chosen is the step that did
+best on validation images, last the final one. Random and k-means are real images at the same budget; the test images
+chose nothing."""

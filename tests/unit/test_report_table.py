@@ -1,0 +1,64 @@
+"""The table of many runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import pytest
+
+from limbeck.errors import UserError
+from limbeck.report_table import pooled, write_table
+
+
+def run(path: Path, method: str, mean: float, seed: int = 0, **config: Any) -> Path:
+    path.mkdir(parents=True)
+    rows = [
+        {
+            "set": name,
+            "which": which,
+            "model": "convnet",
+            "split": "test",
+            "accuracy_mean": m,
+            "accuracy_std": 0.02,
+            "n": 5,
+        }
+        for name, which, m in (("distilled", "chosen", mean), ("distilled", "last", mean - 0.1), ("random", None, 0.4))
+    ]
+    results = {"method": method, "data": {"name": "digits", "fingerprint": "f"}, "ipc": 1, "results": rows}
+    (path / "results.json").write_text(json.dumps(results))
+    (path / "run.json").write_text(json.dumps({"config": {"seed": seed, "data": "f", **config}}))
+    return path
+
+
+def test_a_line_per_setting_and_the_number_of_seeds(tmp_path: Path) -> None:
+    runs = [run(tmp_path / f"mct{seed}", "mct", 0.7 + seed / 10, seed) for seed in range(2)]
+    runs += [run(tmp_path / "mtt", "mtt", 0.6), run(tmp_path / "mtt-long", "mtt", 0.65, iterations=9)]
+    text = write_table(runs, tmp_path / "out" / "results.md", "A note.").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("| digits")]
+    assert len(lines) == 3
+    std = 100 * (0.02**2 + stdev([0.7, 0.8]) ** 2) ** 0.5
+    assert f"| mct | 2 | 75.0 ± {std:.1f} (n = 5) | 65.0 ±" in lines[0]
+    assert "| mtt | 1 | 60.0 ± 2.0 (n = 5) | 50.0 ± 2.0 (n = 5) | 40.0 ± 2.0 (n = 5) | – | – |" in lines[1] + lines[2]
+    assert "A note." in text
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_pooling_is_the_spread_of_all_networks() -> None:
+    """Against the networks themselves, of three seeds with the same number each, in the limit of many."""
+    seeds = [[0.1 * s + 0.01 * (i % 2) for i in range(400)] for s in range(3)]
+    cell = pooled([{"accuracy_mean": fmean(each), "accuracy_std": stdev(each), "n": 400} for each in seeds])
+    means = [fmean(each) for each in seeds]
+    assert cell.mean == pytest.approx(fmean([value for each in seeds for value in each]))
+    assert cell.std**2 == pytest.approx(0.005**2 + stdev(means) ** 2, rel=1e-2)
+
+
+def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
+    unfinished = run(tmp_path / "run", "mct", 0.7)
+    (unfinished / "results.json").unlink()
+    for folder in (unfinished, tmp_path / "nothing"):
+        with pytest.raises(UserError, match="not a finished run"):
+            write_table([folder], tmp_path / "results.md")
+    assert not (tmp_path / "results.md").exists()
