@@ -41,7 +41,7 @@ class MCTConfig(MethodConfig):
     """start and target epochs are real numbers, or whole as in MTT"""
     first_max_start_epoch: float | None = Field(default=None, gt=0)
     """U at the first step, where it is to grow to its full value"""
-    expand_steps: int = Field(default=1, ge=1)
+    expansion_steps: int = Field(default=1, ge=1)
     """outer steps in which U grows"""
     gradient: Literal["exact", "backprop", "tesla", "tesla-corrected"] = "exact"
     """exact (constant graph memory), backprop (full graph), tesla (the authors' approximation, halved as released)"""
@@ -115,7 +115,7 @@ def _sampler(config: MCTConfig) -> Sampler:
     if config.sampling == "whole":
         return WholeEpochs(int(config.max_start_epoch), int(config.expert_epochs))
     first = config.first_max_start_epoch or config.max_start_epoch
-    return Continuous(config.max_start_epoch, config.expert_epochs, first, config.expand_steps)
+    return Continuous(config.max_start_epoch, config.expert_epochs, first, config.expansion_steps)
 
 
 MCT = Method(

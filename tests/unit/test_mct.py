@@ -1,0 +1,139 @@
+"""What MCT has beside its core: grown bounds, whole epochs, teacher labels, start noise, decay, averages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from limbeck.flat import Layout
+from limbeck.loop import descend
+from limbeck.methods import Facts, Material, Plan
+from limbeck.methods.mct import MCTConfig, plan, resolve
+from limbeck.methods.parts import StartNoise, TeacherAt
+from limbeck.objectives import MatchTrajectory
+from limbeck.random import stream
+from limbeck.task import Task
+from limbeck.trajectory import Continuous, Expert, ExpertConfig
+from limbeck.types import Segment
+
+pytestmark = pytest.mark.usefixtures("untouched_generators")
+
+
+def planned(task: Task, expert: Expert, expert_config: ExpertConfig, **options: Any) -> Plan:
+    assert expert.convex is not None
+    config = resolve(MCTConfig(syn_steps=3, **options), Facts(len(task.data.train), 1, expert_config))
+    return plan(config, Material(task, [expert.convex], 1, 0))
+
+
+def matched(made: Plan) -> MatchTrajectory:
+    assert isinstance(made.objective, MatchTrajectory)
+    return made.objective
+
+
+def test_the_bound_grows_linearly_and_then_stays() -> None:
+    sampler = Continuous(4.0, 1.0, first=1.0, steps=10)
+    assert [sampler.bound(step) for step in (0, 5, 10, 99)] == [1.0, 2.5, 4.0, 4.0]
+    for step, bound in ((0, 1.0), (10, 4.0)):
+        starts = [sampler(step, 50, stream(0, i))[0] for i in range(400)]
+        assert 0.9 * bound < max(starts) < bound
+    assert Continuous(4.0, 1.0).bound(0) == 4.0
+
+
+def test_whole_epochs_on_a_convexified_path(task: Task, expert: Expert, expert_config: ExpertConfig) -> None:
+    made = matched(planned(task, expert, expert_config, sampling="whole", max_start_epoch=2.2, expert_epochs=0.7))
+    found = {(s.t0, s.t1) for s in (made.segment(step, 0, torch.device("cpu")) for step in range(40))}
+    assert found == {(0.0, 1.0), (1.0, 2.0)}
+
+
+def test_m_and_u_follow_the_students_reach(task: Task) -> None:
+    """M is five times N lr / (expert lr x steps an epoch), U at least M; both stay within the expert."""
+    facts = Facts(1000, 1, ExpertConfig(epochs=30, lr=0.05, batch_size=50))
+    config = resolve(MCTConfig(syn_steps=10, lr_teacher=0.02), facts)
+    assert config.expert_epochs == pytest.approx(5 * 10 * 0.02 / (0.05 * 20))
+    assert config.max_start_epoch == pytest.approx(max(1.0, 0.05 * 30))
+    more = resolve(MCTConfig(syn_steps=10, lr_teacher=0.02), facts._replace(ipc=25))
+    assert more.max_start_epoch == pytest.approx(0.25 * 30)
+    given = resolve(MCTConfig(expert_epochs=7.5, max_start_epoch=2.5), facts)
+    assert (given.expert_epochs, given.max_start_epoch) == (7.5, 2.5)
+    long = resolve(MCTConfig(syn_steps=10**4), facts)
+    assert long.expert_epochs == 15.0
+
+
+def test_teacher_labels_are_what_the_expert_says_at_u(task: Task, expert: Expert, expert_config: ExpertConfig) -> None:
+    assert expert.convex is not None
+    made = planned(task, expert, expert_config, teacher_labels=True, max_start_epoch=1.5, ema_decay=0.0)
+    labeller = matched(made).labels
+    assert isinstance(labeller, TeacherAt)
+    images = made.synthetic.images.detach()
+    segment = Segment(expert.convex.at(0), expert.convex.at(1), 0, 1, expert.convex)
+    wanted = task.model(expert.convex.at(1.5), images).softmax(1)
+    torch.testing.assert_close(labeller(images, segment), wanted)
+    shown = made.show(made.synthetic)
+    torch.testing.assert_close(shown.training_pair()[1], wanted)
+    assert made.synthetic.labels.dtype == torch.int64  # the set that is optimised keeps its classes
+    made.objective(made.synthetic, 0, 0).backward()
+    assert made.synthetic.images.grad is not None
+
+
+def test_start_noise_scales_with_each_parameter() -> None:
+    layout = Layout(("weight", "zeros", "one", "bias"), ((200, 200), (3,), (1,), (50,)))
+    theta = torch.cat([torch.randn(40000, generator=stream(1)), torch.zeros(3), torch.ones(1), torch.full((50,), 2.0)])
+    noisy = StartNoise(layout, 0.1)(theta, stream(0))
+    moved = noisy - theta
+    assert torch.equal(moved[40000:40004], torch.zeros(4))  # absolute sums 0 and 1 are left alone
+    relative = moved[:40000] / (0.1 * theta[:40000].abs())
+    assert float(relative.mean()) == pytest.approx(0, abs=0.02)
+    assert float(relative.std()) == pytest.approx(1, abs=0.02)
+    assert bool(moved[40004:].abs().max() > 0)
+    assert torch.equal(noisy, StartNoise(layout, 0.1)(theta, stream(0)))
+
+
+def test_the_noise_is_in_the_segment_that_is_normalised(
+    task: Task, expert: Expert, expert_config: ExpertConfig
+) -> None:
+    plain, noisy = (
+        matched(planned(task, expert, expert_config, noise_start=epsilon)).segment(0, 0, torch.device("cpu"))
+        for epsilon in (0.0, 0.05)
+    )
+    assert (plain.t0, plain.t1) == (noisy.t0, noisy.t1)
+    assert torch.equal(plain.target, noisy.target)
+    assert not torch.equal(plain.start, noisy.start)
+
+
+def test_the_image_step_is_halved(task: Task, expert: Expert, expert_config: ExpertConfig) -> None:
+    made = planned(task, expert, expert_config, lr_img=0.4, lr_img_every=2, ema_decay=0.0)
+    seen: list[float] = []
+
+    def look(synthetic: Any, step: int, loss: float) -> None:
+        seen.append(made.optimisers[0].param_groups[0]["lr"])
+
+    descend(made.objective, made.synthetic, made.optimisers, range(5), 0, hooks=[*made.hooks, look])
+    assert seen == pytest.approx([0.4, 0.2, 0.2, 0.1, 0.1])
+
+
+OPTIONS: list[Mapping[str, Any]] = [
+    {"sampling": "whole"},
+    {"first_max_start_epoch": 0.1, "expansion_steps": 2},
+    {"gradient": "tesla"},
+    {"gradient": "backprop", "optimizer": "sgd", "lr_img": 10.0},
+    {"teacher_labels": True},
+    {"noise_start": 0.01},
+    {"init": "kmeans", "ema_decay": 0.0},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda each: "-".join(each))
+def test_every_option_takes_steps(
+    task: Task, expert: Expert, expert_config: ExpertConfig, options: Mapping[str, Any]
+) -> None:
+    made = planned(task, expert, expert_config, **options)
+    before = made.synthetic.images.detach().clone()
+    descend(made.objective, made.synthetic, made.optimisers, range(3), 0, made.accept, made.hooks)
+    assert bool(made.synthetic.images.isfinite().all())
+    assert not torch.equal(made.synthetic.images.detach(), before)
+    plain = planned(task, expert, expert_config)
+    descend(plain.objective, plain.synthetic, plain.optimisers, range(3), 0, plain.accept, plain.hooks)
+    assert not torch.equal(made.show(made.synthetic).images, plain.show(plain.synthetic).images)  # it does something
