@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
-# Both before torch is loaded. Threads that wait for each other by spinning cost 100 steps of a tiny network 29 s instead
-# of 0.3 s where other processes want the same cores (docs/LOG.md).
+# Both before torch is loaded. Threads that wait for each other by spinning cost 100 steps of a tiny network 29 s
+# instead of 0.3 s where other processes want the same cores (docs/LOG.md).
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import torch

@@ -591,3 +591,15 @@ def test_ctrl_c_and_the_same_command_again(limbeck: Any, made: dict[str, Path], 
     again = limbeck(*words, "--out", tmp_path / "run", "--json")
     assert again.status == whole.status == 0
     assert again.json["results"] == json.loads((tmp_path / "whole" / "results.json").read_text())["results"]
+
+
+def test_threads_do_not_spin_for_each_other() -> None:
+    """Set before torch is loaded; a value of the user's own stays."""
+    check = "import sys, os, limbeck; assert 'torch' not in sys.modules"
+    code = f"{check}\nimport limbeck.cli\nprint(os.environ['GOMP_SPINCOUNT'])"
+    clean = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    for env, wanted in ((clean, "1000"), ({**clean, "GOMP_SPINCOUNT": "7"}, "7")):
+        told = subprocess.run(
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True, timeout=60
+        )
+        assert told.stdout.strip() == wanted
