@@ -191,3 +191,23 @@ def test_the_commands(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
     )
     assert status == 0, err
     assert "comparison: ours" in out
+
+
+def test_no_default_of_ours_slips_into_a_published_setting() -> None:
+    """What limbeck does otherwise by default (optimiser, average, step sizes) every preset of MCT says itself."""
+    ours = (
+        "iterations",
+        "syn_steps",
+        "gradient",
+        "optimizer",
+        "lr_img",
+        "momentum",
+        "lr_teacher",
+        "lr_lr",
+        "ema_decay",
+    )
+    for name in all_presets():
+        options = preset_options(name)
+        if options["method"] == "mct":
+            assert [each for each in ours if each not in options] == [], name
+            assert (options["optimizer"], options["ema_decay"]) == ("sgd", 0)

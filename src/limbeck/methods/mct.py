@@ -20,6 +20,7 @@ from limbeck.methods.parts import (
     span_and_start,
 )
 from limbeck.methods.plan import Facts, Material, Method, MethodConfig, Plan, itself
+from limbeck.objectives.combine import averaged
 from limbeck.objectives.trajectory import MatchTrajectory
 from limbeck.synthetic import SyntheticSet
 from limbeck.trajectory.segments import Continuous, WholeEpochs
@@ -59,6 +60,8 @@ class MCTConfig(MethodConfig):
     """step size of the student's step size, in the papers' unit (of the step size itself); 0 keeps it fixed"""
     batch_syn: int | None = Field(default=None, ge=1)
     """synthetic images per student step; by default all"""
+    draws: int = Field(default=1, ge=1)
+    """segments whose gradients are averaged in an outer step (gradient accumulation)"""
     init: Literal["random", "kmeans"] = "random"
     """real images to start from"""
     teacher_labels: bool = False
@@ -106,7 +109,8 @@ def plan(config: MCTConfig, material: Material) -> Plan:
         images,
         lr_optimiser(synthetic, config.lr_lr, config.lr_teacher, config.momentum),
     ]
-    return Plan(objective, synthetic, optimisers, config.iterations, hooks=hooks, show=show)
+    mean = averaged(objective, config.draws)
+    return Plan(mean, synthetic, optimisers, config.iterations, hooks=hooks, show=show)
 
 
 def _sampler(config: MCTConfig) -> Sampler:
