@@ -184,7 +184,8 @@ def _same_data(images: ImageData, made: DistilledSet) -> None:
             f"{images.name} has the classes {', '.join(images.classes[:5])} ..., the set was made for "
             f"{', '.join(made.classes[:5])} ...; give the data it was distilled from with --data."
         )
-    if tuple(made.images.shape[1:]) != images.shape:
+    canvas = made.provenance.get("config", {}).get("canvas") or 1
+    if tuple(made.images.shape[1:]) != (images.channels, *(canvas * side for side in images.size)):
         raise UserError(
             f"{images.name} has images of shape {images.shape}, the set {tuple(made.images.shape[1:])}; use --resize."
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from limbeck.data import ImageData, Preprocess, Split, fit_preprocess
-from limbeck.data.augment import DSA, default_strategy
+from limbeck.data.augment import DSA, CropThen, default_strategy
 from limbeck.errors import UserError
 from limbeck.flat import FlatModel
 from limbeck.models import ModelConfig, flat_model
@@ -33,8 +33,8 @@ class Task:
 
     @cached_property
     def loss(self) -> CrossEntropy:
-        """The training loss: cross-entropy of augmented images."""
-        return CrossEntropy(self.model, self.augment)
+        """The training loss: cross-entropy of augmented images; canvases are cropped first."""
+        return CrossEntropy(self.model, CropThen(self.data.size, self.augment))
 
     @cached_property
     def train(self) -> tuple[Tensor, Tensor]:

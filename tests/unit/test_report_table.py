@@ -61,4 +61,6 @@ def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
     for folder in (unfinished, tmp_path / "nothing"):
         with pytest.raises(UserError, match="not a finished run"):
             write_table([folder], tmp_path / "results.md")
+    with pytest.raises(UserError, match="needs runs"):
+        write_table([], tmp_path / "results.md")
     assert not (tmp_path / "results.md").exists()

@@ -149,6 +149,36 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+@dataclass(frozen=True)
+class CropThen:
+    """A random toroidal crop of images larger than `size` (height, width), canvases (MTT's textures), then `dsa`.
+
+    Images of that size go to `dsa` as they are.
+    """
+
+    size: tuple[int, int]
+    dsa: DSA
+
+    def __call__(self, images: Tensor, seed: int) -> Tensor:
+        """(n, c, H, W) -> (n, c, height, width); differentiable in the images."""
+        if tuple(images.shape[2:]) != self.size:
+            images = toroidal_crop(images, self.size, stream(seed, "crop"))
+        return self.dsa(images, seed)
+
+
+def toroidal_crop(images: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """A window of `size` from each image (n, c, H, W), anywhere, going on at the other side past an edge."""
+    for axis, side in ((2, size[0]), (3, size[1])):
+        whole = images.shape[axis]
+        first = torch.randint(whole, (len(images), 1), generator=generator).to(images.device)
+        rows = (first + torch.arange(side, device=images.device)) % whole
+        shape = [len(images), 1, 1, 1]
+        shape[axis] = side
+        index = rows.view(shape).expand(*(side if a == axis else images.shape[a] for a in range(4)))
+        images = images.gather(axis, index)
+    return images
+
+
 MIRRORED_IS_WRONG = ("digits", "mnist", "emnist", "svhn")
 
 

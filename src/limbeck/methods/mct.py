@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
+from limbeck.errors import UserError
 from limbeck.hooks import Decay, Ema
 from limbeck.methods.parts import (
     GRADIENTS,
@@ -64,6 +65,8 @@ class MCTConfig(MethodConfig):
     """segments whose gradients are averaged in an outer step (gradient accumulation)"""
     init: Literal["random", "kmeans"] = "random"
     """real images to start from"""
+    canvas: int = Field(default=1, ge=1)
+    """images are canvases of so many image sides, cropped at random (MTT's textures)"""
     teacher_labels: bool = False
     """soft labels from the expert at epoch U, made anew at every outer step"""
     noise_start: float = Field(default=0.0, ge=0)
@@ -85,7 +88,9 @@ def resolve(config: MCTConfig, facts: Facts) -> MCTConfig:
 def plan(config: MCTConfig, material: Material) -> Plan:
     """Convexified experts, continuous segments, exact gradient."""
     task = material.task
-    synthetic = real_set(config.init, material, config.lr_teacher)
+    if config.teacher_labels and config.canvas > 1:
+        raise UserError("--teacher-labels and --canvas do not go together: a label is of an image, not of its crops.")
+    synthetic = real_set(config.init, material, config.lr_teacher, config.canvas)
     images = image_optimiser(config.optimizer, synthetic.images, config.lr_img, config.momentum)
     objective = MatchTrajectory(
         trajectories=material.trajectories,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from limbeck.methods.parts import RecordedConfig, match, optimisers, real_set, whole_epochs
 from limbeck.methods.plan import Material, Method, Plan
 from limbeck.trajectory.segments import WholeEpochs
@@ -16,13 +18,15 @@ class MTTConfig(RecordedConfig):
     """the same gradient in two ways: exact keeps one step's graph at a time, backprop all (as the authors do)"""
     init: Literal["random", "kmeans"] = "random"
     """real images to start from"""
+    canvas: int = Field(default=1, ge=1)
+    """images are canvases of so many image sides, cropped at random (textures)"""
 
 
 def plan(config: MTTConfig, material: Material) -> Plan:
     """Recorded experts, whole epochs, exact gradient, hard labels."""
     assert config.max_start_epoch is not None
     assert config.expert_epochs is not None
-    synthetic = real_set(config.init, material, config.lr_teacher)
+    synthetic = real_set(config.init, material, config.lr_teacher, config.canvas)
     sampler = WholeEpochs(config.max_start_epoch, config.expert_epochs)
     objective = match(config, material, sampler, config.gradient)
     return Plan(objective, synthetic, optimisers(config, synthetic), config.iterations)

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from limbeck.errors import UserError
 from limbeck.flat import FlatModel, Layout
 from limbeck.methods.plan import Facts, Material, MethodConfig, itself
 from limbeck.objectives.combine import averaged
@@ -76,12 +77,25 @@ def whole_epochs(config: Any, facts: Facts) -> Any:
     return config.model_copy(update={"expert_epochs": span, "max_start_epoch": u or max(1, min(round(start), fits))})
 
 
-def real_set(init: str, material: Material, lr: float) -> SyntheticSet:
-    """Real images with their classes, chosen by the selector `init`."""
+def real_set(init: str, material: Material, lr: float, canvas: int = 1) -> SyntheticSet:
+    """Real images with their classes, chosen by the selector `init`; each a mosaic of canvas x canvas of them.
+
+    Raises UserError for mosaics of whitened images: whitening knows images of one size only.
+    """
     task = material.task
     images, labels = task.train
-    rows = choose(init, images, labels, task.data.num_classes, material.ipc, material.seed).to(images.device)
-    return SyntheticSet.start(images[rows], labels[rows], lr)
+    count = material.ipc * canvas**2
+    rows = choose(init, images, labels, task.data.num_classes, count, material.seed).to(images.device)
+    if canvas == 1:
+        return SyntheticSet.start(images[rows], labels[rows], lr)
+    if task.preprocess.kind == "zca":
+        raise UserError(
+            "--canvas needs --preprocess normalise: whitening is of whole images, a crop of a canvas is none."
+        )
+    channels, height, width = task.data.shape
+    tiles = images[rows].view(-1, canvas, canvas, channels, height, width)
+    mosaics = tiles.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, canvas * height, canvas * width)
+    return SyntheticSet.start(mosaics, labels[rows][:: canvas**2], lr)
 
 
 def image_optimiser(kind: str, images: Tensor, lr: float, momentum: float) -> torch.optim.Optimizer:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from limbeck.data.augment import DSA
 from limbeck.flat import FlatModel
 from limbeck.types import Batch
 
@@ -21,10 +21,13 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Cross-entropy of a network on a batch, augmented inside the step where the batch carries a seed."""
+    """Cross-entropy of a network on a batch, augmented inside the step where the batch carries a seed.
+
+    augment: (images, seed) -> images, pure: the same seed gives the same bits.
+    """
 
     model: FlatModel
-    augment: DSA | None = None
+    augment: Callable[[Tensor, int], Tensor] | None = None
 
     def __call__(self, theta: Tensor, batch: Batch) -> Tensor:
         images = batch.images

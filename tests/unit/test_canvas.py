@@ -1,0 +1,99 @@
+"""MTT's textures: images larger than the network's input, of which every step sees a random crop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import limbeck
+from limbeck.data.augment import DSA, CropThen, toroidal_crop
+from limbeck.errors import UserError
+from limbeck.methods import Material
+from limbeck.methods.parts import real_set
+from limbeck.random import stream
+from limbeck.select import choose
+from limbeck.task import Task, make_task
+from limbeck.trajectory import ExpertConfig
+
+pytestmark = pytest.mark.usefixtures("untouched_generators")
+
+
+def test_a_crop_is_a_window_of_the_torus() -> None:
+    images = torch.randn(40, 3, 12, 10, dtype=torch.double, generator=stream(1))
+    found = toroidal_crop(images, (6, 5), stream(0)).numpy()
+    starts = set()
+    for image, crop in zip(images.numpy(), found):
+        places = [
+            (y, x)
+            for y in range(12)
+            for x in range(10)
+            if np.array_equal(np.roll(image, (-y, -x), (1, 2))[:, :6, :5], crop)
+        ]
+        assert len(places) == 1
+        starts |= set(places)
+    assert len(starts) > 25  # each image has its own
+    assert max(y for y, _ in starts) > 6  # and some go past the edge
+    assert torch.equal(toroidal_crop(images, (6, 5), stream(0)), torch.from_numpy(found))
+
+
+def test_images_of_the_networks_size_are_only_augmented() -> None:
+    images, dsa = torch.randn(4, 1, 8, 8, generator=stream(1)), DSA()
+    assert torch.equal(CropThen((8, 8), dsa)(images, 3), dsa(images, 3))
+    canvases = torch.zeros(4, 1, 16, 16, requires_grad=True)
+    seen = CropThen((8, 8), DSA("none"))(canvases, 3)
+    assert seen.shape == (4, 1, 8, 8)
+    (gradient,) = torch.autograd.grad(seen.sum(), canvases)
+    assert gradient.sum() == 4 * 64
+    assert set(gradient.unique().tolist()) == {0.0, 1.0}
+
+
+def test_a_canvas_starts_as_a_mosaic_of_its_class(task: Task) -> None:
+    made = real_set("random", Material(task, [], 2, 5), 0.01, canvas=3)
+    assert made.images.shape == (20, 1, 24, 24)
+    assert made.labels.tolist() == [label for label in range(10) for _ in range(2)]
+    images, labels = task.train
+    rows = choose("random", images, labels, 10, 18, 5)
+    tiles = made.images.detach().unfold(2, 8, 8).unfold(3, 8, 8)
+    for i in range(20):
+        for tile in range(9):
+            assert torch.equal(tiles[i, 0, tile // 3, tile % 3], images[rows[9 * i + tile], 0])
+
+
+def test_canvases_that_make_no_sense_are_refused(task: Task, tmp_path: Path) -> None:
+    white = make_task(task.data, task.model_config, "zca")
+    with pytest.raises(UserError, match="--preprocess normalise"):
+        real_set("random", Material(white, [], 1, 0), 0.01, canvas=2)
+    with pytest.raises(UserError, match="do not go together"):
+        distilled(tmp_path, teacher_labels=True)
+    with pytest.raises(UserError, match="fewer"):
+        real_set("random", Material(task, [], 1, 0), 0.01, canvas=9)
+
+
+def distilled(folder: Path, **options: Any) -> Path:
+    return limbeck.distill(
+        "digits",
+        out=folder / "run",
+        canvas=2,
+        iterations=3,
+        syn_steps=2,
+        count=1,
+        model=limbeck.ModelConfig(width=4),
+        expert=ExpertConfig(epochs=2),
+        eval=limbeck.EvalConfig(networks=1, epochs=3, full_networks=0),
+        validate_epochs=2,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("method", ["mct", "mtt"])
+def test_from_canvases_to_an_evaluated_set(method: str, tmp_path: Path) -> None:
+    run = distilled(tmp_path, method=method)
+    made = limbeck.load(run)
+    assert made.images.shape == (10, 1, 16, 16)
+    assert made.pictures().shape == (10, 1, 16, 16)
+    rows = limbeck.evaluate(run)
+    assert [row["which"] for row in rows] == ["last", "chosen"]
