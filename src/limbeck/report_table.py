@@ -53,7 +53,8 @@ def _read(run: Path) -> dict[str, Any]:
 def write_table(runs: Sequence[Path], out: Path, note: str = "") -> Path:
     """One line per (data, images per class, method, setting); runs that differ in their seed alone share a line.
 
-    Accuracies are those of the first network on test. Raises UserError for no folders, and for one that is no finished run.
+    Accuracies are those of the first network on test. Raises UserError for no folders, and for one that is no finished
+    run.
     """
     if not runs:
         raise UserError("a table needs runs; name the folders of one or more finished runs.")
