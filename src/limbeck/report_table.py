@@ -65,18 +65,31 @@ def write_table(runs: Sequence[Path], out: Path, note: str = "") -> Path:
         key = (read["data"]["name"], f"{read['ipc']:05d}", read["method"], json.dumps(setting, sort_keys=True))
         groups.setdefault(key, []).append(read)
     lines = [
-        "| data | images per class | method | distillation seeds | chosen | last | random | k-means | full data |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| data | images per class | method | setting | distillation seeds "
+        "| chosen | last | random | k-means | full data |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for (data, ipc, method, _), members in sorted(groups.items()):
+    for (data, ipc, method, setting_text), members in sorted(groups.items()):
+        alike = [json.loads(key[3]) for key in groups if key[:3] == (data, ipc, method)]
+        said = _difference(json.loads(setting_text), alike)
         cells = [_cell(members, name, which) for name, which in SETS]
-        lines.append(f"| {data} | {int(ipc)} | {method} | {len(members)} | {' | '.join(cells)} |")
+        lines.append(f"| {data} | {int(ipc)} | {method} | {said} | {len(members)} | {' | '.join(cells)} |")
     text = "\n".join([f"# Results\n\n{note}".rstrip(), "", *lines, "", CAPTION, ""])
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.part")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(out)
     return out
+
+
+def _difference(setting: dict[str, Any], alike: Sequence[dict[str, Any]]) -> str:
+    """In what this setting differs from the others of its method, as option = value; nothing where it is the only one.
+
+    >>> _difference({"a": 1, "b": 2}, [{"a": 1, "b": 2}, {"a": 1, "b": 3}])
+    'b = 2'
+    """
+    names = [name for name in setting if any(other.get(name) != setting[name] for other in alike)]
+    return ", ".join(f"{name} = {setting[name]}" for name in names)
 
 
 def _cell(members: list[dict[str, Any]], name: str, which: str | None) -> str:

@@ -40,8 +40,11 @@ def test_a_line_per_setting_and_the_number_of_seeds(tmp_path: Path) -> None:
     lines = [line for line in text.splitlines() if line.startswith("| digits")]
     assert len(lines) == 3
     std = 100 * (0.02**2 + stdev([0.7, 0.8]) ** 2) ** 0.5
-    assert f"| mct | 2 | 75.0 ± {std:.1f} (n = 5) | 65.0 ±" in lines[0]
-    assert "| mtt | 1 | 60.0 ± 2.0 (n = 5) | 50.0 ± 2.0 (n = 5) | 40.0 ± 2.0 (n = 5) | – | – |" in lines[1] + lines[2]
+    assert f"| mct |  | 2 | 75.0 ± {std:.1f} (n = 5) | 65.0 ±" in lines[0]
+    assert (
+        "| mtt |  | 1 | 60.0 ± 2.0 (n = 5) | 50.0 ± 2.0 (n = 5) | 40.0 ± 2.0 (n = 5) | – | – |" in lines[1] + lines[2]
+    )
+    assert "| iterations = 9 | 1 | 65.0" in lines[1] + lines[2]
     assert "A note." in text
     assert not list(tmp_path.rglob("*.part"))
 
