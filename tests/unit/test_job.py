@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -46,15 +45,6 @@ FILES = {"run.json", "log.jsonl", "experts.json", "results.json", "state.safeten
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home where the experts and baselines of TINY are kept from test to test."""
     return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for each other on a busy machine make tiny networks a hundred times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
