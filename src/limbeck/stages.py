@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from limbeck.baselines import baselines, networks_to_train
@@ -13,7 +14,7 @@ from limbeck.config import JobConfig
 from limbeck.distilled import DistilledSet, load
 from limbeck.evaluation import evaluate_distilled, evaluate_set
 from limbeck.experts import path_accuracy
-from limbeck.files import size_of, write_json
+from limbeck.files import read_json, size_of, write_json
 from limbeck.loop import descend
 from limbeck.methods import Plan
 from limbeck.pictures import image_grid, image_strip, save_png
@@ -101,11 +102,25 @@ def optimise(job: Job, plan: Plan) -> None:
     if done == 0:
         keep("initial")(plan.synthetic.snapshot(), 0)
         chooser(plan.synthetic, 0)
+        _warn_of_weak_experts(job, chooser.best)
     hooks = [*plan.hooks, log, chooser, save]
     steps = range(done, plan.iterations)
     descend(plan.objective, plan.synthetic, plan.optimisers, steps, config.seed, plan.accept, hooks)
     if len(steps) or not (run.path / "set-last.safetensors").exists():
         keep("last")(plan.show(plan.synthetic).snapshot(), plan.iterations)
+
+
+def _warn_of_weak_experts(job: Job, start: float) -> None:
+    """A set that follows experts can hardly get past them: say so where they are no better than what it starts from."""
+    paths = read_json(job.run.path / "experts.json", "limbeck-experts")["validation_per_epoch"]
+    ends = fmean(path[-1] for path in paths)
+    if ends <= start:
+        text = (
+            f"the experts reach {100 * ends:.1f} % on validation, networks trained on the images that the set starts "
+            f"from {100 * start:.1f} %: train the experts longer, or with a larger step size."
+        )
+        job.run.line("warning", text=text)
+        job.listen({"event": "warning", "text": text})
 
 
 def _validate(job: Job, synthetic: SyntheticSet) -> tuple[float, float, int]:

@@ -46,7 +46,7 @@ Distance = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 Listener = Callable[[dict[str, Any]], None]
-"""Hears of progress: {"event": "stage", "name", "total", "unit"} and then {"event": "advance", "text"} per unit."""
+"""Hears of progress: {"event": "stage", "name", "total", "unit"}, then {"event": "advance", "text"}; and warnings."""
 
 
 class Trajectory(Protocol):

@@ -435,3 +435,35 @@ def test_a_run_stopped_at_any_write_gives_the_same_bits(tmp_path: Path, monkeypa
         assert rows(out) == rows(tmp_path / "1")
         assert len(list((out / "previews").iterdir())) == 3
     assert stop > 10
+
+
+def test_experts_weaker_than_the_start_are_named(tmp_path: Path) -> None:
+    """One epoch with a tiny step size teaches nothing: the images that the set starts from do better."""
+    heard: list[dict[str, Any]] = []
+    weak = limbeck.ExpertConfig(epochs=1, lr=1e-6)
+    options = {"count": 1, "iterations": 1, "syn_steps": 1, "validate_epochs": 60, "validate_networks": 2}
+    small = limbeck.EvalConfig(networks=1, epochs=2, full_networks=0)
+    run = limbeck.distill(
+        "digits",
+        out=tmp_path / "run",
+        expert=weak,
+        eval=small,
+        model=limbeck.ModelConfig(width=8),
+        listen=heard.append,
+        **options,
+    )
+    (said,) = [event["text"] for event in heard if event["event"] == "warning"]
+    assert "train the experts longer" in said
+    assert said in (run / "log.jsonl").read_text()
+    heard.clear()
+    good = limbeck.ExpertConfig(epochs=4, lr=0.05, batch_size=16)
+    limbeck.distill(
+        "digits",
+        out=tmp_path / "good",
+        expert=good,
+        eval=small,
+        model=limbeck.ModelConfig(width=8),
+        listen=heard.append,
+        **{**options, "validate_epochs": 2},
+    )
+    assert not [event for event in heard if event["event"] == "warning"]
