@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from limbeck.evaluation import EvalConfig, SetForSeed, evaluate_set, result_row
+from limbeck.evaluation import EvalConfig, SetForSeed, best_lr, evaluate_set, result_row
 from limbeck.files import content_key, home, read_json, write_json
 from limbeck.random import derive
 from limbeck.select import choose
@@ -36,13 +36,7 @@ def selected(task: Task, selector: str, ipc: int, config: EvalConfig, seed: int,
         listen({"event": "advance", "text": f"{selector} images"})
 
     child = derive(seed, "baseline", selector)
-    tried = {
-        lr: evaluate_set(
-            task, make, config.schedule(lr), config.networks, task.validation, derive(child, "tune"), advance
-        ).accuracy_mean
-        for lr in config.baseline_lrs
-    }
-    lr = max(tried, key=lambda value: tried[value])
+    lr = best_lr(task, make, config, derive(child, "tune"), advance)
     summary = evaluate_set(task, make, config.schedule(lr), config.networks, task.test, child, advance)
     return result_row(selector, None, task, "test", summary, lr=lr)
 

@@ -20,7 +20,7 @@ from pydantic import Field, create_model
 from rich.console import Console
 from safetensors import SafetensorError
 
-from limbeck import cli_interop, cli_presets
+from limbeck import cli_interop, cli_methods, cli_presets
 from limbeck.cli_common import Command, Common, Data, Listener
 from limbeck.config import JobConfig
 from limbeck.errors import UserError
@@ -41,7 +41,7 @@ class Distill(Data):
     """Distil a data set: experts, distillation, evaluation, report."""
 
     method: str = "mct"
-    """which method"""
+    """which method, see 'limbeck methods'"""
     out: str | None = None
     """the run folder; by default runs/DATA-METHOD-ipcN-seedS"""
     experts: str | None = None
@@ -232,6 +232,7 @@ def run_info(args: Info, listen: Listener) -> Any:
 
 COMMANDS = {
     "distill": Command(Distill, run_distill),
+    **cli_methods.COMMANDS,
     "experts": Command(Experts, run_experts),
     "convexify": Command(Convexify, run_convexify),
     "evaluate": Command(Evaluate, run_evaluate),

@@ -36,7 +36,7 @@ class EvalConfig(BaseModel):
     weight_decay: float = Field(default=5e-4, ge=0)
     """of SGD"""
     baseline_lrs: tuple[float, ...] = Field(default=(0.003, 0.01, 0.03), min_length=1)
-    """step sizes tried for real images, which bring none of their own; chosen on validation"""
+    """step sizes tried for sets that bring none of their own, as real images; chosen on validation"""
     full_epochs: int = Field(default=30, ge=1)
     """passes over the whole training part, for the full-data figure"""
     full_batch_size: int = Field(default=64, ge=1)
@@ -93,6 +93,21 @@ def evaluate_set(
         scores.append(score(task.model, theta, *split))
         done()
     return Summary.of(scores)
+
+
+def best_lr(
+    task: Task,
+    make: SetForSeed,
+    config: EvalConfig,
+    seed: int,
+    done: Callable[[], None] = lambda: None,
+) -> float:
+    """The step size of `config.baseline_lrs` whose networks do best on validation: for sets that bring none."""
+    tried = {
+        lr: evaluate_set(task, make, config.schedule(lr), config.networks, task.validation, seed, done).accuracy_mean
+        for lr in config.baseline_lrs
+    }
+    return max(tried, key=lambda value: tried[value])
 
 
 def result_row(

@@ -13,13 +13,13 @@ from limbeck.config import JobConfig, checked
 from limbeck.data import ImageData, load_data
 from limbeck.errors import UserError
 from limbeck.experts import default_store, describe_experts, make_experts
-from limbeck.methods import Facts, Material, find_method
+from limbeck.methods import Facts, Material, Method, find_method
 from limbeck.record import Run
 from limbeck.report import write_report
 from limbeck.stages import Job, inspect_experts, judge, optimise, write_results
 from limbeck.task import Task, make_task
 from limbeck.trajectory.store import Expert, ExpertConfig, Kind, Store
-from limbeck.types import Listener
+from limbeck.types import Listener, Trajectory
 
 
 def quiet(event: dict[str, Any]) -> None:
@@ -113,48 +113,61 @@ def distill(
     task = make_task(images, config.model, config.preprocess, config.augment, device)
     task.check_ipc(config.ipc)
 
-    kind = chosen.experts or "convex"
-    given = None
-    if experts is not None:
-        store = Store.open(Path(experts))
-        store.require(task.describe())
-        given = _read(store, config.count, kind)
-    else:
-        given_expert = config.expert.model_fields_set
-        missing = {name: value for name, value in chosen.expert_defaults.items() if name not in given_expert}
-        config = config.model_copy(update={"expert": config.expert.model_copy(update=missing)})
-        _check_kept(config.expert, kind, method)
+    config, given = _with_experts(config, chosen, task, experts)
     expert = config.expert if given is None else given.store.config
-    count = (config.count or DEFAULT_COUNT) if given is None else len(given.indices)
     options_of_method = chosen.resolve(asked, Facts(len(images.train), config.ipc, expert))
-    config = config.model_copy(
-        update={"model": task.model_config, "augment": task.augment.strategy, "expert": expert, "count": count}
-    )
+    config = config.model_copy(update={"model": task.model_config, "augment": task.augment.strategy, "expert": expert})
     resolved = {"method": method, **options_of_method.model_dump(mode="json"), **config.model_dump(mode="json")}
     resolved |= {"data": images.fingerprint, "experts": None if given is None else given.store.header["key"]}
+    if config.count is None:
+        resolved = {name: value for name, value in resolved.items() if name not in ("expert", "count")}
+        resolved["experts"] = "none"
 
     name = f"{images.name}-{method}-ipc{config.ipc}-seed{config.seed}"
     run = Run.begin(Path(out) if out is not None else Path("runs") / name, resolved, _facts(task, data))
     if not (run.path / "results.json").exists():
-        job = Job(run, task, config, resolved, {"source": _source(data), "resize": resize}, listen)
-        with job.timed("experts"):
-            found = given or _read(_own_store(task, config, None, listen), config.count, kind)
-        inspect_experts(job, found.store, found.indices, found.experts)
-        trajectories = [expert.trajectory(kind) for expert in found.experts]
-        material = Material(task, [each for each in trajectories if each is not None], config.ipc, config.seed)
+        job = Job(run, task, config, resolved, {"source": _source(data), "resize": resize}, listen, chosen.learns)
+        trajectories: list[Trajectory] = []
+        stored = None
+        if config.count is not None:
+            kind = chosen.experts or "any"
+            with job.timed("experts"):
+                found = given or _read(_own_store(task, config, None, listen), config.count, kind)
+            inspect_experts(job, found.store, found.indices, found.experts)
+            trajectories = [path for each in found.experts if (path := each.trajectory(kind)) is not None]
+            stored = found.store.bytes_of(found.indices)
+        material = Material(task, trajectories, config.ipc, config.seed)
         with job.timed("distill"):
             optimise(job, chosen.plan(options_of_method, material))
         with job.timed("evaluate"):
             rows = judge(job)
-        write_results(job, rows, found.store.bytes_of(found.indices))
+        write_results(job, rows, stored)
     if not (run.path / "report.html").exists():
         write_report(run.path)
     return run.path
 
 
+def _with_experts(
+    config: JobConfig, method: Method, task: Task, experts: str | Path | None
+) -> tuple[JobConfig, Found | None]:
+    """The config with how many experts there are to be (None: none at all), and those of the store that was named."""
+    if experts is not None:
+        store = Store.open(Path(experts))
+        store.require(task.describe())
+        given = _read(store, config.count, method.experts or "any")
+        return config.model_copy(update={"count": len(given.indices)}), given
+    if method.experts is None:
+        return config.model_copy(update={"count": None}), None
+    given_expert = config.expert.model_fields_set
+    missing = {name: value for name, value in method.expert_defaults.items() if name not in given_expert}
+    expert = config.expert.model_copy(update=missing)
+    _check_kept(expert, method.experts, method.name)
+    return config.model_copy(update={"expert": expert, "count": config.count or DEFAULT_COUNT}), None
+
+
 def _check_kept(expert: ExpertConfig, kind: Kind, method: str) -> None:
     expert.waypoint_epochs()
-    if expert.keep not in (kind, "both"):
+    if kind != "any" and expert.keep not in (kind, "both"):
         raise UserError(f"{method} needs {kind} trajectories; train its experts with '--expert.keep {kind}' or both.")
 
 

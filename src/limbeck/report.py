@@ -93,6 +93,7 @@ def _view(run: Run) -> dict[str, Any]:
         "expert_plot": _expert_plot(run),
         "expert_ends": _expert_ends(run),
         "experts": _experts(run),
+        "alone": mapping(run.meta.get("config")).get("experts") == "none",
         "storage": _storage(run),
         "stages": _stages(run),
         "classes": _class_rows(data),
@@ -200,7 +201,7 @@ def _curves(run: Run, chosen: int | None) -> list[Plot]:
     rate = Line("learned step size", steps, [run.steps[s][1] for s in steps], colour=2)
     plots = [
         plot("Loss", [loss], "step", salt="loss", marks=marks),
-        plot("Learned step size", [rate], "step", salt="rate", marks=marks),
+        plot("Learned step size", [rate], "step", salt="rate", marks=marks) if len(set(rate.y)) > 1 else None,
         plot("Validation accuracy (%)", _validation_lines(run), "step", salt="validation", marks=marks),
     ]
     lost = sum(not _drawn(value) for value, _ in run.steps.values())

@@ -110,7 +110,8 @@ def read_run(folder: Path) -> Run:
     meta = _read_meta(folder)
     missing: list[str] = []
     steps, validations = _read_log(folder / "log.jsonl", missing)
-    experts = _read_optional(folder / "experts.json", "the experts are not described", missing)
+    alone = mapping(meta.get("config")).get("experts") == "none"
+    experts = {} if alone else _read_optional(folder / "experts.json", "the experts are not described", missing)
     summary = _read_optional(folder / "results.json", "the run has not been evaluated", missing)
     results = [_result(row) for row in items(summary.get("results")) if isinstance(row, dict)]
     pictures = [p for name in PREVIEWS if (p := _read_picture(folder / "previews" / f"{name}.png"))]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
 from limbeck.baselines import baselines, networks_to_train
 from limbeck.config import JobConfig
 from limbeck.distilled import DistilledSet, load
-from limbeck.evaluation import evaluate_distilled, evaluate_set
+from limbeck.evaluation import best_lr, evaluate_distilled, evaluate_set
 from limbeck.experts import path_accuracy
 from limbeck.files import read_json, size_of, write_json
 from limbeck.loop import descend
@@ -32,7 +32,7 @@ class Job:
     """What every stage of one run is handed.
 
     resolved: the whole configuration, JSON-able; source: where the data lies and how it was read, for the set's own
-    record.
+    record; learns: names of what the method optimises.
     """
 
     run: Run
@@ -41,6 +41,12 @@ class Job:
     resolved: dict[str, Any]
     source: dict[str, Any]
     listen: Listener
+    learns: tuple[str, ...]
+
+    @property
+    def lr_learned(self) -> bool:
+        """Whether the step size comes with the set; else one is chosen on validation, as for real images."""
+        return "log_lr" in self.learns
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -112,6 +118,8 @@ def optimise(job: Job, plan: Plan) -> None:
 
 def _warn_of_weak_experts(job: Job, start: float) -> None:
     """A set that follows experts can hardly get past them: say so where they are no better than what it starts from."""
+    if not (job.run.path / "experts.json").exists():
+        return
     paths = read_json(job.run.path / "experts.json", "limbeck-experts")["validation_per_epoch"]
     ends = fmean(path[-1] for path in paths)
     if ends <= start:
@@ -168,22 +176,45 @@ def judge(job: Job) -> list[dict[str, Any]]:
     """Rows of results.json: last and chosen, real images, full data; test is looked at here and nowhere else."""
     run, config = job.run, job.config
     held = {(row["set"], row["which"]): row for row in run.lines("result")}
-    total = 2 * config.eval.networks + networks_to_train(config.eval)
+    each = config.eval.networks * (1 if job.lr_learned else 1 + len(config.eval.baseline_lrs))
+    total = 2 * each + networks_to_train(config.eval)
     job.listen({"event": "stage", "name": "evaluate", "total": total, "unit": "network"})
-    rows = []
+    rows: list[dict[str, Any]] = []
     for which in ("last", "chosen"):
         row = held.get(("distilled", which))
         if row is None:
-            made = load(run.path / f"set-{which}.safetensors")
-            row = evaluate_distilled(job.task, made, config.eval, config.seed, which, job.listen)
+            made = _with_lr(job, which)
+            if rows and rows[0]["step"] == made.provenance["step"]:  # the same set, so the same bits
+                row = {**rows[0], "which": which}
+            else:
+                row = evaluate_distilled(job.task, made, config.eval, config.seed, which, job.listen)
             run.line("result", **row)
         rows.append({key: value for key, value in row.items() if key != "event"})
     return rows + baselines(job.task, config.ipc, config.eval, config.seed, job.listen)
 
 
-def write_results(job: Job, rows: list[dict[str, Any]], store_bytes: int) -> None:
-    """results.json."""
+def _with_lr(job: Job, which: str) -> DistilledSet:
+    """A set of the run; where its step size was not learned, the file gets the one that does best on validation."""
+    path = job.run.path / f"set-{which}.safetensors"
+    made = load(path)
+    if job.lr_learned or made.provenance.get("lr") == CHOSEN_LR:
+        return made
+    pair = made.images.to(job.task.device), made.labels.to(job.task.device)
+    tell = {"event": "advance", "text": f"step size for the {which} set"}
+    seed = derive(job.config.seed, "step size")
+    lr = best_lr(job.task, lambda _seed: pair, job.config.eval, seed, lambda: job.listen(tell))
+    made = replace(made, lr=lr, provenance={**made.provenance, "lr": CHOSEN_LR})
+    made.save(path)
+    return made
+
+
+CHOSEN_LR = "chosen on validation"
+
+
+def write_results(job: Job, rows: list[dict[str, Any]], store_bytes: int | None) -> None:
+    """results.json; store_bytes: of the experts, None where there are none."""
     e, task = job.config.eval, job.task
+    stored = {} if store_bytes is None else {"experts": store_bytes}
     value = {
         "format": "limbeck-results",
         "version": 1,
@@ -195,6 +226,6 @@ def write_results(job: Job, rows: list[dict[str, Any]], store_bytes: int) -> Non
         "standard deviation over networks",
         "results": rows,
         "seconds": job.seconds(),
-        "bytes": {"experts": store_bytes, "set": size_of(job.run.path / "set-chosen.safetensors")},
+        "bytes": {**stored, "set": size_of(job.run.path / "set-chosen.safetensors")},
     }
     write_json(job.run.path / "results.json", value)

@@ -29,6 +29,7 @@ class SyntheticSet:
     log_lr:  scalar, the logarithm of the student's step size: the step size is positive by construction.
     decode:  stored images to training images.
     learned: names of the parameters that a method optimises.
+    more:    further raw parameters by name, of methods that have some (a temperature, say).
     """
 
     images: Tensor
@@ -36,14 +37,23 @@ class SyntheticSet:
     log_lr: Tensor
     decode: Decode = identity
     learned: tuple[str, ...] = field(default=("images", "log_lr"))
+    more: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def start(
-        cls, images: Tensor, labels: Tensor, lr: float, learned: tuple[str, ...] = ("images", "log_lr")
+        cls,
+        images: Tensor,
+        labels: Tensor,
+        lr: float,
+        learned: tuple[str, ...] = ("images", "log_lr"),
+        *,
+        decode: Decode = identity,
+        more: Mapping[str, Tensor] | None = None,
     ) -> SyntheticSet:
         """A set that begins at these images (copied), labels and step size; the learned parts ask for gradients."""
         log_lr = torch.tensor(log(lr), dtype=images.dtype, device=images.device)
-        made = cls(images.detach().clone(), labels.detach().clone(), log_lr, learned=learned)
+        extra = {name: tensor.detach().clone() for name, tensor in (more or {}).items()}
+        made = cls(images.detach().clone(), labels.detach().clone(), log_lr, decode, learned, extra)
         for parameter in made.parameters().values():
             parameter.requires_grad_()
         return made
@@ -55,7 +65,7 @@ class SyntheticSet:
 
     def state(self) -> dict[str, Tensor]:
         """All raw tensors by name."""
-        return {"images": self.images, "labels": self.labels, "log_lr": self.log_lr}
+        return {"images": self.images, "labels": self.labels, "log_lr": self.log_lr, **self.more}
 
     def parameters(self) -> dict[str, Tensor]:
         """The learned raw tensors by name."""
@@ -69,8 +79,9 @@ class SyntheticSet:
 
     def snapshot(self) -> SyntheticSet:
         """A detached copy."""
-        images, labels, log_lr = (tensor.detach().clone() for tensor in self.state().values())
-        return replace(self, images=images, labels=labels, log_lr=log_lr)
+        copies = {name: tensor.detach().clone() for name, tensor in self.state().items()}
+        images, labels, log_lr = (copies.pop(name) for name in ("images", "labels", "log_lr"))
+        return replace(self, images=images, labels=labels, log_lr=log_lr, more=copies)
 
     def training_pair(self) -> tuple[Tensor, Tensor]:
         """Training images and labels; label logits become probabilities."""

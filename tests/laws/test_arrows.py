@@ -24,14 +24,14 @@ LAYERS = [
     {"random", "files", "distributed", "screen", "report_text", "report_files", "report_plots", "report_table"},
     {"flat", "data", "select", "synthetic", "decode", "pictures", "report"},
     {"models", "training", "student", "distilled", "record", "loop", "report_inspection"},
-    {"trajectory", "objectives", "task", "watch"},
+    {"trajectory", "objectives", "task", "watch", "scores"},
     {"hooks"},
     {"overlap"},
     {"methods", "evaluation", "experts", "presets"},
     {"baselines", "config", "inspection", "interop"},
     {"stages", "info"},
     {"job", "cli_common"},
-    {"cli_interop", "cli_presets"},
+    {"cli_interop", "cli_methods", "cli_presets"},
     {"cli", "__main__"},
 ]
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}

@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from limbeck import __version__
+from limbeck import METHODS, __version__
 from limbeck.cli import COMMANDS, main
 
 EXPERTS = ["--model.width", "4", "--count", "1", "--epochs", "2"]
@@ -593,3 +593,21 @@ def test_threads_do_not_spin_for_each_other() -> None:
             [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True, timeout=60
         )
         assert told.stdout.strip() == wanted
+
+
+def test_the_command_lists_every_method_with_what_it_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["methods"])
+    shown = capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["methods", "--json"])
+    told = json.loads(capsys.readouterr().out)["methods"]
+    assert [each["name"] for each in told] == list(METHODS)
+    for each in told:
+        method = METHODS[each["name"]]
+        assert each["learns"] == list(method.learns)
+        assert f"{method.name} " in shown
+        assert method.summary in shown
+        assert method.source in shown
+    assert "learns nothing; experts of any kind" in shown
+    assert "learns images, step size; convexified experts" in shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from limbeck.errors import UserError
+from limbeck.methods.coreset import CORESET_METHODS
 from limbeck.methods.datm import DATM
 from limbeck.methods.ftd import FTD
 from limbeck.methods.mct import MCT
@@ -13,7 +14,7 @@ from limbeck.methods.tesla import TESLA
 
 __all__ = ["METHODS", "Facts", "Material", "Method", "MethodConfig", "Plan", "find_method"]
 
-METHODS: dict[str, Method] = {each.name: each for each in (MCT, MTT, TESLA, FTD, DATM, PTM)}
+METHODS: dict[str, Method] = {each.name: each for each in (MCT, MTT, TESLA, FTD, DATM, PTM, *CORESET_METHODS)}
 
 
 def find_method(name: str) -> Method:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Literal
 
 import torch
@@ -10,12 +9,11 @@ from pydantic import Field
 from torch import Tensor
 
 from limbeck.errors import UserError
+from limbeck.methods.coreset import Init
 from limbeck.methods.ftd import FLAT
 from limbeck.methods.parts import RecordedConfig, logits_of, match, optimisers, real_set, whole_epochs
 from limbeck.methods.plan import Facts, Material, Method, Plan
-from limbeck.select.correct import choose_correct
 from limbeck.synthetic import SyntheticSet
-from limbeck.training import predict
 from limbeck.trajectory.segments import GrownEpochs
 
 
@@ -36,8 +34,8 @@ class DATMConfig(RecordedConfig):
     """of SGD on the label logits"""
     gradient: Literal["exact", "backprop", "tesla-corrected"] = "exact"
     """exact and backprop are the same; tesla-corrected is that of the authors' second script"""
-    init: Literal["correct", "random", "kmeans"] = "correct"
-    """real images to start from; correct: random ones that an expert classifies correctly at its end"""
+    init: Init = "correct"
+    """real images to start from: a coreset's name; correct: random ones that an expert gets right at its end"""
 
 
 def resolve(config: DATMConfig, facts: Facts) -> DATMConfig:
@@ -72,16 +70,10 @@ def label_logits(said: Tensor, labels: Tensor) -> Tensor:
 
 def start(config: DATMConfig, material: Material) -> SyntheticSet:
     """Real images and their label logits; all three parts are learned."""
-    task, ends = material.task, [each.at(each.end) for each in material.trajectories]
-    images, labels = task.train
-    if config.init == "correct":
-        experts = [partial(predict, task.model, theta.to(images.device)) for theta in ends]
-        rows = choose_correct(images, labels, task.data.num_classes, material.ipc, experts, material.seed)
-        images, labels = images[rows], labels[rows]
-    else:
-        made = real_set(config.init, material, config.lr_teacher)
-        images, labels = made.images.detach(), made.labels
-    said = torch.stack([logits_of(task.model, theta, images) for theta in ends])
+    made = real_set(config.init, material, config.lr_teacher)
+    images, labels = made.images.detach(), made.labels
+    ends = [each.at(each.end) for each in material.trajectories]
+    said = torch.stack([logits_of(material.task.model, theta, images) for theta in ends])
     learned = ("images", "labels", "log_lr")
     return SyntheticSet.start(images, label_logits(said, labels), config.lr_teacher, learned)
 
@@ -117,4 +109,5 @@ DATM = Method(
     plan=plan,
     resolve=resolve,
     expert_defaults=FLAT,
+    learns=("images", "labels", "log_lr"),
 )

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from limbeck.hooks import Ema
+from limbeck.methods.coreset import Init
 from limbeck.methods.parts import RecordedConfig, match, optimisers, real_set, whole_epochs
 from limbeck.methods.plan import Material, Method, Plan
 from limbeck.trajectory.segments import WholeEpochs
@@ -21,8 +22,8 @@ class FTDConfig(RecordedConfig):
     """of the average of the images, which is what is kept (the authors: 0.999 to 0.9999 over 5000 outer steps)"""
     gradient: Literal["exact", "backprop"] = "exact"
     """the same gradient in two ways: exact keeps one step's graph at a time, backprop all (as the authors do)"""
-    init: Literal["random", "kmeans"] = "random"
-    """real images to start from"""
+    init: Init = "random"
+    """real images to start from: a coreset's name"""
 
 
 def plan(config: FTDConfig, material: Material) -> Plan:

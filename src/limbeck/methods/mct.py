@@ -10,6 +10,7 @@ from pydantic import Field
 
 from limbeck.errors import UserError
 from limbeck.hooks import Decay, Ema
+from limbeck.methods.coreset import Init
 from limbeck.methods.parts import (
     GRADIENTS,
     ShowTaught,
@@ -63,8 +64,8 @@ class MCTConfig(MethodConfig):
     """synthetic images per student step; by default all"""
     draws: int = Field(default=1, ge=1)
     """segments whose gradients are averaged in an outer step (gradient accumulation)"""
-    init: Literal["random", "kmeans"] = "random"
-    """real images to start from"""
+    init: Init = "random"
+    """real images to start from: a coreset's name"""
     canvas: int = Field(default=1, ge=1)
     """images are canvases of so many image sides, cropped at random (MTT's textures)"""
     teacher_labels: bool = False

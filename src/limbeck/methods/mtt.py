@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from limbeck.methods.coreset import Init
 from limbeck.methods.parts import RecordedConfig, match, optimisers, real_set, whole_epochs
 from limbeck.methods.plan import Material, Method, Plan
 from limbeck.trajectory.segments import WholeEpochs
@@ -16,8 +17,8 @@ class MTTConfig(RecordedConfig):
 
     gradient: Literal["exact", "backprop"] = "exact"
     """the same gradient in two ways: exact keeps one step's graph at a time, backprop all (as the authors do)"""
-    init: Literal["random", "kmeans"] = "random"
-    """real images to start from"""
+    init: Init = "random"
+    """real images to start from: a coreset's name"""
     canvas: int = Field(default=1, ge=1)
     """images are canvases of so many image sides, cropped at random (textures)"""
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from limbeck.errors import UserError
 from limbeck.flat import FlatModel, Layout
+from limbeck.methods.coreset import choose_real
 from limbeck.methods.plan import Facts, Material, MethodConfig, itself
 from limbeck.objectives.combine import averaged
 from limbeck.objectives.trajectory import Labeller, MatchTrajectory
-from limbeck.select import choose
 from limbeck.student.unroll import Backprop, Replay
 from limbeck.synthetic import SyntheticSet
 from limbeck.types import Adjoint, Objective, Sampler, Segment
@@ -78,14 +78,14 @@ def whole_epochs(config: Any, facts: Facts) -> Any:
 
 
 def real_set(init: str, material: Material, lr: float, canvas: int = 1) -> SyntheticSet:
-    """Real images with their classes, chosen by the selector `init`; each a mosaic of canvas x canvas of them.
+    """Real images with their classes, chosen by the coreset `init`; each a mosaic of canvas x canvas of them.
 
     Raises UserError for mosaics of whitened images: whitening knows images of one size only.
     """
     task = material.task
     images, labels = task.train
     count = material.ipc * canvas**2
-    rows = choose(init, images, labels, task.data.num_classes, count, material.seed).to(images.device)
+    rows = choose_real(init, material, count)
     if canvas == 1:
         return SyntheticSet.start(images[rows], labels[rows], lr)
     if task.preprocess.kind == "zca":

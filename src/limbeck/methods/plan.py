@@ -17,7 +17,10 @@ from limbeck.types import Hook, Objective, Trajectory
 
 
 class Material(NamedTuple):
-    """What a method works from: the task, experts' trajectories of the kind it asks for, images per class, seed."""
+    """What a method works from: the task, experts' trajectories of the kind it asks for, images per class, seed.
+
+    A method without experts finds trajectories only where the user named a store of some.
+    """
 
     task: Task
     trajectories: Sequence[Trajectory]
@@ -73,7 +76,9 @@ class Method:
     """A line of the registry: name, where it comes from, its options, the experts it needs, and its recipe.
 
     resolve: fill in the defaults that depend on the data, so that a record holds numbers.
+    experts: which trajectories it needs, any, or none: then no experts are trained for it.
     expert_defaults: fields of `ExpertConfig` that experts trained for this method have unless told otherwise.
+    learns: names of the raw parameters of the set that it optimises.
     """
 
     name: str
@@ -84,3 +89,4 @@ class Method:
     plan: Callable[[Any, Material], Plan]
     resolve: Callable[[Any, Facts], Any] = as_asked
     expert_defaults: Mapping[str, Any] = field(default_factory=dict)
+    learns: tuple[str, ...] = ("images", "log_lr")

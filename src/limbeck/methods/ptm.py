@@ -10,13 +10,12 @@ others stand still. No number of the paper should be expected of it.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from limbeck.hooks import Progress
+from limbeck.methods.coreset import Init
 from limbeck.methods.parts import RecordedConfig, match, optimisers, real_set, whole_epochs
 from limbeck.methods.plan import Material, Method, Plan
 from limbeck.objectives.combine import Finite
@@ -42,8 +41,8 @@ class PTMConfig(RecordedConfig):
     """outer steps between looks for overlap; none in the last fifth of all"""
     retrain: int = Field(default=10, ge=1)
     """outer steps in which only replaced images are trained"""
-    init: Literal["random", "kmeans"] = "random"
-    """real images to start from"""
+    init: Init = "random"
+    """real images to start from: a coreset's name"""
 
 
 POOL = 200  # real images of a class that may replace a synthetic one

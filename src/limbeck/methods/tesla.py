@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from limbeck.methods.coreset import Init
 from limbeck.methods.parts import (
     RecordedConfig,
     ShowTaught,
@@ -24,8 +25,8 @@ class TESLAConfig(RecordedConfig):
     """tesla-corrected is what the paper derives; tesla halves it for the images, as the released code does"""
     teacher_labels: bool = False
     """train the student on what the expert says of the images at the end of the segment, made anew every step"""
-    init: Literal["random", "kmeans"] = "random"
-    """real images to start from"""
+    init: Init = "random"
+    """real images to start from: a coreset's name"""
 
 
 def plan(config: TESLAConfig, material: Material) -> Plan:

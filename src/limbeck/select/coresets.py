@@ -44,21 +44,68 @@ def kmeans(features: Tensor, count: int, seed: int) -> Tensor:
     return torch.tensor(rows + rest[: count - len(rows)])
 
 
-SELECTORS: dict[str, Selector] = {"random": random, "kmeans": kmeans}
+def herding(features: Tensor, count: int, seed: int) -> Tensor:
+    """One by one, the sample that brings the mean of those taken nearest to the mean of all (Welling 2009).
+
+    As Rebuffi et al. 2017 (iCaRL, algorithm 4), without replacement; nothing in it is random.
+    """
+    points = features.double()
+    mean, total = points.mean(0), torch.zeros_like(points[0])
+    taken: list[int] = []
+    for k in range(1, count + 1):
+        # |mean - (total + x) / k|^2 up to what is the same for all x; one product with (m, d) a step
+        wish = k * mean - total
+        distance = points.square().sum(1) - 2 * points @ wish
+        distance[taken] = torch.inf
+        taken.append(int(distance.argmin()))
+        total = total + points[taken[-1]]
+    return torch.tensor(taken)
+
+
+def kcentre(features: Tensor, count: int, seed: int) -> Tensor:
+    """From a random sample on, the one farthest from all taken (Sener & Savarese 2018, algorithm 1)."""
+    points = features.double()
+    taken = [int(torch.randint(len(points), (), generator=stream(seed, "kcentre")))]
+    nearest = torch.full((len(points),), torch.inf, dtype=torch.double, device=points.device)
+    while len(taken) < count:
+        nearest = torch.minimum(nearest, (points - points[taken[-1]]).square().sum(1))
+        nearest[taken] = -1.0
+        taken.append(int(nearest.argmax()))
+    return torch.tensor(taken[:count])
+
+
+def highest(features: Tensor, count: int, seed: int) -> Tensor:
+    """The samples with the largest score, features (m, 1); equal ones in random order."""
+    order = random(features, len(features), seed).to(features.device)
+    ranked = features[order].flatten().argsort(descending=True, stable=True)
+    return order[ranked][:count].cpu()
+
+
+SELECTORS: dict[str, Selector] = {
+    "random": random,
+    "kmeans": kmeans,
+    "herding": herding,
+    "kcentre": kcentre,
+}
 
 
 def choose(name: str, features: Tensor, labels: Tensor, classes: int, ipc: int, seed: int) -> Tensor:
-    """`ipc` rows of every class, class-sorted (classes * ipc,).
+    """`ipc` rows of every class by the selector of this name, class-sorted (classes * ipc,).
 
     features: (n, ...), one row per image; labels: int64 (n,).
     Raises UserError for an unknown selector or a class with fewer than `ipc` images.
     """
     if name not in SELECTORS:
         raise UserError(f"there is no selector called '{name}'; choose one of {', '.join(SELECTORS)}.")
+    return choose_by(SELECTORS[name], features, labels, classes, ipc, seed)
+
+
+def choose_by(select: Selector, features: Tensor, labels: Tensor, classes: int, ipc: int, seed: int) -> Tensor:
+    """The same by any selector."""
     chosen = []
     for label in range(classes):
         rows = (labels == label).nonzero().squeeze(1).cpu()
         if len(rows) < ipc:
             raise UserError(f"class {label} has {len(rows)} training images, fewer than the {ipc} per class asked for.")
-        chosen.append(rows[SELECTORS[name](features[rows].flatten(1), ipc, derive(seed, "select", label))])
+        chosen.append(rows[select(features[rows].flatten(1), ipc, derive(seed, "select", label))])
     return torch.cat(chosen)

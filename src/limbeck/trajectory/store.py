@@ -21,7 +21,7 @@ from limbeck.trajectory.convexified import SCHEDULES, SMOOTHING, Convexified, co
 from limbeck.trajectory.recorded import Recorded
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
-Kind = Literal["convex", "recorded"]
+Kind = Literal["convex", "recorded", "any"]
 
 
 class ExpertConfig(BaseModel):
@@ -100,6 +100,9 @@ class Expert:
     test: float
 
     def trajectory(self, kind: Kind) -> Convexified | Bezier | Recorded | None:
+        """That of this kind, None where it was not kept; of any kind, the recorded one first."""
+        if kind == "any":
+            return self.convex if self.recorded is None else self.recorded
         return self.convex if kind == "convex" else self.recorded
 
 

@@ -1,0 +1,171 @@
+"""Coresets: scores against their definitions taken image by image, and every name as a start of other methods."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from limbeck import METHODS, EvalConfig, ImageData, ModelConfig, distill, load
+from limbeck.errors import UserError
+from limbeck.evaluation import evaluate_set
+from limbeck.files import read_json
+from limbeck.methods import Material
+from limbeck.methods.coreset import CORESETS, Init, choose_real
+from limbeck.methods.parts import real_set
+from limbeck.random import derive
+from limbeck.scores import early, el2n, features, forgetting, grand
+from limbeck.student import CrossEntropy
+from limbeck.task import Task, make_task
+from limbeck.trajectory import Expert, Recorded, Store
+from limbeck.types import Batch
+
+pytestmark = pytest.mark.usefixtures("untouched_generators")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIMBECK_HOME", str(tmp_path / "home"))
+
+
+def some(task: Task, count: int = 40) -> tuple[Tensor, Tensor]:
+    images, labels = task.train
+    return images[:count], labels[:count]
+
+
+def thetas(task: Task) -> list[Tensor]:
+    return [3 * task.model.fresh(seed) for seed in range(2)]
+
+
+def test_el2n_is_the_error_of_probabilities(task: Task) -> None:
+    images, labels = some(task)
+    expected = torch.zeros(len(images))
+    for theta in thetas(task):
+        for i, (image, label) in enumerate(zip(images, labels)):
+            said = task.model(theta, image[None]).softmax(1)[0]
+            said[label] = said[label] - 1
+            expected[i] += said.square().sum().sqrt() / 2
+    torch.testing.assert_close(el2n(task.model, thetas(task), images, labels), expected)
+
+
+def test_grand_is_the_norm_of_one_images_gradient(task: Task) -> None:
+    images, labels = some(task, 12)
+    loss = CrossEntropy(task.model)
+    expected = torch.zeros(len(images))
+    for theta in thetas(task):
+        for i in range(len(images)):
+            leaf = theta.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(loss(leaf, Batch(images[i : i + 1], labels[i : i + 1])), leaf)
+            expected[i] += gradient.norm() / 2
+    torch.testing.assert_close(grand(loss, thetas(task), images, labels, chunk=5), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_forgetting_counts_what_was_right_and_is_wrong_after(task: Task) -> None:
+    images, labels = some(task)
+    points = torch.stack([task.model.fresh(seed) * 3 for seed in range(6)])
+    counts = forgetting(task.model, [Recorded(points)], images, labels)
+    for i in range(len(images)):
+        right = [int(task.model(theta, images[i : i + 1]).argmax()) == int(labels[i]) for theta in points[1:]]
+        lost = sum(before and not after for before, after in pairwise(right))
+        assert counts[i] == (lost if any(right) else 5)
+    assert len(counts.unique()) > 2
+
+
+def test_scores_are_taken_after_a_tenth_of_the_epochs(task: Task) -> None:
+    points = torch.stack([task.model.fresh(seed) for seed in range(21)])
+    assert torch.equal(early([Recorded(points)])[0], points[2])
+    assert torch.equal(early([Recorded(points[:4])])[0], points[1])
+
+
+def test_the_names_for_options_are_those_of_the_table_and_of_the_registry() -> None:
+    assert get_args(Init) == tuple(CORESETS)
+    assert set(CORESETS) <= set(METHODS)
+
+
+@pytest.mark.parametrize("name", CORESETS)
+def test_every_coreset_can_start_a_method(name: str, task: Task, expert: Expert) -> None:
+    path = expert.trajectory("any")
+    assert path is not None
+    material = Material(task, [path], 3, 0)
+    rows = choose_real(name, material, 3)
+    images, labels = task.train
+    assert len(rows.unique()) == 30
+    assert labels[rows].tolist() == sorted(list(range(10)) * 3)
+    started = real_set(name, material, 0.01)
+    assert torch.equal(started.images, images[rows])
+    kept = METHODS[name].plan(METHODS[name].config(), material).synthetic
+    assert torch.equal(kept.images, images[rows])
+    assert not kept.images.requires_grad
+
+
+def test_features_are_of_the_experts_end_and_of_a_fresh_network_without_one(task: Task, expert: Expert) -> None:
+    path = expert.trajectory("any")
+    assert path is not None
+    held = choose_real("herding", Material(task, [path], 1, 0), 1)
+    fresh = choose_real("herding", Material(task, [], 1, 0), 1)
+    for theta, rows in ((path.at(path.end), held), (task.model.fresh(0, "features"), fresh)):
+        points = features(task.model, theta, task.train[0]).double()
+        for label, row in enumerate(rows.tolist()):
+            own = points[task.train[1] == label]
+            away = (own - own.mean(0)).norm(dim=1)
+            assert float((points[row] - own.mean(0)).norm()) == pytest.approx(float(away.min()))
+
+
+@pytest.mark.parametrize("name", ["forgetting", "el2n", "grand", "correct"])
+def test_scores_without_experts_are_refused(name: str, task: Task) -> None:
+    with pytest.raises(UserError, match="--experts"):
+        choose_real(name, Material(task, [], 1, 0), 1)
+
+
+def test_an_unknown_name_is_refused(task: Task) -> None:
+    with pytest.raises(UserError, match="herding"):
+        choose_real("nearest", Material(task, [], 1, 0), 1)
+
+
+QUICK: dict[str, Any] = {
+    "model": {"width": 8},
+    "validate_epochs": 2,
+    "validate_networks": 1,
+    "eval": {"networks": 2, "epochs": 3, "full_networks": 0, "baseline_lrs": (0.003, 0.03)},
+}
+
+
+def test_a_run_without_experts_trains_none_and_its_step_size_is_chosen_on_validation(
+    digits: ImageData, tmp_path: Path
+) -> None:
+    run = distill(digits, method="random", ipc=1, out=tmp_path / "run", **QUICK)
+    assert not (run / "experts.json").exists()
+    results = read_json(run / "results.json", "limbeck-results")
+    assert "experts" not in results["bytes"]
+    config = read_json(run / "run.json", "limbeck-run")["config"]
+    assert config["experts"] == "none"
+    assert not {"expert", "count"} & set(config)
+    last, chosen = results["results"][:2]
+    assert {**last, "which": "chosen"} == chosen
+    made = load(run)
+    task = make_task(digits, ModelConfig(width=8))
+    tried = {
+        lr: evaluate_set(
+            task,
+            lambda seed: (made.images, made.labels),
+            EvalConfig(**QUICK["eval"]).schedule(lr),
+            2,
+            task.validation,
+            derive(0, "step size"),
+        ).accuracy_mean
+        for lr in (0.003, 0.03)
+    }
+    assert made.lr == max(tried, key=lambda lr: tried[lr]) == last["lr"]
+    page = (run / "report.html").read_text()
+    assert "The experts" not in page
+    assert "experts are not described" not in page
+
+
+def test_experts_that_are_named_are_used(digits: ImageData, tmp_path: Path, store: Store) -> None:
+    run = distill(digits, method="herding", ipc=1, out=tmp_path / "run", experts=store.path, **QUICK)
+    assert read_json(run / "experts.json", "limbeck-experts")["count"] == 1
+    assert (run / "results.json").exists()
