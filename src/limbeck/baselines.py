@@ -68,8 +68,8 @@ def baselines(task: Task, ipc: int, config: EvalConfig, seed: int, listen: Liste
     """Rows for random, k-means and full data. Kept for reuse: they do not depend on the method."""
     rows = []
     for name in ("random", "kmeans", *(("full",) if config.full_networks else ())):
-        budget = {} if name == "full" else {"ipc": ipc}
-        description = {**task.describe(), "baseline": name, **budget, "evaluation": config.model_dump(), "seed": seed}
+        matters = _of_full if name == "full" else _of_selected
+        description = {**task.describe(), "baseline": name, **matters(config, ipc), "seed": seed}
         description["device"] = task.device.type
         path = home() / "baselines" / f"{task.data.name}-{name}-{content_key(description)}.json"
         if path.exists():
@@ -79,6 +79,18 @@ def baselines(task: Task, ipc: int, config: EvalConfig, seed: int, listen: Liste
         write_json(path, {"format": FORMAT, "version": 1, "description": description, "row": row})
         rows.append(row)
     return rows
+
+
+def _of_full(config: EvalConfig, ipc: int) -> dict[str, Any]:
+    """What the full-data figure depends on, so that it is shared by runs that differ in other things."""
+    return config.model_dump(include={"momentum", "weight_decay", *FULL})
+
+
+def _of_selected(config: EvalConfig, ipc: int) -> dict[str, Any]:
+    return {"ipc": ipc, **config.model_dump(exclude=FULL)}
+
+
+FULL = {"full_epochs", "full_batch_size", "full_networks"}
 
 
 def networks_to_train(config: EvalConfig) -> int:

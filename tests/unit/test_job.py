@@ -467,3 +467,17 @@ def test_experts_weaker_than_the_start_are_named(tmp_path: Path) -> None:
         **{**options, "validate_epochs": 2},
     )
     assert not [event for event in heard if event["event"] == "warning"]
+
+
+def test_the_full_data_figure_is_shared_by_runs_that_differ_in_other_things(own_home: Path, tmp_path: Path) -> None:
+    """It costs the most of all; a protocol of its own makes another one."""
+
+    def kept(kind: str) -> int:
+        return len(list((own_home / "baselines").glob(f"*-{kind}-*.json")))
+
+    job(tmp_path / "one")
+    longer = EvalConfig(**{**TINY["eval"].model_dump(), "epochs": 6})
+    job(tmp_path / "two", ipc=2, eval=longer)
+    assert (kept("full"), kept("random"), kept("kmeans")) == (1, 2, 2)
+    job(tmp_path / "three", eval=EvalConfig(**{**TINY["eval"].model_dump(), "full_epochs": 2}))
+    assert (kept("full"), kept("random"), kept("kmeans")) == (2, 2, 2)
