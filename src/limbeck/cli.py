@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from limbeck import cli_interop, cli_methods, cli_presets
 from limbeck.cli_common import Command, Common, Data, Listener
 from limbeck.config import JobConfig
+from limbeck.data.preprocess import Name
 from limbeck.errors import UserError
 from limbeck.evaluation import evaluate
 from limbeck.info import describe
@@ -59,8 +60,8 @@ class Experts(ExpertConfig, Data):
     """experts"""
     seed: int = 0
     """of everything random"""
-    preprocess: Literal["normalise", "zca"] = "normalise"
-    """per-channel mean and standard deviation, or ZCA whitening, fitted on train"""
+    preprocess: Name = "normalise"
+    """per-channel mean and deviation, or ZCA whitening, fitted on train; cifar, imagenet: the authors' constants"""
     augment: str | None = None
     """DSA families joined by '_', or none"""
     model: ModelConfig = ModelConfig()

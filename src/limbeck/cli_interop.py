@@ -9,11 +9,12 @@ import tyro
 from pydantic import Field
 
 from limbeck.cli_common import Command, Common, Listener
-from limbeck.data import load_data
+from limbeck.data import fit_preprocess, load_data
+from limbeck.data.preprocess import Name
 from limbeck.distilled import load
 from limbeck.errors import UserError
 from limbeck.info import describe
-from limbeck.interop import EXPERT_STYLES, export_experts, export_set, import_experts, import_set, named_preprocess
+from limbeck.interop import EXPERT_STYLES, export_experts, export_set, import_experts, import_set
 from limbeck.models import ModelConfig
 from limbeck.trajectory.store import ExpertConfig, Store
 
@@ -29,7 +30,7 @@ class Foreign(Common):
     """what they were trained on: a name or a path, as for 'limbeck distill'"""
     out: str
     """where to write what was read"""
-    preprocess: Literal["normalise", "zca", "cifar", "imagenet"] = "normalise"
+    preprocess: Name = "normalise"
     """the space of the images: fitted on our train, or the constants of the authors' code (cifar, imagenet)"""
     augment: str | None = None
     """DSA families joined by '_', or none; by default all"""
@@ -85,7 +86,7 @@ def run_import_experts(args: ImportExperts, listen: Listener) -> Any:
         args.out,
         images,
         model=None if args.model == NO_NETWORK else args.model,
-        preprocess=named_preprocess(args.preprocess, images),
+        preprocess=fit_preprocess(args.preprocess, images.train.images),
         augment=args.augment,
         kind=args.kind,
         count=args.count,

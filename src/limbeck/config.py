@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from limbeck.data.preprocess import Name
 from limbeck.errors import UserError
 from limbeck.evaluation import EvalConfig
 from limbeck.models import ModelConfig
@@ -23,8 +24,8 @@ class JobConfig(BaseModel):
     """images per class of the synthetic set"""
     seed: int = 0
     """of everything random"""
-    preprocess: Literal["normalise", "zca"] = "normalise"
-    """per-channel mean and standard deviation, or ZCA whitening, fitted on train"""
+    preprocess: Name = "normalise"
+    """per-channel mean and deviation, or ZCA whitening, fitted on train; cifar, imagenet: the authors' constants"""
     augment: str | None = None
     """DSA families joined by '_', or none; by default all, without flip where mirror images are wrong"""
     count: int | None = Field(default=None, ge=1)

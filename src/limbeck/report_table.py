@@ -12,6 +12,8 @@ from typing import Any
 
 from limbeck.errors import UserError
 
+MEASURES = {"accuracy": "", "balanced_accuracy": " (balanced accuracy)"}
+UNEVEN = 0.005  # where test classes differ in size, so that the two measures differ by more than this, both are shown
 SETS = (("distilled", "chosen"), ("distilled", "last"), ("random", None), ("kmeans", None), ("full", None))
 
 
@@ -28,15 +30,15 @@ class Cell:
         return f"{100 * self.mean:.1f} ± {100 * self.std:.1f} (n = {self.networks})"
 
 
-def pooled(rows: Sequence[dict[str, Any]]) -> Cell:
+def pooled(rows: Sequence[dict[str, Any]], measure: str = "accuracy") -> Cell:
     """One cell from a row per run: the mean of means; variance is the mean within runs plus that between their means.
 
     >>> row = {"accuracy_mean": 0.5, "accuracy_std": 0.03, "n": 5}
     >>> pooled([row]).std, round(pooled([row, {**row, "accuracy_mean": 0.58}]).std, 4)
     (0.03, 0.064)
     """
-    means = [row["accuracy_mean"] for row in rows]
-    within = fmean(row["accuracy_std"] ** 2 for row in rows)
+    means = [row[f"{measure}_mean"] for row in rows]
+    within = fmean(row[f"{measure}_std"] ** 2 for row in rows)
     between = variance(means) if len(means) > 1 else 0.0
     return Cell(fmean(means), sqrt(within + between), min(row["n"] for row in rows), len(rows))
 
@@ -64,6 +66,13 @@ def write_table(runs: Sequence[Path], out: Path, note: str = "") -> Path:
         setting = {key: value for key, value in read["config"].items() if key not in ("seed", "data", "experts")}
         key = (read["data"]["name"], f"{read['ipc']:05d}", read["method"], json.dumps(setting, sort_keys=True))
         groups.setdefault(key, []).append(read)
+    every = [(key[0], row) for key, members in groups.items() for member in members for row in member["results"]]
+    uneven = {
+        data
+        for data, row in every
+        if row.get("balanced_accuracy_mean") is not None
+        and abs(row["balanced_accuracy_mean"] - row["accuracy_mean"]) > UNEVEN
+    }
     lines = [
         "| data | images per class | method | setting | distillation seeds "
         "| chosen | last | random | k-means | full data |",
@@ -72,8 +81,12 @@ def write_table(runs: Sequence[Path], out: Path, note: str = "") -> Path:
     for (data, ipc, method, setting_text), members in sorted(groups.items()):
         alike = [json.loads(key[3]) for key in groups if key[:3] == (data, ipc, method)]
         said = _difference(json.loads(setting_text), alike)
-        cells = [_cell(members, name, which) for name, which in SETS]
-        lines.append(f"| {data} | {int(ipc)} | {method} | {said} | {len(members)} | {' | '.join(cells)} |")
+        for measure, name in MEASURES.items():
+            if measure != "accuracy" and data not in uneven:
+                continue
+            cells = [_cell(members, each[0], each[1], measure) for each in SETS]
+            where = f"{data}{name}"
+            lines.append(f"| {where} | {int(ipc)} | {method} | {said} | {len(members)} | {' | '.join(cells)} |")
     text = "\n".join([f"# Results\n\n{note}".rstrip(), "", *lines, "", CAPTION, ""])
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.part")
@@ -92,12 +105,12 @@ def _difference(setting: dict[str, Any], alike: Sequence[dict[str, Any]]) -> str
     return ", ".join(f"{name} = {setting[name]}" for name in names)
 
 
-def _cell(members: list[dict[str, Any]], name: str, which: str | None) -> str:
+def _cell(members: list[dict[str, Any]], name: str, which: str | None, measure: str) -> str:
     rows = []
     for member in members:
         found = [row for row in member["results"] if (row["set"], row["which"], row["split"]) == (name, which, "test")]
         rows += found[:1]
-    return str(pooled(rows)) if rows else "–"
+    return str(pooled(rows, measure)) if rows else "–"
 
 
 CAPTION = """Accuracy in % on test, mean ± standard deviation of n fresh networks per distillation seed. With several

@@ -15,13 +15,13 @@ from torch import Tensor
 
 import limbeck
 from limbeck.cli import main
-from limbeck.data import ImageData
+from limbeck.data import ImageData, fit_preprocess
 from limbeck.distilled import load
 from limbeck.errors import UserError
 from limbeck.evaluation import evaluate
 from limbeck.experts import describe_experts
 from limbeck.info import describe
-from limbeck.interop import export_experts, export_set, import_experts, import_set, named_preprocess
+from limbeck.interop import export_experts, export_set, import_experts, import_set
 from limbeck.interop.read import guess_network
 from limbeck.models import ModelConfig, flat_model
 from limbeck.task import Task, make_task
@@ -525,7 +525,7 @@ def test_sets_that_do_not_fit_are_refused(tmp_path: Path, digits: ImageData) -> 
 def test_constants_of_the_authors_code(digits: ImageData) -> None:
     split = replace(digits.train, images=digits.train.images.expand(-1, 3, -1, -1))
     colour = replace(digits, train=split)
-    fitted = named_preprocess("cifar", colour)
+    fitted = fit_preprocess("cifar", colour.train.images)
     torch.testing.assert_close(fitted.mean, torch.tensor([0.4914, 0.4822, 0.4465]))
 
 

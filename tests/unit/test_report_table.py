@@ -67,3 +67,17 @@ def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="needs runs"):
         write_table([], tmp_path / "results.md")
     assert not (tmp_path / "results.md").exists()
+
+
+def test_uneven_classes_get_a_line_of_balanced_accuracy(tmp_path: Path) -> None:
+    """Where the two measures differ; elsewhere it would say the same twice."""
+    runs = [run(tmp_path / name, "mct", 0.7, name=name) for name in ("even", "uneven")]
+    for path, off in zip(runs, (0.001, -0.1)):
+        results = json.loads((path / "results.json").read_text())
+        results["data"]["name"] = path.name
+        for row in results["results"]:
+            row |= {"balanced_accuracy_mean": row["accuracy_mean"] + off, "balanced_accuracy_std": 0.03}
+        (path / "results.json").write_text(json.dumps(results))
+    lines = [line for line in write_table(runs, tmp_path / "t.md").read_text().splitlines() if "even" in line]
+    assert [line.split(" | ")[0] for line in lines] == ["| even", "| uneven", "| uneven (balanced accuracy)"]
+    assert "| 60.0 ± 3.0 (n = 5) | 50.0 ± 3.0 (n = 5) |" in lines[2]

@@ -14,6 +14,12 @@ from limbeck.errors import UserError
 
 Kind = Literal["normalise", "zca"]
 TENSORS: dict[str, tuple[str, ...]] = {"normalise": ("mean", "std"), "zca": ("mean", "whiten", "colour")}
+# The constants of the authors' code: CIFAR-10's for both CIFARs, and ImageNet's for it and Tiny-ImageNet.
+CONSTANTS = {
+    "cifar": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+Name = Literal["normalise", "zca", "cifar", "imagenet"]
 CHUNK = 1 << 24  # values converted at once: 64 MiB of float32
 
 
@@ -103,13 +109,20 @@ class Preprocess:
 def fit_preprocess(kind: str, images: Tensor, eps: float = 0.1) -> Preprocess:
     """Fit on training images uint8 (n, c, h, w); `eps` is added to the eigenvalues of zca's covariance of pixels / 255.
 
-    UserError for an unknown kind, images of another type or shape, zca of one image or with eps <= 0.
+    kind: normalise or zca, or cifar or imagenet: normalising by the constants of the authors' code.
+    UserError for an unknown kind, images of another type or shape, zca of one image or with eps <= 0, and constants
+    for images that are not in colour.
     """
-    if kind not in TENSORS:
-        raise UserError(f"no preprocessing called {kind!r}; choose one of: {', '.join(TENSORS)}")
+    if kind not in (*TENSORS, *CONSTANTS):
+        raise UserError(f"no preprocessing called {kind!r}; choose one of: {', '.join((*TENSORS, *CONSTANTS))}")
     if images.dtype != torch.uint8 or images.ndim != 4 or not images.numel():
         raise UserError(f"preprocessing is fitted on uint8 (n, c, h, w), not on {images.dtype} {tuple(images.shape)}")
     c, h, w = images.shape[1:]
+    if kind in CONSTANTS:
+        if c != 3:
+            raise UserError(f"the images have {c} channel(s), and the constants '{kind}' are for three.")
+        mean, std = (torch.tensor(values) for values in CONSTANTS[kind])
+        return Preprocess("normalise", (c, h, w), 0.0, mean, std)
     if kind == "normalise":
         mean, std = _channel_moments(images)
         return Preprocess("normalise", (c, h, w), 0.0, mean.float(), std.float())

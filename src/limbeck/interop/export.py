@@ -144,9 +144,8 @@ def _export_ddranking(made: DistilledSet, folder: Path) -> list[Path]:
     counts = made.hard_labels().bincount(minlength=len(made.classes)).tolist()
     if len(set(counts)) > 1 and not soft:
         raise UserError(f"DD-Ranking wants the same number of images for every class, and this set has {counts}.")
-    ordered = DistilledSet(
-        made.images[order], labels, made.lr, made.preprocess, made.classes, made.recipe, made.provenance
-    )
+    targets = None if made.targets is None else made.targets[order]
+    ordered = replace(made, images=made.images[order], labels=labels, targets=targets)
     files = _triple(ordered, labels.clone(), folder, "")
     seen = [0] * len(made.classes)
     for picture, label in zip(ordered.pictures(), made.hard_labels()[order].tolist()):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.data import ImageData, Preprocess, fit_preprocess, load_data
+from limbeck.data import ImageData, fit_preprocess, load_data
 from limbeck.data.augment import DSA, default_strategy
 from limbeck.distilled import DistilledSet
 from limbeck.errors import UserError
@@ -18,28 +18,6 @@ from limbeck.interop.read import open_pt
 from limbeck.models import ModelConfig
 
 NAME = re.compile(r"(?P<ema>ema_)?images(?P<ipc>_ipc-\d+)?_(?P<which>\d+|best)\.pt")
-
-# The constants of the authors' code: CIFAR-10's for both CIFARs, and ImageNet's for it and Tiny-ImageNet.
-CONSTANTS = {
-    "cifar": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
-PREPROCESS = ("normalise", "zca", *CONSTANTS)
-
-
-def named_preprocess(name: str, images: ImageData) -> Preprocess:
-    """normalise or zca fitted on train; cifar or imagenet: the constants the authors' code normalises by.
-
-    Raises UserError for another name, or constants for images that are not in colour.
-    """
-    if name not in PREPROCESS:
-        raise UserError(f"no preprocessing called '{name}'; choose one of: {', '.join(PREPROCESS)}.")
-    if name not in CONSTANTS:
-        return fit_preprocess(name, images.train.images)
-    if images.channels != 3:
-        raise UserError(f"{images.name} has {images.channels} channel(s), and the constants '{name}' are for three.")
-    mean, std = (torch.tensor(values) for values in CONSTANTS[name])
-    return Preprocess("normalise", images.shape, 0.0, mean, std)
 
 
 def import_set(
@@ -75,7 +53,7 @@ def import_set(
         notes.append("its ZCA matrix was not in the files: fitted anew on our train part with eps 0.1")
     elif preprocess == "normalise":
         notes.append("its normalising constants were not in the files: fitted anew on our train part")
-    fitted = named_preprocess(preprocess, loaded)
+    fitted = fit_preprocess(preprocess, loaded.train.images)
     match = NAME.fullmatch(path.name)
     which = match["which"] if match else "best"
     network = (model or ModelConfig()).resolved(loaded.size)
