@@ -164,6 +164,7 @@ def write_set(job: Job, synthetic: SyntheticSet, which: str, step: int) -> None:
             "which": which,
             "step": step,
         },
+        None if "targets" not in synthetic.more else synthetic.more["targets"].cpu(),
     )
     draw = image_strip if job.config.ipc == 1 else image_grid
     picture = draw(made.pictures(), made.hard_labels(), list(made.classes))
@@ -183,9 +184,12 @@ def judge(job: Job) -> list[dict[str, Any]]:
     for which in ("last", "chosen"):
         row = held.get(("distilled", which))
         if row is None:
-            made = _with_lr(job, which)
-            if rows and rows[0]["step"] == made.provenance["step"]:  # the same set, so the same bits
-                row = {**rows[0], "which": which}
+            made = load(run.path / f"set-{which}.safetensors")
+            same = rows[0] if rows and rows[0]["step"] == made.provenance["step"] else None
+            if not job.lr_learned:
+                made = _with_lr(job, made, which, None if same is None else same["lr"])
+            if same is not None:  # the same set, so the same bits
+                row = {**same, "which": which}
             else:
                 row = evaluate_distilled(job.task, made, config.eval, config.seed, which, job.listen)
             run.line("result", **row)
@@ -193,18 +197,16 @@ def judge(job: Job) -> list[dict[str, Any]]:
     return rows + baselines(job.task, config.ipc, config.eval, config.seed, job.listen)
 
 
-def _with_lr(job: Job, which: str) -> DistilledSet:
-    """A set of the run; where its step size was not learned, the file gets the one that does best on validation."""
-    path = job.run.path / f"set-{which}.safetensors"
-    made = load(path)
-    if job.lr_learned or made.provenance.get("lr") == CHOSEN_LR:
+def _with_lr(job: Job, made: DistilledSet, which: str, known: float | None) -> DistilledSet:
+    """The set, in its file too, with the step size that does best on validation, as its own was not learned."""
+    if made.provenance.get("lr") == CHOSEN_LR:
         return made
     pair = made.images.to(job.task.device), made.labels.to(job.task.device)
     tell = {"event": "advance", "text": f"step size for the {which} set"}
     seed = derive(job.config.seed, "step size")
-    lr = best_lr(job.task, lambda _seed: pair, job.config.eval, seed, lambda: job.listen(tell))
+    lr = known or best_lr(job.task, lambda _seed: pair, job.config.eval, seed, lambda: job.listen(tell))
     made = replace(made, lr=lr, provenance={**made.provenance, "lr": CHOSEN_LR})
-    made.save(path)
+    made.save(job.run.path / f"set-{which}.safetensors")
     return made
 
 
