@@ -28,6 +28,8 @@ class DistilledSet:
     classes:    class names, in label order.
     recipe:     how the set is meant to be trained on: network, epochs, momentum, weight decay, augmentation.
     provenance: method, resolved configuration, data name and fingerprint, outer step, seed.
+    targets:    float32 (n, classes), what the images were distilled to stand for where that is a regression (RCIG);
+                any real numbers. `labels` says the same for cross-entropy.
     """
 
     images: Tensor
@@ -37,6 +39,7 @@ class DistilledSet:
     classes: tuple[str, ...]
     recipe: dict[str, Any]
     provenance: dict[str, Any]
+    targets: Tensor | None = None
 
     def dataset(self) -> TensorDataset:
         """A torch `Dataset` of (image, label), ready for a network."""
@@ -53,6 +56,8 @@ class DistilledSet:
     def save(self, path: str | Path) -> None:
         """One safetensors file, written atomically."""
         tensors = {"images": self.images, "labels": self.labels, "lr": torch.tensor(self.lr, dtype=torch.float64)}
+        if self.targets is not None:
+            tensors["targets"] = self.targets
         tensors |= {f"preprocess.{name}": tensor for name, tensor in self.preprocess.state().items()}
         header = {
             "format": FORMAT,
@@ -86,4 +91,5 @@ def load(path: str | Path) -> DistilledSet:
         classes=tuple(header["classes"]),
         recipe=header["recipe"],
         provenance=header["provenance"],
+        targets=tensors.get("targets"),
     )

@@ -9,31 +9,42 @@ from math import inf, isnan, nan
 import torch
 from torch import Tensor
 
+from limbeck.data import Preprocess
 from limbeck.loop import Diverged
 from limbeck.synthetic import SyntheticSet
 from limbeck.trajectory.segments import WholeEpochs
 
 
 class Ema:
-    """The exponential average of parts of a set: e <- decay e + (1 - decay) x after every step, no bias correction.
+    """The exponential average of parts of a set: e <- decay e + (1 - decay) x after every step.
 
     It starts at the set it is given, and keeps it apart; a part that is not averaged is shown as it is. `show` is for
     `Plan.show`: the average is what is validated and kept, on networks of its own.
+    unbiased: it starts at 0 and is divided by 1 - decay^steps where it is shown (Kingma & Ba 2015), as RCIG has it:
+              a mean of what was reached, without the start.
     """
 
-    def __init__(self, start: SyntheticSet, decay: float, names: Sequence[str] = ("images",)):
-        self.decay = decay
+    def __init__(
+        self, start: SyntheticSet, decay: float, names: Sequence[str] = ("images",), *, unbiased: bool = False
+    ):
+        self.decay, self.unbiased, self.steps = decay, unbiased, 0
         self.mean = {name: start.state()[name].detach().clone() for name in names}
+        if unbiased:
+            self.mean = {name: torch.zeros_like(mean) for name, mean in self.mean.items()}
 
     @torch.no_grad()
     def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
+        self.steps = step
         for name, mean in self.mean.items():
             mean.mul_(self.decay).add_(synthetic.state()[name], alpha=1 - self.decay)
 
     def show(self, synthetic: SyntheticSet) -> SyntheticSet:
         """The set with its averaged parts."""
         shown = synthetic.snapshot()
-        shown.load({**shown.state(), **self.mean})
+        if self.unbiased and not self.steps:
+            return shown
+        total = 1 - self.decay**self.steps if self.unbiased else 1.0
+        shown.load({**shown.state(), **{name: mean / total for name, mean in self.mean.items()}})
         return shown
 
     def state(self) -> dict[str, Tensor]:
@@ -42,6 +53,7 @@ class Ema:
 
     def restore(self, state: dict[str, Tensor], step: int) -> None:
         """Take them up again."""
+        self.steps = step
         for name, mean in self.mean.items():
             mean.copy_(state[name])
 
@@ -153,3 +165,22 @@ class Progress:
         stage, self.running, self.best, stale, refused = state["numbers"].tolist()
         self.stage, self.stale, self.refused = int(stage), int(stale), int(refused)
         self.good = {name: state[f"good.{name}"].to(tensor.device) for name, tensor in self.good.items()}
+
+
+class Clamp:
+    """Keep stored images between `low` and `high`, each (c, 1, 1) in network input space, after every step."""
+
+    def __init__(self, low: Tensor, high: Tensor):
+        self.low, self.high = low, high
+
+    @torch.no_grad()
+    def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
+        synthetic.images.copy_(synthetic.images.maximum(self.low).minimum(self.high))
+
+
+def clamp(preprocess: Preprocess) -> list[Clamp]:
+    """The hook that keeps pixels between 0 and 1; none for whitening, which knows no range of one pixel."""
+    if preprocess.std is None:
+        return []
+    low, high = ((pixel - preprocess.mean) / preprocess.std for pixel in (0.0, 1.0))
+    return [Clamp(low[:, None, None], high[:, None, None])]

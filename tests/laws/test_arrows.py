@@ -28,6 +28,7 @@ LAYERS = [
     {"hooks"},
     {"overlap"},
     {"methods", "evaluation", "experts", "presets"},
+    {"regression"},
     {"baselines", "config", "inspection", "interop"},
     {"stages", "info"},
     {"job", "cli_common"},

@@ -11,11 +11,11 @@ from torch import nn
 
 from limbeck.errors import UserError
 from limbeck.flat import FlatModel
-from limbeck.models.convnet import MLP, ConvNet, default_depth
+from limbeck.models.convnet import MLP, ConvNet, default_depth, widening
 
-__all__ = ["MLP", "MODELS", "ConvNet", "ModelConfig", "default_depth", "flat_model"]
+__all__ = ["MLP", "MODELS", "ConvNet", "ModelConfig", "default_depth", "flat_model", "widening"]
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"convnet": ConvNet, "mlp": MLP}
+MODELS: dict[str, Callable[..., nn.Module]] = {"convnet": ConvNet, "widening": widening, "mlp": MLP}
 
 
 class ModelConfig(BaseModel):
@@ -24,15 +24,15 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str = "convnet"
-    """convnet or mlp"""
+    """convnet, widening (a convnet whose channels double from block to block) or mlp"""
     depth: int | None = Field(default=None, ge=1)
     """blocks of a convnet; by default from the image size (3 at 28 and 32 pixels)"""
     width: int | None = Field(default=None, ge=1)
-    """channels of every block (the papers use 128)"""
+    """channels of every block, of the first one of widening (the papers use 128)"""
     norm: str | None = None
     """instance, layer, group or none"""
     activation: str | None = None
-    """relu, leaky-relu or sigmoid"""
+    """relu, leaky-relu, sigmoid or softplus"""
     pooling: str | None = None
     """avg, max or none"""
 

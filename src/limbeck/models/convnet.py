@@ -12,10 +12,13 @@ from limbeck.errors import UserError
 
 NORMS = ("instance", "layer", "group", "none")
 POOLINGS = ("avg", "max", "none")
+SHARPNESS = 60  # of softplus, as RCIG has it: a ReLU that can be differentiated twice. Its threshold stays torch's 20:
+# a large one overflows float32, and forward-mode derivatives become NaN.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "leaky-relu": lambda: nn.LeakyReLU(0.01),
     "sigmoid": nn.Sigmoid,
+    "softplus": lambda: nn.Softplus(SHARPNESS),
 }
 
 
@@ -43,6 +46,7 @@ class ConvNet(nn.Module):
 
     Parameter names and order are those of the field's code (`features.0.weight`, ..., `classifier.bias`).
     A 28-pixel image is padded by 3 in the first convolution, as the field does, so that it halves three times.
+    widen: channels double from block to block (FRePo's and RCIG's network), instead of being the same in all.
     Raises UserError for options it does not know and for images too small for `depth`.
     """
 
@@ -56,6 +60,7 @@ class ConvNet(nn.Module):
         norm: str = "instance",
         activation: str = "relu",
         pooling: str = "avg",
+        widen: bool = False,
     ):
         super().__init__()
         for value, known, what in (
@@ -73,6 +78,7 @@ class ConvNet(nn.Module):
             size = (size[0] + 2 * padding - 2, size[1] + 2 * padding - 2)
             layers += [_norm(norm, width, size), ACTIVATIONS[activation]()]
             channels = width
+            width = 2 * width if widen else width
             if pooling != "none":
                 layers.append(nn.AvgPool2d(2) if pooling == "avg" else nn.MaxPool2d(2))
                 size = (size[0] // 2, size[1] // 2)
@@ -84,6 +90,23 @@ class ConvNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.classifier(self.features(images).flatten(1))
         return logits
+
+
+def widening(
+    channels: int,
+    size: tuple[int, int],
+    classes: int,
+    depth: int | None = None,
+    width: int = 128,
+    norm: str = "none",
+    activation: str = "relu",
+    pooling: str = "avg",
+) -> ConvNet:
+    """A ConvNet whose blocks have width, 2 width, 4 width ... channels and no normalisation: FRePo's and RCIG's.
+
+    Raises UserError as `ConvNet` does.
+    """
+    return ConvNet(channels, size, classes, depth, width, norm, activation, pooling, widen=True)
 
 
 class MLP(nn.Module):
