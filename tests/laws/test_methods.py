@@ -88,9 +88,10 @@ def test_every_option_is_described_and_its_own(method: Method) -> None:
 
 def test_it_starts_with_a_balanced_set(method: Method, task: Task, expert: Expert) -> None:
     made = plan(method, task, expert, seed=0, ipc=2)
-    _, labels = made.synthetic.training_pair()
-    classes = labels.argmax(1) if labels.dtype.is_floating_point else labels
-    assert classes.bincount(minlength=10).tolist() == [2] * 10
+    labels, shown = made.synthetic.labels, made.synthetic.training_pair()[1]
+    stored, decoded = (each.argmax(1) if each.dtype.is_floating_point else each for each in (labels, shown))
+    assert stored.bincount(minlength=10).tolist() == [2] * 10
+    assert decoded.bincount(minlength=10).tolist() == [len(decoded) // 10] * 10  # more of them where images are mosaics
     assert set(made.synthetic.learned) == set(method.learns)
     assert bool(method.learns) == bool(made.iterations)
     held = {
@@ -131,6 +132,13 @@ GOLDEN = {
     "ftd": 0.6242251396179199,  # as MTT on the same experts: only what is shown differs
     "datm": 0.8468345999717712,
     "ptm": 0.598050594329834,
+    "dc": 45.63323211669922,
+    "dsa": 43.421714782714844,
+    "dm": 3.9769256114959717,
+    "idc": 321.7193298339844,
+    "dream": 308.8785400390625,
+    "dream-plus": 337.0792236328125,
+    "rcig": 1.8433247804641724,
 }
 
 

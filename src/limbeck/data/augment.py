@@ -29,6 +29,7 @@ class DSA:
 
     Strengths are those of every trajectory-matching code base; crop and cutout are fractions of the side,
     rotate is in degrees. Same draw, same bits: that is what lets the student replay a step.
+    alike: one draw for all images (Siamese): two batches given the same seed are then changed in the same way.
     """
 
     strategy: str = "color_crop_cutout_flip_scale_rotate"
@@ -40,6 +41,7 @@ class DSA:
     flip: float = 0.5
     scale: float = 1.2
     rotate: float = 15.0
+    alike: bool = False
 
     def __post_init__(self) -> None:
         for family in self.families:
@@ -59,7 +61,12 @@ class DSA:
         if not families:
             return Draw("none", torch.empty(count, 0))
         family = families[int(torch.randint(len(families), (), generator=generator))]
-        return Draw(family, torch.rand(count, 3, generator=generator))
+        return Draw(family, self.uniform(generator, count))
+
+    def uniform(self, generator: torch.Generator, count: int) -> Tensor:
+        """The uniform numbers (count, 3) of one family."""
+        drawn = torch.rand(1 if self.alike else count, 3, generator=generator)
+        return drawn.expand(count, 3)
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
         """images (n, c, h, w) in network input space -> the same shape; differentiable in the images."""
@@ -147,6 +154,29 @@ FAMILIES: dict[str, Family] = {
     "scale": _scale,
     "rotate": _rotate,
 }
+
+
+ALWAYS = ("flip", "color", "cutout")
+
+
+@dataclass(frozen=True)
+class Layered:
+    """IDC's augmentation: flip, colour and cutout whenever `dsa` lists them, and one of its other families.
+
+    In the order flip, colour, the one, cutout; each with numbers of its own.
+    """
+
+    dsa: DSA
+
+    def __call__(self, images: Tensor, seed: int) -> Tensor:
+        """images (n, c, h, w) in network input space -> the same shape; differentiable in the images."""
+        generator, families = stream(seed, "augment"), self.dsa.families
+        others = [family for family in families if family not in ALWAYS]
+        one = [others[int(torch.randint(len(others), (), generator=generator))]] if others else []
+        for family in ("flip", "color", *one, "cutout"):
+            if family in families:
+                images = self.dsa.apply(images, Draw(family, self.dsa.uniform(generator, len(images))))
+        return images
 
 
 @dataclass(frozen=True)

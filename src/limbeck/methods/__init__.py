@@ -5,16 +5,25 @@ from __future__ import annotations
 from limbeck.errors import UserError
 from limbeck.methods.coreset import CORESET_METHODS
 from limbeck.methods.datm import DATM
+from limbeck.methods.dc import DC
+from limbeck.methods.dm import DM
+from limbeck.methods.dream import DREAM, DREAM_PLUS
+from limbeck.methods.dsa import DSA
 from limbeck.methods.ftd import FTD
+from limbeck.methods.idc import IDC
 from limbeck.methods.mct import MCT
 from limbeck.methods.mtt import MTT
 from limbeck.methods.plan import Facts, Material, Method, MethodConfig, Plan
 from limbeck.methods.ptm import PTM
+from limbeck.methods.rcig import RCIG
 from limbeck.methods.tesla import TESLA
 
 __all__ = ["METHODS", "Facts", "Material", "Method", "MethodConfig", "Plan", "find_method"]
 
-METHODS: dict[str, Method] = {each.name: each for each in (MCT, MTT, TESLA, FTD, DATM, PTM, *CORESET_METHODS)}
+METHODS: dict[str, Method] = {
+    each.name: each
+    for each in (MCT, MTT, TESLA, FTD, DATM, PTM, DC, DSA, DM, IDC, DREAM, DREAM_PLUS, RCIG, *CORESET_METHODS)
+}
 
 
 def find_method(name: str) -> Method:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from limbeck.errors import UserError
 
-PRESET_METHODS = ("mtt", "tesla", "ftd", "datm", "mct")
+PRESET_METHODS = ("mtt", "tesla", "ftd", "datm", "mct", "dream", "rcig")
 _DICTS = ("model", "expert", "options", "eval")
 
 
@@ -32,7 +32,10 @@ class Published(BaseModel):
 
 
 class Preset(BaseModel):
-    """One published setting. `options` are the method's own; model, expert and eval are parts of `JobConfig`."""
+    """One published setting. `options` are the method's own; model, expert and eval are parts of `JobConfig`.
+
+    count: experts; None for a method that has none.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -43,7 +46,7 @@ class Preset(BaseModel):
     ipc: int = Field(ge=1)
     preprocess: Literal["normalise", "zca"]
     model: dict[str, Any]
-    count: int = Field(ge=1)
+    count: int | None = Field(ge=1)
     expert: dict[str, Any]
     options: dict[str, Any]
     eval: dict[str, Any]
@@ -85,7 +88,7 @@ def preset_options(name: str) -> dict[str, Any]:
         "method": preset.method,
         "ipc": preset.ipc,
         "preprocess": preset.preprocess,
-        "count": preset.count,
+        **({} if preset.count is None else {"count": preset.count}),
         **preset.options,
         **parts,
     }
@@ -117,7 +120,14 @@ def _words(options: dict[str, Any], prefix: str) -> list[str]:
     return words
 
 
-COLUMNS = ("name", "N", "M", "U", "lr_img", "lr_lr", "lr_teacher", "batch_syn", "published", "source")
+TRAJECTORY = {"N": "syn_steps", "M": "expert_epochs", "U": "max_start_epoch"}
+TRAJECTORY |= {name: name for name in ("lr_img", "lr_lr", "lr_teacher", "batch_syn")}
+MATCHING = {"f": "factor"}
+MATCHING |= {name: name for name in ("distance", "lr_img", "batch_real", "inner", "net_steps", "batch_net", "cutmix")}
+IMPLICIT = {"steps": "iterations"}
+IMPLICIT |= {name: name for name in ("batch_real", "ridge", "flip", "grad_images", "pool_width", "pool_activation")}
+COLUMNS: dict[str, dict[str, str]] = {"dream": MATCHING, "rcig": IMPLICIT}
+"""Headings and options of the table of a method; of trajectory matching where none are given."""
 
 
 def markdown() -> str:
@@ -131,24 +141,24 @@ def markdown() -> str:
     ]
     for method in PRESET_METHODS:
         held = [preset for preset in all_presets().values() if preset.method == method]
-        lines += ["", f"## {method}", "", f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
+        columns = COLUMNS.get(method, TRAJECTORY)
+        heads = ("name", *columns, "published", "source")
+        lines += ["", f"## {method}", "", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
         notes: list[str] = []
         for preset in held:
             new = [note for note in preset.notes if note not in notes]
             notes += new
             marks = " ".join(f"[{notes.index(note) + 1}]" for note in preset.notes)
-            lines.append(f"| {' | '.join(_cells(preset, marks))} |")
+            lines.append(f"| {' | '.join(_cells(preset, list(columns.values()), marks))} |")
         lines += ["", *(f"{number}. {note}" for number, note in enumerate(notes, 1))]
     return "\n".join(lines) + "\n"
 
 
-def _cells(preset: Preset, marks: str) -> list[str]:
-    o = preset.options
-    numbers = [o["syn_steps"], o["expert_epochs"], o["max_start_epoch"], o["lr_img"], o["lr_lr"], o["lr_teacher"]]
+def _cells(preset: Preset, columns: list[str], marks: str) -> list[str]:
+    values = [preset.options.get(name, "all") for name in columns]
     return [
         f"`{preset.name}`",
-        *(f"{number:g}" for number in numbers),
-        str(o.get("batch_syn", "all")),
+        *(str(value) if isinstance(value, str | bool) else f"{value:g}" for value in values),
         "" if preset.published is None else str(preset.published),
         f"{preset.source} {marks}".strip(),
     ]

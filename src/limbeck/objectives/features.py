@@ -1,0 +1,28 @@
+"""Distribution matching (Zhao & Bilen, DM, WACV 2023): how far apart two batches' mean features are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from limbeck.flat import FlatModel
+from limbeck.objectives.classes import Pair
+from limbeck.objectives.gradient import TensorDistance, mse
+
+
+@dataclass(frozen=True)
+class FeatureDistance:
+    """A `Discrepancy`: the distance between the mean features (1, d) of both pairs; labels are not looked at.
+
+    With `mse` this is DM (its equation 4 for one class and one network), and the second term of DREAM+.
+    """
+
+    model: FlatModel
+    distance: TensorDistance = mse
+
+    def __call__(self, theta: Tensor, real: Pair, synthetic: Pair) -> Tensor:
+        with torch.no_grad():
+            target = self.model.features(theta, real[0]).mean(0, keepdim=True)
+        return self.distance(self.model.features(theta, synthetic[0]).mean(0, keepdim=True), target)
