@@ -228,6 +228,17 @@ def test_float32_is_near() -> None:
         assert all(relative(one.double(), other) < 1e-3 for one, other in zip(found, wanted))
 
 
+def test_equal_images_with_hardly_any_ridge() -> None:
+    """The system is singular but for its ridge; in float32 rounding makes it indefinite."""
+    single = network(torch.float)
+    held = System(single, THETA.float(), 100 * X[:1].expand(6, -1, -1, -1).float(), 1e-5)
+    y = normal(1, CLASSES).expand(6, -1).float()
+    v, _ = Cholesky().forward(held, y)
+    assert relative(held.push(v), y) < 1e-2
+    broken = replace(held, images=held.images * torch.inf)
+    assert Cholesky().forward(broken, y)[1].isnan().all()
+
+
 # --- the objective
 
 
