@@ -194,11 +194,12 @@ class PrimalAdam:
 
     Without its defects (the head's tangent stays zero, and the last layer's kernel is not in the system), its tuning
     of both step sizes and its norm clipping: what is left is an approximation, kept for parity.
+    lr_adjoint is of v over n classes, since the inner loss here is a sum: on ten digits 0.1 was best of 0.1, 1 and 10.
     Only for networks whose last layer is called `classifier`.
     """
 
     lr: float = 1e-3
-    lr_adjoint: float = 10.0
+    lr_adjoint: float = 0.1
     steps: int = 20
 
     def _body(self, system: System, v: Tensor) -> Tensor:
