@@ -111,14 +111,15 @@ def _view(run: Run) -> dict[str, Any]:
 
 def _best(run: Run) -> Result | None:
     """The row a reader asks for first: the distilled set on test, chosen rather than last."""
-    own = [row for row in run.results if row.set not in ("random", "full") and row.mean is not None]
+    own = [r for r in run.results if r.set not in ("random", "full") and r.mean is not None and not r.protocol]
     own.sort(key=lambda row: (row.set != "distilled", row.split != "test", row.which != "chosen"))
     return own[0] if own else None
 
 
 def _other(run: Run, row: Result, name: str) -> Result | None:
     """The row of another set that is comparable with this one: same network, same images."""
-    return next((r for r in run.results if r.set == name and r.model == row.model and r.split == row.split), None)
+    alike = (name, row.model, row.split, row.protocol)
+    return next((r for r in run.results if (r.set, r.model, r.split, r.protocol) == alike), None)
 
 
 def _gain(run: Run, row: Result) -> float | None:
@@ -181,7 +182,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
 def _describe(row: Result) -> str:
     names = {"distilled": "distilled", "random": "random real images", "kmeans": "k-means real images"}
     names["full"] = "all training images"
-    return names.get(row.set, row.set or NONE)
+    return names.get(row.set, row.set or NONE) + (f", {row.protocol}" if row.protocol else "")
 
 
 def _chose_on_test(run: Run) -> bool:

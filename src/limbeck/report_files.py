@@ -28,7 +28,10 @@ class Validation:
 
 @dataclass(frozen=True)
 class Result:
-    """One row of results.json: a set, trained from scratch `n` times; accuracies are fractions, None where unknown."""
+    """One row of results.json: a set, trained from scratch `n` times; accuracies are fractions, None where unknown.
+
+    protocol: how it was trained where not by the run's common protocol, else nothing.
+    """
 
     set: str
     which: str | None
@@ -39,6 +42,7 @@ class Result:
     n: int | None
     step: int | None
     lr: float | None
+    protocol: str
     balanced_mean: float | None
     balanced_std: float | None
 
@@ -205,6 +209,7 @@ def _result(row: dict[str, Any]) -> Result:
         n=whole(row.get("n")),
         step=whole(row.get("step")),
         lr=number(row.get("lr")),
+        protocol=text(row.get("protocol")),
         balanced_mean=number(row.get("balanced_accuracy_mean")),
         balanced_std=number(row.get("balanced_accuracy_std")),
     )

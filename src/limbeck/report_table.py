@@ -84,9 +84,11 @@ def write_table(runs: Sequence[Path], out: Path, note: str = "") -> Path:
         for measure, name in MEASURES.items():
             if measure != "accuracy" and data not in uneven:
                 continue
-            cells = [_cell(members, each[0], each[1], measure) for each in SETS]
-            where = f"{data}{name}"
-            lines.append(f"| {where} | {int(ipc)} | {method} | {said} | {len(members)} | {' | '.join(cells)} |")
+            protocols = dict.fromkeys(row.get("protocol", "") for member in members for row in member["results"])
+            for protocol in protocols:
+                cells = [_cell(members, each[0], each[1], measure, protocol) for each in SETS]
+                where, how = f"{data}{name}", "; ".join(part for part in (said, protocol) if part)
+                lines.append(f"| {where} | {int(ipc)} | {method} | {how} | {len(members)} | {' | '.join(cells)} |")
     text = "\n".join([f"# Results\n\n{note}".rstrip(), "", *lines, "", CAPTION, ""])
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.part")
@@ -105,11 +107,11 @@ def _difference(setting: dict[str, Any], alike: Sequence[dict[str, Any]]) -> str
     return ", ".join(f"{name} = {setting[name]}" for name in names)
 
 
-def _cell(members: list[dict[str, Any]], name: str, which: str | None, measure: str) -> str:
+def _cell(members: list[dict[str, Any]], name: str, which: str | None, measure: str, protocol: str) -> str:
     rows = []
     for member in members:
-        found = [row for row in member["results"] if (row["set"], row["which"], row["split"]) == (name, which, "test")]
-        rows += found[:1]
+        held = [row for row in member["results"] if row.get("protocol", "") == protocol and row["split"] == "test"]
+        rows += [row for row in held if (row["set"], row["which"]) == (name, which)][:1]
     return str(pooled(rows, measure)) if rows else "–"
 
 

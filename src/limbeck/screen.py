@@ -80,17 +80,23 @@ class Screen:
         )
 
 
+def _compared(row: dict[str, Any]) -> tuple[str, str | None]:
+    """Rows that agree in this were trained alike."""
+    return row["model"], row.get("protocol")
+
+
 def results_table(rows: list[dict[str, Any]], title: str) -> Table:
     """Results as a table: accuracy in percent, mean and standard deviation and n together, and points over random."""
     table = Table(title=title)
     for name in ("set", "network", "n", "accuracy", "balanced", "over random"):
         table.add_column(name, justify="left" if name in ("set", "network") else "right")
-    random = {row["model"]: row["accuracy_mean"] for row in rows if row["set"] == "random"}
+    random = {_compared(row): row["accuracy_mean"] for row in rows if row["set"] == "random"}
     for row in rows:
-        base = random.get(row["model"])
+        base = random.get(_compared(row))
         over = "" if base is None or row["set"] == "random" else f"{100 * (row['accuracy_mean'] - base):+.1f}"
         table.add_row(
-            f"{row['set']} ({row['which']})" if row["which"] else row["set"],
+            (f"{row['set']} ({row['which']})" if row["which"] else row["set"])
+            + (f", {row['protocol']}" if "protocol" in row else ""),
             row["model"],
             str(row["n"]),
             f"{100 * row['accuracy_mean']:.1f} ± {100 * row['accuracy_std']:.1f} %",

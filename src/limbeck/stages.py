@@ -6,10 +6,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import fmean
 from typing import Any
 
-from limbeck.baselines import baselines, networks_to_train
+import torch
+
+from limbeck.baselines import baselines, networks_to_train, real_images
 from limbeck.config import JobConfig
 from limbeck.distilled import DistilledSet, load
 from limbeck.evaluation import best_lr, evaluate_distilled, evaluate_set
@@ -20,6 +23,7 @@ from limbeck.methods import Plan
 from limbeck.pictures import image_grid, image_strip, save_png
 from limbeck.random import derive
 from limbeck.record import Run
+from limbeck.regression import RegressionConfig, regression_rows
 from limbeck.synthetic import SyntheticSet
 from limbeck.task import Task
 from limbeck.trajectory.store import Expert, Store
@@ -194,7 +198,33 @@ def judge(job: Job) -> list[dict[str, Any]]:
                 row = evaluate_distilled(job.task, made, config.eval, config.seed, which, job.listen)
             run.line("result", **row)
         rows.append({key: value for key, value in row.items() if key != "event"})
-    return rows + baselines(job.task, config.ipc, config.eval, config.seed, job.listen)
+    return rows + baselines(job.task, config.ipc, config.eval, config.seed, job.listen) + _by_targets(job)
+
+
+def _by_targets(job: Job) -> list[dict[str, Any]]:
+    """For a set with real-valued targets, the rows of its own protocol, beside random real images by the same."""
+    run, task, seed = job.run, job.task, job.config.seed
+    found = {which: load(run.path / f"set-{which}.safetensors") for which in ("last", "chosen")}
+    if found["last"].targets is None:
+        return []
+    held: dict[tuple[str, str | None], list[dict[str, Any]]] = {}
+    for line in run.lines("own protocol"):
+        held[line["set"], line["which"]] = line["rows"]
+    config = RegressionConfig(networks=job.config.eval.networks)
+    job.listen({"event": "stage", "name": "own protocol", "total": 6 * config.networks, "unit": "network"})
+    images, labels = real_images(task, "random", job.config.ipc)(derive(seed, "regression", "random"))
+    one_hot = torch.eye(task.data.num_classes, device=labels.device)[labels] - 1 / task.data.num_classes
+    judged: list[tuple[str, str | None, DistilledSet]] = [("distilled", which, made) for which, made in found.items()]
+    judged.append(("random", None, replace(found["last"], images=images, targets=one_hot)))
+    rows = []
+    for name, which, made in judged:
+        if (name, which) not in held:
+            tell = partial(job.listen, {"event": "advance", "text": f"{name}, by its own protocol"})
+            new = regression_rows(task, made, config, seed, which, tell)
+            held[name, which] = [{**row, "set": name, "step": row["step"] if which else None} for row in new]
+            run.line("own protocol", set=name, which=which, rows=held[name, which])
+        rows += held[name, which]
+    return rows
 
 
 def _with_lr(job: Job, made: DistilledSet, which: str, known: float | None) -> DistilledSet:
