@@ -125,26 +125,32 @@ def distill(
 
     name = f"{images.name}-{method}-ipc{config.ipc}-seed{config.seed}"
     run = Run.begin(Path(out) if out is not None else Path("runs") / name, resolved, _facts(task, data))
-    if not (run.path / "results.json").exists():
-        job = Job(run, task, config, resolved, {"source": _source(data), "resize": resize}, listen, chosen.learns)
-        trajectories: list[Trajectory] = []
-        stored = None
-        if config.count is not None:
-            kind = chosen.experts or "any"
-            with job.timed("experts"):
-                found = given or _read(_own_store(task, config, None, listen), config.count, kind)
-            inspect_experts(job, found.store, found.indices, found.experts)
-            trajectories = [path for each in found.experts if (path := each.trajectory(kind)) is not None]
-            stored = found.store.bytes_of(found.indices)
-        material = Material(task, trajectories, config.ipc, config.seed)
-        with job.timed("distill"):
-            optimise(job, chosen.plan(options_of_method, material))
-        with job.timed("evaluate"):
-            rows = judge(job)
-        write_results(job, rows, stored)
-    if not (run.path / "report.html").exists():
-        write_report(run.path)
+    with run.alone():
+        if not (run.path / "results.json").exists():
+            job = Job(run, task, config, resolved, {"source": _source(data), "resize": resize}, listen, chosen.learns)
+            _work(job, chosen, options_of_method, given)
+        if not (run.path / "report.html").exists():
+            write_report(run.path)
     return run.path
+
+
+def _work(job: Job, method: Method, options: Any, given: Found | None) -> None:
+    """The stages of a run, each taking up what an earlier try left."""
+    config, trajectories = job.config, list[Trajectory]()
+    stored = None
+    if config.count is not None:
+        kind = method.experts or "any"
+        with job.timed("experts"):
+            found = given or _read(_own_store(job.task, config, None, job.listen), config.count, kind)
+        inspect_experts(job, found.store, found.indices, found.experts)
+        trajectories = [path for each in found.experts if (path := each.trajectory(kind)) is not None]
+        stored = found.store.bytes_of(found.indices)
+    material = Material(job.task, trajectories, config.ipc, config.seed)
+    with job.timed("distill"):
+        optimise(job, method.plan(options, material))
+    with job.timed("evaluate"):
+        rows = judge(job)
+    write_results(job, rows, stored)
 
 
 def _with_experts(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,6 +19,11 @@ from torch import Tensor
 from limbeck.errors import UserError
 from limbeck.files import content_key, read_json, read_tensors, write_json, write_tensors
 from limbeck.synthetic import SyntheticSet
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover
+    fcntl = None  # type: ignore[assignment]
 
 FORMAT = "limbeck-run"
 STATE = "limbeck-state"
@@ -56,6 +62,22 @@ class Run:
         head = {"format": FORMAT, "version": 1, "config": config, "key": content_key(config), "versions": versions()}
         write_json(path / "run.json", {**head, **facts, "created": datetime.now(UTC).isoformat(timespec="seconds")})
         return run
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes off this run: two that write the same files leave the run of neither.
+
+        The lock ends with its process, however that ends. Raises UserError where another process holds it.
+        """
+        with (self.path / "run.json").open("r+b") as file:
+            if fcntl is not None:  # on Windows there is none, and no such protection
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise UserError(
+                        f"another process is at work on {self.path}; wait for it, or name a new folder with --out."
+                    ) from None
+            yield
 
     def line(self, event: str, **fields: Any) -> None:
         """Append one measurement, on a line of its own even where a crash cut off the last one."""

@@ -481,3 +481,20 @@ def test_the_full_data_figure_is_shared_by_runs_that_differ_in_other_things(own_
     assert (kept("full"), kept("random"), kept("kmeans")) == (1, 2, 2)
     job(tmp_path / "three", eval=EvalConfig(**{**TINY["eval"].model_dump(), "full_epochs": 2}))
     assert (kept("full"), kept("random"), kept("kmeans")) == (2, 2, 2)
+
+
+def test_two_processes_do_not_work_on_one_run(tmp_path: Path) -> None:
+    """They would write the same files in turns; the second is told so and changes nothing."""
+    out = tmp_path / "run"
+    job(out)
+    (out / "results.json").unlink()
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    code = f"import fcntl, sys, time\nf = open({str(out / 'run.json')!r}, 'r+b')\nfcntl.flock(f, fcntl.LOCK_EX)\n"
+    with subprocess.Popen([sys.executable, "-c", code + "print(flush=True); time.sleep(60)"], stdout=-1) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(UserError, match="another process"):
+            job(out)
+        assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+        other.kill()
+    assert (job(out) / "results.json").exists()
