@@ -75,13 +75,17 @@ def _view(run: Run) -> dict[str, Any]:
     data = mapping(run.meta.get("data"))
     chosen = _chosen_step(run)
     models = {row.model for row in run.results}
+    config = mapping(run.meta.get("config"))
+    kept = "lr_net" in config and "iterations" not in config  # a coreset, which takes no steps
     return {
         "name": run.name,
         "headline": _headline(run),
         "facts": _facts(run),
+        "kept": kept,
+        "tiles": whole(config.get("factor")) if config.get("factor") != 1 else None,
         "missing": run.missing,
-        "pictures": run.pictures,
-        "rows": [(row, _describe(row), _gain(run, row)) for row in run.results],
+        "pictures": [p for p in run.pictures if p.name == "chosen"] if kept else run.pictures,
+        "rows": [(row, _describe(row), _gain(run, row)) for row in run.results if not (kept and row.which == "last")],
         "balanced": any(row.balanced_mean is not None for row in run.results),
         "splits": sorted({row.split or NONE for row in run.results}),
         "several_models": len(models) > 1,
@@ -93,7 +97,7 @@ def _view(run: Run) -> dict[str, Any]:
         "expert_plot": _expert_plot(run),
         "expert_ends": _expert_ends(run),
         "experts": _experts(run),
-        "alone": mapping(run.meta.get("config")).get("experts") == "none",
+        "alone": config.get("experts") == "none",
         "storage": _storage(run),
         "stages": _stages(run),
         "classes": _class_rows(data),

@@ -163,6 +163,9 @@ def test_a_run_without_experts_trains_none_and_its_step_size_is_chosen_on_valida
     page = (run / "report.html").read_text()
     assert "The experts" not in page
     assert "experts are not described" not in page
+    assert "Real images, chosen by a rule" in page
+    assert "How distillation went" not in page
+    assert page.count("<img") == 1
 
 
 def test_experts_that_are_named_are_used(digits: ImageData, tmp_path: Path, store: Store) -> None:
