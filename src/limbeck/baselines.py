@@ -69,7 +69,7 @@ def baselines(task: Task, ipc: int, config: EvalConfig, seed: int, listen: Liste
     rows = []
     for name in ("random", "kmeans", *(("full",) if config.full_networks else ())):
         matters = _of_full if name == "full" else _of_selected
-        description = {**task.describe(), "baseline": name, **matters(config, ipc), "seed": seed}
+        description = {**task.describe(), **task.computed(), "baseline": name, **matters(config, ipc), "seed": seed}
         description["device"] = task.device.type
         path = home() / "baselines" / f"{task.data.name}-{name}-{content_key(description)}.json"
         if path.exists():

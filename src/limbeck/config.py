@@ -10,6 +10,7 @@ from limbeck.data.preprocess import Name
 from limbeck.errors import UserError
 from limbeck.evaluation import EvalConfig
 from limbeck.models import ModelConfig
+from limbeck.task import Precision
 from limbeck.trajectory.store import ExpertConfig
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -36,6 +37,8 @@ class JobConfig(BaseModel):
     """networks per validation"""
     validate_epochs: int = Field(default=300, ge=1)
     """epochs of each of them"""
+    precision: Precision = "float32"
+    """of activations in training; bfloat16 is faster on processors that have it, at gradients a few per cent off"""
     model: ModelConfig = ModelConfig()
     expert: ExpertConfig = ExpertConfig()
     eval: EvalConfig = EvalConfig()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -11,13 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from limbeck.data import ImageData, load_data
+from limbeck.derivatives import gradient
 from limbeck.distilled import DistilledSet, load
 from limbeck.errors import UserError
 from limbeck.models import ModelConfig
 from limbeck.random import derive
-from limbeck.task import Task, make_task
+from limbeck.side_by_side import Check, side_by_side
+from limbeck.task import Precision, Task, make_task
 from limbeck.training import Schedule, Score, last, score, train
-from limbeck.types import Listener
+from limbeck.types import Batch, Listener, PureLoss
 
 
 class EvalConfig(BaseModel):
@@ -71,6 +73,48 @@ SetForSeed = Callable[[int], tuple[Tensor, Tensor]]
 """seed -> (images, labels) to train one network on."""
 
 
+class Trial(NamedTuple):
+    """One fresh network to train on `images` and `labels`, from `seed`."""
+
+    images: Tensor
+    labels: Tensor
+    schedule: Schedule
+    seed: int
+
+
+def trials(task: Task, make: SetForSeed, schedule: Schedule, networks: int, seed: int) -> list[Trial]:
+    """One trial per network, each on `make(its seed)`."""
+    children = [derive(seed, "network", network) for network in range(networks)]
+    return [Trial(*make(child), schedule, child) for child in children]
+
+
+def scores_of(
+    task: Task, tried: Sequence[Trial], split: tuple[Tensor, Tensor], done: Callable[[], None] = lambda: None
+) -> list[Score]:
+    """Train the network of every trial and score it once on `split`, un-augmented; several at the same time.
+
+    done: called after every network.
+    """
+    starts = [task.model.fresh(trial.seed).to(task.device) for trial in tried]
+
+    def job(trial: Trial, start: Tensor) -> Callable[[Check], Score]:
+        def work(check: Check) -> Score:
+            def rule(loss: PureLoss, theta: Tensor, batch: Batch) -> Tensor:
+                check()
+                return gradient(loss, theta, batch)
+
+            path = train(task.loss, start, trial.images, trial.labels, trial.schedule, trial.seed, rule)
+            return score(task.logits, last(path), *split)
+
+        return work
+
+    scores: dict[int, Score] = {}
+    for place, each in side_by_side([job(*pair) for pair in zip(tried, starts)], task.at_once):
+        scores[place] = each
+        done()
+    return [scores[place] for place in range(len(tried))]
+
+
 def evaluate_set(
     task: Task,
     make: SetForSeed,
@@ -84,15 +128,7 @@ def evaluate_set(
 
     done: called after every network.
     """
-    scores = []
-    for network in range(networks):
-        child = derive(seed, "network", network)
-        images, labels = make(child)
-        theta = task.model.fresh(child).to(task.device)
-        theta = last(train(task.loss, theta, images, labels, schedule, child))
-        scores.append(score(task.model, theta, *split))
-        done()
-    return Summary.of(scores)
+    return Summary.of(scores_of(task, trials(task, make, schedule, networks, seed), split, done))
 
 
 def best_lr(
@@ -103,11 +139,10 @@ def best_lr(
     done: Callable[[], None] = lambda: None,
 ) -> float:
     """The step size of `config.baseline_lrs` whose networks do best on validation: for sets that bring none."""
-    tried = {
-        lr: evaluate_set(task, make, config.schedule(lr), config.networks, task.validation, seed, done).accuracy_mean
-        for lr in config.baseline_lrs
-    }
-    return max(tried, key=lambda value: tried[value])
+    tried = [trials(task, make, config.schedule(lr), config.networks, seed) for lr in config.baseline_lrs]
+    scores = scores_of(task, [trial for each in tried for trial in each], task.validation, done)
+    means = [Summary.of(scores[i : i + config.networks]).accuracy_mean for i in range(0, len(scores), config.networks)]
+    return config.baseline_lrs[max(range(len(means)), key=means.__getitem__)]
 
 
 def result_row(
@@ -151,6 +186,7 @@ def evaluate(
     seed: int = 0,
     device: str = "cpu",
     resize: int | None = None,
+    precision: Precision = "float32",
     listen: Listener = lambda event: None,
 ) -> list[dict[str, Any]]:
     """Rows for a distilled set, its file, or both sets of a run folder, on the test part of its data.
@@ -172,7 +208,7 @@ def evaluate(
         _same_data(images, each)
         recipe = dict(each.recipe)
         network, augment = ModelConfig(**recipe.pop("model")), recipe.pop("augment")
-        task = make_task(images, model or network, each.preprocess, augment, device)
+        task = make_task(images, model or network, each.preprocess, augment, device, precision)
         changed = {"networks": networks, "epochs": epochs}
         protocol = EvalConfig(**{**recipe, **{name: value for name, value in changed.items() if value is not None}})
         listen({"event": "stage", "name": "evaluate", "total": protocol.networks, "unit": "network"})

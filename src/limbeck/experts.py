@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from limbeck.files import content_key, home
 from limbeck.random import derive
+from limbeck.side_by_side import Check, one_at_a_time, side_by_side
 from limbeck.task import Task
 from limbeck.training import score
 from limbeck.trajectory.expert import train_expert
@@ -22,6 +24,7 @@ def describe_experts(task: Task, config: ExpertConfig, seed: int) -> dict[str, A
     layout = task.model.layout
     return {
         **task.describe(),
+        **task.computed(),
         "expert": config.model_dump(mode="json"),
         "seed": seed,
         "layout": {"names": list(layout.names), "shapes": [list(shape) for shape in layout.shapes]},
@@ -43,22 +46,36 @@ def make_experts(
     if not missing:
         return
     listen({"event": "stage", "name": "experts", "total": len(missing) * config.epochs, "unit": "epoch"})
-    images, labels = task.train
-    for index in missing:
-        child = derive(seed, "expert", index)
+    tell = one_at_a_time(listen)
+    seeds, pair = {index: derive(seed, "expert", index) for index in missing}, task.train
+    starts = {index: task.model.fresh(seeds[index]).to(task.device) for index in missing}
+    jobs = [partial(_expert, task, pair, config, index, seeds[index], starts[index], tell) for index in missing]
+    for place, expert in side_by_side(jobs, task.at_once):
+        store.write(missing[place], expert)
 
-        def watch(epoch: int, theta: Tensor) -> float:
-            accuracy = score(task.model, theta, *task.validation).accuracy
-            if epoch:
-                listen({"event": "advance", "text": f"expert {index + 1}, validation {accuracy:.3f}"})  # noqa: B023
-            return accuracy
 
-        def test(theta: Tensor) -> float:
-            return score(task.model, theta, *task.test).accuracy
+def _expert(
+    task: Task,
+    pair: tuple[Tensor, Tensor],
+    config: ExpertConfig,
+    index: int,
+    seed: int,
+    start: Tensor,
+    listen: Listener,
+    check: Check,
+) -> Expert:
+    """Train one expert from `start` on images and labels; `check` is called at every step."""
 
-        theta0 = task.model.fresh(child).to(task.device)
-        expert = train_expert(task.loss, theta0, images, labels, config, task.model.layout, child, watch, test)
-        store.write(index, expert)
+    def watch(epoch: int, theta: Tensor) -> float:
+        accuracy = score(task.logits, theta, *task.validation).accuracy
+        if epoch:
+            listen({"event": "advance", "text": f"expert {index + 1}, validation {accuracy:.3f}"})
+        return accuracy
+
+    def test(theta: Tensor) -> float:
+        return score(task.logits, theta, *task.test).accuracy
+
+    return train_expert(task.loss, start, *pair, config, task.model.layout, seed, watch, test, check)
 
 
 def path_accuracy(task: Task, experts: list[Expert], points: int = 11) -> dict[str, Any]:
@@ -66,7 +83,7 @@ def path_accuracy(task: Task, experts: list[Expert], points: int = 11) -> dict[s
     end = len(experts[0].validation) - 1
     times = torch.linspace(0, end, points, dtype=torch.double).tolist()
     curves = [
-        [score(task.model, expert.convex.at(t).to(task.device), *task.validation).accuracy for t in times]
+        [score(task.logits, expert.convex.at(t).to(task.device), *task.validation).accuracy for t in times]
         for expert in experts
         if expert.convex is not None
     ]

@@ -100,7 +100,7 @@ def _accuracy(task: Task, store: Store, experts: list[Expert], listen: Listener)
     for expert in experts:
         for name, path in _paths(store, expert).items():
             thetas = (path.at(t).to(task.device) for t in times)
-            curve = [score(task.model, theta, *task.validation).accuracy for theta in thetas]
+            curve = [score(task.logits, theta, *task.validation).accuracy for theta in thetas]
             curves.setdefault(name, []).append(curve)
             listen({"event": "advance", "text": name})
     return {"t": times, "curves": curves}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,13 @@ from limbeck.data.augment import DSA, CropThen, default_strategy
 from limbeck.errors import UserError
 from limbeck.flat import FlatModel
 from limbeck.models import ModelConfig, flat_model
-from limbeck.student.losses import CrossEntropy
+from limbeck.pearlmutter import Fast, Pearlmutter, pearlmutter
+from limbeck.student.losses import Augment, CrossEntropy
+from limbeck.training import Network
+from limbeck.types import PureLoss
+
+Precision = Literal["float32", "bfloat16"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,15 +32,43 @@ class Task:
     preprocess: Preprocess
     augment: DSA
     device: torch.device
+    precision: Precision = "float32"
 
     @cached_property
     def model(self) -> FlatModel:
         return flat_model(self.model_config, self.data.shape, self.data.num_classes)
 
     @cached_property
-    def loss(self) -> CrossEntropy:
-        """The training loss: cross-entropy of augmented images; canvases are cropped first."""
-        return CrossEntropy(self.model, CropThen(self.data.size, self.augment))
+    def loss(self) -> PureLoss:
+        """The training loss: cross-entropy of augmented images; canvases are cropped first.
+
+        With its derivatives written out where they are for this network, on this machine.
+        """
+        return self.loss_with(CropThen(self.data.size, self.augment))
+
+    def loss_with(self, augment: Augment | None) -> PureLoss:
+        """The same with another augmentation."""
+        if self._fast is not None:
+            return Fast(CrossEntropy(self.model, augment), self._fast)
+        lower = None if self.precision == "float32" else DTYPES[self.precision]
+        return CrossEntropy(self.model, augment, lower)
+
+    @property
+    def logits(self) -> Network:
+        """(theta, images) -> logits, for whoever needs no derivative."""
+        return self.model if self._fast is None else self._fast.logits
+
+    @property
+    def at_once(self) -> int | None:
+        """Networks that may be trained at the same time: None for as many as there are threads.
+
+        A module is one at a time: its parameters are exchanged while it is called.
+        """
+        return 1 if self._fast is None else None
+
+    @cached_property
+    def _fast(self) -> Pearlmutter | None:
+        return pearlmutter(self.model, DTYPES[self.precision]) if self.device.type == "cpu" else None
 
     @cached_property
     def train(self) -> tuple[Tensor, Tensor]:
@@ -78,6 +112,10 @@ class Task:
             "augment": self.augment.strategy,
         }
 
+    def computed(self) -> dict[str, Any]:
+        """What figures depend on beside that: how they were computed, where it is not the default."""
+        return {} if self.precision == "float32" else {"precision": self.precision}
+
 
 def make_task(
     data: ImageData,
@@ -85,10 +123,12 @@ def make_task(
     preprocess: str | Preprocess = "normalise",
     augment: str | None = None,
     device: str = "cpu",
+    precision: Precision = "float32",
 ) -> Task:
     """Resolve every default: depth from the image size, preprocessing fitted on train, augmentation by data set.
 
     preprocess: normalise, zca, or one that is fitted already. augment: DSA families joined by '_', or none.
+    precision:  of activations in training; parameters and sums are float32 either way.
     Raises UserError for a device that is not there, and for a network that does not fit the images.
     """
     try:
@@ -98,6 +138,6 @@ def make_task(
         raise UserError(f"device '{device}' cannot be used here: {str(error).splitlines()[0]}") from None
     dsa = DSA(default_strategy(data.name) if augment is None else augment)
     fitted = fit_preprocess(preprocess, data.train.images) if isinstance(preprocess, str) else preprocess
-    task = Task(data, model.resolved(data.size), fitted.to(where), dsa, where)
+    task = Task(data, model.resolved(data.size), fitted.to(where), dsa, where, precision)
     _ = task.model  # built now, so that what does not fit is refused before any work
     return task

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from limbeck.flat import FlatModel
+from limbeck.derivatives import gradient
 from limbeck.random import derive, stream
 from limbeck.types import Batch, PureLoss
 
@@ -27,13 +27,7 @@ class Schedule(NamedTuple):
 
 
 GradientRule = Callable[[PureLoss, Tensor, Batch], Tensor]
-"""(loss, theta (P,), batch) -> what a step goes against (P,); theta is a leaf that asks for its gradient."""
-
-
-def plain_gradient(loss: PureLoss, theta: Tensor, batch: Batch) -> Tensor:
-    """The gradient of the loss."""
-    (gradient,) = torch.autograd.grad(loss(theta, batch), theta)
-    return gradient
+"""(loss, theta (P,), batch) -> what a step goes against (P,)."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +44,13 @@ class Gsam:
     adaptive: bool = False
 
     def __call__(self, loss: PureLoss, theta: Tensor, batch: Batch) -> Tensor:
-        gradient = plain_gradient(loss, theta, batch)
-        size = theta.detach().abs() if self.adaptive else torch.ones_like(gradient)
-        scaled = size * gradient
+        here = gradient(loss, theta, batch)
+        size = theta.detach().abs() if self.adaptive else torch.ones_like(here)
+        scaled = size * here
         ahead = theta.detach() + self.rho * size * scaled / (scaled.norm() + 1e-12)
-        perturbed = plain_gradient(loss, ahead.requires_grad_(), batch)
-        along = torch.dot(gradient, perturbed) / (perturbed.square().sum() + 1e-12)
-        return perturbed - self.alpha * (gradient - along * perturbed)
+        perturbed = gradient(loss, ahead, batch)
+        along = torch.dot(here, perturbed) / (perturbed.square().sum() + 1e-12)
+        return perturbed - self.alpha * (here - along * perturbed)
 
 
 def train(
@@ -66,7 +60,7 @@ def train(
     labels: Tensor,
     schedule: Schedule,
     seed: int,
-    rule: GradientRule = plain_gradient,
+    rule: GradientRule = gradient,
 ) -> Iterator[Tensor]:
     """Yield a copy of the parameters (P,) before training and after every epoch: epochs + 1 of them.
 
@@ -103,13 +97,17 @@ class Score(NamedTuple):
     balanced: float
 
 
+Network = Callable[[Tensor, Tensor], Tensor]
+"""(theta (P,), images (n, c, h, w)) -> logits (n, classes)."""
+
+
 @torch.no_grad()
-def predict(model: FlatModel, theta: Tensor, images: Tensor, chunk: int = 500) -> Tensor:
+def predict(model: Network, theta: Tensor, images: Tensor, chunk: int = 500) -> Tensor:
     """The most likely class of each image (n,)."""
     return torch.cat([model(theta, part).argmax(1) for part in images.split(chunk)])
 
 
-def score(model: FlatModel, theta: Tensor, images: Tensor, labels: Tensor) -> Score:
+def score(model: Network, theta: Tensor, images: Tensor, labels: Tensor) -> Score:
     """Accuracy and balanced accuracy on un-augmented images; parameters that are not finite score zero."""
     if not bool(torch.isfinite(theta).all()):
         return Score(0.0, 0.0)

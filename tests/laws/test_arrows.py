@@ -21,9 +21,20 @@ SOURCE = Path(limbeck.__file__).parent
 # Each part imports from layers above its own line only; a new module or package gets a place here.
 LAYERS = [
     {"__init__", "errors", "types"},
-    {"random", "files", "distributed", "screen", "report_text", "report_files", "report_plots", "report_table"},
-    {"flat", "data", "select", "synthetic", "decode", "pictures", "report"},
+    {
+        "random",
+        "files",
+        "side_by_side",
+        "distributed",
+        "screen",
+        "report_text",
+        "report_files",
+        "report_plots",
+        "report_table",
+    },
+    {"flat", "data", "select", "synthetic", "decode", "pictures", "report", "derivatives", "kernels"},
     {"models", "training", "student", "distilled", "record", "loop", "report_inspection"},
+    {"pearlmutter"},
     {"trajectory", "objectives", "task", "watch", "scores"},
     {"hooks"},
     {"overlap"},

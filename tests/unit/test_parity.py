@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from limbeck.derivatives import gradient
 from limbeck.loop import descend
 from limbeck.methods import METHODS, Facts, Material, Plan
 from limbeck.methods.datm import label_logits
@@ -18,7 +19,7 @@ from limbeck.random import derive, stream
 from limbeck.select import choose
 from limbeck.select.correct import choose_correct
 from limbeck.task import Task
-from limbeck.training import Gsam, Schedule, plain_gradient, train
+from limbeck.training import Gsam, Schedule, train
 from limbeck.trajectory import Expert, ExpertConfig
 from limbeck.trajectory.segments import GrownEpochs
 from limbeck.types import Batch
@@ -192,10 +193,10 @@ def test_gsam_is_its_formula(task: Task, adaptive: bool, alpha: float) -> None:
     assert float((plain[-1] - expected).norm() / moved) > 1e-3
 
 
-def test_gsam_without_radius_is_the_plain_gradient(task: Task) -> None:
+def test_gsam_without_radius_is_the_gradient(task: Task) -> None:
     batch = Batch(*(part[:8] for part in task.train))
     theta = task.model.fresh(1).requires_grad_()
-    torch.testing.assert_close(Gsam(0.0, 0.3, True)(task.loss, theta, batch), plain_gradient(task.loss, theta, batch))
+    torch.testing.assert_close(Gsam(0.0, 0.3, True)(task.loss, theta, batch), gradient(task.loss, theta, batch))
 
 
 def test_the_average_follows_its_recurrence(task: Task, expert: Expert) -> None:

@@ -147,8 +147,8 @@ def _experts(buffers: list[Buffer], task: Task, measure: int, listen: Listener) 
             if steps is not None and buffer.steps is not None:
                 path = convexified_from(theta, steps[number], task.model.layout, buffer.kind, where)
             thetas = (path.at(epoch).to(task.device) for epoch in range(path.end + 1))
-            validation = tuple(score(task.model, each, *pair).accuracy for each in thetas)
-            test = score(task.model, path.at(path.end).to(task.device), *task.test).accuracy
+            validation = tuple(score(task.logits, each, *pair).accuracy for each in thetas)
+            test = score(task.logits, path.at(path.end).to(task.device), *task.test).accuracy
             convex, recorded = (None, path) if isinstance(path, Recorded) else (path, None)
             yield Expert(convex, recorded, validation, test)
         listen({"event": "advance", "text": buffer.path.name})

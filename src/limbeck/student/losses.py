@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,18 +20,27 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels)
 
 
+Augment = Callable[[Tensor, int], Tensor]
+"""(images, seed) -> images, pure: the same seed gives the same bits."""
+
+
 @dataclass(frozen=True)
 class CrossEntropy:
     """Cross-entropy of a network on a batch, augmented inside the step where the batch carries a seed.
 
-    augment: (images, seed) -> images, pure: the same seed gives the same bits.
+    lower: type that products and convolutions are taken in (torch's autocast); None: that of the tensors.
     """
 
     model: FlatModel
-    augment: Callable[[Tensor, int], Tensor] | None = None
+    augment: Augment | None = None
+    lower: torch.dtype | None = None
 
     def __call__(self, theta: Tensor, batch: Batch) -> Tensor:
         images = batch.images
         if self.augment is not None and batch.seed is not None:
             images = self.augment(images, batch.seed)
-        return cross_entropy(self.model(theta, images), batch.labels)
+        if self.lower is None:
+            return cross_entropy(self.model(theta, images), batch.labels)
+        with torch.autocast(images.device.type, self.lower):
+            logits = self.model(theta, images)
+        return cross_entropy(logits.float(), batch.labels)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from limbeck.derivatives import Wanted, gradient, products
 from limbeck.types import Adjoint, Batch, PureLoss
 
 
@@ -68,11 +69,8 @@ class _Replayed(torch.autograd.Function):
     ) -> Tensor:
         states = [theta0.detach().clone()]
         for (images, labels, seed, rows), step_size in zip(plan, lr):
-            theta = states[-1].detach().requires_grad_()
             batch = select(Batch(leaves[images].detach(), leaves[labels].detach(), seed, rows))
-            with torch.enable_grad():
-                (gradient,) = torch.autograd.grad(loss(theta, batch), theta)
-            states.append(states[-1] - step_size * gradient)
+            states.append(states[-1] - step_size * gradient(loss, states[-1], batch))
         ctx.how, ctx.loss, ctx.plan, ctx.states = how, loss, plan, states[:-1]
         ctx.save_for_backward(lr, *leaves)
         return states[-1]
@@ -86,22 +84,14 @@ class _Replayed(torch.autograd.Function):
         lr_total = torch.zeros_like(lr)
         for i in reversed(range(len(ctx.plan))):
             images, labels, seed, rows = ctx.plan[i]
-            theta = ctx.states[i].detach().requires_grad_()
-            parts = select(Batch(leaves[images].detach(), leaves[labels].detach(), None, rows))
-            x, y = parts.images.requires_grad_(needs[images]), parts.labels.requires_grad_(needs[labels])
-            with torch.enable_grad():
-                (gradient,) = torch.autograd.grad(ctx.loss(theta, Batch(x, y, seed)), theta, create_graph=True)
-            lr_total[i] = -torch.dot(adjoint, gradient.detach())
-            curved = ctx.how.curvature and (i > 0 or needs_theta0)
-            wanted = [(x, images, ctx.how.image_gain)] * needs[images] + [(y, labels, 1.0)] * needs[labels]
-            inputs = [tensor for tensor, _, _ in wanted] + [theta] * curved
-            if not inputs or not gradient.requires_grad:  # the second: a loss that is linear in theta
-                continue
-            derivatives = list(torch.autograd.grad(gradient, inputs, adjoint, allow_unused=True))
-            for (_, leaf, gain), derivative in zip(wanted, derivatives):
-                _accumulate(totals[leaf], rows, derivative, -float(lr[i]) * gain)
-            if curved and derivatives[-1] is not None:
-                adjoint = adjoint - lr[i] * derivatives[-1]
+            batch = select(Batch(leaves[images].detach(), leaves[labels].detach(), seed, rows))
+            wanted = Wanted(ctx.how.curvature and (i > 0 or needs_theta0), needs[images], needs[labels])
+            made = products(ctx.loss, ctx.states[i], batch, adjoint, wanted)
+            lr_total[i] = -made.along
+            _accumulate(totals[images], rows, made.images, -float(lr[i]) * ctx.how.image_gain)
+            _accumulate(totals[labels], rows, made.labels, -float(lr[i]))
+            if made.theta is not None:
+                adjoint = adjoint - lr[i] * made.theta
         return (None, None, None, adjoint if needs_theta0 else None, lr_total if needs_lr else None, *totals)
 
 

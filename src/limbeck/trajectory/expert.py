@@ -7,14 +7,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from limbeck.derivatives import gradient
 from limbeck.errors import UserError
 from limbeck.flat import Layout
-from limbeck.training import Gsam, Schedule, plain_gradient, train
+from limbeck.training import Gsam, Schedule, train
 from limbeck.trajectory.bezier import Bezier
 from limbeck.trajectory.convexified import SMOOTHING, Convexified, Convexifier
 from limbeck.trajectory.recorded import Recorded
 from limbeck.trajectory.store import DTYPES, Expert, ExpertConfig, make_path
-from limbeck.types import PureLoss
+from limbeck.types import Batch, PureLoss
 
 Watch = Callable[[int, Tensor], float]
 """(epoch, theta (P,)) -> accuracy on the validation part."""
@@ -30,13 +31,20 @@ def train_expert(
     seed: int,
     watch: Watch,
     test: Callable[[Tensor], float],
+    check: Callable[[], None] = lambda: None,
 ) -> Expert:
     """SGD from theta0 (P,) on preprocessed images (n, c, h, w); its trajectory is convexified as it passes by.
 
+    check: called before every step; what it raises ends the training.
     Raises UserError when training diverges.
     """
     schedule = Schedule(config.epochs, config.lr, config.batch_size, config.momentum, config.weight_decay)
-    rule = Gsam(config.sam_rho, config.sam_alpha, config.sam_adaptive) if config.sam_rho else plain_gradient
+    against = Gsam(config.sam_rho, config.sam_alpha, config.sam_adaptive) if config.sam_rho else gradient
+
+    def rule(loss: PureLoss, theta: Tensor, batch: Batch) -> Tensor:
+        check()
+        return against(loss, theta, batch)
+
     convexifier = None
     if config.keep != "recorded" and not config.whole_path():
         smoothing, dtype = SMOOTHING[config.smoothing], DTYPES[config.dtype]

@@ -1,0 +1,220 @@
+"""Compiled parts: normalisation, ReLU and pooling as one function with its derivatives; Winograd's convolution.
+
+They are compiled once by the machine's C++ compiler (some seconds) and kept in the cache folder. Nothing needs them:
+without a compiler `load` returns None, `trouble` says why, and the same mathematics runs through autograd.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limbeck.files import home
+
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("block.cpp", "winograd.cpp"))
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
+TYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
+
+
+class Kernels:
+    """The functions of block.cpp on tensors (n, c, h, w) whose memory is channels last (NHWC).
+
+    gamma, beta (c,), stats and sums (n, 2, c) are of `arithmetic(dtype)`. See block.cpp for what each is.
+    """
+
+    def __init__(self, library: ctypes.CDLL):
+        self.library = library
+
+    def forward(self, z: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """y, stats."""
+        y, stats = _pooled(z), _per_image(z)
+        self._call("forward", z, z, gamma, beta, eps, y, stats)
+        return y, stats
+
+    def backward(self, z: Tensor, gamma: Tensor, beta: Tensor, stats: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+        """dz, sums."""
+        dz, sums = torch.empty_like(z), _per_image(z)
+        self._call("backward", z, z, gamma, beta, stats, dy, dz, sums)
+        return dz, sums
+
+    def forward_tangent(
+        self, z: Tensor, gamma: Tensor, beta: Tensor, stats: Tensor, z1: Tensor, gamma1: Tensor, beta1: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """y1, stats1."""
+        y1, stats1 = _pooled(z), _per_image(z)
+        self._call("forward_tangent", z, z, gamma, beta, stats, z1, gamma1, beta1, y1, stats1)
+        return y1, stats1
+
+    def backward_tangent(
+        self,
+        z: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        stats: Tensor,
+        dy: Tensor,
+        sums: Tensor,
+        z1: Tensor,
+        gamma1: Tensor,
+        stats1: Tensor,
+        dy1: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """dz1, sums1."""
+        dz1, sums1 = torch.empty_like(z), _per_image(z)
+        self._call("backward_tangent", z, z, gamma, beta, stats, dy, sums, z1, gamma1, stats1, dy1, dz1, sums1)
+        return dz1, sums1
+
+    def prepare(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a weight (out, in, 3, 3): what `convolve` takes for it, and for it turned round, from dz to dx."""
+        o, i = weight.shape[:2]
+        rising, falling = (torch.empty(16, i * o, dtype=weight.dtype) for _ in range(2))
+        self._run("prepare", weight.dtype, o, i, weight.contiguous().view(-1), rising, falling)
+        return rising, falling
+
+    def convolve(self, terms: Sequence[tuple[Tensor, Tensor]], out: int) -> Tensor:
+        """The sum of one or two convolutions (n, out, h, w) of x (n, in, h, w) with a prepared weight each."""
+        n, c, h, w = terms[0][0].shape
+        z = torch.empty(n, out, h, w, dtype=terms[0][0].dtype, memory_format=torch.channels_last)
+        self._run("convolve", z.dtype, n, h, w, c, out, *_two(terms), z)
+        return z
+
+    def weigh(self, terms: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """The sum over one or two pairs x (n, in, h, w), dz (n, out, h, w) of the gradient in the weight."""
+        n, c, h, w = terms[0][0].shape
+        out, dtype = terms[0][1].shape[1], terms[0][0].dtype
+        made, dweight = torch.empty(16, c, out, dtype=dtype), torch.empty(out, c, 3, 3, dtype=dtype)
+        self._run("weigh", dtype, n, h, w, c, out, *_two(terms), made)
+        self._run("finish", dtype, out, c, made, dweight.view(-1))
+        return dweight
+
+    def fold(self, columns: Tensor, shape: torch.Size, padding: int) -> Tensor:
+        """The gradient in the images (n, c, h, w) of a 3 x 3 convolution from that in its patches (n oh ow, 9 c)."""
+        dx = torch.empty(shape, dtype=columns.dtype, memory_format=torch.channels_last)
+        self._call("fold", dx, padding, columns, dx)
+        return dx
+
+    def _call(self, name: str, shaped: Tensor, *arguments: Tensor | float | int | None) -> None:
+        n, c, h, w = shaped.shape
+        self._run(name, shaped.dtype, n, h, w, c, *arguments)
+
+    def _run(self, name: str, dtype: torch.dtype, *arguments: Tensor | float | int | None) -> None:
+        function = getattr(self.library, f"{name}_{TYPES[dtype]}")
+        function(*map(_plain, arguments), torch.get_num_threads())
+
+
+def _two(terms: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor | None, ...]:
+    """Both terms in a row; None for the second where there is none."""
+    return (*terms[0], *(terms[1] if len(terms) > 1 else (None, None)))
+
+
+def panel(dtype: torch.dtype) -> int:
+    """Channels must come in multiples of this for `prepare`, `convolve` and `weigh`; 0 for a type they do not have."""
+    return {torch.float32: 32, torch.float64: 16}.get(dtype, 0)
+
+
+def arithmetic(dtype: torch.dtype) -> torch.dtype:
+    """What is computed with where activations are stored as `dtype`."""
+    return torch.float32 if dtype is torch.bfloat16 else dtype
+
+
+def _pooled(z: Tensor) -> Tensor:
+    n, c, h, w = z.shape
+    return torch.empty(n, c, h // 2, w // 2, dtype=z.dtype, memory_format=torch.channels_last)
+
+
+def _per_image(z: Tensor) -> Tensor:
+    return torch.empty(len(z), 2, z.shape[1], dtype=arithmetic(z.dtype))
+
+
+def _plain(argument: Tensor | float | int | None) -> Any:
+    if isinstance(argument, float):
+        return ctypes.c_double(argument)
+    if isinstance(argument, int):
+        return ctypes.c_int64(argument)
+    if argument is None:
+        return None
+    layout = torch.channels_last if argument.ndim == 4 else torch.contiguous_format
+    if not argument.is_contiguous(memory_format=layout):
+        raise ValueError(f"a kernel was handed a tensor {tuple(argument.shape)} that is not contiguous in its layout")
+    return ctypes.c_void_p(argument.data_ptr())
+
+
+@cache
+def _built() -> tuple[Kernels | None, str]:
+    """The kernels, or None and why there are none."""
+    if os.environ.get("LIMBECK_KERNELS") == "0":
+        return None, "they are switched off (LIMBECK_KERNELS=0)"
+    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        return None, "there is no C++ compiler (a Debian package called g++ has one)"
+    try:
+        library = ctypes.CDLL(str(_compiled(compiler)))
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        return None, f"{compiler} could not build them: {said.strip().splitlines()[0]}"
+    _keep_freed_memory()
+    return Kernels(library), ""
+
+
+def load() -> Kernels | None:
+    """The kernels, built at the first call on this machine; None where they cannot be."""
+    return _built()[0]
+
+
+def trouble() -> str:
+    """Why there are no kernels, as half a sentence; empty where there are."""
+    return _built()[1]
+
+
+def _compiled(compiler: str) -> Path:
+    """The library for this source, compiler and processor; made under another name and renamed, as all our files."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    key = hashlib.sha256(
+        "\n".join([*(source.read_text() for source in SOURCES), version, *FLAGS, _processor()]).encode()
+    ).hexdigest()[:16]
+    path = home() / "kernels" / f"kernels-{key}.so"
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        command = [compiler, *FLAGS, *map(str, SOURCES), "-o", str(made)]
+        threaded = subprocess.run([*command, "-fopenmp"], capture_output=True, text=True, check=False)
+        if threaded.returncode:  # a compiler without OpenMP: the loops then run on one thread
+            subprocess.run(command, capture_output=True, text=True, check=True)
+        made.replace(path)
+    return path
+
+
+def _processor() -> str:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine() + platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+
+
+def _keep_freed_memory() -> None:
+    """Ask the allocator not to hand large blocks back between steps.
+
+    glibc maps blocks above 32 MB anew each time, and every page is cleared on its first use: a convolution of 3 to 128
+    channels at 32 pixels took 40 ms, 11 without (100 images, one thread).
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+    except (OSError, AttributeError):  # not glibc
+        return

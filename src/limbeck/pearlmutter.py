@@ -1,0 +1,314 @@
+"""The field's ConvNet with its first and second derivatives written out, instead of taken by autograd.
+
+The student's adjoint needs, for a direction v in parameter space, the derivative of v . grad loss in everything: that
+is Pearlmutter's R-operator (Pearlmutter, "Fast Exact Multiplication by the Hessian", Neural Computation 1994), the
+tangent of a forward and backward pass. Written out for conv - instance norm - ReLU - average pooling it needs as many
+convolutions as there are, no graph, and channels-last memory, which the convolutions of a processor are fastest with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from limbeck.derivatives import Products, Wanted
+from limbeck.flat import FlatModel, Layout
+from limbeck.kernels import Kernels, arithmetic, load
+from limbeck.kernels.convolution import Convolution, channels_last, convolution
+from limbeck.models import ConvNet
+from limbeck.student.losses import CrossEntropy
+from limbeck.types import Batch
+
+
+class Stage(NamedTuple):
+    """One block's parameters: weight as its convolution has it prepared; gamma, beta (out,)."""
+
+    weight: Any
+    gamma: Tensor
+    beta: Tensor
+
+
+class Passed(NamedTuple):
+    """What one block keeps of a forward and backward pass, for its tangent: see kernels/block.cpp."""
+
+    x: Tensor
+    z: Tensor
+    stats: Tensor
+    dy: Tensor
+    dz: Tensor
+    sums: Tensor
+
+
+class Head(NamedTuple):
+    """What the last layer keeps: features (n, d), probabilities (n, classes), the labels' sums (n, 1), dlogits."""
+
+    features: Tensor
+    probabilities: Tensor
+    weight: Tensor
+    label_sums: Tensor
+    dlogits: Tensor
+
+
+class Tape(NamedTuple):
+    """A forward and backward pass of some images."""
+
+    stages: list[Stage]
+    passed: list[Passed]
+    head: Head
+
+
+@dataclass(frozen=True, eq=False)
+class Pearlmutter:
+    """Derivatives of cross-entropy of a ConvNet on a batch of images that are augmented already.
+
+    layout, convolutions (one a block) and eps are the network's; dtype is how activations are stored; chunk is how
+    many images are worked on at a time, so that they stay in the cache and memory does not grow with the batch.
+    """
+
+    kernels: Kernels
+    layout: Layout
+    convolutions: tuple[Convolution, ...]
+    eps: float
+    dtype: torch.dtype = torch.float32
+    chunk: int = 32
+
+    def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """The gradient (P,) of the mean over n images (n, c, h, w); labels are classes (n,) or probabilities."""
+        total: list[Tensor] | None = None
+        stages, weight, bias = self._stages(theta)
+        for part, target in self._chunks(images, labels):
+            _, gradients = self._pass(stages, weight, bias, part, target, len(images), weights=True)
+            total = gradients if total is None else _add(total, gradients)
+        assert total is not None
+        return self._join(total)
+
+    def products(self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, wanted: Wanted) -> Products:
+        """direction . gradient, and those of its derivatives that are asked for."""
+        total: list[Tensor] | None = None
+        stages, weight, bias = self._stages(theta)
+        stages1, weight1, bias1 = self._stages(direction)
+        dimages, dlabels, along = [], [], torch.zeros((), dtype=arithmetic(self.dtype))
+        for part, target in self._chunks(images, labels):
+            tape, _ = self._pass(stages, weight, bias, part, target, len(images), weights=False)
+            made, dimage, dlabel, slope = self._tangent(tape, stages1, weight1, bias1, len(images), wanted)
+            total = made if total is None else _add(total, made)
+            dimages += [] if dimage is None else [dimage]
+            dlabels.append(dlabel)
+            along = along + slope
+        assert total is not None
+        return Products(
+            along,
+            self._join(total) if wanted.theta else None,
+            torch.cat(dimages) if wanted.images else None,
+            torch.cat(dlabels) if wanted.labels else None,
+        )
+
+    def logits(self, theta: Tensor, images: Tensor) -> Tensor:
+        """What the network says (n, classes); nothing here can be differentiated."""
+        stages, weight, bias = self._stages(theta)
+        said = []
+        for part in images.split(self.chunk):
+            x = channels_last(part, self.dtype)
+            for stage, conv in zip(stages, self.convolutions):
+                z = conv.forward([(x, stage.weight)])
+                x, _ = self.kernels.forward(z, stage.gamma, stage.beta, self.eps)
+            said.append(torch.addmm(bias, _flatten(x).to(weight), weight.T))
+        return torch.cat(said)
+
+    def _chunks(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        probabilities = labels if labels.dtype.is_floating_point else F.one_hot(labels, self.layout.shapes[-1][0])
+        probabilities = probabilities.to(arithmetic(self.dtype))
+        for part, target in zip(images.split(self.chunk), probabilities.split(self.chunk)):
+            yield channels_last(part, self.dtype), target
+
+    def _stages(self, theta: Tensor) -> tuple[list[Stage], Tensor, Tensor]:
+        """The blocks' parameters; the last layer's weight for features in channels-last order, and its bias."""
+        parts = [part.to(arithmetic(self.dtype)) for part in self.layout.split(theta.detach())]
+        stages = [
+            Stage(conv.prepare(weight), gamma, beta)
+            for conv, weight, _, gamma, beta in zip(self.convolutions, *[iter(parts[:-2])] * 4)
+        ]
+        return stages, self._reordered(parts[-2]), parts[-1]
+
+    @cached_property
+    def _channels(self) -> int:
+        return self.layout.shapes[-4][0]
+
+    def _reordered(self, weight: Tensor) -> Tensor:
+        """(classes, c h w) -> (classes, h w c)."""
+        return weight.view(len(weight), self._channels, -1).transpose(1, 2).reshape(len(weight), -1)
+
+    def _join(self, parts: list[Tensor]) -> Tensor:
+        """One vector (P,) from dweight, dgamma, dbeta of each block and the last layer's two.
+
+        A convolution's bias is taken out again by the mean that is subtracted: its derivatives are 0.
+        """
+        *blocks, weight, bias = parts
+        every: list[Tensor] = []
+        for dweight, dgamma, dbeta in zip(*[iter(blocks)] * 3):
+            every += [dweight.to(dgamma), torch.zeros_like(dbeta), dgamma, dbeta]
+        every.append(weight.view(len(weight), -1, self._channels).transpose(1, 2).reshape(len(weight), -1))
+        return self.layout.join([*every, bias])
+
+    def _pass(
+        self,
+        stages: list[Stage],
+        weight: Tensor,
+        bias: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        count: int,
+        weights: bool,
+    ) -> tuple[Tape, list[Tensor]]:
+        """Forwards and backwards; `weights`: whether the gradient is made as well."""
+        x, rising = images, []
+        for stage, conv in zip(stages, self.convolutions):
+            z = conv.forward([(x, stage.weight)])
+            y, stats = self.kernels.forward(z, stage.gamma, stage.beta, self.eps)
+            rising.append((x, z, stats))
+            x = y
+        features = _flatten(x).to(weight)
+        probabilities = torch.addmm(bias, features, weight.T).softmax(1)
+        label_sums = labels.sum(1, keepdim=True)
+        dlogits = (probabilities * label_sums - labels) / count
+        made = [dlogits.T @ features, dlogits.sum(0)] if weights else []
+        dy = _unflatten(dlogits @ weight, x)
+        passed: list[Passed] = []
+        for index in reversed(range(len(stages))):
+            stage, conv, (x, z, stats) = stages[index], self.convolutions[index], rising[index]
+            dz, sums = self.kernels.backward(z, stage.gamma, stage.beta, stats, dy)
+            passed.insert(0, Passed(x, z, stats, dy, dz, sums))
+            if weights:
+                dbeta, dgamma = sums.sum(0)
+                made = [conv.weigh([(x, dz)]), dgamma, dbeta, *made]
+            if index:
+                dy = conv.backward([(dz, stage.weight)], x.shape)
+        return Tape(stages, passed, Head(features, probabilities, weight, label_sums, dlogits)), made
+
+    def _tangent(
+        self, tape: Tape, stages1: list[Stage], weight1: Tensor, bias1: Tensor, count: int, wanted: Wanted
+    ) -> tuple[list[Tensor], Tensor | None, Tensor, Tensor]:
+        """The tangent of `_pass` where the parameters move: of the gradient, of dimages; dlabels, and the slope."""
+        x1: Tensor | None = None
+        rising: list[tuple[Tensor | None, Tensor, Tensor]] = []
+        for stage, stage1, kept, conv in zip(tape.stages, stages1, tape.passed, self.convolutions):
+            z1 = conv.forward([(kept.x, stage1.weight), *([] if x1 is None else [(x1, stage.weight)])])
+            y1, stats1 = self.kernels.forward_tangent(
+                kept.z, stage.gamma, stage.beta, kept.stats, z1, stage1.gamma, stage1.beta
+            )
+            rising.append((x1, z1, stats1))
+            x1 = y1
+        assert x1 is not None
+        features, p, weight, label_sums, dlogits = tape.head
+        features1 = _flatten(x1).to(weight)
+        logits1 = features1 @ weight.T + torch.addmm(bias1, features, weight1.T)
+        centred = logits1 - (p * logits1).sum(1, keepdim=True)
+        dlogits1 = p * centred * label_sums / count
+        slope, dlabels = (dlogits * logits1).sum(), -centred / count
+        made = [dlogits1.T @ features + dlogits.T @ features1, dlogits1.sum(0)]
+        dy1 = _unflatten(dlogits1 @ weight + dlogits @ weight1, x1)
+        for index in reversed(range(len(tape.stages))):
+            stage, stage1, kept = tape.stages[index], stages1[index], tape.passed[index]
+            conv, (x1, z1, stats1) = self.convolutions[index], rising[index]
+            dz1, sums1 = self.kernels.backward_tangent(
+                kept.z, stage.gamma, stage.beta, kept.stats, kept.dy, kept.sums, z1, stage1.gamma, stats1, dy1
+            )
+            if wanted.theta:
+                dbeta1, dgamma1 = sums1.sum(0)
+                dweight1 = conv.weigh([(kept.x, dz1), *([] if x1 is None else [(x1, kept.dz)])])
+                made = [dweight1, dgamma1, dbeta1, *made]
+            if index or wanted.images:
+                dy1 = conv.backward([(dz1, stage.weight), (kept.dz, stage1.weight)], kept.x.shape)
+        return made, dy1.contiguous() if wanted.images else None, dlabels, slope
+
+
+def _flatten(x: Tensor) -> Tensor:
+    """(n, c, h, w) channels last -> (n, h w c), a view."""
+    return x.permute(0, 2, 3, 1).reshape(len(x), -1)
+
+
+def _unflatten(rows: Tensor, like: Tensor) -> Tensor:
+    """(n, h w c) -> (n, c, h, w) channels last."""
+    n, c, h, w = like.shape
+    return rows.to(like.dtype).view(n, h, w, c).permute(0, 3, 1, 2)
+
+
+def _add(total: list[Tensor], more: list[Tensor]) -> list[Tensor]:
+    return [first + second for first, second in zip(total, more)]
+
+
+@dataclass(frozen=True)
+class Fast:
+    """`plain`, with its derivatives written out: the same function, so that whoever calls it may use autograd.
+
+    Called, it is `plain` itself, in float32 whatever the precision of the derivatives.
+    """
+
+    plain: CrossEntropy
+    derivatives: Pearlmutter
+
+    def __call__(self, theta: Tensor, batch: Batch) -> Tensor:
+        return self.plain(theta, batch)
+
+    def gradient(self, theta: Tensor, batch: Batch) -> Tensor | None:
+        """As `derivatives.gradient`; None for tensors of another type or device than the kernels'."""
+        if not self._fits(theta, batch):
+            return None
+        with torch.no_grad():
+            return self.derivatives.gradient(theta.detach(), self._augmented(batch), batch.labels)
+
+    def products(self, theta: Tensor, batch: Batch, direction: Tensor, wanted: Wanted) -> Products | None:
+        """As `derivatives.products`, and on through the augmentation to the images as they were before."""
+        if not self._fits(theta, batch):
+            return None
+        leaf = batch.images.detach().requires_grad_(wanted.images)
+        with torch.enable_grad():
+            augmented = self._augmented(Batch(leaf, batch.labels, batch.seed))
+        with torch.no_grad():
+            made = self.derivatives.products(theta.detach(), augmented.detach(), batch.labels, direction, wanted)
+        if wanted.images and augmented is not leaf:
+            (back,) = torch.autograd.grad(augmented, leaf, made.images)
+            made = made._replace(images=back)
+        return made
+
+    def _augmented(self, batch: Batch) -> Tensor:
+        if self.plain.augment is None or batch.seed is None:
+            return batch.images
+        return self.plain.augment(batch.images, batch.seed)
+
+    def _fits(self, theta: Tensor, batch: Batch) -> bool:
+        known = arithmetic(self.derivatives.dtype)
+        return theta.dtype is known and batch.images.dtype is known and theta.device.type == "cpu"
+
+
+def pearlmutter(model: FlatModel, dtype: torch.dtype = torch.float32) -> Pearlmutter | None:
+    """The written-out derivatives of this network; None for any but the field's ConvNet, and without kernels."""
+    module = model.module
+    if type(module) is not ConvNet:
+        return None
+    layers = list(module.features)
+    kernels = load()
+    convolutions: list[Convolution] = []
+    eps = 0.0
+    for conv, norm, activation, pooling in zip(*[iter(layers)] * 4):
+        fits = (
+            isinstance(conv, nn.Conv2d)
+            and isinstance(norm, nn.GroupNorm)
+            and norm.num_groups == norm.num_channels
+            and isinstance(activation, nn.ReLU)
+            and isinstance(pooling, nn.AvgPool2d)
+        )
+        if not fits or kernels is None:
+            return None
+        sizes = conv.in_channels, conv.out_channels, int(conv.padding[0])
+        convolutions.append(convolution(kernels, *sizes, not convolutions, dtype))
+        eps = norm.eps
+    if len(layers) % 4 or not convolutions or kernels is None:
+        return None
+    return Pearlmutter(kernels, model.layout, tuple(convolutions), eps, dtype)

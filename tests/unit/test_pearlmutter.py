@@ -1,0 +1,273 @@
+"""The written-out derivatives: exact against autograd and finite differences, and what happens where they cannot be."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from limbeck import kernels
+from limbeck.data.augment import DSA
+from limbeck.derivatives import Wanted, gradient, products
+from limbeck.kernels.convolution import Direct, Winograd, channels_last
+from limbeck.models import ModelConfig, flat_model
+from limbeck.pearlmutter import Fast, pearlmutter
+from limbeck.student.losses import CrossEntropy
+from limbeck.student.unroll import Backprop, Replay, unroll
+from limbeck.types import Batch
+
+pytestmark = pytest.mark.skipif(kernels.load() is None, reason=f"no kernels: {kernels.trouble()}")
+
+ALL = Wanted(True, True, True)
+CASES = [  # shape, width, depth, images: three depths, a padded first block, sides that do not halve, several chunks
+    ((3, 32, 32), 8, None, 3),
+    ((1, 28, 28), 6, None, 4),
+    ((1, 8, 8), 16, None, 5),
+    ((3, 20, 26), 5, 3, 3),
+    ((2, 9, 11), 3, 1, 2),
+    ((1, 8, 8), 4, 2, 70),
+    ((1, 14, 10), 32, 2, 3),  # by Winograd's algorithm where channels come in multiples of 16 (float64) or 32 (float32)
+]
+
+
+def task(
+    shape: tuple[int, int, int], width: int, depth: int | None, count: int, soft: bool, dtype: torch.dtype
+) -> tuple[Fast, Tensor, Batch, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    model = flat_model(ModelConfig(width=width, depth=depth), shape, 5)
+    written = pearlmutter(model, dtype)
+    assert written is not None
+    arithmetic = kernels.arithmetic(dtype)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator, dtype=torch.float64).to(arithmetic)
+
+    theta = model.fresh(0).to(arithmetic) + 0.1 * normal(model.layout.count)
+    labels = normal(count, 5).exp() if soft else torch.arange(count) % 5  # sums other than 1 too
+    batch = Batch(normal(count, *shape), labels, seed=3)
+    return Fast(CrossEntropy(model, DSA()), written), theta, batch, normal(model.layout.count)
+
+
+def error(found: Tensor | None, exact: Tensor | None) -> float:
+    assert found is not None
+    assert exact is not None
+    return float((found.double() - exact.double()).norm() / exact.double().norm())
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize(("shape", "width", "depth", "count"), CASES)
+def test_equals_autograd_in_float64(
+    shape: tuple[int, int, int], width: int, depth: int | None, count: int, soft: bool
+) -> None:
+    loss, theta, batch, direction = task(shape, width, depth, count, soft, torch.float64)
+    wanted = Wanted(True, True, soft)
+    assert error(loss.gradient(theta, batch), gradient(loss.plain, theta, batch)) < 1e-12
+    found, exact = loss.products(theta, batch, direction, wanted), products(loss.plain, theta, batch, direction, wanted)
+    assert found is not None
+    for name in ("along", "theta", "images", *(("labels",) if soft else ())):
+        assert error(getattr(found, name), getattr(exact, name)) < 1e-12, name
+    assert error(loss.derivatives.logits(theta, batch.images), loss.plain.model(theta, batch.images)) < 1e-12
+
+
+def test_products_are_the_slopes_of_the_gradient_along_the_direction() -> None:
+    loss, theta, batch, direction = task((1, 8, 8), 6, 2, 4, True, torch.float64)
+    found = loss.products(theta, batch, direction, ALL)
+    assert found is not None
+
+    def slope(t: Tensor, images: Tensor, labels: Tensor) -> float:
+        return float(torch.dot(direction, gradient(loss, t, Batch(images, labels, batch.seed))))
+
+    for place, name in enumerate(("theta", "images", "labels")):
+        at = [theta, batch.images, batch.labels]
+        step = torch.zeros_like(at[place])
+        step.view(-1)[::7] = 1e-6  # several numbers at once: their slopes add up
+        ahead, behind = list(at), list(at)
+        ahead[place], behind[place] = at[place] + step, at[place] - step
+        numeric = (slope(*ahead) - slope(*behind)) / 2
+        exact = float((getattr(found, name) * step).sum())
+        assert numeric == pytest.approx(exact, rel=1e-5), name
+
+
+@pytest.mark.parametrize("width", [16, 32])
+def test_is_as_near_to_float64_in_float32_as_autograd_is(width: int) -> None:
+    loss, theta, batch, direction = task((3, 32, 32), width, None, 40, True, torch.float32)
+    model = loss.plain.model
+    written = pearlmutter(model, torch.float64)
+    assert written is not None
+    exact64 = Fast(CrossEntropy(model, DSA()), written)
+    batch64 = Batch(batch.images.double(), batch.labels.double(), batch.seed)
+    exact = exact64.products(theta.double(), batch64, direction.double(), ALL)
+    assert exact is not None
+    found, eager = loss.products(theta, batch, direction, ALL), products(loss.plain, theta, batch, direction, ALL)
+    for name in ("theta", "images", "labels"):
+        ours, theirs = (error(getattr(each, name), getattr(exact, name)) for each in (found, eager))
+        assert ours < max(3 * theirs, 1e-6), name
+    assert found is not None
+    largest = direction.norm() * gradient(loss, theta, batch).norm()
+    assert abs(float(found.along) - float(exact.along)) < 1e-6 * float(largest)
+
+
+def test_bfloat16_is_a_few_per_cent_off_and_points_the_same_way() -> None:
+    loss, theta, batch, direction = task((3, 32, 32), 16, None, 40, True, torch.bfloat16)
+    found, exact = loss.products(theta, batch, direction, ALL), products(loss.plain, theta, batch, direction, ALL)
+    made = loss.gradient(theta, batch)
+    assert made is not None
+    assert made.dtype is torch.float32
+    assert 1e-4 < error(made, gradient(loss.plain, theta, batch)) < 0.1
+    for name in ("theta", "images", "labels"):
+        ours, theirs = getattr(found, name).flatten(), getattr(exact, name).flatten()
+        assert error(ours, theirs) < 0.15, name
+        assert torch.cosine_similarity(ours, theirs, dim=0) > 0.99, name
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.5])
+@pytest.mark.parametrize("curvature", [True, False])
+def test_replay_through_it_equals_replay_through_autograd(curvature: bool, gain: float) -> None:
+    loss, theta, batch, direction = task((1, 8, 8), 6, 2, 6, True, torch.float64)
+    made = []
+    for each in (loss, loss.plain):
+        images, labels = batch.images.clone().requires_grad_(), batch.labels.clone().requires_grad_()
+        lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+        rows = [torch.tensor([0, 2, 3]), None, torch.tensor([5, 1])]
+        batches = [Batch(images, labels, seed, part) for seed, part in enumerate(rows)]
+        end = unroll(each, theta, batches, lr, Replay(curvature, gain))
+        made.append(torch.autograd.grad(torch.dot(end, direction), [images, labels, lr]))
+    for ours, theirs in zip(*made):
+        assert error(ours, theirs) < 1e-12
+
+
+def test_replay_through_it_equals_backprop() -> None:
+    loss, theta, batch, direction = task((3, 32, 32), 4, None, 4, True, torch.float64)
+    made = []
+    for adjoint in (Replay(), Backprop()):
+        images = batch.images.clone().requires_grad_()
+        end = unroll(loss, theta, [Batch(images, batch.labels, seed) for seed in range(4)], 0.05, adjoint)
+        made.append(torch.autograd.grad(torch.dot(end, direction), images)[0])
+    assert error(*made) < 1e-12
+
+
+def test_the_same_bits_each_time() -> None:
+    loss, theta, batch, direction = task((1, 28, 28), 8, None, 5, False, torch.float32)
+    first = loss.products(theta, batch, direction, Wanted(True, True, False))
+    again = loss.products(theta, batch, direction, Wanted(True, True, False))
+    assert first is not None
+    assert again is not None
+    assert first.theta is not None
+    assert again.theta is not None
+    assert first.theta.equal(again.theta)
+
+
+def test_what_is_not_finite_is_passed_on() -> None:
+    loss, theta, batch, _ = task((1, 8, 8), 4, 2, 3, False, torch.float32)
+    theta[0] = float("nan")  # one weight of the first block
+    made = loss.gradient(theta, batch)
+    assert made is not None
+    assert made.isnan().any()
+    assert loss.derivatives.logits(theta, batch.images).isnan().all()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ModelConfig(name="mlp"),
+        ModelConfig(norm="layer"),
+        ModelConfig(norm="group"),
+        ModelConfig(activation="sigmoid"),
+        ModelConfig(pooling="max"),
+        ModelConfig(norm="none", name="widening"),
+    ],
+)
+def test_other_networks_are_left_to_autograd(config: ModelConfig) -> None:
+    assert pearlmutter(flat_model(config, (1, 8, 8), 3)) is None
+
+
+def test_tensors_of_another_type_are_left_to_autograd() -> None:
+    loss, theta, batch, direction = task((1, 8, 8), 4, 2, 3, False, torch.float32)
+    wide = Batch(batch.images.double(), batch.labels, batch.seed)
+    assert loss.gradient(theta.double(), wide) is None
+    assert loss.products(theta.double(), wide, direction.double(), Wanted(True, True, False)) is None
+    assert gradient(loss, theta.double(), wide).dtype is torch.float64
+
+
+def test_a_kernel_refuses_memory_in_another_order() -> None:
+    built = kernels.load()
+    assert built is not None
+    with pytest.raises(ValueError, match="not contiguous"):
+        built.forward(torch.randn(2, 3, 4, 4), torch.ones(3), torch.zeros(3), 1e-5)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("n", "h", "w"), [(3, 8, 8), (2, 7, 9), (1, 1, 2), (13, 4, 4)])
+def test_winograd_equals_convolution_and_its_transposes(
+    n: int, h: int, w: int, dtype: torch.dtype, threads: int
+) -> None:
+    built, before = kernels.load(), torch.get_num_threads()
+    assert built is not None
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*size: int) -> Tensor:
+        return channels_last(torch.randn(*size, generator=generator, dtype=dtype), dtype)
+
+    x, also, dz, more = normal(n, 32, h, w), normal(n, 32, h, w), normal(n, 64, h, w), normal(n, 64, h, w)
+    weights = [torch.randn(64, 32, 3, 3, generator=generator, dtype=dtype) for _ in range(2)]
+    fast, plain = Winograd(built), Direct(1, torch.float64)
+    close = 1e-14 if dtype is torch.float64 else 2e-6
+    torch.set_num_threads(threads)
+    try:
+        for count in (1, 2):
+            ours = [fast.prepare(weight) for weight in weights]
+            theirs = [plain.prepare(weight.double()) for weight in weights]
+            xs, dzs = [x, also][:count], [dz, more][:count]
+            wide_x, wide_dz = [each.double() for each in xs], [each.double() for each in dzs]
+            z = fast.forward(list(zip(xs, ours)))
+            assert error(z, plain.forward(list(zip(wide_x, theirs)))) < close
+            dx = fast.backward(list(zip(dzs, ours)), x.shape)
+            assert error(dx, plain.backward(list(zip(wide_dz, theirs)), x.shape)) < close
+            assert error(fast.weigh(list(zip(xs, dzs))), plain.weigh(list(zip(wide_x, wide_dz)))) < close
+    finally:
+        torch.set_num_threads(before)
+
+
+CODE = """
+import torch
+from limbeck import kernels
+from limbeck.models import ModelConfig
+from limbeck.data import load_data
+from limbeck.task import make_task
+from limbeck.derivatives import gradient
+from limbeck.types import Batch
+task = make_task(load_data("digits"), ModelConfig(width=4))
+print(kernels.load() is not None, "|", kernels.trouble(), "|", end=" ")
+batch = Batch(task.train[0][:9], task.train[1][:9], 1)
+print(float(gradient(task.loss, task.model.fresh(0), batch).double().norm()))
+"""
+
+
+def run(**environment: str) -> tuple[bool, str, float]:
+    made = subprocess.run(
+        [sys.executable, "-c", CODE], env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    )
+    built, why, norm = made.stdout.split("|")
+    return built.strip() == "True", why.strip(), float(norm)
+
+
+def test_without_a_compiler_the_same_gradient_comes_from_autograd(tmp_path: Path) -> None:
+    home = {"LIMBECK_HOME": str(tmp_path)}
+    built, why, norm = run(**home)
+    assert (built, why) == (True, "")
+    assert len(list((tmp_path / "kernels").glob("*.so"))) == 1
+    for environment, said in (
+        ({"LIMBECK_KERNELS": "0"}, "switched off"),
+        ({"CXX": "false", "LIMBECK_HOME": str(tmp_path / "other")}, "could not build"),
+        ({"PATH": str(tmp_path), "LIMBECK_HOME": str(tmp_path / "third")}, "no C++ compiler"),
+    ):
+        without, why, other = run(**{**home, **environment})
+        assert not without
+        assert said in why
+        assert other == pytest.approx(norm, rel=1e-5)
