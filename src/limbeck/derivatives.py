@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from limbeck.types import Batch, PureLoss
 
@@ -66,3 +67,35 @@ def products(loss: PureLoss, theta: Tensor, batch: Batch, direction: Tensor, wan
         return Products(torch.dot(direction, found.detach()), None, None, None)
     made = iter(torch.autograd.grad(found, asked, direction, allow_unused=True))
     return Products(torch.dot(direction, found.detach()), *(next(made) if want else None for want in wanted))
+
+
+def differentiable_gradient(loss: PureLoss, theta: Tensor, batch: Batch) -> Tensor:
+    """grad loss (P,) at a fixed theta, as a function of the batch's images and labels that can be differentiated once.
+
+    >>> x = torch.ones(1, 1, 1, 1, requires_grad=True)
+    >>> cubic = lambda theta, batch: batch.images.sum() * (theta**3).sum()
+    >>> g = differentiable_gradient(cubic, torch.tensor([2.0]), Batch(x, torch.zeros(1)))
+    >>> g.backward(); g.item(), x.grad.item()
+    (12.0, 12.0)
+    """
+    made: Tensor = _Gradient.apply(loss, theta.detach(), batch.seed, batch.images, batch.labels)  # type: ignore[no-untyped-call]
+    return made
+
+
+class _Gradient(torch.autograd.Function):
+    """Its derivative in a direction is that of direction . gradient, taken when it is asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: PureLoss, theta: Tensor, seed: int | None, images: Tensor, labels: Tensor) -> Tensor:
+        ctx.loss, ctx.seed = loss, seed
+        ctx.save_for_backward(theta, images, labels)
+        return gradient(loss, theta, Batch(images.detach(), labels.detach(), seed))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, direction: Tensor) -> tuple[Any, ...]:
+        theta, images, labels = ctx.saved_tensors
+        _, _, _, *needs = ctx.needs_input_grad
+        batch = Batch(images.detach(), labels.detach(), ctx.seed)
+        made = products(ctx.loss, theta, batch, direction, Wanted(False, *needs))
+        return None, None, None, made.images, made.labels

@@ -24,6 +24,7 @@ from limbeck.objectives.features import FeatureDistance
 from limbeck.objectives.gradient import DISTANCES, GradientDistance, convolutions, weights
 from limbeck.objectives.query import RandomRows, rows_by_class
 from limbeck.random import stream
+from limbeck.student.losses import CrossEntropy
 from limbeck.synthetic import Decode, SyntheticSet, identity
 from limbeck.task import Task, make_task
 from limbeck.trajectory import ExpertConfig
@@ -32,6 +33,7 @@ pytestmark = pytest.mark.usefixtures("untouched_generators")
 
 CLASSES = 3
 MODEL = flat_model(ModelConfig(width=4, depth=2), (2, 8, 8), CLASSES)
+LOSS = CrossEntropy(MODEL)
 
 
 def theta() -> Tensor:
@@ -117,7 +119,7 @@ def test_the_whole_gradient_is_that_of_one_graph(name: str, layers: str, factor:
     held = synthetic(decode, soft)
     which = (convolutions if layers == "conv" else weights)(MODEL.layout)
     augment = Layered(DSA("color_crop_flip_cutout", alike=True))
-    matched = objective(GradientDistance(MODEL, which, DISTANCES[name]), augment=augment)
+    matched = objective(GradientDistance(LOSS, MODEL.layout, which, DISTANCES[name]), augment=augment)
     seeds: list[int] = []
 
     def spy(images: Tensor, seed: int) -> Tensor:
@@ -159,7 +161,7 @@ def test_the_whole_gradient_is_that_of_one_graph(name: str, layers: str, factor:
 
 def test_the_gradient_meets_finite_differences() -> None:
     held = synthetic(Partition(2))
-    matched = objective(GradientDistance(MODEL, convolutions(MODEL.layout), DISTANCES["mse"]))
+    matched = objective(GradientDistance(LOSS, MODEL.layout, convolutions(MODEL.layout), DISTANCES["mse"]))
     matched(held, 0, 0).backward()
     assert held.images.grad is not None
     generator = torch.Generator().manual_seed(1)
@@ -177,7 +179,7 @@ def test_no_gradient_reaches_a_network_or_the_data() -> None:
     data = real()
     before = data[0].clone()
     rows = RandomRows(rows_by_class(data[1], CLASSES), 7)
-    distance = GradientDistance(MODEL, weights(MODEL.layout), DISTANCES["cosine"])
+    distance = GradientDistance(LOSS, MODEL.layout, weights(MODEL.layout), DISTANCES["cosine"])
     held = synthetic()
     MatchClasses(data, rows, lambda: parameters, distance)(held, 0, 0).backward()
     assert parameters.grad is None
@@ -188,7 +190,7 @@ def test_no_gradient_reaches_a_network_or_the_data() -> None:
 
 def test_only_one_class_at_a_time() -> None:
     """What a class's loss is does not depend on the other classes' images, and its gradient is in its rows alone."""
-    distance = GradientDistance(MODEL, convolutions(MODEL.layout), DISTANCES["l1"])
+    distance = GradientDistance(LOSS, MODEL.layout, convolutions(MODEL.layout), DISTANCES["l1"])
     matched = objective(distance)
     whole = synthetic()
     matched(whole, 0, 0).backward()
@@ -244,7 +246,7 @@ def test_features_of_the_same_images_are_matched() -> None:
 
 
 def test_discrepancies_add_up() -> None:
-    gradient = GradientDistance(MODEL, convolutions(MODEL.layout), DISTANCES["mse"])
+    gradient = GradientDistance(LOSS, MODEL.layout, convolutions(MODEL.layout), DISTANCES["mse"])
     features = FeatureDistance(MODEL)
     values, grads = [], []
     for each in (gradient, features, Sum(((1.0, gradient), (0.5, features)))):

@@ -33,7 +33,7 @@ def lessons(task: Task, kind: str) -> Lessons:
 
 def pool(task: Task, kind: str = "real", every: int = 4, seed: int = 3) -> Ageing:
     fresh = Fresh(task.model, seed, task.device)
-    return Ageing(task.model, fresh, every, lessons(task, kind), Sgd(0.05, 0.9, 5e-4))
+    return Ageing(task.loss_with(None), fresh, every, lessons(task, kind), Sgd(0.05, 0.9, 5e-4))
 
 
 @pytest.mark.parametrize("kind", ["real", "synthetic"])
@@ -106,7 +106,7 @@ def test_lessons_lower_the_loss(task: Task) -> None:
 
 def test_a_warm_up_is_an_epoch_of_plain_training(task: Task) -> None:
     schedule = Schedule(1, 0.05, 32, 0.9, 5e-4)
-    warm = WarmUp(task.model, task.train, DSA("crop"), schedule)
+    warm = WarmUp(task.loss_with(DSA("crop")), task.train, schedule)
     fresh = Fresh(task.model, 3, task.device, warm)
     cold = Fresh(task.model, 3, task.device)
     images, labels = task.train

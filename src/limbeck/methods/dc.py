@@ -37,13 +37,13 @@ def compose(config: DCConfig, material: Material, siamese: Augment, lesson: Augm
     """All weights' gradients, row by row, under a network that learns from the synthetic set."""
     assert config.inner is not None
     assert config.net_epochs is not None
-    task = material.task
+    task, layout = material.task, material.task.model.layout
     fresh = Fresh(task.model, material.seed, task.device)
     lessons = SyntheticLessons(config.net_epochs, config.batch_net, derive(material.seed, "lessons"), lesson)
-    network = Ageing(task.model, fresh, config.inner, lessons, Sgd(config.lr_net))
+    network = Ageing(task.loss_with(None), fresh, config.inner, lessons, Sgd(config.lr_net))
     synthetic = start(config, material, network)
     rows, hooks = real_rows(config, material, network)
-    distance = GradientDistance(task.model, weights(task.model.layout), DISTANCES["cosine"])
+    distance = GradientDistance(task.loss_with(None), layout, weights(layout), DISTANCES["cosine"])
     objective = MatchClasses(task.train, rows, network.network, distance, siamese)
     steps = [image_sgd(synthetic, config.lr_img, config.momentum)]
     return Plan(objective, synthetic, steps, config.iterations, hooks=hooks)

@@ -23,7 +23,7 @@ class DMConfig(MatchingConfig):
 def plan(config: DMConfig, material: Material) -> Plan:
     """A new untrained network at every step; one augmentation draw for real and synthetic images of a class."""
     task = material.task
-    network = Ageing(task.model, Fresh(task.model, material.seed, task.device), every=1)
+    network = Ageing(task.loss_with(None), Fresh(task.model, material.seed, task.device), every=1)
     synthetic = start(config, material, network)
     rows, hooks = real_rows(config, material, network)
     siamese = replace(task.augment, alike=True)

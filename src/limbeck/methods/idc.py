@@ -72,7 +72,7 @@ def ageing(config: IDCConfig, task: Task, seed: int) -> Ageing:
     """Networks that learn from real images, perhaps with a warm-up."""
     lesson, sgd = Layered(DSA(config.net_augment)), Sgd(config.lr_net, 0.9, 5e-4)
     schedule = Schedule(config.warm_up, sgd.lr, config.batch_net, sgd.momentum, sgd.weight_decay)
-    warm_up = WarmUp(task.model, task.train, lesson, schedule) if config.warm_up else None
+    warm_up = WarmUp(task.loss_with(lesson), task.train, schedule) if config.warm_up else None
     lessons = RealLessons(
         task.train,
         task.data.num_classes,
@@ -82,7 +82,7 @@ def ageing(config: IDCConfig, task: Task, seed: int) -> Ageing:
         lesson,
         config.cutmix,
     )
-    return Ageing(task.model, Fresh(task.model, seed, task.device, warm_up), config.inner, lessons, sgd)
+    return Ageing(task.loss_with(None), Fresh(task.model, seed, task.device, warm_up), config.inner, lessons, sgd)
 
 
 def plan(config: IDCConfig, material: Material) -> Plan:
@@ -93,7 +93,9 @@ def plan(config: IDCConfig, material: Material) -> Plan:
     synthetic = start(config, material, network, partition(config.factor, config.how, material))
     rows, hooks = real_rows(config, material, network)
     distance = DISTANCES[config.distance]
-    discrepancy: Discrepancy = GradientDistance(task.model, convolutions(task.model.layout), distance)
+    discrepancy: Discrepancy = GradientDistance(
+        task.loss_with(None), task.model.layout, convolutions(task.model.layout), distance
+    )
     if config.feature_weight:
         discrepancy = Sum(((1.0, discrepancy), (config.feature_weight, FeatureDistance(task.model, distance))))
     siamese = Layered(DSA(config.match_augment, alike=True))

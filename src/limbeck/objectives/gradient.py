@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from limbeck.derivatives import differentiable_gradient, gradient
 from limbeck.errors import UserError
-from limbeck.flat import FlatModel, Layout
+from limbeck.flat import Layout
 from limbeck.objectives.classes import Pair
-from limbeck.student.losses import cross_entropy
+from limbeck.types import Batch, PureLoss
 
 TensorDistance = Callable[[Tensor, Tensor], Tensor]
 """Between two gradients of one tensor, both (out, ...) -> scalar; a row is what leads to one output."""
@@ -63,23 +64,21 @@ def convolutions(layout: Layout) -> tuple[int, ...]:
 class GradientDistance:
     """A `Discrepancy`: the sum over these tensors of the distance between both pairs' gradients of the cross-entropy.
 
-    which: places in the network's layout. The parameters are new leaves in every call, so that no `.grad` of theirs
-    is touched, and no gradient is taken of tensors that are not matched.
+    loss: of (theta, batch), pure: cross-entropy of the network. which: places in the network's layout.
+    No parameter's `.grad` is touched.
     """
 
-    model: FlatModel
+    loss: PureLoss
+    layout: Layout
     which: tuple[int, ...]
     distance: TensorDistance
 
-    def gradients(self, theta: Tensor, pair: Pair, graph: bool) -> tuple[Tensor, ...]:
-        """Of the mean cross-entropy, one for each of `which`; with their own graph, or detached."""
-        parts = [part.detach() for part in self.model.layout.split(theta)]
-        wanted = [parts[i].requires_grad_() for i in self.which]
-        named = dict(zip(self.model.layout.names, parts))
-        logits: Tensor = torch.func.functional_call(self.model.module, named, (pair[0],))
-        return torch.autograd.grad(cross_entropy(logits, pair[1]), wanted, create_graph=graph)
+    def matched(self, gradient: Tensor) -> list[Tensor]:
+        """The parts of a gradient (P,) that are compared, each in its own shape."""
+        parts = self.layout.split(gradient)
+        return [parts[i] for i in self.which]
 
     def __call__(self, theta: Tensor, real: Pair, synthetic: Pair) -> Tensor:
-        target = self.gradients(theta, real, graph=False)
-        ours = self.gradients(theta, synthetic, graph=True)
+        target = self.matched(gradient(self.loss, theta, Batch(*real)))
+        ours = self.matched(differentiable_gradient(self.loss, theta, Batch(*synthetic)))
         return torch.stack([self.distance(a, b) for a, b in zip(ours, target)]).sum()

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.data.cutmix import cutmix
+from limbeck.derivatives import gradient
 from limbeck.flat import FlatModel
 from limbeck.objectives.classes import Augment, Pair, unchanged
 from limbeck.random import derive, stream
-from limbeck.student.losses import CrossEntropy, cross_entropy
 from limbeck.synthetic import SyntheticSet
 from limbeck.training import Schedule, last, train
+from limbeck.types import Batch, PureLoss
 
 Begin = Callable[[int], Tensor]
 """Number of the network -> its first parameters (P,)."""
@@ -56,13 +57,12 @@ class Fresh:
 class WarmUp:
     """Some epochs of plain training on all real images: DREAM+ gives every new network one."""
 
-    model: FlatModel
+    loss: PureLoss
     real: Pair
-    augment: Augment
     schedule: Schedule
 
     def __call__(self, theta: Tensor, seed: int) -> Tensor:
-        return last(train(CrossEntropy(self.model, self.augment), theta, *self.real, self.schedule, seed))
+        return last(train(self.loss, theta, *self.real, self.schedule, seed))
 
 
 def none(synthetic: SyntheticSet, step: int) -> list[Pair]:
@@ -114,12 +114,12 @@ class SyntheticLessons:
 class Ageing:
     """One network at a time, as explicit state: new every `every` steps, trained on `lessons` between the others.
 
-    A hook: after a step it makes the network of the next one. Parameters and velocity are all it remembers; what it
-    draws is a function of (seed, step).
+    loss: what it is trained by, of images as the lessons have them. A hook: after a step it makes the network of the
+    next one. Parameters and velocity are all it remembers; what it draws is a function of (seed, step).
     """
 
-    def __init__(self, model: FlatModel, begin: Begin, every: int, lessons: Lessons = none, sgd: Sgd | None = None):
-        self.model, self.begin, self.every, self.lessons = model, begin, every, lessons
+    def __init__(self, loss: PureLoss, begin: Begin, every: int, lessons: Lessons = none, sgd: Sgd | None = None):
+        self.loss, self.begin, self.every, self.lessons = loss, begin, every, lessons
         self.sgd = sgd or Sgd(0.01)
         self.theta = begin(0)
         self.velocity = torch.zeros_like(self.theta)
@@ -130,9 +130,8 @@ class Ageing:
             self.velocity = torch.zeros_like(self.theta)
             return
         for images, labels in self.lessons(synthetic, step):
-            theta = self.theta.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(cross_entropy(self.model(theta, images), labels), theta)
-            self.theta, self.velocity = self.sgd.step(theta.detach(), self.velocity, gradient)
+            found = gradient(self.loss, self.theta, Batch(images, labels))
+            self.theta, self.velocity = self.sgd.step(self.theta, self.velocity, found)
 
     def network(self) -> Tensor:
         """The present parameters (P,)."""
