@@ -8,16 +8,16 @@ convolutions as there are, no graph, and channels-last memory, which the convolu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from limbeck.derivatives import Products, Wanted
+from limbeck.derivatives import Later, Products, Wanted
 from limbeck.flat import FlatModel, Layout
 from limbeck.kernels import Kernels, arithmetic, load
 from limbeck.kernels.convolution import Convolution, channels_last, convolution
@@ -80,23 +80,38 @@ class Pearlmutter:
 
     def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """The gradient (P,) of the mean over n images (n, c, h, w); labels are classes (n,) or probabilities."""
-        total: list[Tensor] | None = None
         stages, weight, bias = self._stages(theta)
-        for part, target in self._chunks(images, labels):
-            _, gradients = self._pass(stages, weight, bias, part, target, len(images), weights=True)
-            total = gradients if total is None else _add(total, gradients)
-        assert total is not None
-        return self._join(total)
+        parts = (
+            self._pass(stages, weight, bias, part, target, len(images), weights=True)[1]
+            for part, target in self._chunks(images, labels)
+        )
+        return self._join(reduce(_add, parts))
 
     def products(self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, wanted: Wanted) -> Products:
         """direction . gradient, and those of its derivatives that are asked for."""
-        total: list[Tensor] | None = None
         stages, weight, bias = self._stages(theta)
+        passes = (
+            self._pass(stages, weight, bias, part, target, len(images), weights=False)[0]
+            for part, target in self._chunks(images, labels)
+        )
+        return self.of_tapes(passes, len(images), direction, wanted)
+
+    def kept(self, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, list[Tape]]:
+        """The gradient (P,), and the passes of all parts of the batch for `of_tapes`."""
+        stages, weight, bias = self._stages(theta)
+        passes = [
+            self._pass(stages, weight, bias, part, target, len(images), weights=True)
+            for part, target in self._chunks(images, labels)
+        ]
+        return self._join(reduce(_add, (made for _, made in passes))), [tape for tape, _ in passes]
+
+    def of_tapes(self, tapes: Iterable[Tape], count: int, direction: Tensor, wanted: Wanted) -> Products:
+        """The products from passes of a batch of `count` images, part by part."""
+        total: list[Tensor] | None = None
         stages1, weight1, bias1 = self._stages(direction)
         dimages, dlabels, along = [], [], torch.zeros((), dtype=arithmetic(self.dtype))
-        for part, target in self._chunks(images, labels):
-            tape, _ = self._pass(stages, weight, bias, part, target, len(images), weights=False)
-            made, dimage, dlabel, slope = self._tangent(tape, stages1, weight1, bias1, len(images), wanted)
+        for tape in tapes:
+            made, dimage, dlabel, slope = self._tangent(tape, stages1, weight1, bias1, count, wanted)
             total = made if total is None else _add(total, made)
             dimages += [] if dimage is None else [dimage]
             dlabels.append(dlabel)
@@ -267,15 +282,30 @@ class Fast:
         """As `derivatives.products`, and on through the augmentation to the images as they were before."""
         if not self._fits(theta, batch):
             return None
-        leaf = batch.images.detach().requires_grad_(wanted.images)
-        with torch.enable_grad():
-            augmented = self._augmented(Batch(leaf, batch.labels, batch.seed))
+        leaf, augmented = self._from_leaf(batch, wanted)
         with torch.no_grad():
             made = self.derivatives.products(theta.detach(), augmented.detach(), batch.labels, direction, wanted)
-        if wanted.images and augmented is not leaf:
-            (back,) = torch.autograd.grad(augmented, leaf, made.images)
-            made = made._replace(images=back)
-        return made
+        return _through(augmented, leaf, made)
+
+    def kept(self, theta: Tensor, batch: Batch, wanted: Wanted) -> tuple[Tensor, Later] | None:
+        """As `derivatives.kept`, with the augmentation."""
+        if not self._fits(theta, batch):
+            return None
+        leaf, augmented = self._from_leaf(batch, wanted)
+        with torch.no_grad():
+            found, tapes = self.derivatives.kept(theta.detach(), augmented.detach(), batch.labels)
+
+        def later(direction: Tensor) -> Products:
+            with torch.no_grad():
+                made = self.derivatives.of_tapes(tapes, len(leaf), direction, wanted)
+            return _through(augmented, leaf, made)
+
+        return found, later
+
+    def _from_leaf(self, batch: Batch, wanted: Wanted) -> tuple[Tensor, Tensor]:
+        leaf = batch.images.detach().requires_grad_(wanted.images)
+        with torch.enable_grad():
+            return leaf, self._augmented(Batch(leaf, batch.labels, batch.seed))
 
     def _augmented(self, batch: Batch) -> Tensor:
         if self.plain.augment is None or batch.seed is None:
@@ -285,6 +315,14 @@ class Fast:
     def _fits(self, theta: Tensor, batch: Batch) -> bool:
         known = arithmetic(self.derivatives.dtype)
         return theta.dtype is known and batch.images.dtype is known and theta.device.type == "cpu"
+
+
+def _through(augmented: Tensor, leaf: Tensor, made: Products) -> Products:
+    """The products with the derivative in the images as they were before augmentation."""
+    if made.images is None or augmented is leaf:
+        return made
+    (back,) = torch.autograd.grad(augmented, leaf, made.images)
+    return made._replace(images=back)
 
 
 def pearlmutter(model: FlatModel, dtype: torch.dtype = torch.float32) -> Pearlmutter | None:

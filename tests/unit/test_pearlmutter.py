@@ -141,10 +141,11 @@ def test_replay_through_it_equals_replay_through_autograd(curvature: bool, gain:
         assert error(ours, theirs) < 1e-12
 
 
-def test_replay_through_it_equals_backprop() -> None:
+@pytest.mark.parametrize("keep", [0, 2, 9])
+def test_replay_through_it_equals_backprop(keep: int) -> None:
     loss, theta, batch, direction = task((3, 32, 32), 4, None, 4, True, torch.float64)
     made = []
-    for adjoint in (Replay(), Backprop()):
+    for adjoint in (Replay(keep=keep), Backprop()):
         images = batch.images.clone().requires_grad_()
         end = unroll(loss, theta, [Batch(images, batch.labels, seed) for seed in range(4)], 0.05, adjoint)
         made.append(torch.autograd.grad(torch.dot(end, direction), images)[0])
