@@ -35,7 +35,7 @@ class Kernels:
     """
 
     def __init__(self, library: ctypes.CDLL):
-        self.library = library
+        self.library, self.found = library, dict[str, Any]()
 
     def forward(self, z: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """y, stats."""
@@ -104,13 +104,35 @@ class Kernels:
         self._call("fold", dx, padding, columns, dx)
         return dx
 
-    def _call(self, name: str, shaped: Tensor, *arguments: Tensor | float | int | None) -> None:
+    def _call(self, name: str, shaped: Tensor, *arguments: Tensor | float | None) -> None:
         n, c, h, w = shaped.shape
         self._run(name, shaped.dtype, n, h, w, c, *arguments)
 
-    def _run(self, name: str, dtype: torch.dtype, *arguments: Tensor | float | int | None) -> None:
-        function = getattr(self.library, f"{name}_{TYPES[dtype]}")
-        function(*map(_plain, arguments), torch.get_num_threads())
+    def _run(self, name: str, dtype: torch.dtype, *arguments: Tensor | float | None) -> None:
+        self._function(name, dtype)(*map(_plain, arguments), torch.get_num_threads())
+
+    def _function(self, name: str, dtype: torch.dtype) -> Any:
+        """With the types of its arguments, so that numbers and addresses are passed as they are."""
+        key = f"{name}_{TYPES[dtype]}"
+        if key not in self.found:
+            function = getattr(self.library, key)
+            function.argtypes, function.restype = [C_TYPES[kind] for kind in SIGNATURES[name] + "t"], None
+            self.found[key] = function
+        return self.found[key]
+
+
+SIGNATURES = {  # as in the C++ files, before the number of threads: n a count, p an address, d a real number
+    "forward": "n" * 4 + "ppp" + "d" + "pp",
+    "backward": "n" * 4 + "p" * 7,
+    "forward_tangent": "n" * 4 + "p" * 9,
+    "backward_tangent": "n" * 4 + "p" * 12,
+    "fold": "n" * 5 + "p" * 2,
+    "prepare": "n" * 2 + "p" * 3,
+    "convolve": "n" * 5 + "p" * 5,
+    "weigh": "n" * 5 + "p" * 5,
+    "finish": "n" * 2 + "p" * 2,
+}
+C_TYPES = {"n": ctypes.c_int64, "p": ctypes.c_void_p, "d": ctypes.c_double, "t": ctypes.c_int}
 
 
 def _two(terms: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor | None, ...]:
@@ -137,17 +159,14 @@ def _per_image(z: Tensor) -> Tensor:
     return torch.empty(len(z), 2, z.shape[1], dtype=arithmetic(z.dtype))
 
 
-def _plain(argument: Tensor | float | int | None) -> Any:
-    if isinstance(argument, float):
-        return ctypes.c_double(argument)
-    if isinstance(argument, int):
-        return ctypes.c_int64(argument)
-    if argument is None:
-        return None
+def _plain(argument: Tensor | float | None) -> float | None:
+    """A number as it is, a tensor as its address."""
+    if not isinstance(argument, Tensor):
+        return argument
     layout = torch.channels_last if argument.ndim == 4 else torch.contiguous_format
     if not argument.is_contiguous(memory_format=layout):
         raise ValueError(f"a kernel was handed a tensor {tuple(argument.shape)} that is not contiguous in its layout")
-    return ctypes.c_void_p(argument.data_ptr())
+    return argument.data_ptr()
 
 
 @cache
