@@ -1,10 +1,11 @@
 # make run: install, then the main job on scikit-learn's digits.   make test: install the test tools, then everything CI runs.
+# make bench: ours against the field's way of doing it, about half an hour; results in benchmarks/results.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 RUN ?= runs/digits
 
-.PHONY: run test lint clean
+.PHONY: run test lint bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/limbeck distill digits --ipc 1 --out $(RUN) --threads 1 --model.width 32 \
@@ -18,6 +19,10 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.page
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

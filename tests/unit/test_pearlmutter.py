@@ -163,6 +163,19 @@ def test_the_same_bits_each_time() -> None:
     assert first.theta.equal(again.theta)
 
 
+@pytest.mark.parametrize("wanted", [Wanted(False, True, False), Wanted(False, False, True), Wanted(True, False, False)])
+def test_only_what_is_asked_for_is_made(wanted: Wanted) -> None:
+    """Of several parts of the batch too: TESLA's gradient asks for images alone."""
+    loss, theta, batch, direction = task((1, 8, 8), 4, 2, 70, True, torch.float64)
+    found, exact = loss.products(theta, batch, direction, wanted), products(loss.plain, theta, batch, direction, ALL)
+    assert found is not None
+    for name, asked in zip(("theta", "images", "labels"), wanted):
+        if asked:
+            assert error(getattr(found, name), getattr(exact, name)) < 1e-12
+        else:
+            assert getattr(found, name) is None
+
+
 def test_what_is_not_finite_is_passed_on() -> None:
     loss, theta, batch, _ = task((1, 8, 8), 4, 2, 3, False, torch.float32)
     theta[0] = float("nan")  # one weight of the first block
