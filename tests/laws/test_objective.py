@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from limbeck.loop import Diverged, descend
-from limbeck.methods.mct import GRADIENTS
+from limbeck.methods.parts import GRADIENTS
 from limbeck.objectives import MatchTrajectory
 from limbeck.record import Run
 from limbeck.select import choose
