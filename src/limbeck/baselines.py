@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -68,10 +69,7 @@ def baselines(task: Task, ipc: int, config: EvalConfig, seed: int, listen: Liste
     """Rows for random, k-means and full data. Kept for reuse: they do not depend on the method."""
     rows = []
     for name in ("random", "kmeans", *(("full",) if config.full_networks else ())):
-        matters = _of_full if name == "full" else _of_selected
-        description = {**task.describe(), **task.computed(), "baseline": name, **matters(config, ipc), "seed": seed}
-        description["device"] = task.device.type
-        path = home() / "baselines" / f"{task.data.name}-{name}-{content_key(description)}.json"
+        path, description = kept_row(task, name, ipc, config, seed)
         if path.exists():
             rows.append(read_json(path, FORMAT)["row"])
             continue
@@ -79,6 +77,14 @@ def baselines(task: Task, ipc: int, config: EvalConfig, seed: int, listen: Liste
         write_json(path, {"format": FORMAT, "version": 1, "description": description, "row": row})
         rows.append(row)
     return rows
+
+
+def kept_row(task: Task, name: str, ipc: int, config: EvalConfig, seed: int) -> tuple[Path, dict[str, Any]]:
+    """Where `baselines` keeps the row of this name, and all that it depends on."""
+    matters = _of_full if name == "full" else _of_selected
+    description = {**task.describe(), **task.computed(), "baseline": name, **matters(config, ipc), "seed": seed}
+    description["device"] = task.device.type
+    return home() / "baselines" / f"{task.data.name}-{name}-{content_key(description)}.json", description
 
 
 def _of_full(config: EvalConfig, ipc: int) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from pydantic import Field, create_model
 from rich.console import Console
 from safetensors import SafetensorError
 
-from limbeck import cli_interop, cli_methods, cli_presets
-from limbeck.cli_common import Command, Common, Data, Listener
+from limbeck import cli_estimate, cli_interop, cli_methods, cli_presets
+from limbeck.cli_common import Command, Common, Data, Listener, Run
 from limbeck.config import JobConfig
 from limbeck.data.preprocess import Name
 from limbeck.errors import UserError
@@ -35,20 +35,12 @@ from limbeck.presets import preset_arguments
 from limbeck.report import write_comparison, write_report
 from limbeck.report_table import write_table
 from limbeck.screen import Screen, results_table
+from limbeck.task import Precision
 from limbeck.trajectory.store import ExpertConfig, Store
 
 
-class Distill(Data):
+class Distill(Run):
     """Distil a data set: experts, distillation, evaluation, report."""
-
-    method: str = "mct"
-    """which method, see 'limbeck methods'"""
-    out: str | None = None
-    """the run folder; by default runs/DATA-METHOD-ipcN-seedS"""
-    experts: str | None = None
-    """a store of experts; by default they are trained once and found again"""
-    preset: str | None = None
-    """a paper's setting, see 'limbeck presets'; options given beside it win"""
 
 
 class Experts(ExpertConfig, Data):
@@ -64,6 +56,8 @@ class Experts(ExpertConfig, Data):
     """per-channel mean and deviation, or ZCA whitening, fitted on train; cifar, imagenet: the authors' constants"""
     augment: str | None = None
     """DSA families joined by '_', or none"""
+    precision: Precision = "float32"
+    """of activations in training; bfloat16 is faster on processors that have it, at gradients a few per cent off"""
     model: ModelConfig = ModelConfig()
 
 
@@ -110,6 +104,8 @@ class Evaluate(Common):
     """fresh networks"""
     epochs: int | None = Field(default=None, ge=1)
     """passes over the set"""
+    precision: Precision = "float32"
+    """of activations in training; bfloat16 is faster on processors that have it, at gradients a few per cent off"""
 
 
 class Inspect(Common):
@@ -178,7 +174,7 @@ def run_distill(args: Any, listen: Listener) -> Any:
 def run_experts(args: Experts, listen: Listener) -> Any:
     """Call `limbeck.train_experts`; the result describes the store."""
     expert = ExpertConfig(**{name: getattr(args, name) for name in ExpertConfig.model_fields})
-    options = {name: getattr(args, name) for name in ("count", "seed", "preprocess", "augment", "model")}
+    options = {name: getattr(args, name) for name in ("count", "seed", "preprocess", "augment", "precision", "model")}
     store = train_experts(
         args.data, out=args.out, device=args.device, resize=args.resize, listen=listen, expert=expert, **options
     )
@@ -194,16 +190,18 @@ def run_convexify(args: Convexify, listen: Listener) -> Any:
 
 def run_evaluate(args: Evaluate, listen: Listener) -> Any:
     """Call `limbeck.evaluate`; the result is its rows."""
+    model = None if args.model == SAME else args.model
     rows = evaluate(
         args.what,
-        data=args.data,
-        model=None if args.model == SAME else args.model,
+        data=cli_estimate.foretell_evaluation(args, model, listen),
+        model=model,
         seed=args.seed,
         device=args.device,
         resize=args.resize,
         listen=listen,
         networks=args.networks,
         epochs=args.epochs,
+        precision=args.precision,
     )
     return {"results": rows}
 
@@ -233,6 +231,7 @@ def run_info(args: Info, listen: Listener) -> Any:
 
 COMMANDS = {
     "distill": Command(Distill, run_distill),
+    **cli_estimate.COMMANDS,
     **cli_methods.COMMANDS,
     "experts": Command(Experts, run_experts),
     "convexify": Command(Convexify, run_convexify),
@@ -244,6 +243,9 @@ COMMANDS = {
     **cli_interop.COMMANDS,
     **cli_presets.COMMANDS,
 }
+
+
+OF_A_RUN = ("distill", "estimate")
 
 
 def _usage() -> str:
@@ -262,14 +264,14 @@ def _given(flag: str, arguments: list[str]) -> str | None:
 
 
 def _options(command: str, arguments: list[str]) -> type[Common]:
-    """The options of a command; distill's depend on its method."""
-    if command != "distill":
+    """The options of a command; those of distill and estimate depend on the method."""
+    if command not in OF_A_RUN:
         return COMMANDS[command].options
     method = find_method(_given("--method", arguments) or "mct")
-    bases: Any = (method.config, JobConfig, Distill)
+    bases: Any = (method.config, JobConfig, COMMANDS[command].options)
     expert = ExpertConfig(**method.expert_defaults)
-    made: Any = create_model("distill", __base__=bases, expert=(ExpertConfig, expert))
-    made.__doc__ = Distill.__doc__
+    made: Any = create_model(command, __base__=bases, expert=(ExpertConfig, expert))
+    made.__doc__ = COMMANDS[command].options.__doc__
     return cast("type[Common]", made)
 
 
@@ -323,14 +325,14 @@ def _fail(message: str, status: int, debug: bool) -> None:
 def _run(command: str, arguments: list[str]) -> int:
     if command not in COMMANDS:
         raise UserError(f"there is no command '{command}'; choose one of {', '.join(COMMANDS)}.")
-    preset = _given("--preset", arguments) if command == "distill" else None
+    preset = _given("--preset", arguments) if command in OF_A_RUN else None
     if preset is not None:
         arguments = [*preset_arguments(preset), *arguments]
     args: Any = tyro.cli(_options(command, arguments), prog=f"limbeck {command}", args=arguments)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     with Screen() as screen:
-        result = COMMANDS[command].run(args, screen)
+        result = COMMANDS[command].run(args, cli_estimate.Foretell(screen) if args.estimate else screen)
     _show(result, args.as_json)
     return 0
 

@@ -22,6 +22,8 @@ class Common(BaseModel):
     """print the result as JSON on standard output (progress goes to standard error)"""
     debug: bool = False
     """show the traceback of an error"""
+    estimate: bool = True
+    """say first how long it will take, where that may be long"""
 
 
 class Data(Common):
@@ -31,6 +33,19 @@ class Data(Common):
     """digits, fashion-mnist, or the path of a folder of class folders, an .npz, idx or parquet files"""
     resize: int | None = Field(default=None, ge=1)
     """resize every image to this many pixels a side"""
+
+
+class Run(Data):
+    """Options of commands that are about a run."""
+
+    method: str = "mct"
+    """which method, see 'limbeck methods'"""
+    out: str | None = None
+    """the run folder; by default runs/DATA-METHOD-ipcN-seedS"""
+    experts: str | None = None
+    """a store of experts; by default they are trained once and found again"""
+    preset: str | None = None
+    """a paper's setting, see 'limbeck presets'; options given beside it win"""
 
 
 Listener = Callable[[dict[str, Any]], None]

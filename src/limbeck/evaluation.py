@@ -195,7 +195,7 @@ def evaluate(
     model: another network than the one it was distilled with. networks, epochs: by default the set's own.
     Raises UserError when there is no set, or when the data is not what the set was made from.
     """
-    sets = _sets(made)
+    sets = sets_of(made)
     rows = []
     for which, each in sets:
         held = each.provenance.get("data", {})
@@ -205,7 +205,7 @@ def evaluate(
         images = load_data(
             source, seed=each.provenance.get("config", {}).get("seed", 0), resize=resize or held.get("resize")
         )
-        _same_data(images, each)
+        require_same_data(images, each)
         recipe = dict(each.recipe)
         network, augment = ModelConfig(**recipe.pop("model")), recipe.pop("augment")
         task = make_task(images, model or network, each.preprocess, augment, device, precision)
@@ -216,7 +216,8 @@ def evaluate(
     return rows
 
 
-def _sets(made: DistilledSet | str | Path) -> list[tuple[str | None, DistilledSet]]:
+def sets_of(made: DistilledSet | str | Path) -> list[tuple[str | None, DistilledSet]]:
+    """A set, that of a file, or both of a run folder, each with which of the run it is."""
     if isinstance(made, DistilledSet):
         return [(made.provenance.get("which"), made)]
     path = Path(made)
@@ -228,7 +229,7 @@ def _sets(made: DistilledSet | str | Path) -> list[tuple[str | None, DistilledSe
     return [(each.provenance.get("which"), each)]
 
 
-def _same_data(images: ImageData, made: DistilledSet) -> None:
+def require_same_data(images: ImageData, made: DistilledSet) -> None:
     """A set judged on other data, or with its classes in another order, gives a number that means nothing."""
     if tuple(images.classes) != made.classes:
         raise UserError(

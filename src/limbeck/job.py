@@ -42,8 +42,15 @@ def train_experts(
     Raises UserError for input that cannot work and for a store made from something else.
     """
     config = checked(JobConfig, options)
-    task = make_task(_load(data, config.seed, resize), config.model, config.preprocess, config.augment, device)
-    return _own_store(task, config, None if out is None else Path(out), listen)
+    task = make_task(
+        _load(data, config.seed, resize), config.model, config.preprocess, config.augment, device, config.precision
+    )
+    store = _begin_store(task, config, None if out is None else Path(out))
+    count = config.count or DEFAULT_COUNT
+    work = Work(task, config.model_copy(update={"count": count}))
+    _begin(work, store.path, listen)
+    make_experts(task, config.expert, count, config.seed, store, listen)
+    return store
 
 
 def _load(data: str | Path | ImageData, seed: int, resize: int | None) -> ImageData:
@@ -53,12 +60,10 @@ def _load(data: str | Path | ImageData, seed: int, resize: int | None) -> ImageD
     return images
 
 
-def _own_store(task: Task, config: JobConfig, out: Path | None, listen: Listener) -> Store:
+def _begin_store(task: Task, config: JobConfig, out: Path | None) -> Store:
     config.expert.waypoint_epochs()
     description = describe_experts(task, config.expert, config.seed)
-    store = Store.create(out or default_store(description), description)
-    make_experts(task, config.expert, config.count or DEFAULT_COUNT, config.seed, store, listen)
-    return store
+    return Store.create(out or default_store(description), description)
 
 
 DEFAULT_COUNT = 10
@@ -70,6 +75,30 @@ class Found(NamedTuple):
     store: Store
     indices: Sequence[int]
     experts: list[Expert]
+
+
+class Work(NamedTuple):
+    """What is to be done, read and checked and nothing of it written. A listener hears of it when it begins.
+
+    method, options: with every default resolved; None where only experts are trained. given: those of a named store.
+    config.count: experts there are to be, None where the method has none.
+    """
+
+    task: Task
+    config: JobConfig
+    method: Method | None = None
+    options: Any = None
+    given: Found | None = None
+
+
+def _begin(work: Work, path: Path, listen: Listener) -> None:
+    """Tell that it begins, and why it will be slow where it need not be."""
+    if work.task.slow_because:
+        said = (
+            f"no compiled kernels: {work.task.slow_because}; the same goes on by autograd, two to five times as slow."
+        )
+        listen({"event": "warning", "text": said})
+    listen({"event": "begin", "work": work, "path": path})
 
 
 def _read(store: Store, count: int | None, kind: Kind) -> Found:
@@ -84,6 +113,41 @@ def _read(store: Store, count: int | None, kind: Kind) -> Found:
         how = "'limbeck convexify' it" if kind == "convex" else "train with '--keep recorded'"
         raise UserError(f"the store {store.path} holds no {kind} trajectories; {how}.")
     return Found(store, indices, experts)
+
+
+def prepare(
+    data: str | Path | ImageData,
+    *,
+    method: str = "mct",
+    experts: str | Path | None = None,
+    device: str = "cpu",
+    resize: int | None = None,
+    **options: Any,
+) -> Work:
+    """Read and check what `distill` is asked for, which takes the same arguments, and resolve every default.
+
+    Raises UserError for input that cannot work.
+    """
+    chosen = find_method(method)
+    own = {key: value for key, value in options.items() if key in chosen.config.model_fields}
+    config = checked(JobConfig, {key: value for key, value in options.items() if key not in own})
+    asked = checked(chosen.config, own)
+    images = _load(data, config.seed, resize)
+    task = make_task(images, config.model, config.preprocess, config.augment, device, config.precision)
+    task.check_ipc(config.ipc)
+
+    config, given = _with_experts(config, chosen, task, experts)
+    expert = config.expert if given is None else given.store.config
+    options_of_method = chosen.resolve(asked, Facts(len(images.train), config.ipc, expert))
+    config = config.model_copy(update={"model": task.model_config, "augment": task.augment.strategy, "expert": expert})
+    return Work(task, config, chosen, options_of_method, given)
+
+
+def run_folder(work: Work, out: str | Path | None) -> Path:
+    """The folder of a run: the one that was named, or runs/DATA-METHOD-ipcN-seedS."""
+    assert work.method is not None
+    name = f"{work.task.data.name}-{work.method.name}-ipc{work.config.ipc}-seed{work.config.seed}"
+    return Path(out) if out is not None else Path("runs") / name
 
 
 def distill(
@@ -105,30 +169,22 @@ def distill(
     options: fields of `JobConfig`, and of the method's own config (for MCT `limbeck.methods.mct.MCTConfig`).
     Raises UserError for input that cannot work, before anything is written.
     """
-    chosen = find_method(method)
-    own = {key: value for key, value in options.items() if key in chosen.config.model_fields}
-    config = checked(JobConfig, {key: value for key, value in options.items() if key not in own})
-    asked = checked(chosen.config, own)
-    images = _load(data, config.seed, resize)
-    task = make_task(images, config.model, config.preprocess, config.augment, device)
-    task.check_ipc(config.ipc)
-
-    config, given = _with_experts(config, chosen, task, experts)
-    expert = config.expert if given is None else given.store.config
-    options_of_method = chosen.resolve(asked, Facts(len(images.train), config.ipc, expert))
-    config = config.model_copy(update={"model": task.model_config, "augment": task.augment.strategy, "expert": expert})
-    resolved = {"method": method, **options_of_method.model_dump(mode="json"), **config.model_dump(mode="json")}
-    resolved |= {"data": images.fingerprint, "experts": None if given is None else given.store.header["key"]}
+    work = prepare(data, method=method, experts=experts, device=device, resize=resize, **options)
+    assert work.method is not None
+    task, config, given = work.task, work.config, work.given
+    resolved = {"method": method, **work.options.model_dump(mode="json"), **config.model_dump(mode="json")}
+    resolved |= {"data": task.data.fingerprint, "experts": None if given is None else given.store.header["key"]}
     if config.count is None:
         resolved = {name: value for name, value in resolved.items() if name not in ("expert", "count")}
         resolved["experts"] = "none"
 
-    name = f"{images.name}-{method}-ipc{config.ipc}-seed{config.seed}"
-    run = Run.begin(Path(out) if out is not None else Path("runs") / name, resolved, _facts(task, data))
+    run = Run.begin(run_folder(work, out), resolved, _facts(task, data))
     with run.alone():
         if not (run.path / "results.json").exists():
-            job = Job(run, task, config, resolved, {"source": _source(data), "resize": resize}, listen, chosen.learns)
-            _work(job, chosen, options_of_method, given)
+            _begin(work, run.path, listen)
+            source = {"source": _source(data), "resize": resize}
+            job = Job(run, task, config, resolved, source, listen, work.method.learns)
+            _work(job, work.method, work.options, given)
         if not (run.path / "report.html").exists():
             write_report(run.path)
     return run.path
@@ -141,7 +197,7 @@ def _work(job: Job, method: Method, options: Any, given: Found | None) -> None:
     if config.count is not None:
         kind = method.experts or "any"
         with job.timed("experts"):
-            found = given or _read(_own_store(job.task, config, None, job.listen), config.count, kind)
+            found = given or _read(_own_store(job), config.count, kind)
         inspect_experts(job, found.store, found.indices, found.experts)
         trajectories = [path for each in found.experts if (path := each.trajectory(kind)) is not None]
         stored = found.store.bytes_of(found.indices)
@@ -151,6 +207,13 @@ def _work(job: Job, method: Method, options: Any, given: Found | None) -> None:
     with job.timed("evaluate"):
         rows = judge(job)
     write_results(job, rows, stored)
+
+
+def _own_store(job: Job) -> Store:
+    """The store that is named by its content, with all experts that the run asks for."""
+    store = _begin_store(job.task, job.config, None)
+    make_experts(job.task, job.config.expert, job.config.count or DEFAULT_COUNT, job.config.seed, store, job.listen)
+    return store
 
 
 def _with_experts(

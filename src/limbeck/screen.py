@@ -41,9 +41,15 @@ class Screen:
         self.progress.stop()
 
     def __call__(self, event: dict[str, Any]) -> None:
-        {"stage": self._stage, "advance": self._advance, "validate": self._validate, "warning": self._warn}[
-            event["event"]
-        ](event)
+        known = {
+            "estimate": self._estimate,
+            "stage": self._stage,
+            "advance": self._advance,
+            "validate": self._validate,
+            "warning": self._warn,
+        }
+        if event["event"] in known:
+            known[event["event"]](event)
 
     def _stage(self, event: dict[str, Any]) -> None:
         if self.task is not None:
@@ -69,6 +75,9 @@ class Screen:
                 f"{self.name}: {self.done}/{self.total}, {spent:.0f} s, about {left:.0f} s left; "
                 f"{event.get('text', '')}"
             )
+
+    def _estimate(self, event: dict[str, Any]) -> None:
+        self.console.print(event["text"], highlight=False, markup=False, soft_wrap=True)
 
     def _warn(self, event: dict[str, Any]) -> None:
         self.console.print(f"warning: {event['text']}", highlight=False, markup=False, soft_wrap=True)

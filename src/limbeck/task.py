@@ -13,6 +13,7 @@ from limbeck.data import ImageData, Preprocess, Split, fit_preprocess
 from limbeck.data.augment import DSA, CropThen, default_strategy
 from limbeck.errors import UserError
 from limbeck.flat import FlatModel
+from limbeck.kernels import trouble
 from limbeck.models import ModelConfig, flat_model
 from limbeck.pearlmutter import Fast, Pearlmutter, pearlmutter
 from limbeck.student.losses import Augment, CrossEntropy
@@ -57,6 +58,13 @@ class Task:
     def logits(self) -> Network:
         """(theta, images) -> logits, for whoever needs no derivative."""
         return self.model if self._fast is None else self._fast.logits
+
+    @property
+    def slow_because(self) -> str:
+        """Why the field's ConvNet goes without compiled kernels on this processor; empty where it does not."""
+        if self._fast is not None or self.device.type != "cpu" or self.model_config.name != "convnet":
+            return ""
+        return trouble()
 
     @property
     def at_once(self) -> int | None:

@@ -46,7 +46,8 @@ Distance = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 Listener = Callable[[dict[str, Any]], None]
-"""Hears of progress: {"event": "stage", "name", "total", "unit"}, then {"event": "advance", "text"}; and warnings."""
+"""Hears of what happens, one dict each, by its "event": "begin" (a job: "work", "path"), "estimate" ("text", numbers),
+"stage" ("name", "total", "unit"), "advance" ("text") after each unit of it, "warning" ("text"); there may be others."""
 
 
 class Trajectory(Protocol):

@@ -32,7 +32,7 @@ LAYERS = [
         "report_plots",
         "report_table",
     },
-    {"flat", "data", "select", "synthetic", "decode", "pictures", "report", "derivatives", "kernels"},
+    {"flat", "data", "select", "synthetic", "decode", "pictures", "report", "derivatives", "kernels", "stopwatch"},
     {"models", "training", "student", "distilled", "record", "loop", "report_inspection"},
     {"pearlmutter"},
     {"trajectory", "objectives", "task", "watch", "scores"},
@@ -43,7 +43,8 @@ LAYERS = [
     {"baselines", "config", "inspection", "interop"},
     {"stages", "info"},
     {"job", "cli_common"},
-    {"cli_interop", "cli_methods", "cli_presets"},
+    {"estimate"},
+    {"cli_estimate", "cli_interop", "cli_methods", "cli_presets"},
     {"cli", "__main__"},
 ]
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}

@@ -498,3 +498,22 @@ def test_two_processes_do_not_work_on_one_run(tmp_path: Path) -> None:
         assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
         other.kill()
     assert (job(out) / "results.json").exists()
+
+
+def test_says_once_where_kernels_cannot_be_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("limbeck.task.pearlmutter", lambda model, dtype: None)
+    monkeypatch.setattr("limbeck.task.trouble", lambda: "there is no C++ compiler")
+    heard: list[dict[str, Any]] = []
+    limbeck.distill("digits", out=tmp_path / "run", listen=heard.append, **TINY)
+    warnings = [event["text"] for event in heard if event["event"] == "warning" and "kernels" in event["text"]]
+    assert len(warnings) == 1
+    assert "there is no C++ compiler" in warnings[0]
+
+
+def test_bfloat16_is_another_run_with_experts_and_baselines_of_its_own(own_home: Path, tmp_path: Path) -> None:
+    for precision in ("float32", "bfloat16"):
+        limbeck.distill("digits", out=tmp_path / precision, precision=precision, **TINY)
+    assert len(list((own_home / "experts").iterdir())) == 2
+    assert len(list((own_home / "baselines").iterdir())) == 6
+    held = json.loads((tmp_path / "bfloat16" / "run.json").read_text())
+    assert held["config"]["precision"] == "bfloat16"
