@@ -13,6 +13,7 @@ import platform
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -242,6 +243,23 @@ def machine() -> Json:
         "kernels": kernels_loaded(),
         "allocator": ALLOCATOR,
     }
+
+
+BUILD = """
+import time
+from limbeck import kernels
+start = time.perf_counter()
+built = kernels.load() is not None
+print(time.perf_counter() - start if built else "")
+"""
+
+
+def build_seconds() -> float | None:
+    """What it takes to compile the kernels where they never were; None where they cannot be."""
+    with tempfile.TemporaryDirectory() as home:
+        where = {**os.environ, "LIMBECK_HOME": home}
+        done = subprocess.run([sys.executable, "-c", BUILD], env=where, capture_output=True, text=True, check=True)
+    return round(float(done.stdout), 2) if done.stdout.strip() else None
 
 
 def _processor() -> str:

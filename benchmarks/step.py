@@ -19,6 +19,7 @@ from benchmarks.measure import (
     Json,
     alternate,
     arguments,
+    build_seconds,
     in_child,
     machine,
     matmul_rate,
@@ -291,6 +292,7 @@ def main() -> None:
     rates: dict[str, Json] = {}
     measure_rates(rates)
     result: Json = {"machine": machine(), "machine_gflop_per_s": rates, "units": UNITS, "units_are": UNITS_ARE}
+    result["kernels_build_seconds"] = build_seconds()
     result["cases"] = {}
     for place, name in enumerate(names):
         if place and clock.left < 30:

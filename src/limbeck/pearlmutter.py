@@ -25,6 +25,8 @@ from limbeck.models import ConvNet
 from limbeck.student.losses import CrossEntropy
 from limbeck.types import Batch
 
+LEAST = 8  # images of a part: fewer do not keep two threads busy
+
 
 class Stage(NamedTuple):
     """One block's parameters: weight as its convolution has it prepared; gamma, beta (out,)."""
@@ -67,8 +69,9 @@ class Tape(NamedTuple):
 class Pearlmutter:
     """Derivatives of cross-entropy of a ConvNet on a batch of images that are augmented already.
 
-    layout, convolutions (one a block) and eps are the network's; dtype is how activations are stored; chunk is how
-    many images are worked on at a time, so that they stay in the cache and memory does not grow with the batch.
+    layout, convolutions (one a block) and eps are the network's; dtype is how activations are stored. A batch is
+    worked on in parts whose largest activation takes `room` bytes (at least LEAST images), so that memory does not grow
+    with it; a step holds some six of that size at a time.
     """
 
     kernels: Kernels
@@ -76,7 +79,7 @@ class Pearlmutter:
     convolutions: tuple[Convolution, ...]
     eps: float
     dtype: torch.dtype = torch.float32
-    chunk: int = 32
+    room: int = 1 << 26
 
     def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """The gradient (P,) of the mean over n images (n, c, h, w); labels are classes (n,) or probabilities."""
@@ -128,7 +131,7 @@ class Pearlmutter:
         """What the network says (n, classes); nothing here can be differentiated."""
         stages, weight, bias = self._stages(theta)
         said = []
-        for part in images.split(self.chunk):
+        for part in images.split(self._count(images)):
             x = channels_last(part, self.dtype)
             for stage, conv in zip(stages, self.convolutions):
                 z = conv.forward([(x, stage.weight)])
@@ -138,9 +141,14 @@ class Pearlmutter:
 
     def _chunks(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         probabilities = labels if labels.dtype.is_floating_point else F.one_hot(labels, self.layout.shapes[-1][0])
-        probabilities = probabilities.to(arithmetic(self.dtype))
-        for part, target in zip(images.split(self.chunk), probabilities.split(self.chunk)):
+        probabilities, count = probabilities.to(arithmetic(self.dtype)), self._count(images)
+        for part, target in zip(images.split(count), probabilities.split(count)):
             yield channels_last(part, self.dtype), target
+
+    def _count(self, images: Tensor) -> int:
+        """Images of a part."""
+        each = self.layout.shapes[0][0] * images.shape[2] * images.shape[3] * self.dtype.itemsize
+        return max(LEAST, self.room // each)
 
     def _stages(self, theta: Tensor) -> tuple[list[Stage], Tensor, Tensor]:
         """The blocks' parameters; the last layer's weight for features in channels-last order, and its bias."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,7 @@ def task(
     model = flat_model(ModelConfig(width=width, depth=depth), shape, 5)
     written = pearlmutter(model, dtype)
     assert written is not None
+    written = replace(written, room=0)  # parts of eight images
     arithmetic = kernels.arithmetic(dtype)
 
     def normal(*size: int) -> Tensor:
