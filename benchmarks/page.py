@@ -70,8 +70,9 @@ def of_step(step: Json) -> str:
             f"One student step against autograd in float64: {exact}."
         )
     rates = "; ".join(f"{kind} {each['rate']:.0f} GFLOP/s" for kind, each in step["machine_gflop_per_s"].items())
-    return f"{described(step)} Measured rates of matrix products and convolutions: {rates}. "
-        f"Compiling the kernels, once for a machine: {step['kernels_build_seconds']} s.\n\n" + "\n\n".join(parts)
+    built = f"Compiling the kernels, once for a machine: {step['kernels_build_seconds']} s."
+    said = f"{described(step)} Measured rates of matrix products and convolutions: {rates}. {built}"
+    return "\n\n".join([said, *parts])
 
 
 def of_loops(result: Json, parts: dict[str | None, str]) -> str:
