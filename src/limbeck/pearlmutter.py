@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from limbeck.derivatives import Later, Products, Wanted
 from limbeck.flat import FlatModel, Layout
 from limbeck.kernels import Kernels, arithmetic, load
+from limbeck.kernels.composed import Composed
 from limbeck.kernels.convolution import Convolution, channels_last, convolution
 from limbeck.models import ConvNet
 from limbeck.student.losses import CrossEntropy
 from limbeck.types import Batch
 
+ROOM = 1 << 26  # bytes of the largest activation of a part
 LEAST = 8  # images of a part: fewer do not keep two threads busy
 
 
@@ -74,12 +76,12 @@ class Pearlmutter:
     with it; a step holds some six of that size at a time.
     """
 
-    kernels: Kernels
+    kernels: Kernels | Composed
     layout: Layout
     convolutions: tuple[Convolution, ...]
     eps: float
     dtype: torch.dtype = torch.float32
-    room: int = 1 << 26
+    room: int = ROOM
 
     def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """The gradient (P,) of the mean over n images (n, c, h, w); labels are classes (n,) or probabilities."""
@@ -112,7 +114,7 @@ class Pearlmutter:
         """The products from passes of a batch of `count` images, part by part."""
         total: list[Tensor] | None = None
         stages1, weight1, bias1 = self._stages(direction)
-        dimages, dlabels, along = [], [], torch.zeros((), dtype=arithmetic(self.dtype))
+        dimages, dlabels, along = [], [], torch.zeros((), dtype=arithmetic(self.dtype), device=direction.device)
         for tape in tapes:
             made, dimage, dlabel, slope = self._tangent(tape, stages1, weight1, bias1, count, wanted)
             total = made if total is None else _add(total, made)
@@ -275,6 +277,7 @@ class Fast:
 
     plain: CrossEntropy
     derivatives: Pearlmutter
+    device: str = "cpu"
 
     def __call__(self, theta: Tensor, batch: Batch) -> Tensor:
         return self.plain(theta, batch)
@@ -322,7 +325,7 @@ class Fast:
 
     def _fits(self, theta: Tensor, batch: Batch) -> bool:
         known = arithmetic(self.derivatives.dtype)
-        return theta.dtype is known and batch.images.dtype is known and theta.device.type == "cpu"
+        return theta.dtype is known and batch.images.dtype is known and theta.device.type == self.device
 
 
 def _through(augmented: Tensor, leaf: Tensor, made: Products) -> Products:
@@ -333,13 +336,16 @@ def _through(augmented: Tensor, leaf: Tensor, made: Products) -> Products:
     return made._replace(images=back)
 
 
-def pearlmutter(model: FlatModel, dtype: torch.dtype = torch.float32) -> Pearlmutter | None:
-    """The written-out derivatives of this network; None for any but the field's ConvNet, and without kernels."""
+def pearlmutter(model: FlatModel, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Pearlmutter | None:
+    """The written-out derivatives of this network; None for any but the field's ConvNet.
+
+    On a processor by compiled kernels, None without them; on other devices in torch's operations, without a graph.
+    """
     module = model.module
     if type(module) is not ConvNet:
         return None
     layers = list(module.features)
-    kernels = load()
+    kernels: Kernels | Composed | None = load() if device == "cpu" else Composed()
     convolutions: list[Convolution] = []
     eps = 0.0
     for conv, norm, activation, pooling in zip(*[iter(layers)] * 4):
@@ -353,8 +359,10 @@ def pearlmutter(model: FlatModel, dtype: torch.dtype = torch.float32) -> Pearlmu
         if not fits or kernels is None:
             return None
         sizes = conv.in_channels, conv.out_channels, int(conv.padding[0])
-        convolutions.append(convolution(kernels, *sizes, not convolutions, dtype))
+        compiled = kernels if isinstance(kernels, Kernels) else None
+        convolutions.append(convolution(compiled, *sizes, not convolutions, dtype))
         eps = norm.eps
     if len(layers) % 4 or not convolutions or kernels is None:
         return None
-    return Pearlmutter(kernels, model.layout, tuple(convolutions), eps, dtype)
+    room = ROOM if device == "cpu" else 16 * ROOM
+    return Pearlmutter(kernels, model.layout, tuple(convolutions), eps, dtype, room)

@@ -50,7 +50,7 @@ class Task:
     def loss_with(self, augment: Augment | None) -> PureLoss:
         """The same with another augmentation."""
         if self._fast is not None:
-            return Fast(CrossEntropy(self.model, augment), self._fast)
+            return Fast(CrossEntropy(self.model, augment), self._fast, self.device.type)
         lower = None if self.precision == "float32" else DTYPES[self.precision]
         return CrossEntropy(self.model, augment, lower)
 
@@ -70,13 +70,13 @@ class Task:
     def at_once(self) -> int | None:
         """Networks that may be trained at the same time: None for as many as there are threads.
 
-        A module is one at a time: its parameters are exchanged while it is called.
+        A module is one at a time: its parameters are exchanged while it is called. So are networks on a GPU.
         """
-        return 1 if self._fast is None else None
+        return None if self._fast is not None and self.device.type == "cpu" else 1
 
     @cached_property
     def _fast(self) -> Pearlmutter | None:
-        return pearlmutter(self.model, DTYPES[self.precision]) if self.device.type == "cpu" else None
+        return pearlmutter(self.model, DTYPES[self.precision], self.device.type)
 
     @cached_property
     def train(self) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from limbeck import kernels
 from limbeck.data.augment import DSA
 from limbeck.derivatives import Wanted, gradient, products
+from limbeck.kernels.composed import Composed
 from limbeck.kernels.convolution import Direct, Winograd, channels_last
 from limbeck.models import ModelConfig, flat_model
 from limbeck.pearlmutter import Fast, pearlmutter
@@ -215,6 +216,25 @@ def test_a_kernel_refuses_memory_in_another_order() -> None:
     assert built is not None
     with pytest.raises(ValueError, match="not contiguous"):
         built.forward(torch.randn(2, 3, 4, 4), torch.ones(3), torch.zeros(3), 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("shape", "width", "depth", "count"), CASES)
+def test_other_devices_compute_the_same_in_torch_operations(
+    shape: tuple[int, int, int], width: int, depth: int | None, count: int, dtype: torch.dtype
+) -> None:
+    """On the processor, since these operations know no device; of every kernel and of the whole."""
+    loss, theta, batch, direction = task(shape, width, depth, count, True, dtype)
+    other = pearlmutter(loss.plain.model, dtype, "elsewhere")
+    assert other is not None
+    assert isinstance(other.kernels, Composed)
+    composed = replace(loss, derivatives=other)
+    close = 1e-12 if dtype is torch.float64 else 0.05  # sums are rounded after other steps
+    assert error(composed.gradient(theta, batch), loss.gradient(theta, batch)) < close
+    found, same = (each.products(theta, batch, direction, ALL) for each in (composed, loss))
+    for name in ("along", "theta", "images", "labels"):
+        assert error(getattr(found, name), getattr(same, name)) < (close if name != "along" else max(close, 0.2)), name
+    assert replace(loss, device="elsewhere").gradient(theta, batch) is None
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -233,7 +233,9 @@ def _keep_freed_memory() -> None:
     """
     try:
         libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        if not libc.mallopt(-3, 1 << 30):  # M_MMAP_THRESHOLD; older ones take no more than this
+            libc.mallopt(-3, 32 << 20)
         libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+        libc.mallopt(-8, 1)  # M_ARENA_MAX: a thread's own arena could not keep blocks above 64 MB
     except (OSError, AttributeError):  # not glibc
         return

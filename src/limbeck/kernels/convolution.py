@@ -104,10 +104,12 @@ class Winograd:
 
 
 def convolution(
-    kernels: Kernels, channels: int, out: int, padding: int, first: bool, dtype: torch.dtype
+    kernels: Kernels | None, channels: int, out: int, padding: int, first: bool, dtype: torch.dtype
 ) -> Convolution:
-    """The fastest for this block."""
+    """The fastest for this block; without kernels torch's own."""
     direct, width = Direct(padding, dtype), panel(dtype)
+    if kernels is None:
+        return direct
     if first:
         return FromImages(direct, kernels)
     fits = width and padding == 1 and channels % width == 0 and out % width == 0
@@ -116,7 +118,7 @@ def convolution(
 
 def channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
     """A copy: of one channel, `contiguous` would leave strides by which a convolution guesses the other layout."""
-    return torch.empty(x.shape, dtype=dtype, memory_format=torch.channels_last).copy_(x)
+    return torch.empty(x.shape, dtype=dtype, device=x.device, memory_format=torch.channels_last).copy_(x)
 
 
 def _sum(parts: Any) -> Tensor:

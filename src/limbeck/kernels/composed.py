@@ -1,0 +1,106 @@
+"""The functions of block.cpp in torch's own operations: for other devices than the processor, and any memory layout."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from limbeck.kernels import arithmetic
+
+
+class Normalised(NamedTuple):
+    """n, where ReLU is open, and the two factors and the shift of a block, each to spread over (n, c, h, w)."""
+
+    n: Tensor
+    on: Tensor
+    r: Tensor
+    gamma: Tensor
+
+
+class Composed:
+    """As `Kernels`; formulas and names are those of block.cpp."""
+
+    def forward(self, z: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """y, stats."""
+        wide = z.to(arithmetic(z.dtype))
+        variance, m = torch.var_mean(wide, (2, 3), correction=0)
+        r = (variance + eps).rsqrt()
+        a = (wide - _spread(m)) * _spread(r) * _row(gamma) + _row(beta)
+        return F.avg_pool2d(a.clamp_min(0), 2).to(z.dtype), torch.stack([m, r], 1)
+
+    def backward(self, z: Tensor, gamma: Tensor, beta: Tensor, stats: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+        """dz, sums."""
+        n, on, r, factor = _normalised(z, gamma, beta, stats)
+        da = _unpooled(dy, n, on)
+        sums = torch.stack([da.sum((2, 3)), (da * n).sum((2, 3))], 1)
+        dz = r * factor * (da - _mean(sums[:, 0], z) - n * _mean(sums[:, 1], z))
+        return dz.to(z.dtype), sums
+
+    def forward_tangent(
+        self, z: Tensor, gamma: Tensor, beta: Tensor, stats: Tensor, z1: Tensor, gamma1: Tensor, beta1: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """y1, stats1."""
+        n, on, r, factor = _normalised(z, gamma, beta, stats)
+        wide1 = z1.to(n.dtype)
+        stats1 = torch.stack([wide1.mean((2, 3)), (n * wide1).mean((2, 3))], 1)
+        n1 = _normal_tangent(n, r, wide1, stats1)
+        a1 = _row(gamma1) * n + factor * n1 + _row(beta1)
+        return F.avg_pool2d(torch.where(on, a1, 0), 2).to(z.dtype), stats1
+
+    def backward_tangent(
+        self,
+        z: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        stats: Tensor,
+        dy: Tensor,
+        sums: Tensor,
+        z1: Tensor,
+        gamma1: Tensor,
+        stats1: Tensor,
+        dy1: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """dz1, sums1."""
+        n, on, r, factor = _normalised(z, gamma, beta, stats)
+        n1 = _normal_tangent(n, r, z1.to(n.dtype), stats1)
+        da, da1 = _unpooled(dy, n, on), _unpooled(dy1, n, on)
+        sums1 = torch.stack([da1.sum((2, 3)), (da1 * n + da * n1).sum((2, 3))], 1)
+        b = da - _mean(sums[:, 0], z) - n * _mean(sums[:, 1], z)
+        b1 = da1 - _mean(sums1[:, 0], z) - n1 * _mean(sums[:, 1], z) - n * _mean(sums1[:, 1], z)
+        r1 = -r.square() * _spread(stats1[:, 1])
+        dz1 = (_row(gamma1) * r + factor * r1) * b + r * factor * b1
+        return dz1.to(z.dtype), sums1
+
+
+def _normalised(z: Tensor, gamma: Tensor, beta: Tensor, stats: Tensor) -> Normalised:
+    m, r = _spread(stats[:, 0]), _spread(stats[:, 1])
+    n = (z.to(stats.dtype) - m) * r
+    return Normalised(n, ~(n * _row(gamma) + _row(beta) <= 0), r, _row(gamma))  # a NaN is open
+
+
+def _normal_tangent(n: Tensor, r: Tensor, z1: Tensor, stats1: Tensor) -> Tensor:
+    return r * (z1 - _spread(stats1[:, 0]) - n * _spread(stats1[:, 1]))
+
+
+def _unpooled(dy: Tensor, n: Tensor, on: Tensor) -> Tensor:
+    """da of dy: a quarter to each of the four pixels, none to an odd last row or column."""
+    wide = F.interpolate(dy.to(n.dtype), scale_factor=2.0) / 4
+    missing = [n.shape[3] - wide.shape[3], n.shape[2] - wide.shape[2]]
+    return torch.where(on, F.pad(wide, [0, missing[0], 0, missing[1]]), 0)
+
+
+def _mean(total: Tensor, z: Tensor) -> Tensor:
+    return _spread(total / (z.shape[2] * z.shape[3]))
+
+
+def _spread(per_image: Tensor) -> Tensor:
+    """(n, c) -> (n, c, 1, 1)."""
+    return per_image[:, :, None, None]
+
+
+def _row(per_channel: Tensor) -> Tensor:
+    """(c,) -> (1, c, 1, 1)."""
+    return per_channel[None, :, None, None]
