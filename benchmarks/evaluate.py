@@ -28,15 +28,15 @@ class Case:
     ipc: int
     epochs: int
     networks: int = 5
-    test: int = 2000
+    test: int = 600
     repeats: int = 3
 
 
 CASES = {
     "grey28-width32-ipc1": Case(1, 28, 32, 1, 60),
     "grey28-width32-ipc10": Case(1, 28, 32, 10, 60),
-    "rgb32-width128-ipc1": Case(3, 32, 128, 1, 30, test=500),
-    "rgb32-width128-ipc10": Case(3, 32, 128, 10, 10, test=500),
+    "rgb32-width128-ipc1": Case(3, 32, 128, 1, 30, test=300),
+    "rgb32-width128-ipc10": Case(3, 32, 128, 10, 10, test=100),
 }
 
 

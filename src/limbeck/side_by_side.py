@@ -35,6 +35,16 @@ def side_by_side(jobs: Sequence[Callable[[Check], T]], at_once: int | None = Non
     if workers <= 1:
         yield from ((place, job(lambda: None)) for place, job in enumerate(jobs))
         return
+    even = len(jobs) - len(jobs) % workers  # what is left over then shares the threads anew
+    for begin, end in ((0, even), (even, len(jobs))):
+        if begin < end:
+            yield from _together(jobs, range(begin, end), min(workers, end - begin), threads)
+
+
+def _together(
+    jobs: Sequence[Callable[[Check], T]], chosen: range, workers: int, threads: int
+) -> Iterator[tuple[int, T]]:
+    """These jobs, `workers` at a time."""
     given_up = Event()
 
     def check() -> None:
@@ -44,7 +54,7 @@ def side_by_side(jobs: Sequence[Callable[[Check], T]], at_once: int | None = Non
     share = max(1, threads // workers)
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,))
     try:
-        places: dict[Future[T], int] = {pool.submit(job, check): place for place, job in enumerate(jobs)}
+        places: dict[Future[T], int] = {pool.submit(jobs[place], check): place for place in chosen}
         for future in as_completed(places):
             yield places[future], future.result()
     finally:

@@ -225,39 +225,52 @@ void weigh(Map m, int64_t cin, int64_t cout, int terms, const A* const* x, const
         for (int64_t k = 0; k < size; ++k) dw[k] += rest[(part - 1) * size + k];
 }
 
+// out (16 elements, stride apart): G w G^T of one 3 x 3 weight.
+template <class A>
+inline void transform(const A* w, A* out, int64_t stride) {
+    A half[4][3];
+    for (int k = 0; k < 3; ++k) {
+        half[0][k] = w[k];
+        half[1][k] = A(0.5) * (w[k] + w[3 + k] + w[6 + k]);
+        half[2][k] = A(0.5) * (w[k] - w[3 + k] + w[6 + k]);
+        half[3][k] = w[6 + k];
+    }
+    for (int k = 0; k < 4; ++k) {
+        out[4 * k * stride] = half[k][0];
+        out[(4 * k + 1) * stride] = A(0.5) * (half[k][0] + half[k][1] + half[k][2]);
+        out[(4 * k + 2) * stride] = A(0.5) * (half[k][0] - half[k][1] + half[k][2]);
+        out[(4 * k + 3) * stride] = half[k][2];
+    }
+}
+
 // From w (cout, cin, 3, 3): rising (16, cout / panel, cin, panel), G w G^T, for convolve; and falling
 // (16, cin / panel, cout, panel), the same of w turned round, by which convolve takes dz to dx.
 template <class A>
 void prepare(int64_t cout, int64_t cin, const A* w, A* rising, A* falling, int threads) {
     constexpr int P = Of<A>::panel;
     const int64_t size = cin * cout;
-#pragma omp parallel for num_threads(threads)
-    for (int64_t o = 0; o < cout; ++o)
-        for (int64_t i = 0; i < cin; ++i) {
-            const A* at = w + (o * cin + i) * 9;
-            A half[4][3], full[4][4];
-            for (int k = 0; k < 3; ++k) {
-                half[0][k] = at[k];
-                half[1][k] = A(0.5) * (at[k] + at[3 + k] + at[6 + k]);
-                half[2][k] = A(0.5) * (at[k] - at[3 + k] + at[6 + k]);
-                half[3][k] = at[6 + k];
+    // w turned round: its first row is the last, and the sums with +- in the middle stay as they are
+    static const int turned[4] = {3, 1, 2, 0};
+#pragma omp parallel num_threads(threads)
+    {
+        A panel[16 * P];
+#pragma omp for nowait
+        for (int64_t o = 0; o < cout; o += P)
+            for (int64_t i = 0; i < cin; ++i) {
+                for (int l = 0; l < P; ++l) transform(w + ((o + l) * cin + i) * 9, panel + l, P);
+                for (int e = 0; e < 16; ++e)
+                    std::memcpy(rising + e * size + o * cin + i * P, panel + e * P, P * sizeof(A));
             }
-            for (int k = 0; k < 4; ++k) {
-                full[k][0] = half[k][0];
-                full[k][1] = A(0.5) * (half[k][0] + half[k][1] + half[k][2]);
-                full[k][2] = A(0.5) * (half[k][0] - half[k][1] + half[k][2]);
-                full[k][3] = half[k][2];
+#pragma omp for
+        for (int64_t o = 0; o < cout; ++o)
+            for (int64_t i = 0; i < cin; i += P) {
+                for (int l = 0; l < P; ++l) transform(w + (o * cin + i + l) * 9, panel + l, P);
+                for (int r = 0; r < 4; ++r)
+                    for (int k = 0; k < 4; ++k)
+                        std::memcpy(falling + (4 * r + k) * size + i * cout + o * P,
+                                    panel + (4 * turned[r] + turned[k]) * P, P * sizeof(A));
             }
-            A* up = rising + ((o / P) * cin + i) * P + o % P;
-            A* down = falling + ((i / P) * cout + o) * P + i % P;
-            // w turned round: its first row is the last, and the sums with +- in the middle stay as they are
-            static const int turned[4] = {3, 1, 2, 0};
-            for (int r = 0; r < 4; ++r)
-                for (int k = 0; k < 4; ++k) {
-                    up[(4 * r + k) * size] = full[r][k];
-                    down[(4 * r + k) * size] = full[turned[r]][turned[k]];
-                }
-        }
+    }
 }
 
 // dw (cout, cin, 3, 3) = G^T y G of y (16, cin, cout).
