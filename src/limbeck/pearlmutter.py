@@ -154,7 +154,7 @@ class Pearlmutter:
 
     def _stages(self, theta: Tensor) -> tuple[list[Stage], Tensor, Tensor]:
         """The blocks' parameters; the last layer's weight for features in channels-last order, and its bias."""
-        parts = [part.to(arithmetic(self.dtype)) for part in self.layout.split(theta.detach())]
+        parts = self.layout.split(theta.detach().to(arithmetic(self.dtype)))
         stages = [
             Stage(conv.prepare(weight), gamma, beta)
             for conv, weight, _, gamma, beta in zip(self.convolutions, *[iter(parts[:-2])] * 4)
