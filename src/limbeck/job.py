@@ -248,6 +248,7 @@ def _facts(task: Task, source: object) -> dict[str, Any]:
         "source": _source(source),
         "device": str(task.device),
         "threads": torch.get_num_threads(),
+        "derivatives": "written out" if task.written_out else "autograd",
     }
 
 

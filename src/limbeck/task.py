@@ -60,6 +60,11 @@ class Task:
         return self.model if self._fast is None else self._fast.logits
 
     @property
+    def written_out(self) -> bool:
+        """Whether derivatives are those of `pearlmutter.py`: figures differ from autograd's by rounding."""
+        return self._fast is not None
+
+    @property
     def slow_because(self) -> str:
         """Why the field's ConvNet goes without compiled kernels on this processor; empty where it does not."""
         if self._fast is not None or self.device.type != "cpu" or self.model_config.name != "convnet":

@@ -298,6 +298,11 @@ def test_without_a_compiler_the_same_gradient_comes_from_autograd(tmp_path: Path
     built, why, norm = run(**home)
     assert (built, why) == (True, "")
     assert len(list((tmp_path / "kernels").glob("*.so"))) == 1
+    (library,) = (tmp_path / "kernels").glob("*.so")
+    whole = library.read_bytes()
+    library.write_bytes(whole[: len(whole) // 2])  # a disk that was full, say
+    assert run(**home) == (True, "", norm)
+    assert len(library.read_bytes()) == len(whole)
     for environment, said in (
         ({"LIMBECK_KERNELS": "0"}, "switched off"),
         ({"CXX": "false", "LIMBECK_HOME": str(tmp_path / "other")}, "could not build"),

@@ -180,8 +180,8 @@ def _built() -> tuple[Kernels | None, str]:
     try:
         library = ctypes.CDLL(str(_compiled(compiler)))
     except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        return None, f"{compiler} could not build them: {said.strip().splitlines()[0]}"
+        said = (getattr(error, "stderr", None) or "").strip() or str(error)
+        return None, f"{compiler} could not build them: {said.splitlines()[0]}"
     _keep_freed_memory()
     return Kernels(library), ""
 
@@ -197,13 +197,17 @@ def trouble() -> str:
 
 
 def _compiled(compiler: str) -> Path:
-    """The library for this source, compiler and processor; made under another name and renamed, as all our files."""
+    """The library for this source, compiler and processor; made under another name and renamed, as all our files.
+
+    Its checksum lies beside it: a damaged one is made again, since loading it could end the process.
+    """
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     key = hashlib.sha256(
         "\n".join([*(source.read_text() for source in SOURCES), version, *FLAGS, _processor()]).encode()
     ).hexdigest()[:16]
     path = home() / "kernels" / f"kernels-{key}.so"
-    if path.exists():
+    checksum = path.with_suffix(".sha256")
+    if _intact(path, checksum):
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -212,8 +216,18 @@ def _compiled(compiler: str) -> Path:
         threaded = subprocess.run([*command, "-fopenmp"], capture_output=True, text=True, check=False)
         if threaded.returncode:  # a compiler without OpenMP: the loops then run on one thread
             subprocess.run(command, capture_output=True, text=True, check=True)
+        noted = Path(folder) / checksum.name
+        noted.write_text(hashlib.sha256(made.read_bytes()).hexdigest())
         made.replace(path)
+        noted.replace(checksum)
     return path
+
+
+def _intact(path: Path, checksum: Path) -> bool:
+    try:
+        return checksum.read_bytes() == hashlib.sha256(path.read_bytes()).hexdigest().encode()
+    except OSError:
+        return False
 
 
 def _processor() -> str:
