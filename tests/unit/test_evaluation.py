@@ -1,0 +1,46 @@
+"""Several networks at once: each score belongs to its own trial, whatever order they end in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from limbeck.baselines import real_images
+from limbeck.data import load_data
+from limbeck.evaluation import EvalConfig, best_lr, evaluate_set, scores_of, trials
+from limbeck.models import ModelConfig
+from limbeck.task import Task, make_task
+
+LRS = (1e-8, 0.05, 1e-7)  # only one of them learns anything
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return make_task(load_data("digits"), ModelConfig(width=4))
+
+
+@pytest.mark.parametrize("turn", [0, 1, 2])
+def test_the_step_size_that_does_best_on_validation_is_chosen(task: Task, turn: int) -> None:
+    config = EvalConfig(networks=2, epochs=20, baseline_lrs=(*LRS[turn:], *LRS[:turn]))
+    assert best_lr(task, real_images(task, "random", 5), config, 0) == 0.05
+
+
+def test_scores_are_those_of_one_network_after_the_other(task: Task) -> None:
+    config, make = EvalConfig(networks=3, epochs=5), real_images(task, "random", 2)
+    tried, before = trials(task, make, config.schedule(0.05), 3, seed=1), torch.get_num_threads()
+    torch.set_num_threads(2)  # two at a time, whatever the tests were started with
+    try:
+        together = [score.accuracy for score in scores_of(task, tried, task.validation)]
+    finally:
+        torch.set_num_threads(before)
+    alone = [scores_of(task, [trial], task.validation)[0].accuracy for trial in tried]
+    assert together == pytest.approx(alone, abs=0.03)  # threads differ, and so does rounding
+    assert max(alone) - min(alone) > 0.06  # else any order would do
+    assert evaluate_set(task, make, config.schedule(0.05), 3, task.validation, 1).n == 3
+
+
+def test_the_task_says_what_its_figures_depend_on(task: Task) -> None:
+    assert task.computed() == {}
+    assert replace(task, precision="bfloat16").computed() == {"precision": "bfloat16"}
