@@ -4,6 +4,9 @@ The student's adjoint needs, for a direction v in parameter space, the derivativ
 is Pearlmutter's R-operator (Pearlmutter, "Fast Exact Multiplication by the Hessian", Neural Computation 1994), the
 tangent of a forward and backward pass. Written out for conv - instance norm - ReLU - average pooling it needs as many
 convolutions as there are, no graph, and channels-last memory, which the convolutions of a processor are fastest with.
+
+`Pearlmutter` is the pass and its tangent, to read and for any type, width and device. `compiled.Compiled` is the same
+in one call of C++, for the field's widths in float32 and float64 on a processor; laws hold them to each other.
 """
 
 from __future__ import annotations
@@ -11,12 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, reduce
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from limbeck.compiled import Block, Compiled, fits
 from limbeck.derivatives import Later, Products, Wanted
 from limbeck.flat import FlatModel, Layout
 from limbeck.kernels import Kernels, arithmetic, load
@@ -30,10 +34,27 @@ ROOM = 1 << 26  # bytes of the largest activation of a part
 LEAST = 8  # images of a part: fewer do not keep two threads busy
 
 
+class Derivatives(Protocol):
+    """Of cross-entropy on images that are augmented already, at theta (P,); see `Pearlmutter`."""
+
+    def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor: ...
+
+    def products(
+        self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, wanted: Wanted
+    ) -> Products: ...
+
+    def kept(self, theta: Tensor, images: Tensor, labels: Tensor, wanted: Wanted) -> tuple[Tensor, Later]: ...
+
+    def logits(self, theta: Tensor, images: Tensor) -> Tensor: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+
 class Stage(NamedTuple):
     """One block's parameters: weight as its convolution has it prepared; gamma, beta (out,)."""
 
-    weight: Any
+    weight: Tensor
     gamma: Tensor
     beta: Tensor
 
@@ -99,18 +120,20 @@ class Pearlmutter:
             self._pass(stages, weight, bias, part, target, len(images), weights=False)[0]
             for part, target in self._chunks(images, labels)
         )
-        return self.of_tapes(passes, len(images), direction, wanted)
+        return self._of_tapes(passes, len(images), direction, wanted)
 
-    def kept(self, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, list[Tape]]:
-        """The gradient (P,), and the passes of all parts of the batch for `of_tapes`."""
+    def kept(self, theta: Tensor, images: Tensor, labels: Tensor, wanted: Wanted) -> tuple[Tensor, Later]:
+        """The gradient (P,), and its products later without another pass, which is held until then."""
         stages, weight, bias = self._stages(theta)
         passes = [
             self._pass(stages, weight, bias, part, target, len(images), weights=True)
             for part, target in self._chunks(images, labels)
         ]
-        return self._join(reduce(_add, (made for _, made in passes))), [tape for tape, _ in passes]
+        tapes, count = [tape for tape, _ in passes], len(images)
+        made = self._join(reduce(_add, (made for _, made in passes)))
+        return made, lambda direction: self._of_tapes(tapes, count, direction, wanted)
 
-    def of_tapes(self, tapes: Iterable[Tape], count: int, direction: Tensor, wanted: Wanted) -> Products:
+    def _of_tapes(self, tapes: Iterable[Tape], count: int, direction: Tensor, wanted: Wanted) -> Products:
         """The products from passes of a batch of `count` images, part by part."""
         total: list[Tensor] | None = None
         stages1, weight1, bias1 = self._stages(direction)
@@ -276,7 +299,7 @@ class Fast:
     """
 
     plain: CrossEntropy
-    derivatives: Pearlmutter
+    derivatives: Derivatives
     device: str = "cpu"
 
     def __call__(self, theta: Tensor, batch: Batch) -> Tensor:
@@ -304,11 +327,11 @@ class Fast:
             return None
         leaf, augmented = self._from_leaf(batch, wanted)
         with torch.no_grad():
-            found, tapes = self.derivatives.kept(theta.detach(), augmented.detach(), batch.labels)
+            found, products = self.derivatives.kept(theta.detach(), augmented.detach(), batch.labels, wanted)
 
         def later(direction: Tensor) -> Products:
             with torch.no_grad():
-                made = self.derivatives.of_tapes(tapes, len(leaf), direction, wanted)
+                made = products(direction)
             return _through(augmented, leaf, made)
 
         return found, later
@@ -336,33 +359,41 @@ def _through(augmented: Tensor, leaf: Tensor, made: Products) -> Products:
     return made._replace(images=back)
 
 
-def pearlmutter(model: FlatModel, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Pearlmutter | None:
+def pearlmutter(model: FlatModel, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Derivatives | None:
     """The written-out derivatives of this network; None for any but the field's ConvNet.
 
     On a processor by compiled kernels, None without them; on other devices in torch's operations, without a graph.
     """
+    kernels: Kernels | Composed | None = load() if device == "cpu" else Composed()
+    found = _blocks(model)
+    if found is None or kernels is None:
+        return None
+    blocks, eps = found
+    if isinstance(kernels, Kernels) and fits(blocks, dtype):
+        classes, features = model.layout.shapes[-2]
+        return Compiled(kernels, blocks, classes, features, model.layout.count, eps, dtype)
+    compiled = kernels if isinstance(kernels, Kernels) else None
+    convolutions = tuple(convolution(compiled, block.padding, not place, dtype) for place, block in enumerate(blocks))
+    room = ROOM if device == "cpu" else 16 * ROOM
+    return Pearlmutter(kernels, model.layout, convolutions, eps, dtype, room)
+
+
+def _blocks(model: FlatModel) -> tuple[tuple[Block, ...], float] | None:
+    """The blocks and eps of a ConvNet of convolution, instance norm, ReLU and average pooling; None of any other."""
     module = model.module
     if type(module) is not ConvNet:
         return None
-    layers = list(module.features)
-    kernels: Kernels | Composed | None = load() if device == "cpu" else Composed()
-    convolutions: list[Convolution] = []
-    eps = 0.0
+    layers, blocks, eps = list(module.features), list[Block](), 0.0
     for conv, norm, activation, pooling in zip(*[iter(layers)] * 4):
-        fits = (
+        fitting = (
             isinstance(conv, nn.Conv2d)
             and isinstance(norm, nn.GroupNorm)
             and norm.num_groups == norm.num_channels
             and isinstance(activation, nn.ReLU)
             and isinstance(pooling, nn.AvgPool2d)
         )
-        if not fits or kernels is None:
+        if not fitting:
             return None
-        sizes = conv.in_channels, conv.out_channels, int(conv.padding[0])
-        compiled = kernels if isinstance(kernels, Kernels) else None
-        convolutions.append(convolution(compiled, *sizes, not convolutions, dtype))
+        blocks.append(Block(conv.in_channels, conv.out_channels, int(conv.padding[0])))
         eps = norm.eps
-    if len(layers) % 4 or not convolutions or kernels is None:
-        return None
-    room = ROOM if device == "cpu" else 16 * ROOM
-    return Pearlmutter(kernels, model.layout, tuple(convolutions), eps, dtype, room)
+    return None if len(layers) % 4 or not blocks else (tuple(blocks), eps)

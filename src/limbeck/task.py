@@ -15,7 +15,7 @@ from limbeck.errors import UserError
 from limbeck.flat import FlatModel
 from limbeck.kernels import trouble
 from limbeck.models import ModelConfig, flat_model
-from limbeck.pearlmutter import Fast, Pearlmutter, pearlmutter
+from limbeck.pearlmutter import Derivatives, Fast, pearlmutter
 from limbeck.student.losses import Augment, CrossEntropy
 from limbeck.training import Network
 from limbeck.types import PureLoss
@@ -80,7 +80,7 @@ class Task:
         return None if self._fast is not None and self.device.type == "cpu" else 1
 
     @cached_property
-    def _fast(self) -> Pearlmutter | None:
+    def _fast(self) -> Derivatives | None:
         return pearlmutter(self.model, DTYPES[self.precision], self.device.type)
 
     @cached_property

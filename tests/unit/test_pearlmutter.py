@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +14,12 @@ import torch
 from torch import Tensor
 
 from limbeck import kernels
+from limbeck.compiled import Compiled
 from limbeck.data.augment import DSA
 from limbeck.derivatives import Wanted, gradient, products
 from limbeck.kernels.composed import Composed
-from limbeck.kernels.convolution import Direct, Winograd, channels_last
 from limbeck.models import ModelConfig, flat_model
-from limbeck.pearlmutter import Fast, pearlmutter
+from limbeck.pearlmutter import Fast, Pearlmutter, pearlmutter
 from limbeck.student.losses import CrossEntropy
 from limbeck.student.unroll import Backprop, Replay, unroll
 from limbeck.types import Batch
@@ -26,6 +27,13 @@ from limbeck.types import Batch
 pytestmark = pytest.mark.skipif(kernels.load() is None, reason=f"no kernels: {kernels.trouble()}")
 
 ALL = Wanted(True, True, True)
+WHOLE = [  # in one call, where channels come in multiples of 16 (float64) or 32 (float32)
+    ((1, 14, 10), 32, 2, 3),
+    ((3, 32, 32), 32, None, 11),
+    ((1, 28, 28), 32, None, 6),
+    ((4, 9, 11), 32, 1, 2),
+    ((3, 20, 26), 64, 3, 23),
+]
 CASES = [  # shape, width, depth, images: three depths, a padded first block, sides that do not halve, several chunks
     ((3, 32, 32), 8, None, 3),
     ((1, 28, 28), 6, None, 4),
@@ -33,7 +41,7 @@ CASES = [  # shape, width, depth, images: three depths, a padded first block, si
     ((3, 20, 26), 5, 3, 3),
     ((2, 9, 11), 3, 1, 2),
     ((1, 8, 8), 4, 2, 70),
-    ((1, 14, 10), 32, 2, 3),  # by Winograd's algorithm where channels come in multiples of 16 (float64) or 32 (float32)
+    *WHOLE,
 ]
 
 
@@ -44,7 +52,8 @@ def task(
     model = flat_model(ModelConfig(width=width, depth=depth), shape, 5)
     written = pearlmutter(model, dtype)
     assert written is not None
-    written = replace(written, room=0)  # parts of eight images
+    if isinstance(written, Pearlmutter):
+        written = replace(written, room=0)  # parts of eight images
     arithmetic = kernels.arithmetic(dtype)
 
     def normal(*size: int) -> Tensor:
@@ -227,6 +236,7 @@ def test_other_devices_compute_the_same_in_torch_operations(
     loss, theta, batch, direction = task(shape, width, depth, count, True, dtype)
     other = pearlmutter(loss.plain.model, dtype, "elsewhere")
     assert other is not None
+    assert isinstance(other, Pearlmutter)
     assert isinstance(other.kernels, Composed)
     composed = replace(loss, derivatives=other)
     close = 1e-12 if dtype is torch.float64 else 0.05  # sums are rounded after other steps
@@ -237,37 +247,63 @@ def test_other_devices_compute_the_same_in_torch_operations(
     assert replace(loss, device="elsewhere").gradient(theta, batch) is None
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize(("n", "h", "w"), [(3, 8, 8), (2, 7, 9), (1, 1, 2), (13, 4, 4)])
-def test_winograd_equals_convolution_and_its_transposes(
-    n: int, h: int, w: int, dtype: torch.dtype, threads: int
+@pytest.mark.parametrize(("shape", "width", "depth", "count"), WHOLE)
+def test_a_whole_pass_in_one_call_is_the_pass_as_it_is_written(
+    shape: tuple[int, int, int],
+    width: int,
+    depth: int | None,
+    count: int,
+    dtype: torch.dtype,
+    threads: Callable[[int], None],
 ) -> None:
-    built, before = kernels.load(), torch.get_num_threads()
-    assert built is not None
-    generator = torch.Generator().manual_seed(0)
+    """By any number of threads, more than images too; with a pass that was held as without; and the same bits again."""
+    loss, theta, batch, direction = task(shape, width, depth, count, True, dtype)
+    other = pearlmutter(loss.plain.model, torch.float64, "elsewhere")
+    assert isinstance(loss.derivatives, Compiled)
+    assert isinstance(other, Pearlmutter)
+    point = theta, batch.images, batch.labels
+    exact_gradient = other.gradient(*(each.double() for each in point))
+    exact = other.products(*(each.double() for each in point), direction.double(), ALL)
+    logits = other.logits(theta.double(), batch.images.double())
+    close = 1e-13 if dtype is torch.float64 else 5e-6
+    for several in (1, 2, 3, 30):
+        threads(several)
+        made, later = loss.derivatives.kept(*point, ALL)
+        found = loss.derivatives.products(*point, direction, ALL)
+        assert error(loss.derivatives.logits(theta, batch.images), logits) < close
+        assert error(made, exact_gradient) < close
+        for name in ("theta", "images", "labels"):
+            assert error(getattr(found, name), getattr(exact, name)) < close, name
+        size = direction.norm() * made.norm()
+        assert abs(float(found.along) - float(exact.along)) < close * float(size)
+        assert made.equal(loss.derivatives.gradient(*point))
+        for ours, again in zip(found, later(direction)):
+            assert again is not None
+            assert again.equal(ours)
 
-    def normal(*size: int) -> Tensor:
-        return channels_last(torch.randn(*size, generator=generator, dtype=dtype), dtype)
 
-    x, also, dz, more = normal(n, 32, h, w), normal(n, 32, h, w), normal(n, 64, h, w), normal(n, 64, h, w)
-    weights = [torch.randn(64, 32, 3, 3, generator=generator, dtype=dtype) for _ in range(2)]
-    fast, plain = Winograd(built), Direct(1, torch.float64)
-    close = 1e-14 if dtype is torch.float64 else 2e-6
-    torch.set_num_threads(threads)
-    try:
-        for count in (1, 2):
-            ours = [fast.prepare(weight) for weight in weights]
-            theirs = [plain.prepare(weight.double()) for weight in weights]
-            xs, dzs = [x, also][:count], [dz, more][:count]
-            wide_x, wide_dz = [each.double() for each in xs], [each.double() for each in dzs]
-            z = fast.forward(list(zip(xs, ours)))
-            assert error(z, plain.forward(list(zip(wide_x, theirs)))) < close
-            dx = fast.backward(list(zip(dzs, ours)), x.shape)
-            assert error(dx, plain.backward(list(zip(wide_dz, theirs)), x.shape)) < close
-            assert error(fast.weigh(list(zip(xs, dzs))), plain.weigh(list(zip(wide_x, wide_dz)))) < close
-    finally:
-        torch.set_num_threads(before)
+def test_a_whole_pass_refuses_what_does_not_fit() -> None:
+    """It reads memory by itself, so that a wrong size must not get that far."""
+    loss, theta, batch, direction = task((1, 14, 10), 32, 2, 3, True, torch.float32)
+    made = loss.derivatives
+    with pytest.raises(ValueError, match="images of shape"):
+        made.gradient(theta, batch.images[..., :6, :6], batch.labels)
+    with pytest.raises(ValueError, match="images of shape"):
+        made.logits(theta, batch.images.expand(-1, 3, -1, -1))
+    with pytest.raises(ValueError, match="labels of shape"):
+        made.gradient(theta, batch.images, batch.labels[:2])
+    with pytest.raises(ValueError, match="parameters of shape"):
+        made.gradient(theta[:-1], batch.images, batch.labels)
+    with pytest.raises(ValueError, match="parameters of shape"):
+        made.products(theta, batch.images, batch.labels, direction[1:], ALL)
 
 
 CODE = """

@@ -1,4 +1,4 @@
-"""Compiled parts: normalisation, ReLU and pooling as one function with its derivatives; Winograd's convolution.
+"""Compiled parts: a ConvNet's derivatives in one call; normalisation, ReLU and pooling as one function with its own.
 
 They are compiled once by the machine's C++ compiler (some seconds) and kept in the cache folder. Nothing needs them:
 without a compiler `load` returns None, `trouble` says why, and the same mathematics runs through autograd.
@@ -13,7 +13,6 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ from torch import Tensor
 
 from limbeck.files import home
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("block.cpp", "winograd.cpp"))
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("block.cpp", "network.cpp"))
+HEADERS = tuple(Path(__file__).with_name(f"{name}.hpp") for name in ("vectors", "matrix", "winograd", "block"))
+FLAGS = ("-O2", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 TYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 
 
@@ -75,41 +75,19 @@ class Kernels:
         self._call("backward_tangent", z, z, gamma, beta, stats, dy, sums, z1, gamma1, stats1, dy1, dz1, sums1)
         return dz1, sums1
 
-    def prepare(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Of a weight (out, in, 3, 3): what `convolve` takes for it, and for it turned round, from dz to dx."""
-        o, i = weight.shape[:2]
-        rising, falling = (torch.empty(16, i * o, dtype=weight.dtype) for _ in range(2))
-        self._run("prepare", weight.dtype, o, i, weight.contiguous().view(-1), rising, falling)
-        return rising, falling
-
-    def convolve(self, terms: Sequence[tuple[Tensor, Tensor]], out: int) -> Tensor:
-        """The sum of one or two convolutions (n, out, h, w) of x (n, in, h, w) with a prepared weight each."""
-        n, c, h, w = terms[0][0].shape
-        z = torch.empty(n, out, h, w, dtype=terms[0][0].dtype, memory_format=torch.channels_last)
-        self._run("convolve", z.dtype, n, h, w, c, out, *_two(terms), z)
-        return z
-
-    def weigh(self, terms: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """The sum over one or two pairs x (n, in, h, w), dz (n, out, h, w) of the gradient in the weight."""
-        n, c, h, w = terms[0][0].shape
-        out, dtype = terms[0][1].shape[1], terms[0][0].dtype
-        made, dweight = torch.empty(16, c, out, dtype=dtype), torch.empty(out, c, 3, 3, dtype=dtype)
-        self._run("weigh", dtype, n, h, w, c, out, *_two(terms), made)
-        self._run("finish", dtype, out, c, made, dweight.view(-1))
-        return dweight
-
     def fold(self, columns: Tensor, shape: torch.Size, padding: int) -> Tensor:
         """The gradient in the images (n, c, h, w) of a 3 x 3 convolution from that in its patches (n oh ow, 9 c)."""
         dx = torch.empty(shape, dtype=columns.dtype, memory_format=torch.channels_last)
         self._call("fold", dx, padding, columns, dx)
         return dx
 
+    def run(self, name: str, dtype: torch.dtype, *arguments: Tensor | float | None) -> None:
+        """A function of the library, of its SIGNATURES: numbers as they are, tensors by their address."""
+        self._function(name, dtype)(*map(_plain, arguments), torch.get_num_threads())
+
     def _call(self, name: str, shaped: Tensor, *arguments: Tensor | float | None) -> None:
         n, c, h, w = shaped.shape
-        self._run(name, shaped.dtype, n, h, w, c, *arguments)
-
-    def _run(self, name: str, dtype: torch.dtype, *arguments: Tensor | float | None) -> None:
-        self._function(name, dtype)(*map(_plain, arguments), torch.get_num_threads())
+        self.run(name, shaped.dtype, n, h, w, c, *arguments)
 
     def _function(self, name: str, dtype: torch.dtype) -> Any:
         """With the types of its arguments, so that numbers and addresses are passed as they are."""
@@ -127,22 +105,10 @@ SIGNATURES = {  # as in the C++ files, before the number of threads: n a count, 
     "forward_tangent": "n" * 4 + "p" * 9,
     "backward_tangent": "n" * 4 + "p" * 12,
     "fold": "n" * 5 + "p" * 2,
-    "prepare": "n" * 2 + "p" * 3,
-    "convolve": "n" * 5 + "p" * 5,
-    "weigh": "n" * 5 + "p" * 5,
-    "finish": "n" * 2 + "p" * 2,
+    "tape_size": "npnp",
+    "answer": "np" + "d" + "nn" + "p" * 11,
 }
 C_TYPES = {"n": ctypes.c_int64, "p": ctypes.c_void_p, "d": ctypes.c_double, "t": ctypes.c_int}
-
-
-def _two(terms: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor | None, ...]:
-    """Both terms in a row; None for the second where there is none."""
-    return (*terms[0], *(terms[1] if len(terms) > 1 else (None, None)))
-
-
-def panel(dtype: torch.dtype) -> int:
-    """Channels must come in multiples of this for `prepare`, `convolve` and `weigh`; 0 for a type they do not have."""
-    return {torch.float32: 32, torch.float64: 16}.get(dtype, 0)
 
 
 def arithmetic(dtype: torch.dtype) -> torch.dtype:
@@ -203,7 +169,7 @@ def _compiled(compiler: str) -> Path:
     """
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     key = hashlib.sha256(
-        "\n".join([*(source.read_text() for source in SOURCES), version, *FLAGS, _processor()]).encode()
+        "\n".join([*(source.read_text() for source in SOURCES + HEADERS), version, *FLAGS, _processor()]).encode()
     ).hexdigest()[:16]
     path = home() / "kernels" / f"kernels-{key}.so"
     checksum = path.with_suffix(".sha256")

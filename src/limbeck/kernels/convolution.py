@@ -6,23 +6,23 @@ to dx, `weigh` of (x, dz) to dweight (out, in, 3, 3). The tangent of each is the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from limbeck.kernels import Kernels, arithmetic, panel
+from limbeck.kernels import Kernels, arithmetic
 
-Terms = Sequence[tuple[Tensor, Any]]
+Terms = Sequence[tuple[Tensor, Tensor]]
 
 
 class Convolution(Protocol):
     """A convolution of one block, `channels` to `out`."""
 
-    def prepare(self, weight: Tensor) -> Any: ...
+    def prepare(self, weight: Tensor) -> Tensor: ...
 
     def forward(self, terms: Terms) -> Tensor: ...
 
@@ -81,39 +81,10 @@ class FromImages:
         return self.direct.weigh(terms)
 
 
-@dataclass(frozen=True)
-class Winograd:
-    """winograd.cpp, for padding 1 and channels in multiples of `panel`: 1.7 times as fast as `Direct` at 128."""
-
-    kernels: Kernels
-
-    def prepare(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        return self.kernels.prepare(weight)
-
-    def forward(self, terms: Terms) -> Tensor:
-        return self._convolve([(x, rising) for x, (rising, _) in terms])
-
-    def backward(self, terms: Terms, shape: torch.Size) -> Tensor:
-        return self._convolve([(dz, falling) for dz, (_, falling) in terms])
-
-    def weigh(self, terms: Terms) -> Tensor:
-        return self.kernels.weigh(terms)
-
-    def _convolve(self, terms: Terms) -> Tensor:
-        return self.kernels.convolve(terms, terms[0][1].shape[1] // terms[0][0].shape[1])
-
-
-def convolution(
-    kernels: Kernels | None, channels: int, out: int, padding: int, first: bool, dtype: torch.dtype
-) -> Convolution:
-    """The fastest for this block; without kernels torch's own."""
-    direct, width = Direct(padding, dtype), panel(dtype)
-    if kernels is None:
-        return direct
-    if first:
-        return FromImages(direct, kernels)
-    fits = width and padding == 1 and channels % width == 0 and out % width == 0
-    return Winograd(kernels) if fits else direct
+def convolution(kernels: Kernels | None, padding: int, first: bool, dtype: torch.dtype) -> Convolution:
+    """The fastest for this block."""
+    direct = Direct(padding, dtype)
+    return direct if kernels is None or not first else FromImages(direct, kernels)
 
 
 def channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -121,8 +92,8 @@ def channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty(x.shape, dtype=dtype, device=x.device, memory_format=torch.channels_last).copy_(x)
 
 
-def _sum(parts: Any) -> Tensor:
-    total: Tensor = next(parts)
+def _sum(parts: Iterator[Tensor]) -> Tensor:
+    total = next(parts)
     for part in parts:
         total = total.add_(part)
     return total

@@ -1,0 +1,255 @@
+// 3 x 3 convolutions of padding 1 with a quarter of the products: Winograd's F(4 x 4, 3 x 3) (Lavin and Gray, CVPR 2016).
+//
+// With fixed small matrices A, B, G, an output tile of 4 x 4 is A^T [sum over channels (G w G^T) (B^T x B)] A, products
+// in brackets being element by element. So for each of the 36 elements there is one product of matrices, tiles by
+// channels, and the sum of several convolutions is taken before A. The gradient in x is the same convolution with w
+// turned round; that in w is G^T [sum over tiles (B^T x B) (A dz A^T)] G, the same matrices transposed.
+// The matrices are those of polynomials at 0, +-sqrt(1/2), +-sqrt(2) and infinity: with the usual 0, +-1, +-2 rounding is
+// twice as large (1.0e-6 against 2.0e-6 in float32, 128 channels; a sum of 1152 products by itself 1.6e-7 to 6e-7).
+// Memory is NHWC. c is a multiple of Of<A>::panel. Elements of a transform lie `apart` from each other.
+#pragma once
+
+#include "matrix.hpp"
+
+namespace limbeck {
+
+struct Map {
+    int64_t images, height, width;
+    int64_t down() const { return (height + 3) / 4; }
+    int64_t across() const { return (width + 3) / 4; }
+    int64_t tiles() const { return images * down() * across(); }
+};
+
+// Not a power of two, for which 36 addresses that far apart would share one place in the cache.
+template <class A>
+constexpr int64_t apart(int64_t rows, int64_t c) {
+    return rows * c + Of<A>::lanes;
+}
+
+template <class A>
+struct Points {  // a, b and what is made of them
+    static constexpr A a = A(0.70710678118654752440), b = A(1.41421356237309504880);
+    static constexpr A aa = A(0.5), bb = A(2), sum = A(2.5);        // a^2, b^2, a^2 + b^2; a^2 b^2 is 1
+    static constexpr A na = A(-1.0 / 1.5), nb = A(1.0 / 6);        // 1 / (2 a^2 (a^2 - b^2)), 1 / (2 b^2 (b^2 - a^2))
+};
+
+// B^T x of six.
+template <class A, class V>
+inline void to_patches(const V* x, V* out) {
+    typedef Points<A> P;
+    const V even_a = x[4] - P::bb * x[2], odd_a = P::a * (x[3] - P::bb * x[1]);
+    const V even_b = x[4] - P::aa * x[2], odd_b = P::b * (x[3] - P::aa * x[1]);
+    out[0] = x[0] - P::sum * x[2] + x[4];
+    out[1] = even_a + odd_a;
+    out[2] = even_a - odd_a;
+    out[3] = even_b + odd_b;
+    out[4] = even_b - odd_b;
+    out[5] = x[1] - P::sum * x[3] + x[5];
+}
+// A^T y of six: four.
+template <class A, class V>
+inline void to_tile(const V* y, V* out) {
+    typedef Points<A> P;
+    const V even_a = y[1] + y[2], odd_a = P::a * (y[1] - y[2]), even_b = y[3] + y[4], odd_b = P::b * (y[3] - y[4]);
+    out[0] = y[0] + even_a + even_b;
+    out[1] = odd_a + odd_b;
+    out[2] = P::aa * even_a + P::bb * even_b;
+    out[3] = P::aa * odd_a + P::bb * odd_b + y[5];
+}
+// A d of four: six.
+template <class A, class V>
+inline void from_tile(const V* d, V* out) {
+    typedef Points<A> P;
+    const V even_a = d[0] + P::aa * d[2], odd_a = P::a * (d[1] + P::aa * d[3]);
+    const V even_b = d[0] + P::bb * d[2], odd_b = P::b * (d[1] + P::bb * d[3]);
+    out[0] = d[0];
+    out[1] = even_a + odd_a;
+    out[2] = even_a - odd_a;
+    out[3] = even_b + odd_b;
+    out[4] = even_b - odd_b;
+    out[5] = d[3];
+}
+// G w of three: six.
+template <class A, class V>
+inline void from_weight(const V* w, V* out) {
+    typedef Points<A> P;
+    const V even_a = P::na * (w[0] + P::aa * w[2]), odd_a = P::na * P::a * w[1];
+    const V even_b = P::nb * (w[0] + P::bb * w[2]), odd_b = P::nb * P::b * w[1];
+    out[0] = w[0];
+    out[1] = even_a + odd_a;
+    out[2] = even_a - odd_a;
+    out[3] = even_b + odd_b;
+    out[4] = even_b - odd_b;
+    out[5] = w[2];
+}
+// G^T y of six: three.
+template <class A, class V>
+inline void to_weight(const V* y, V* out) {
+    typedef Points<A> P;
+    const V even_a = P::na * (y[1] + y[2]), even_b = P::nb * (y[3] + y[4]);
+    out[0] = y[0] + even_a + even_b;
+    out[1] = P::na * P::a * (y[1] - y[2]) + P::nb * P::b * (y[3] - y[4]);
+    out[2] = P::aa * even_a + P::bb * even_b + y[5];
+}
+
+// One of these on both sides of a matrix, from `in` x `in` to `out` x `out`: get(row, column), put(row, column, value).
+template <int in, int out, class V, class One, class Get, class Put>
+inline void both_sides(One one, Get get, Put put) {
+    V half[out][in], column[in], made[out];
+#pragma GCC unroll 6
+    for (int j = 0; j < in; ++j) {
+#pragma GCC unroll 6
+        for (int i = 0; i < in; ++i) column[i] = get(i, j);
+        one(column, made);
+#pragma GCC unroll 6
+        for (int i = 0; i < out; ++i) half[i][j] = made[i];
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < out; ++i) {
+        one(half[i], made);
+#pragma GCC unroll 6
+        for (int j = 0; j < out; ++j) put(i, j, made[j]);
+    }
+}
+
+// The addresses of a window of pixels, `side` x `side`, that begins `before` pixels before tile t; where it leaves the
+// map, that of `outside`.
+template <int side, class A>
+inline void window(const Map& m, A* x, int64_t c, int64_t t, int64_t before, A* outside, A* (*at)[side]) {
+    const int64_t across = m.across(), per = m.down() * across, image = t / per;
+    const int64_t top = 4 * (t % per / across) - before, left = 4 * (t % across) - before;
+    for (int64_t i = 0; i < side; ++i)
+        for (int64_t j = 0; j < side; ++j) {
+            const int64_t row = top + i, column = left + j;
+            const bool inside = row >= 0 && row < m.height && column >= 0 && column < m.width;
+            at[i][j] = inside ? x + ((image * m.height + row) * m.width + column) * c : outside;
+        }
+}
+
+// out (36, tiles, c): B^T x B. `zero` is c zeros.
+template <class A>
+void patches(const Map& m, const A* x, int64_t c, const A* zero, A* out) {
+    typedef Vec<A> V;
+    const int64_t tiles = m.tiles(), each = apart<A>(tiles, c);
+    const A* at[6][6];
+    for (int64_t t = 0; t < tiles; ++t) {
+        window<6, const A>(m, x, c, t, 1, zero, at);
+        for (int64_t k = 0; k < c; k += Of<A>::lanes) {
+            A* to = out + t * c + k;
+            both_sides<6, 6, V>([](const V* a, V* b) { to_patches<A>(a, b); },
+                                [&](int i, int j) { return load<V>(at[i][j] + k); },
+                                [&](int i, int j, V value) { store(to + (6 * i + j) * each, value); });
+        }
+    }
+}
+
+// out (36, c / panel, tiles, panel): A dz A^T.
+template <class A>
+void spread(const Map& m, const A* dz, int64_t c, const A* zero, A* out) {
+    typedef Vec<A> V;
+    constexpr int64_t P = Of<A>::panel;
+    const int64_t tiles = m.tiles(), each = apart<A>(tiles, c);
+    const A* at[4][4];
+    for (int64_t t = 0; t < tiles; ++t) {
+        window<4, const A>(m, dz, c, t, 0, zero, at);
+        for (int64_t k = 0; k < c; k += Of<A>::lanes) {
+            A* to = out + (k / P * tiles + t) * P + k % P;
+            both_sides<4, 6, V>([](const V* a, V* b) { from_tile<A>(a, b); },
+                                [&](int i, int j) { return load<V>(at[i][j] + k); },
+                                [&](int i, int j, V value) { store(to + (6 * i + j) * each, value); });
+        }
+    }
+}
+
+// z = A^T y A of y (36, tiles, c). `nowhere` is room for c numbers, of what lies outside the map.
+template <class A>
+void gather(const Map& m, const A* y, int64_t c, A* nowhere, A* z) {
+    typedef Vec<A> V;
+    const int64_t tiles = m.tiles(), each = apart<A>(tiles, c);
+    A* at[4][4];
+    for (int64_t t = 0; t < tiles; ++t) {
+        window<4, A>(m, z, c, t, 0, nowhere, at);
+        for (int64_t k = 0; k < c; k += Of<A>::lanes) {
+            const A* from = y + t * c + k;
+            both_sides<6, 4, V>([](const V* a, V* b) { to_tile<A>(a, b); },
+                                [&](int i, int j) { return load<V>(from + (6 * i + j) * each); },
+                                [&](int i, int j, V value) { store(at[i][j] + k, value); });
+        }
+    }
+}
+
+// y (36, tiles, out) = [y +] seen (36, tiles, in) w (36, in, out in panels).
+template <class A>
+void convolve(int64_t tiles, int64_t in, int64_t out, const A* seen, const A* w, A* y, bool add) {
+    for (int64_t e = 0; e < 36; ++e)
+        product<A>(tiles, out, 1, in, {seen + e * apart<A>(tiles, in), in, 1},
+                   {w + e * apart<A>(in, out), Of<A>::panel, in * Of<A>::panel}, y + e * apart<A>(tiles, out), out, add);
+}
+
+// dw (36, in, out) = [dw +] sum over tiles of seen (36, tiles, in) spreaded (36, tiles in panels, out), before G.
+template <class A>
+void weigh(int64_t tiles, int64_t in, int64_t out, const A* seen, const A* spreaded, A* dw, bool add) {
+    for (int64_t e = 0; e < 36; ++e)
+        product<A>(in, out, 1, tiles, {seen + e * apart<A>(tiles, in), 1, in},
+                   {spreaded + e * apart<A>(tiles, out), Of<A>::panel, tiles * Of<A>::panel},
+                   dw + e * apart<A>(in, out), out, add);
+}
+
+// From w (out, in, 3, 3): rising (36, in, out in panels), G w G^T, for convolve; and falling (36, out, in in panels),
+// the same of w turned round, by which convolve takes dz to dx. The work of all threads of the region it is called in.
+template <class A>
+void prepare(int64_t in, int64_t out, const A* w, A* rising, A* falling) {
+    typedef Vec<A> V;
+    constexpr int64_t P = Of<A>::panel, L = Of<A>::lanes;
+    const int64_t each = apart<A>(in, out);
+    const auto one = [](const V* a, V* b) { from_weight<A>(a, b); };
+    const auto transform = [&](const A(*weights)[P], bool turned, A* to) {
+        for (int64_t l = 0; l < P; l += L)
+            both_sides<3, 6, V>(one,
+                                [&](int i, int j) { return load<V>(weights[turned ? 8 - 3 * i - j : 3 * i + j] + l); },
+                                [&](int i, int j, V value) { store(to + (6 * i + j) * each + l, value); });
+    };
+    A weights[9][P];
+#pragma omp for nowait
+    for (int64_t o = 0; o < out; o += P)
+        for (int64_t i = 0; i < in; ++i) {
+            for (int64_t l = 0; l < P; ++l)
+                for (int t = 0; t < 9; ++t) weights[t][l] = w[((o + l) * in + i) * 9 + t];
+            transform(weights, false, rising + o * in + i * P);
+        }
+    if (falling) {
+#pragma omp for nowait
+        for (int64_t o = 0; o < out; ++o)
+            for (int64_t i = 0; i < in; i += P) {
+                for (int64_t l = 0; l < P; ++l)
+                    for (int t = 0; t < 9; ++t) weights[t][l] = w[(o * in + i + l) * 9 + t];
+                transform(weights, true, falling + i * out + o * P);
+            }
+    }
+}
+
+// dw (out, in, 3, 3) = G^T y G of the sum of `count` y (36, in, out), `next` apart. The work of all threads of the region.
+template <class A>
+void finish(int64_t in, int64_t out, const A* y, int64_t count, int64_t next, A* dw) {
+    typedef Vec<A> V;
+    constexpr int64_t L = Of<A>::lanes;
+    const int64_t each = apart<A>(in, out);
+    A weights[9][L];
+#pragma omp for nowait
+    for (int64_t o = 0; o < out; o += L)
+        for (int64_t i = 0; i < in; ++i) {
+            const A* from = y + i * out + o;
+            both_sides<6, 3, V>([](const V* a, V* b) { to_weight<A>(a, b); },
+                                [&](int r, int s) {
+                                    V sum = load<V>(from + (6 * r + s) * each);
+                                    for (int64_t part = 1; part < count; ++part)
+                                        sum += load<V>(from + part * next + (6 * r + s) * each);
+                                    return sum;
+                                },
+                                [&](int r, int s, V value) { store(weights[3 * r + s], value); });
+            for (int64_t l = 0; l < L; ++l)
+                for (int t = 0; t < 9; ++t) dw[((o + l) * in + i) * 9 + t] = weights[t][l];
+        }
+}
+
+}  // namespace limbeck
