@@ -57,7 +57,7 @@ class Experts(ExpertConfig, Data):
     augment: str | None = None
     """DSA families joined by '_', or none"""
     precision: Precision = "float32"
-    """of activations in training; bfloat16 is faster on processors that have it, at gradients a few per cent off"""
+    """of activations in training; tf32 and bfloat16 are for GPUs: on processors float32 is faster and exact"""
     model: ModelConfig = ModelConfig()
 
 
@@ -105,7 +105,7 @@ class Evaluate(Common):
     epochs: int | None = Field(default=None, ge=1)
     """passes over the set"""
     precision: Precision = "float32"
-    """of activations in training; bfloat16 is faster on processors that have it, at gradients a few per cent off"""
+    """of activations in training; tf32 and bfloat16 are for GPUs: on processors float32 is faster and exact"""
 
 
 class Inspect(Common):

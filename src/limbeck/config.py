@@ -38,7 +38,7 @@ class JobConfig(BaseModel):
     validate_epochs: int = Field(default=300, ge=1)
     """epochs of each of them"""
     precision: Precision = "float32"
-    """of activations in training; bfloat16 is faster on processors that have it, at gradients a few per cent off"""
+    """of activations in training; tf32 and bfloat16 are for GPUs: on processors float32 is faster and exact"""
     model: ModelConfig = ModelConfig()
     expert: ExpertConfig = ExpertConfig()
     eval: EvalConfig = EvalConfig()

@@ -47,6 +47,23 @@ class WrittenOut(Protocol):
     def kept(self, theta: Tensor, batch: Batch, wanted: Wanted) -> tuple[Tensor, Later] | None: ...
 
 
+class Derivatives(Protocol):
+    """Of cross-entropy on images that are augmented already, at theta (P,); see `pearlmutter.Pearlmutter`."""
+
+    def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor: ...
+
+    def products(
+        self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, wanted: Wanted
+    ) -> Products: ...
+
+    def kept(self, theta: Tensor, images: Tensor, labels: Tensor, wanted: Wanted) -> tuple[Tensor, Later]: ...
+
+    def logits(self, theta: Tensor, images: Tensor) -> Tensor: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+
 def gradient(loss: PureLoss, theta: Tensor, batch: Batch) -> Tensor:
     """grad loss (P,) at theta (P,).
 

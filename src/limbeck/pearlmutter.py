@@ -14,14 +14,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, reduce
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from limbeck.captured import Captured
 from limbeck.compiled import Block, Compiled, fits
-from limbeck.derivatives import Later, Products, Wanted
+from limbeck.derivatives import Derivatives, Later, Products, Wanted
 from limbeck.flat import FlatModel, Layout
 from limbeck.kernels import Kernels, arithmetic, load
 from limbeck.kernels.composed import Composed
@@ -32,23 +33,6 @@ from limbeck.types import Batch
 
 ROOM = 1 << 26  # bytes of the largest activation of a part
 LEAST = 8  # images of a part: fewer do not keep two threads busy
-
-
-class Derivatives(Protocol):
-    """Of cross-entropy on images that are augmented already, at theta (P,); see `Pearlmutter`."""
-
-    def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor: ...
-
-    def products(
-        self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, wanted: Wanted
-    ) -> Products: ...
-
-    def kept(self, theta: Tensor, images: Tensor, labels: Tensor, wanted: Wanted) -> tuple[Tensor, Later]: ...
-
-    def logits(self, theta: Tensor, images: Tensor) -> Tensor: ...
-
-    @property
-    def dtype(self) -> torch.dtype: ...
 
 
 class Stage(NamedTuple):
@@ -362,7 +346,8 @@ def _through(augmented: Tensor, leaf: Tensor, made: Products) -> Products:
 def pearlmutter(model: FlatModel, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Derivatives | None:
     """The written-out derivatives of this network; None for any but the field's ConvNet.
 
-    On a processor by compiled kernels, None without them; on other devices in torch's operations, without a graph.
+    On a processor by compiled kernels, None without them; on other devices in torch's operations, without a graph of
+    autograd, and on a GPU recorded as a graph of its own.
     """
     kernels: Kernels | Composed | None = load() if device == "cpu" else Composed()
     found = _blocks(model)
@@ -375,7 +360,8 @@ def pearlmutter(model: FlatModel, dtype: torch.dtype = torch.float32, device: st
     compiled = kernels if isinstance(kernels, Kernels) else None
     convolutions = tuple(convolution(compiled, block.padding, not place, dtype) for place, block in enumerate(blocks))
     room = ROOM if device == "cpu" else 16 * ROOM
-    return Pearlmutter(kernels, model.layout, convolutions, eps, dtype, room)
+    written = Pearlmutter(kernels, model.layout, convolutions, eps, dtype, room)
+    return Captured(written) if device == "cuda" else written
 
 
 def _blocks(model: FlatModel) -> tuple[tuple[Block, ...], float] | None:

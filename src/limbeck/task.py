@@ -11,17 +11,18 @@ from torch import Tensor
 
 from limbeck.data import ImageData, Preprocess, Split, fit_preprocess
 from limbeck.data.augment import DSA, CropThen, default_strategy
+from limbeck.derivatives import Derivatives
 from limbeck.errors import UserError
 from limbeck.flat import FlatModel
 from limbeck.kernels import trouble
 from limbeck.models import ModelConfig, flat_model
-from limbeck.pearlmutter import Derivatives, Fast, pearlmutter
+from limbeck.pearlmutter import Fast, pearlmutter
 from limbeck.student.losses import Augment, CrossEntropy
 from limbeck.training import Network
 from limbeck.types import PureLoss
 
-Precision = Literal["float32", "bfloat16"]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Precision = Literal["float32", "tf32", "bfloat16"]
+DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +52,7 @@ class Task:
         """The same with another augmentation."""
         if self._fast is not None:
             return Fast(CrossEntropy(self.model, augment), self._fast, self.device.type)
-        lower = None if self.precision == "float32" else DTYPES[self.precision]
+        lower = torch.bfloat16 if self.precision == "bfloat16" else None
         return CrossEntropy(self.model, augment, lower)
 
     @property
@@ -141,14 +142,20 @@ def make_task(
     """Resolve every default: depth from the image size, preprocessing fitted on train, augmentation by data set.
 
     preprocess: normalise, zca, or one that is fitted already. augment: DSA families joined by '_', or none.
-    precision:  of activations in training; parameters and sums are float32 either way.
-    Raises UserError for a device that is not there, and for a network that does not fit the images.
+    precision:  of activations in training; parameters and sums are float32 either way. tf32 rounds what is multiplied
+                to 10 bits, on NVIDIA's GPUs; float32 forbids it, which torch allows in convolutions unless told not to.
+    Raises UserError for a device that is not there, a precision it does not have, and a network that does not fit the
+    images.
     """
     try:
         where = torch.device(device)
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device '{device}' cannot be used here: {str(error).splitlines()[0]}") from None
+    if precision == "tf32" and where.type != "cuda":
+        raise UserError(f"precision tf32 is of NVIDIA GPUs; with --device {device} use float32 or bfloat16.")
+    if where.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     dsa = DSA(default_strategy(data.name) if augment is None else augment)
     fitted = fit_preprocess(preprocess, data.train.images) if isinstance(preprocess, str) else preprocess
     task = Task(data, model.resolved(data.size), fitted.to(where), dsa, where, precision)

@@ -33,7 +33,7 @@ LAYERS = [
         "report_table",
     },
     {"flat", "data", "select", "synthetic", "decode", "pictures", "report", "derivatives", "kernels", "stopwatch"},
-    {"models", "training", "student", "distilled", "record", "loop", "report_inspection", "compiled"},
+    {"models", "training", "student", "distilled", "record", "loop", "report_inspection", "compiled", "captured"},
     {"pearlmutter"},
     {"trajectory", "objectives", "task", "watch", "scores"},
     {"hooks"},

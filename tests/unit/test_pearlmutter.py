@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from limbeck import kernels
+from limbeck.captured import Captured, Made
 from limbeck.compiled import Compiled
 from limbeck.data.augment import DSA
 from limbeck.derivatives import Wanted, gradient, products
@@ -118,7 +119,7 @@ def test_is_as_near_to_float64_in_float32_as_autograd_is(width: int) -> None:
     found, eager = loss.products(theta, batch, direction, ALL), products(loss.plain, theta, batch, direction, ALL)
     for name in ("theta", "images", "labels"):
         ours, theirs = (error(getattr(each, name), getattr(exact, name)) for each in (found, eager))
-        assert ours < max(3 * theirs, 1e-6), name
+        assert ours < max(6 * theirs, 3e-6), name  # Winograd's transforms round: 1.4e-6 to 2.3e-6 against 5e-7
     assert found is not None
     largest = direction.norm() * gradient(loss, theta, batch).norm()
     assert abs(float(found.along) - float(exact.along)) < 1e-6 * float(largest)
@@ -288,6 +289,38 @@ def test_a_whole_pass_in_one_call_is_the_pass_as_it_is_written(
         for ours, again in zip(found, later(direction)):
             assert again is not None
             assert again.equal(ours)
+
+
+def repeated(work: Callable[[], Made]) -> Callable[[], Made]:
+    """What a CUDA graph does, on a processor: the same work again, on the same tensors, into the same tensors."""
+    made = work()
+
+    def again() -> Made:
+        for place, new in zip(made, work()):
+            if place is not None and new is not None:
+                place.copy_(new)
+        return made
+
+    return again
+
+
+@pytest.mark.parametrize("wanted", [ALL, Wanted(False, True, False)])
+def test_what_is_recorded_gives_the_same_for_all_that_comes(wanted: Wanted) -> None:
+    """Other values, other shapes, more shapes than are recorded; and results are not written over by later ones."""
+    loss, theta, batch, direction = task((1, 8, 8), 4, 2, 7, True, torch.float64)
+    plain = pearlmutter(loss.plain.model, torch.float64, "elsewhere")
+    assert plain is not None
+    recorded, made, exact = Captured(plain, repeated, most=4), [], []
+    for turn, count in enumerate((7, 7, 3, 7, 5, 3)):
+        point = theta + turn, batch.images[:count] - turn, batch.labels[:count] * (turn + 1)
+        for each, results in ((recorded, made), (plain, exact)):
+            results.append(each.gradient(*point))
+            results.append(each.logits(*point[:2]))
+            results += each.products(*point, direction, wanted)
+    assert len(recorded.held) == 4
+    assert all(ours is None if same is None else ours.equal(same) for ours, same in zip(made, exact, strict=True))
+    assert recorded.kept(theta, batch.images, batch.labels, wanted)[0].equal(made[0])
+    assert isinstance(pearlmutter(loss.plain.model, torch.float32, "cuda"), Captured)
 
 
 def test_a_whole_pass_refuses_what_does_not_fit() -> None:
