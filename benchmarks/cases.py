@@ -39,10 +39,10 @@ def has_bfloat16() -> bool:
     return "precision" in inspect.signature(make_task).parameters
 
 
-def make(data: ImageData, width: int, precision: str = "float32") -> Task:
+def make(data: ImageData, width: int, precision: str = "float32", device: str = "cpu") -> Task:
     """A ConvNet of this width, with all six augmentations; the precision is named only where it is not float32."""
     more = {} if precision == "float32" else {"precision": precision}
-    return make_task(data, ModelConfig(width=width), augment=EVERYWHERE, **more)  # type: ignore[arg-type]
+    return make_task(data, ModelConfig(width=width), augment=EVERYWHERE, device=device, **more)  # type: ignore[arg-type]
 
 
 def synthetic(task: Task, ipc: int) -> tuple[Tensor, Tensor]:
@@ -55,7 +55,8 @@ def synthetic(task: Task, ipc: int) -> tuple[Tensor, Tensor]:
 def segment(task: Task) -> tuple[Tensor, Tensor]:
     """Start and target (P,) of a stretch: a fresh network, and the same with noise of a hundredth."""
     start = task.model.fresh(0)
-    return start, start + 0.01 * torch.randn(len(start), generator=stream(0, "benchmark", "target"))
+    target = start + 0.01 * torch.randn(len(start), generator=stream(0, "benchmark", "target"))
+    return start.to(task.device), target.to(task.device)
 
 
 def convolution_flops(task: Task) -> tuple[float, float]:

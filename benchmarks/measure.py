@@ -277,17 +277,29 @@ def _processor() -> str:
     return f"{held['model name']} (family {held.get('cpu family', '?')}, model {held.get('model', '?')})"
 
 
-def matmul_rate(dtype: torch.dtype = torch.float32, tries: int = 5) -> Json:
+def matmul_rate(dtype: torch.dtype = torch.float32, tries: int = 5, device: str = "cpu") -> Json:
     """The best GFLOP/s measured: of a square product of 2048, and of torch's convolution of the kind that costs most.
 
     convolution: 3 x 3, 128 to 128 channels, 100 images of 16 x 16, channels last. rate: the better of the two.
     """
-    a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
-    x = torch.randn(100, 128, 16, 16).to(dtype, memory_format=torch.channels_last)
-    weight = torch.randn(128, 128, 3, 3).to(dtype, memory_format=torch.channels_last)
+    drawn = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(2048, 2048, generator=drawn).to(device, dtype) for _ in range(2))
+    x, weight = (
+        torch.randn(shape, generator=drawn).to(device, dtype, memory_format=torch.channels_last)
+        for shape in ((100, 128, 16, 16), (128, 128, 3, 3))
+    )
+
+    def waiting(work: Side) -> Side:
+        def call() -> None:
+            work()
+            if device == "cuda":
+                torch.cuda.synchronize()
+
+        return call
+
     sides: dict[str, tuple[Side, float]] = {
-        "product": (lambda: a @ b, 2.0 * 2048**3),
-        "convolution": (lambda: F.conv2d(x, weight, padding=1), 2.0 * 100 * 256 * weight.numel()),
+        "product": (waiting(lambda: a @ b), 2.0 * 2048**3),
+        "convolution": (waiting(lambda: F.conv2d(x, weight, padding=1)), 2.0 * 100 * 256 * weight.numel()),
     }
     found = {}
     with torch.no_grad():
@@ -316,13 +328,18 @@ def write(path: Path, result: Json) -> None:
 
 def arguments(description: str | None, cases: Mapping[str, object] | None = None) -> argparse.Namespace:
     """The command line that the scripts share."""
-    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a small version, to see that it works")
-    parser.add_argument("--budget", type=float, default=None, help="seconds after which nothing new is begun")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
+    return parser(description, cases).parse_args()
+
+
+def parser(description: str | None, cases: Mapping[str, object] | None = None) -> argparse.ArgumentParser:
+    """Its parser, for a script that asks for more."""
+    made = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    made.add_argument("--quick", action="store_true", help="a small version, to see that it works")
+    made.add_argument("--budget", type=float, default=None, help="seconds after which nothing new is begun")
+    made.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
     if cases is not None:
-        parser.add_argument("--case", choices=list(cases), action="append", help="only this one; may be repeated")
-    return parser.parse_args()
+        made.add_argument("--case", choices=list(cases), action="append", help="only this one; may be repeated")
+    return made
 
 
 if __name__ == "__main__":

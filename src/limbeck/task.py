@@ -131,6 +131,11 @@ class Task:
         return {} if self.precision == "float32" else {"precision": self.precision}
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Whether products and convolutions on NVIDIA's GPUs may round to 10 bits: a setting of torch's, for all tasks."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
 def make_task(
     data: ImageData,
     model: ModelConfig,
@@ -155,7 +160,7 @@ def make_task(
     if precision == "tf32" and where.type != "cuda":
         raise UserError(f"precision tf32 is of NVIDIA GPUs; with --device {device} use float32 or bfloat16.")
     if where.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        allow_tf32(precision == "tf32")
     dsa = DSA(default_strategy(data.name) if augment is None else augment)
     fitted = fit_preprocess(preprocess, data.train.images) if isinstance(preprocess, str) else preprocess
     task = Task(data, model.resolved(data.size), fitted.to(where), dsa, where, precision)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -157,3 +158,19 @@ def test_flops_are_those_of_the_convolutions() -> None:
     first, others = cases.convolution_flops(task)
     assert first == 2 * 9 * 1 * 4 * 32 * 32  # 28 pixels, padded by 3
     assert others == 2 * 9 * 4 * 4 * (16 * 16 + 8 * 8)
+
+
+def test_the_benchmark_for_a_gpu_runs_on_a_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All sides do the same work: the same expert comes out, as near as its precision is."""
+    device: Any = importlib.import_module("benchmarks.device")
+    monkeypatch.setattr(sys, "argv", ["device", "--device", "cpu", "--quick", "--out", str(tmp_path)])
+    device.main()
+    made = json.loads((tmp_path / "device.json").read_text())["cases"]["quick"]
+    names = ["eager float32", "ours float32", "ours bfloat16"]
+    for what in ("student, ipc 1", "evaluation, ipc 1", "expert"):
+        assert list(made[what]["median_seconds"]) == names
+    ends = {name: device.expert(way, 0) for name, way in device.ways(device.QUICK, "cpu").items()}
+    exact = ends.pop("eager float32")
+    start = next(iter(device.ways(device.QUICK, "cpu").values())).task.model.fresh(0)
+    for name, close in (("ours float32", 1e-4), ("ours bfloat16", 0.2)):
+        assert float((ends[name] - exact).norm() / (exact - start).norm()) < close, name

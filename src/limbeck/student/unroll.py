@@ -90,7 +90,7 @@ class _Replayed(torch.autograd.Function):
         lr, *leaves = ctx.saved_tensors
         _, _, _, needs_theta0, needs_lr, *needs = ctx.needs_input_grad
         totals = [torch.zeros_like(leaf) if need else None for leaf, need in zip(leaves, needs)]
-        lr_total = torch.zeros_like(lr)
+        lr_total, factors = torch.zeros_like(lr), [-size for size in lr.tolist()]  # read from a GPU once
         for i in reversed(range(len(ctx.plan))):
             images, labels, seed, rows = ctx.plan[i]
             batch = select(Batch(leaves[images].detach(), leaves[labels].detach(), seed, rows))
@@ -98,8 +98,8 @@ class _Replayed(torch.autograd.Function):
             later = ctx.held.get(i)
             made = products(ctx.loss, ctx.states[i], batch, adjoint, wanted) if later is None else later(adjoint)
             lr_total[i] = -made.along
-            _accumulate(totals[images], rows, made.images, -float(lr[i]) * ctx.how.image_gain)
-            _accumulate(totals[labels], rows, made.labels, -float(lr[i]))
+            _accumulate(totals[images], rows, made.images, factors[i] * ctx.how.image_gain)
+            _accumulate(totals[labels], rows, made.labels, factors[i])
             if made.theta is not None:
                 adjoint = adjoint - lr[i] * made.theta
         return (None, None, None, adjoint if needs_theta0 else None, lr_total if needs_lr else None, *totals)
