@@ -161,6 +161,7 @@ def make_task(
         raise UserError(f"precision tf32 is of NVIDIA GPUs; with --device {device} use float32 or bfloat16.")
     if where.type == "cuda":
         allow_tf32(precision == "tf32")
+        torch.backends.cudnn.deterministic = True  # the same command gives the same bits
     dsa = DSA(default_strategy(data.name) if augment is None else augment)
     fitted = fit_preprocess(preprocess, data.train.images) if isinstance(preprocess, str) else preprocess
     task = Task(data, model.resolved(data.size), fitted.to(where), dsa, where, precision)

@@ -23,7 +23,9 @@ from torch import Tensor
 from limbeck.files import home
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("block.cpp", "network.cpp"))
-HEADERS = tuple(Path(__file__).with_name(f"{name}.hpp") for name in ("vectors", "matrix", "winograd", "block"))
+HEADERS = tuple(
+    Path(__file__).with_name(f"{name}.hpp") for name in ("vectors", "matrix", "winograd", "block", "memory", "network")
+)
 FLAGS = ("-O2", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 TYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 
