@@ -339,6 +339,33 @@ def test_a_whole_pass_refuses_what_does_not_fit() -> None:
         made.products(theta, batch.images, batch.labels, direction[1:], ALL)
 
 
+MEMORY = """
+import resource, torch
+from limbeck.models import ModelConfig, flat_model
+from limbeck.pearlmutter import pearlmutter
+torch.set_num_threads(1)
+model = flat_model(ModelConfig(width=128), (3, 32, 32), 10)
+written, theta, images = pearlmutter(model), model.fresh(0), torch.rand(5, 3, 32, 32)
+labels = torch.arange(5)
+now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (now + (16 << 20), resource.RLIM_INFINITY))
+try:
+    written.gradient(theta, images, labels)
+except MemoryError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print(bool(written.gradient(theta, images, labels).isfinite().all()))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux says how much a process has")
+def test_a_whole_pass_says_where_there_is_no_memory() -> None:
+    """It must not end the process, and goes on where there is some again."""
+    made = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert "found no memory for a pass; use fewer threads" in made.stdout
+    assert made.stdout.endswith("True\n")
+
+
 CODE = """
 import torch
 from limbeck import kernels

@@ -84,8 +84,12 @@ class Kernels:
         return dx
 
     def run(self, name: str, dtype: torch.dtype, *arguments: Tensor | float | None) -> None:
-        """A function of the library, of its SIGNATURES: numbers as they are, tensors by their address."""
-        self._function(name, dtype)(*map(_plain, arguments), torch.get_num_threads())
+        """A function of the library, of its SIGNATURES: numbers as they are, tensors by their address.
+
+        Raises MemoryError where it found none.
+        """
+        if self._function(name, dtype)(*map(_plain, arguments), torch.get_num_threads()):
+            raise MemoryError("the compiled network found no memory for a pass; use fewer threads")
 
     def _call(self, name: str, shaped: Tensor, *arguments: Tensor | float | None) -> None:
         n, c, h, w = shaped.shape
@@ -96,7 +100,8 @@ class Kernels:
         key = f"{name}_{TYPES[dtype]}"
         if key not in self.found:
             function = getattr(self.library, key)
-            function.argtypes, function.restype = [C_TYPES[kind] for kind in SIGNATURES[name] + "t"], None
+            function.argtypes = [C_TYPES[kind] for kind in SIGNATURES[name] + "t"]
+            function.restype = ctypes.c_int if name == "answer" else None  # None: it cannot fail
             self.found[key] = function
         return self.found[key]
 

@@ -357,6 +357,7 @@ void answer(const Net& net, const Asked<A>& ask, int threads) {
     Weights<A>(net, ask.theta, for_weights);
     Sum<A>(net, for_sums);
     const Owned<A> weights((moving ? 2 : 1) * for_weights.used), sums(adding ? threads * for_sums.used : 0);
+    const Owned<A> own(threads * measured.used);
     Room<A> here{weights.at}, there{moving ? weights.at + for_weights.used : nullptr};
     Weights<A> w(net, ask.theta, here), w1(net, ask.direction, there);
     std::vector<double> along(ask.parts, 0.0);
@@ -364,13 +365,12 @@ void answer(const Net& net, const Asked<A>& ask, int threads) {
     {
         w.prepare(net, ask.gradient || moving);
         if (moving) w1.prepare(net, true);
-        const Owned<A> own(measured.used);
-        Room<A> mine{own.at};
-        const Worker<A> worker(net, most, mine);
-        A* tape_here = ask.tapes ? nullptr : mine.take(tape);
 #pragma omp barrier
 #pragma omp for schedule(static)
         for (int64_t thread = 0; thread < threads; ++thread) {
+            Room<A> mine{own.at + thread * measured.used};
+            const Worker<A> worker(net, most, mine);
+            A* tape_here = ask.tapes ? nullptr : mine.take(tape);
             Room<A> where{adding ? sums.at + thread * for_sums.used : nullptr};
             Sum<A> sum(net, where);
             for (int64_t part = thread * ask.parts / threads; part < (thread + 1) * ask.parts / threads; ++part) {
@@ -407,14 +407,19 @@ void answer(const Net& net, const Asked<A>& ask, int threads) {
     extern "C" void tape_size_##NAME(int64_t depth, const int64_t* sizes, int64_t n, int64_t* size, int) {             \
         *size = tape_size<A>(Net(depth, sizes, 0), n, true);                                                           \
     }                                                                                                                  \
-    extern "C" void answer_##NAME(int64_t depth, const int64_t* sizes, double eps, int64_t count, int64_t parts,        \
-                                  const A* theta, const A* images, const A* labels, const A* direction, A* tapes,      \
-                                  A* logits, A* gradient, A* dtheta, A* dimages, A* dlabels, double* along,             \
-                                  int threads) {                                                                       \
-        answer<A>(Net(depth, sizes, eps),                                                                              \
-                  {count, parts, theta, images, labels, direction, tapes, logits, gradient, dtheta, dimages, dlabels,  \
-                   along},                                                                                             \
-                  threads);                                                                                            \
+    extern "C" int answer_##NAME(int64_t depth, const int64_t* sizes, double eps, int64_t count, int64_t parts,         \
+                                 const A* theta, const A* images, const A* labels, const A* direction, A* tapes,       \
+                                 A* logits, A* gradient, A* dtheta, A* dimages, A* dlabels, double* along,              \
+                                 int threads) {                                                                        \
+        try {                                                                                                          \
+            answer<A>(Net(depth, sizes, eps),                                                                          \
+                      {count, parts, theta, images, labels, direction, tapes, logits, gradient, dtheta, dimages,       \
+                       dlabels, along},                                                                                \
+                      threads);                                                                                        \
+        } catch (const std::bad_alloc&) {                                                                              \
+            return 1;                                                                                                  \
+        }                                                                                                              \
+        return 0;                                                                                                      \
     }
 
 EXPORT(float32, float)
