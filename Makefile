@@ -1,5 +1,5 @@
 # make run: install, then the main job on scikit-learn's digits.   make test: install the test tools, then everything CI runs.
-# make bench: ours against the field's way of doing it, about half an hour; results in benchmarks/results.
+# make bench: ours against the field's way of doing it, about 20 minutes; results in benchmarks/results.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
