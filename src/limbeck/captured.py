@@ -39,7 +39,7 @@ def cuda_graph(work: Callable[[], Made]) -> Callable[[], Made]:
 class Captured:
     """`plain`, which reads nothing back from the device, recorded once for each shape of what it is given.
 
-    A step is then two copies and one start, whatever it is made of. Only the first `most` shapes are recorded, since a
+    A step is then some copies and one start, whatever it is made of. Only the first `most` shapes are recorded, since a
     recording holds its memory; what is held of a pass until later (`kept`) is not recorded, since there are many.
     """
 

@@ -18,7 +18,7 @@ from limbeck.kernels import Kernels
 
 PART = 5
 """Images that a thread takes through the network together: fewer leave the products of matrices too small, more leave
-the cache. 100 images of width 32, gradient and products, two threads: 5 are 1.3 times as fast as 10."""
+the cache. Products of 100 images of width 32, two threads: 14 ms by fives, 16 to 20 by tens."""
 
 
 class Block(NamedTuple):
@@ -80,9 +80,10 @@ class Compiled:
         )
 
     def logits(self, theta: Tensor, images: Tensor) -> Tensor:
-        """What the network says (n, classes); nothing here can be differentiated."""
+        """What the network says (n, classes), of no image too; nothing here can be differentiated."""
         asked = Asked(logits=theta.new_empty(len(images), self.classes, dtype=self.dtype))
-        self._answer(theta.detach(), images, None, None, asked)
+        if len(images):
+            self._answer(theta.detach(), images, None, None, asked)
         assert asked.logits is not None
         return asked.logits
 
@@ -125,6 +126,8 @@ class Compiled:
 
     def _parts(self, count: int) -> int:
         """Parts of a batch, as many for every thread."""
+        if count == 0:
+            raise ValueError("a batch without any image has no mean loss, and no gradient")
         threads = torch.get_num_threads()
         return min(count, -(-count // (PART * threads)) * threads)
 

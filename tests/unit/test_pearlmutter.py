@@ -333,6 +333,15 @@ def test_a_whole_pass_refuses_what_does_not_fit() -> None:
         made.logits(theta, batch.images.expand(-1, 3, -1, -1))
     with pytest.raises(ValueError, match="labels of shape"):
         made.gradient(theta, batch.images, batch.labels[:2])
+    none = batch.images[:0], batch.labels[:0]
+    for asked in (
+        lambda: made.gradient(theta, *none),
+        lambda: made.products(theta, *none, direction, ALL),
+        lambda: made.kept(theta, *none, ALL),
+    ):
+        with pytest.raises(ValueError, match="without any image"):
+            asked()
+    assert made.logits(theta, none[0]).shape == (0, 5)
     with pytest.raises(ValueError, match="parameters of shape"):
         made.gradient(theta[:-1], batch.images, batch.labels)
     with pytest.raises(ValueError, match="parameters of shape"):

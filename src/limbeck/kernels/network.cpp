@@ -208,11 +208,9 @@ struct Worker {
         if (sum) sum->add = true;
     }
 
-    // The tangent of `pass` where theta moves along w1. sum, dimages (n, in, height, width): null where not asked for;
-    // dlabels (n, classes). Returns direction . gradient.
-    double tangent(const Weights<A>& w, const Weights<A>& w1, int64_t count, const Tape<A>& tape, Moved<A>& moved,
-                   Sum<A>* sum, A* dimages, A* dlabels) const {
-        const int64_t n = tape.images, wide = padded<A>(net.classes), deepest = net.depth() - 1;
+    // The tangent of `features` where theta moves along w1.
+    void features_tangent(const Weights<A>& w, const Weights<A>& w1, const Tape<A>& tape, Moved<A>& moved) const {
+        const int64_t n = tape.images, deepest = net.depth() - 1;
         for (int64_t b = 0; b < net.depth(); ++b) {
             const Block& block = net.blocks[b];
             const Map map = block.map(n);
@@ -233,6 +231,12 @@ struct Worker {
                                       moved.stats[b] + i * s.norms());
             }
         }
+    }
+
+    // That of the loss: moved.dlogits, and dlabels (n, classes) of a batch of `count` images. Returns direction . gradient.
+    double loss_tangent(const Weights<A>& w, const Weights<A>& w1, int64_t count, const Tape<A>& tape, Moved<A>& moved,
+                        A* dlabels) const {
+        const int64_t n = tape.images, wide = padded<A>(net.classes);
         head(n, moved.features, w.head_turned, moved.logits, false);
         head(n, tape.features, w1.head_turned, moved.logits, true);
         const A* bias1 = w1.theta + net.at + net.classes * net.features;
@@ -249,6 +253,15 @@ struct Worker {
                 dlabels[at] = -centred / A(count);
             }
         }
+        return along;
+    }
+
+    // The tangent of `pass`. sum, dimages (n, in, height, width): null where not asked for. Returns direction . gradient.
+    double tangent(const Weights<A>& w, const Weights<A>& w1, int64_t count, const Tape<A>& tape, Moved<A>& moved,
+                   Sum<A>* sum, A* dimages, A* dlabels) const {
+        const int64_t n = tape.images;
+        features_tangent(w, w1, tape, moved);
+        const double along = loss_tangent(w, w1, count, tape, moved, dlabels);
         if (sum) {
             head_weigh(n, moved.dlogits, tape.features, *sum, sum->add);
             head_weigh(n, tape.dlogits, moved.features, *sum, true);
@@ -256,7 +269,7 @@ struct Worker {
         }
         head_backward(n, moved.dlogits, w.head, moved.dy, false);
         head_backward(n, tape.dlogits, w1.head, moved.dy, true);
-        for (int64_t b = deepest; b >= 0; --b) {
+        for (int64_t b = net.depth() - 1; b >= 0; --b) {
             const Block& block = net.blocks[b];
             const Shape s = block.shape();
             for (int64_t i = 0; i < n; ++i) {

@@ -33,6 +33,15 @@ struct Points {  // a, b and what is made of them
     static constexpr A na = A(-1.0 / 1.5), nb = A(1.0 / 6);        // 1 / (2 a^2 (a^2 - b^2)), 1 / (2 b^2 (b^2 - a^2))
 };
 
+// What both points of +-a, and of +-b, have in common but for a sign.
+template <class V>
+inline void with_both_signs(V even_a, V odd_a, V even_b, V odd_b, V* out) {
+    out[1] = even_a + odd_a;
+    out[2] = even_a - odd_a;
+    out[3] = even_b + odd_b;
+    out[4] = even_b - odd_b;
+}
+
 // B^T x of six.
 template <class A, class V>
 inline void to_patches(const V* x, V* out) {
@@ -40,10 +49,7 @@ inline void to_patches(const V* x, V* out) {
     const V even_a = x[4] - P::bb * x[2], odd_a = P::a * (x[3] - P::bb * x[1]);
     const V even_b = x[4] - P::aa * x[2], odd_b = P::b * (x[3] - P::aa * x[1]);
     out[0] = x[0] - P::sum * x[2] + x[4];
-    out[1] = even_a + odd_a;
-    out[2] = even_a - odd_a;
-    out[3] = even_b + odd_b;
-    out[4] = even_b - odd_b;
+    with_both_signs<V>(even_a, odd_a, even_b, odd_b, out);
     out[5] = x[1] - P::sum * x[3] + x[5];
 }
 // A^T y of six: four.
@@ -63,10 +69,7 @@ inline void from_tile(const V* d, V* out) {
     const V even_a = d[0] + P::aa * d[2], odd_a = P::a * (d[1] + P::aa * d[3]);
     const V even_b = d[0] + P::bb * d[2], odd_b = P::b * (d[1] + P::bb * d[3]);
     out[0] = d[0];
-    out[1] = even_a + odd_a;
-    out[2] = even_a - odd_a;
-    out[3] = even_b + odd_b;
-    out[4] = even_b - odd_b;
+    with_both_signs<V>(even_a, odd_a, even_b, odd_b, out);
     out[5] = d[3];
 }
 // G w of three: six.
@@ -76,10 +79,7 @@ inline void from_weight(const V* w, V* out) {
     const V even_a = P::na * (w[0] + P::aa * w[2]), odd_a = P::na * P::a * w[1];
     const V even_b = P::nb * (w[0] + P::bb * w[2]), odd_b = P::nb * P::b * w[1];
     out[0] = w[0];
-    out[1] = even_a + odd_a;
-    out[2] = even_a - odd_a;
-    out[3] = even_b + odd_b;
-    out[4] = even_b - odd_b;
+    with_both_signs<V>(even_a, odd_a, even_b, odd_b, out);
     out[5] = w[2];
 }
 // G^T y of six: three.
