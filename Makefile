@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 RUN ?= runs/digits
 
-.PHONY: run test lint bench clean
+.PHONY: run test lint bench portability clean
 
 run: $(VENV)/.installed
 	$(BIN)/limbeck distill digits --ipc 1 --out $(RUN) --threads 1 --model.width 32 \
@@ -19,6 +19,10 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# the compiled network by every compiler and for every processor that can be had here; skipped tests say what is missing
+portability: $(VENV)/.installed-test
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest tests/laws/test_portability.py -rs -v
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,11 @@ from limbeck.models import ModelConfig
 from limbeck.task import Task, make_task
 from limbeck.trajectory import Expert, ExpertConfig, Store
 from limbeck.trajectory.expert import train_expert
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Kernels are compiled into pytest's cache, before a test module asks for them: never into the user's own."""
+    os.environ["XDG_CACHE_HOME"] = str(config.cache.mkdir("kernels"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.derivatives import Derivatives, Later, Products, Wanted
+from limbeck.derivatives import Derivatives, Products, Wanted
 
 Made = Sequence[Tensor | None]
 Record = Callable[[Callable[[], Made]], Callable[[], Made]]
@@ -40,7 +40,7 @@ class Captured:
     """`plain`, which reads nothing back from the device, recorded once for each shape of what it is given.
 
     A step is then some copies and one start, whatever it is made of. Only the first `most` shapes are recorded, since a
-    recording holds its memory; what is held of a pass until later (`kept`) is not recorded, since there are many.
+    recording holds its memory.
     """
 
     plain: Derivatives
@@ -66,10 +66,6 @@ class Captured:
         along, *rest = self._again(("products", wanted), work, theta, images, labels, direction)
         assert along is not None
         return Products(along, *rest)
-
-    def kept(self, theta: Tensor, images: Tensor, labels: Tensor, wanted: Wanted) -> tuple[Tensor, Later]:
-        """As `Pearlmutter.kept`."""
-        return self.plain.kept(theta, images, labels, wanted)
 
     def logits(self, theta: Tensor, images: Tensor) -> Tensor:
         """As `Pearlmutter.logits`."""

@@ -1,24 +1,23 @@
 """The derivatives of the field's ConvNet in one call of kernels/network.cpp: what `pearlmutter.py` writes in Python.
 
-While it lasts Python's lock is free, so that networks side by side do not wait for each other.
+While it lasts Python's lock is free, so that networks that are trained in parallel do not wait for each other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from limbeck.derivatives import Later, Products, Wanted
-from limbeck.kernels import Kernels
+from limbeck.derivatives import Products, Wanted
+from limbeck.kernels import NAMES, Library
 
-PART = 5
-"""Images that a thread takes through the network together: fewer leave the products of matrices too small, more leave
-the cache. Products of 100 images of width 32, two threads: 14 ms by fives, 16 to 20 by tens."""
+MOST_BLOCKS = 8  # of network.hpp
 
 
 class Block(NamedTuple):
@@ -29,26 +28,15 @@ class Block(NamedTuple):
     padding: int
 
 
-class Asked(NamedTuple):
-    """What `answer` of kernels/network.cpp is to fill; None is for what is not asked for."""
-
-    tapes: Tensor | None = None
-    logits: Tensor | None = None
-    gradient: Tensor | None = None
-    dtheta: Tensor | None = None
-    dimages: Tensor | None = None
-    dlabels: Tensor | None = None
-    along: Tensor | None = None
-
-
 @dataclass(frozen=True, eq=False)
 class Compiled:
     """Derivatives of cross-entropy of a ConvNet on a batch of images that are augmented already.
 
-    parameters: P, of which the last layer has `features` for each class. Raises ValueError where a tensor does not fit.
+    parameters: P, of which the last layer has `features` for each class. The same bits by any number of threads.
+    Raises ValueError where a tensor does not fit.
     """
 
-    kernels: Kernels
+    library: Library
     blocks: tuple[Block, ...]
     classes: int
     features: int
@@ -58,83 +46,68 @@ class Compiled:
 
     def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """The gradient (P,) of the mean over n images (n, c, h, w); labels are classes (n,) or probabilities."""
-        asked = Asked(gradient=torch.empty_like(theta))
-        self._answer(theta, images, self._probabilities(labels), None, asked)
-        assert asked.gradient is not None
-        return asked.gradient
+        gradient = self._vector()
+        self._compute(theta, images, self._probabilities(labels), gradient=gradient)
+        return self._narrow(gradient)
 
     def products(self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, wanted: Wanted) -> Products:
         """direction . gradient, and those of its derivatives that are asked for."""
-        return self._products(theta, images, self._probabilities(labels), direction, wanted, None)
-
-    def kept(self, theta: Tensor, images: Tensor, labels: Tensor, wanted: Wanted) -> tuple[Tensor, Later]:
-        """The gradient (P,), and its products later without another pass, which is held until then."""
-        probabilities, parts = self._probabilities(labels), self._parts(len(images))
-        sizes, size = self._sizes(images), torch.zeros((), dtype=torch.long)
-        self.kernels.run("tape_size", self.dtype, len(self.blocks), sizes, -(-len(images) // parts), size)
-        asked = Asked(torch.empty(parts, int(size), dtype=self.dtype), gradient=torch.empty_like(theta))
-        self._answer(theta, images, probabilities, None, asked)
-        assert asked.gradient is not None
-        return asked.gradient, lambda direction: self._products(
-            theta, images, probabilities, direction, wanted, asked.tapes
+        probabilities = self._probabilities(labels)
+        dtheta = self._vector() if wanted.theta else None
+        dimages = torch.empty(images.shape, dtype=self.dtype) if wanted.images else None
+        dlabels, directional = torch.empty_like(probabilities), torch.zeros((), dtype=torch.float64)
+        self._compute(
+            theta,
+            images,
+            probabilities,
+            direction,
+            dtheta=dtheta,
+            dimages=dimages,
+            dlabels=dlabels,
+            directional=directional,
+        )
+        return Products(
+            directional.to(self.dtype),
+            None if dtheta is None else self._narrow(dtheta),
+            dimages,
+            dlabels if wanted.labels else None,
         )
 
     def logits(self, theta: Tensor, images: Tensor) -> Tensor:
-        """What the network says (n, classes), of no image too; nothing here can be differentiated."""
-        asked = Asked(logits=theta.new_empty(len(images), self.classes, dtype=self.dtype))
+        """The network's outputs (n, classes), of no image too; nothing here can be differentiated."""
+        logits = torch.empty(len(images), self.classes, dtype=self.dtype)
         if len(images):
-            self._answer(theta.detach(), images, None, None, asked)
-        assert asked.logits is not None
-        return asked.logits
+            self._compute(theta, images, None, logits=logits)
+        return logits
 
-    def _products(
-        self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, wanted: Wanted, tapes: Tensor | None
-    ) -> Products:
-        asked = Asked(
-            tapes,
-            dtheta=torch.empty_like(theta) if wanted.theta else None,
-            dimages=torch.empty(images.shape, dtype=self.dtype) if wanted.images else None,
-            dlabels=torch.empty_like(labels),
-            along=torch.zeros((), dtype=torch.float64),
-        )
-        self._answer(theta, images, labels, direction, asked)
-        assert asked.along is not None
-        along = asked.along.to(self.dtype)
-        return Products(along, asked.dtheta, asked.dimages, asked.dlabels if wanted.labels else None)
-
-    def _answer(
-        self, theta: Tensor, images: Tensor, labels: Tensor | None, direction: Tensor | None, asked: Asked
+    def _compute(
+        self,
+        theta: Tensor,
+        images: Tensor,
+        labels: Tensor | None,
+        direction: Tensor | None = None,
+        **outputs: Tensor | None,
     ) -> None:
-        parts = self._parts(len(images)) if asked.tapes is None else len(asked.tapes)
+        if not len(images):
+            raise ValueError("a batch without any image has no mean loss, and no gradient")
         for vector in (theta, direction):
             if vector is not None and vector.shape != (self.parameters,):
                 raise ValueError(f"parameters of shape {tuple(vector.shape)}, not ({self.parameters},)")
         if labels is not None and labels.shape != (len(images), self.classes):
             raise ValueError(f"labels of shape {tuple(labels.shape)} for {len(images)} images, {self.classes} classes")
-        given = [None if each is None else each.to(self.dtype) for each in (theta, images, labels, direction)]
-        self.kernels.run(
-            "answer",
-            self.dtype,
-            len(self.blocks),
-            self._sizes(images),
-            self.eps,
-            len(images),
-            parts,
-            *(None if each is None else each.contiguous().view(-1) for each in given),
-            *(None if each is None else each.view(-1) for each in asked),
-        )
-
-    def _parts(self, count: int) -> int:
-        """Parts of a batch, as many for every thread."""
-        if count == 0:
-            raise ValueError("a batch without any image has no mean loss, and no gradient")
-        threads = torch.get_num_threads()
-        return min(count, -(-count // (PART * threads)) * threads)
+        buffers = {
+            "theta": self._wide(theta),
+            "images": images.detach().to(self.dtype).contiguous(),
+            "labels": None if labels is None else labels.detach().contiguous(),
+            "direction": None if direction is None else self._wide(direction),
+            **outputs,
+        }
+        self.library.compute(self.dtype, self._sizes(images), self.eps, len(images), buffers)
 
     def _sizes(self, images: Tensor) -> Tensor:
-        """The network for images of this size, as network.cpp reads it."""
+        """The network for images of this size, as `Net` of network.hpp reads it."""
         sizes, (channels, height, width) = [self.classes], images.shape[1:]
-        for block in self.blocks:
+        for block in self._wide_blocks:
             sizes += [block.channels, block.out, height, width, block.padding]
             height, width = ((side + 2 * block.padding - 2) // 2 for side in (height, width))
         if channels != self.blocks[0].channels or self.blocks[-1].out * height * width != self.features:
@@ -142,13 +115,55 @@ class Compiled:
         return torch.tensor(sizes)
 
     def _probabilities(self, labels: Tensor) -> Tensor:
+        """(n, classes), of classes (n,) too."""
         whole = labels if labels.dtype.is_floating_point else F.one_hot(labels, self.classes)
         return whole.to(self.dtype)
 
+    @cached_property
+    def _wide_blocks(self) -> tuple[Block, ...]:
+        """The blocks with whole panels of channels: what is added has zero weights, and stays zero."""
+        panel = self.library.panel(self.dtype)
+        outs = [-(-block.out // panel) * panel for block in self.blocks]
+        inputs = [self.blocks[0].channels, *outs]
+        return tuple(Block(inputs[i], outs[i], block.padding) for i, block in enumerate(self.blocks))
 
-def fits(blocks: Sequence[Block], dtype: torch.dtype) -> bool:
-    """Whether network.cpp has this network: whole panels of channels (matrix.hpp), padding 1 but in the first block."""
-    panel = {torch.float32: 32, torch.float64: 16}.get(dtype, 0)
-    return panel > 0 and all(
-        block.out % panel == 0 and (place == 0 or block.padding == 1) for place, block in enumerate(blocks)
-    )
+    @cached_property
+    def _places(self) -> tuple[Tensor | None, int]:
+        """Where every parameter lies among those of the wide blocks, None where nothing is added; and their number."""
+        places, count = list[Tensor](), 0
+
+        def place(shape: tuple[int, ...], used: tuple[slice, ...]) -> None:
+            nonlocal count
+            size = torch.Size(shape).numel()
+            places.append(torch.arange(count, count + size).view(shape)[used].flatten())
+            count += size
+
+        for block, wide in zip(self.blocks, self._wide_blocks):
+            place((wide.out, wide.channels, 9), (slice(block.out), slice(block.channels)))
+            for _ in ("bias", "gamma", "beta"):
+                place((wide.out,), (slice(block.out),))
+        out, wide_out = self.blocks[-1].out, self._wide_blocks[-1].out
+        place((self.classes, wide_out, self.features // out), (slice(None), slice(out)))
+        place((self.classes,), (slice(None),))
+        return (None if count == self.parameters else torch.cat(places)), count
+
+    def _vector(self) -> Tensor:
+        return torch.empty(self._places[1], dtype=self.dtype)
+
+    def _wide(self, vector: Tensor) -> Tensor:
+        """(P,) -> that of the wide blocks."""
+        places, count = self._places
+        vector = vector.detach().to(self.dtype)
+        if places is None:
+            return vector.contiguous()
+        return torch.zeros(count, dtype=self.dtype).index_copy_(0, places, vector)
+
+    def _narrow(self, vector: Tensor) -> Tensor:
+        """That of the wide blocks -> (P,)."""
+        places, _ = self._places
+        return vector if places is None else vector[places]
+
+
+def supports(blocks: Sequence[Block], dtype: torch.dtype) -> bool:
+    """Whether network.cpp can compute this network: padding 1 but in the first block, and not too many blocks."""
+    return dtype in NAMES and len(blocks) <= MOST_BLOCKS and all(block.padding == 1 for block in blocks[1:])

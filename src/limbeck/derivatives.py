@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -32,10 +31,6 @@ class Products(NamedTuple):
     labels: Tensor | None
 
 
-Later = Callable[[Tensor], Products]
-"""direction (P,) -> products at a point whose forward and backward pass are still held."""
-
-
 @runtime_checkable
 class WrittenOut(Protocol):
     """A loss that knows its derivatives; None where it does not, for these tensors, and autograd has to."""
@@ -43,8 +38,6 @@ class WrittenOut(Protocol):
     def gradient(self, theta: Tensor, batch: Batch) -> Tensor | None: ...
 
     def products(self, theta: Tensor, batch: Batch, direction: Tensor, wanted: Wanted) -> Products | None: ...
-
-    def kept(self, theta: Tensor, batch: Batch, wanted: Wanted) -> tuple[Tensor, Later] | None: ...
 
 
 class Derivatives(Protocol):
@@ -55,8 +48,6 @@ class Derivatives(Protocol):
     def products(
         self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, wanted: Wanted
     ) -> Products: ...
-
-    def kept(self, theta: Tensor, images: Tensor, labels: Tensor, wanted: Wanted) -> tuple[Tensor, Later]: ...
 
     def logits(self, theta: Tensor, images: Tensor) -> Tensor: ...
 
@@ -82,31 +73,21 @@ def products(loss: PureLoss, theta: Tensor, batch: Batch, direction: Tensor, wan
     """direction . grad loss at theta, and its derivatives, one step's graph at a time."""
     if isinstance(loss, WrittenOut) and (known := loss.products(theta, batch, direction, wanted)) is not None:
         return known
-    return _kept(loss, theta, batch, wanted)[1](direction)
+    return _products(loss, theta, batch, direction, wanted)
 
 
-def kept(loss: PureLoss, theta: Tensor, batch: Batch, wanted: Wanted) -> tuple[Tensor, Later]:
-    """grad loss (P,), and its products later without a second pass: faster than both, and held in memory until then."""
-    if isinstance(loss, WrittenOut) and (known := loss.kept(theta, batch, wanted)) is not None:
-        return known
-    return _kept(loss, theta, batch, wanted)
-
-
-def _kept(loss: PureLoss, theta: Tensor, batch: Batch, wanted: Wanted) -> tuple[Tensor, Later]:
+def _products(loss: PureLoss, theta: Tensor, batch: Batch, direction: Tensor, wanted: Wanted) -> Products:
+    """By autograd, twice backwards."""
     leaf = theta.detach().requires_grad_()
     x, y = batch.images.detach().requires_grad_(wanted.images), batch.labels.detach().requires_grad_(wanted.labels)
     with torch.enable_grad():
-        (found,) = torch.autograd.grad(loss(leaf, Batch(x, y, batch.seed)), leaf, create_graph=True)
-    asked = [tensor for tensor, want in zip((leaf, x, y), wanted) if want]
-
-    def later(direction: Tensor) -> Products:
-        along = torch.dot(direction, found.detach())
-        if not asked or not found.requires_grad:  # the second: a loss that is linear in theta
-            return Products(along, None, None, None)
-        made = iter(torch.autograd.grad(found, asked, direction, allow_unused=True))
-        return Products(along, *(next(made) if want else None for want in wanted))
-
-    return found.detach(), later
+        (slope,) = torch.autograd.grad(loss(leaf, Batch(x, y, batch.seed)), leaf, create_graph=True)
+    inputs = [tensor for tensor, want in zip((leaf, x, y), wanted) if want]
+    along = torch.dot(direction, slope.detach())
+    if not inputs or not slope.requires_grad:  # the second: a loss that is linear in theta
+        return Products(along, None, None, None)
+    derivatives = iter(torch.autograd.grad(slope, inputs, direction, allow_unused=True))
+    return Products(along, *(next(derivatives) if want else None for want in wanted))
 
 
 def differentiable_gradient(loss: PureLoss, theta: Tensor, batch: Batch) -> Tensor:

@@ -92,12 +92,10 @@ class Work(NamedTuple):
 
 
 def _begin(work: Work, path: Path, listen: Listener) -> None:
-    """Tell that it begins, and why it will be slow where it need not be."""
-    if work.task.slow_because:
-        said = (
-            f"no compiled kernels: {work.task.slow_because}; the same goes on by autograd, two to five times as slow."
-        )
-        listen({"event": "warning", "text": said})
+    """Announce the job, and how its derivatives are computed."""
+    choice = work.task.choice
+    if choice.reason:
+        listen({"event": "warning" if choice.slow else "note", "text": choice.reason})
     listen({"event": "begin", "work": work, "path": path})
 
 
@@ -248,7 +246,8 @@ def _facts(task: Task, source: object) -> dict[str, Any]:
         "source": _source(source),
         "device": str(task.device),
         "threads": torch.get_num_threads(),
-        "derivatives": "written out" if task.written_out else "autograd",
+        "implementation": task.choice.implementation,
+        "implementation_because": task.choice.reason,
     }
 
 

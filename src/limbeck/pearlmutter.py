@@ -5,8 +5,8 @@ is Pearlmutter's R-operator (Pearlmutter, "Fast Exact Multiplication by the Hess
 tangent of a forward and backward pass. Written out for conv - instance norm - ReLU - average pooling it needs as many
 convolutions as there are, no graph, and channels-last memory, which the convolutions of a processor are fastest with.
 
-`Pearlmutter` is the pass and its tangent, to read and for any type, width and device. `compiled.Compiled` is the same
-in one call of C++, for the field's widths in float32 and float64 on a processor; laws hold them to each other.
+`Pearlmutter` is the pass and its tangent in torch's operations, for any device. `compiled.Compiled` is the same in one
+call of C++ on a processor; laws hold them to each other.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.captured import Captured
-from limbeck.compiled import Block, Compiled, fits
-from limbeck.derivatives import Derivatives, Later, Products, Wanted
+from limbeck.compiled import Block, Compiled, supports
+from limbeck.derivatives import Derivatives, Products, Wanted
 from limbeck.flat import FlatModel, Layout
-from limbeck.kernels import Kernels, arithmetic, load
-from limbeck.kernels.composed import Composed
-from limbeck.kernels.convolution import Convolution, channels_last, convolution
+from limbeck.kernels import load
+from limbeck.kernels.composed import Composed, Convolution, arithmetic, channels_last
 from limbeck.models import ConvNet
 from limbeck.student.losses import CrossEntropy
 from limbeck.types import Batch
 
-ROOM = 1 << 26  # bytes of the largest activation of a part
+ROOM = 1 << 30  # bytes of the largest activation of a part
 LEAST = 8  # images of a part: fewer do not keep two threads busy
+COMPOSED = Composed()
 
 
 class Stage(NamedTuple):
@@ -44,7 +44,7 @@ class Stage(NamedTuple):
 
 
 class Passed(NamedTuple):
-    """What one block keeps of a forward and backward pass, for its tangent: see kernels/block.cpp."""
+    """What one block keeps of a forward and backward pass, for its tangent: see kernels/block.hpp."""
 
     x: Tensor
     z: Tensor
@@ -81,7 +81,6 @@ class Pearlmutter:
     with it; a step holds some six of that size at a time.
     """
 
-    kernels: Kernels | Composed
     layout: Layout
     convolutions: tuple[Convolution, ...]
     eps: float
@@ -105,17 +104,6 @@ class Pearlmutter:
             for part, target in self._chunks(images, labels)
         )
         return self._of_tapes(passes, len(images), direction, wanted)
-
-    def kept(self, theta: Tensor, images: Tensor, labels: Tensor, wanted: Wanted) -> tuple[Tensor, Later]:
-        """The gradient (P,), and its products later without another pass, which is held until then."""
-        stages, weight, bias = self._stages(theta)
-        passes = [
-            self._pass(stages, weight, bias, part, target, len(images), weights=True)
-            for part, target in self._chunks(images, labels)
-        ]
-        tapes, count = [tape for tape, _ in passes], len(images)
-        made = self._join(reduce(_add, (made for _, made in passes)))
-        return made, lambda direction: self._of_tapes(tapes, count, direction, wanted)
 
     def _of_tapes(self, tapes: Iterable[Tape], count: int, direction: Tensor, wanted: Wanted) -> Products:
         """The products from passes of a batch of `count` images, part by part."""
@@ -144,7 +132,7 @@ class Pearlmutter:
             x = channels_last(part, self.dtype)
             for stage, conv in zip(stages, self.convolutions):
                 z = conv.forward([(x, stage.weight)])
-                x, _ = self.kernels.forward(z, stage.gamma, stage.beta, self.eps)
+                x, _ = COMPOSED.forward(z, stage.gamma, stage.beta, self.eps)
             said.append(torch.addmm(bias, _flatten(x).to(weight), weight.T))
         return torch.cat(said)
 
@@ -202,7 +190,7 @@ class Pearlmutter:
         x, rising = images, []
         for stage, conv in zip(stages, self.convolutions):
             z = conv.forward([(x, stage.weight)])
-            y, stats = self.kernels.forward(z, stage.gamma, stage.beta, self.eps)
+            y, stats = COMPOSED.forward(z, stage.gamma, stage.beta, self.eps)
             rising.append((x, z, stats))
             x = y
         features = _flatten(x).to(weight)
@@ -214,11 +202,11 @@ class Pearlmutter:
         passed: list[Passed] = []
         for index in reversed(range(len(stages))):
             stage, conv, (x, z, stats) = stages[index], self.convolutions[index], rising[index]
-            dz, sums = self.kernels.backward(z, stage.gamma, stage.beta, stats, dy)
+            dz, sums = COMPOSED.backward(z, stage.gamma, stage.beta, stats, dy)
             passed.insert(0, Passed(x, z, stats, dy, dz, sums))
             if weights:
                 dbeta, dgamma = sums.sum(0)
-                made = [conv.weigh([(x, dz)]), dgamma, dbeta, *made]
+                made = [conv.weight_gradient([(x, dz)]), dgamma, dbeta, *made]
             if index:
                 dy = conv.backward([(dz, stage.weight)], x.shape)
         return Tape(stages, passed, Head(features, probabilities, weight, label_sums, dlogits)), made
@@ -231,7 +219,7 @@ class Pearlmutter:
         rising: list[tuple[Tensor | None, Tensor, Tensor]] = []
         for stage, stage1, kept, conv in zip(tape.stages, stages1, tape.passed, self.convolutions):
             z1 = conv.forward([(kept.x, stage1.weight), *([] if x1 is None else [(x1, stage.weight)])])
-            y1, stats1 = self.kernels.forward_tangent(
+            y1, stats1 = COMPOSED.forward_tangent(
                 kept.z, stage.gamma, stage.beta, kept.stats, z1, stage1.gamma, stage1.beta
             )
             rising.append((x1, z1, stats1))
@@ -248,12 +236,12 @@ class Pearlmutter:
         for index in reversed(range(len(tape.stages))):
             stage, stage1, kept = tape.stages[index], stages1[index], tape.passed[index]
             conv, (x1, z1, stats1) = self.convolutions[index], rising[index]
-            dz1, sums1 = self.kernels.backward_tangent(
+            dz1, sums1 = COMPOSED.backward_tangent(
                 kept.z, stage.gamma, stage.beta, kept.stats, kept.dy, kept.sums, z1, stage1.gamma, stats1, dy1
             )
             if wanted.theta:
                 dbeta1, dgamma1 = sums1.sum(0)
-                dweight1 = conv.weigh([(kept.x, dz1), *([] if x1 is None else [(x1, kept.dz)])])
+                dweight1 = conv.weight_gradient([(kept.x, dz1), *([] if x1 is None else [(x1, kept.dz)])])
                 made = [dweight1, dgamma1, dbeta1, *made]
             if index or wanted.images:
                 dy1 = conv.backward([(dz1, stage.weight), (kept.dz, stage1.weight)], kept.x.shape)
@@ -305,21 +293,6 @@ class Fast:
             made = self.derivatives.products(theta.detach(), augmented.detach(), batch.labels, direction, wanted)
         return _through(augmented, leaf, made)
 
-    def kept(self, theta: Tensor, batch: Batch, wanted: Wanted) -> tuple[Tensor, Later] | None:
-        """As `derivatives.kept`, with the augmentation."""
-        if not self._fits(theta, batch):
-            return None
-        leaf, augmented = self._from_leaf(batch, wanted)
-        with torch.no_grad():
-            found, products = self.derivatives.kept(theta.detach(), augmented.detach(), batch.labels, wanted)
-
-        def later(direction: Tensor) -> Products:
-            with torch.no_grad():
-                made = products(direction)
-            return _through(augmented, leaf, made)
-
-        return found, later
-
     def _from_leaf(self, batch: Batch, wanted: Wanted) -> tuple[Tensor, Tensor]:
         leaf = batch.images.detach().requires_grad_(wanted.images)
         with torch.enable_grad():
@@ -343,25 +316,33 @@ def _through(augmented: Tensor, leaf: Tensor, made: Products) -> Products:
     return made._replace(images=back)
 
 
-def pearlmutter(model: FlatModel, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Derivatives | None:
-    """The written-out derivatives of this network; None for any but the field's ConvNet.
+def explicit_derivatives(model: FlatModel, dtype: torch.dtype, device: str) -> Derivatives | None:
+    """The explicit derivatives of this network; None for any but the field's ConvNet.
 
-    On a processor by compiled kernels, None without them; on other devices in torch's operations, without a graph of
-    autograd, and on a GPU recorded as a graph of its own.
+    On a processor those of the compiled network, None without it. On other devices those in torch's operations, without
+    a graph of autograd; on a GPU recorded as a graph of its own.
     """
-    kernels: Kernels | Composed | None = load() if device == "cpu" else Composed()
     found = _blocks(model)
-    if found is None or kernels is None:
+    if found is None:
         return None
     blocks, eps = found
-    if isinstance(kernels, Kernels) and fits(blocks, dtype):
+    if device == "cpu":
+        library = load() if supports(blocks, dtype) else None
         classes, features = model.layout.shapes[-2]
-        return Compiled(kernels, blocks, classes, features, model.layout.count, eps, dtype)
-    compiled = kernels if isinstance(kernels, Kernels) else None
-    convolutions = tuple(convolution(compiled, block.padding, not place, dtype) for place, block in enumerate(blocks))
-    room = ROOM if device == "cpu" else 16 * ROOM
-    written = Pearlmutter(kernels, model.layout, convolutions, eps, dtype, room)
-    return Captured(written) if device == "cuda" else written
+        if library is None:
+            return None
+        return Compiled(library, blocks, classes, features, model.layout.count, eps, dtype)
+    written = in_torch_operations(model, dtype)
+    return Captured(written) if written is not None and device == "cuda" else written
+
+
+def in_torch_operations(model: FlatModel, dtype: torch.dtype) -> Pearlmutter | None:
+    """`Pearlmutter` of this network; None for any but the field's ConvNet."""
+    found = _blocks(model)
+    if found is None:
+        return None
+    blocks, eps = found
+    return Pearlmutter(model.layout, tuple(Convolution(block.padding, dtype) for block in blocks), eps, dtype)
 
 
 def _blocks(model: FlatModel) -> tuple[tuple[Block, ...], float] | None:

@@ -9,14 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from limbeck.choice import Choice, choose
 from limbeck.data import ImageData, Preprocess, Split, fit_preprocess
 from limbeck.data.augment import DSA, CropThen, default_strategy
 from limbeck.derivatives import Derivatives
 from limbeck.errors import UserError
 from limbeck.flat import FlatModel
-from limbeck.kernels import trouble
 from limbeck.models import ModelConfig, flat_model
-from limbeck.pearlmutter import Fast, pearlmutter
+from limbeck.pearlmutter import Fast
 from limbeck.student.losses import Augment, CrossEntropy
 from limbeck.training import Network
 from limbeck.types import PureLoss
@@ -61,18 +61,6 @@ class Task:
         return self.model if self._fast is None else self._fast.logits
 
     @property
-    def written_out(self) -> bool:
-        """Whether derivatives are those of `pearlmutter.py`: figures differ from autograd's by rounding."""
-        return self._fast is not None
-
-    @property
-    def slow_because(self) -> str:
-        """Why the field's ConvNet goes without compiled kernels on this processor; empty where it does not."""
-        if self._fast is not None or self.device.type != "cpu" or self.model_config.name != "convnet":
-            return ""
-        return trouble()
-
-    @property
     def at_once(self) -> int | None:
         """Networks that may be trained at the same time: None for as many as there are threads.
 
@@ -81,8 +69,13 @@ class Task:
         return None if self._fast is not None and self.device.type == "cpu" else 1
 
     @cached_property
+    def choice(self) -> Choice:
+        """How this network's derivatives are computed on this machine, and why; measured once for a machine."""
+        return choose(self.model, self.data.shape, DTYPES[self.precision], self.device.type)
+
+    @property
     def _fast(self) -> Derivatives | None:
-        return pearlmutter(self.model, DTYPES[self.precision], self.device.type)
+        return self.choice.derivatives
 
     @cached_property
     def train(self) -> tuple[Tensor, Tensor]:

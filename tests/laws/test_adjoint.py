@@ -23,7 +23,7 @@ from limbeck.types import Adjoint, Batch
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 
-EXACT: dict[str, Adjoint] = {"backprop": Backprop(), "replay": Replay(), "kept": Replay(keep=2)}
+EXACT: dict[str, Adjoint] = {"backprop": Backprop(), "replay": Replay()}
 STRATEGIES = ["none", *FAMILIES, DSA.strategy]
 IMAGES, CLASSES = 5, 3
 

@@ -23,6 +23,7 @@ LAYERS = [
     {"__init__", "errors", "types"},
     {
         "random",
+        "allocator",
         "files",
         "side_by_side",
         "distributed",
@@ -35,6 +36,7 @@ LAYERS = [
     {"flat", "data", "select", "synthetic", "decode", "pictures", "report", "derivatives", "kernels", "stopwatch"},
     {"models", "training", "student", "distilled", "record", "loop", "report_inspection", "compiled", "captured"},
     {"pearlmutter"},
+    {"choice"},
     {"trajectory", "objectives", "task", "watch", "scores"},
     {"hooks"},
     {"overlap"},

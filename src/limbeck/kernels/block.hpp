@@ -5,8 +5,7 @@
 //     n = (z - m) r,   a = gamma n + beta,   y = pool(max(a, 0)).
 // A quantity with a 1 behind its name is the tangent (d/dt at t = 0) of the one without, where z, gamma, beta and dy
 // move in given directions. Sums are taken of windows, then of rows, then over rows, which keeps their rounding small.
-// T is how activations are stored, A what is computed with. Where ReLU is given a NaN it gives one, so that what
-// diverges is seen to.
+// Channels are whole vectors. Where ReLU is given a NaN it gives one, so that a divergence shows.
 #pragma once
 
 #include <cmath>
@@ -46,12 +45,10 @@ inline void over(const Shape& s, Window window, Rest rest, Line line) {
     }
 }
 
-// body(channel, a vector to compute with) for all channels: by the vector, and what is left over one by one.
+// body(first channel) for every vector of channels.
 template <class A, class Body>
 inline void channels(int64_t count, Body body) {
-    int64_t k = 0;
-    for (; k + Of<A>::lanes <= count; k += Of<A>::lanes) body(k, Vec<A>{});
-    for (; k < count; ++k) body(k, A{});
+    for (int64_t k = 0; k < count; k += Of<A>::lanes) body(k);
 }
 
 // Sums of `count` quantities.
@@ -76,23 +73,19 @@ inline V passed(V a, V d) {  // d where ReLU passes a on
 }
 template <class V, class A>
 inline V inverse_root(V variance, A eps) {
-    if constexpr (std::is_arithmetic_v<V>) {
-        return 1 / std::sqrt(variance + eps);
-    } else {
-        V out;
-        for (int i = 0; i < int(sizeof(V) / sizeof(A)); ++i) out[i] = 1 / std::sqrt(variance[i] + eps);
-        return out;
-    }
+    V out;
+    for (int i = 0; i < int(Of<A>::lanes); ++i) out[i] = 1 / std::sqrt(variance[i] + eps);
+    return out;
 }
 
 // stats: m (c), r (c).
-template <class T, class A>
-void forward(const Shape& s, const T* z, const A* gamma, const A* beta, A eps, T* y, A* stats) {
+template <class A>
+void forward(const Shape& s, const A* z, const A* gamma, const A* beta, A eps, A* y, A* stats) {
     const int64_t c = s.channels;
     const A share = A(1) / A(s.pixels());
-    channels<A>(c, [&](int64_t k, auto like) {
-        typedef decltype(like) V;
-        const T* zk = z + k;
+    channels<A>(c, [&](int64_t k) {
+        typedef Vec<A> V;
+        const A* zk = z + k;
         Sums<V, 1> sums;
         const auto line = [&] { sums.line(); };
         over(s, [&](const int64_t* p, int64_t) {
@@ -120,12 +113,13 @@ void forward(const Shape& s, const T* z, const A* gamma, const A* beta, A eps, T
 }
 
 // What all derivatives start from, in one vector of channels.
-template <class V, class T, class A>
+template <class A>
 struct Channels {
+    typedef Vec<A> V;
     V m, r, gamma, scale, shift;
     int64_t c;
-    const T* z;
-    Channels(int64_t c, int64_t k, const T* z, const A* gamma_, const A* beta, const A* stats)
+    const A* z;
+    Channels(int64_t c, int64_t k, const A* z, const A* gamma_, const A* beta, const A* stats)
         : m(load<V>(stats + k)), r(load<V>(stats + c + k)), gamma(load<V>(gamma_ + k)), scale(r * gamma),
           shift(load<V>(beta + k) - m * scale), c(c), z(z + k) {}
     V at(int64_t p) const { return load<V>(z + p * c); }
@@ -134,13 +128,13 @@ struct Channels {
 };
 
 // dz from dy; sums: sum of da (c), sum of da n (c): the image's part of dbeta and dgamma.
-template <class T, class A>
-void backward(const Shape& s, const T* z, const A* gamma, const A* beta, const A* stats, const T* dy, T* dz, A* sums) {
+template <class A>
+void backward(const Shape& s, const A* z, const A* gamma, const A* beta, const A* stats, const A* dy, A* dz, A* sums) {
     const int64_t c = s.channels;
     const A share = A(1) / A(s.pixels());
-    channels<A>(c, [&](int64_t k, auto like) {
-        typedef decltype(like) V;
-        const Channels<V, T, A> here(c, k, z, gamma, beta, stats);
+    channels<A>(c, [&](int64_t k) {
+        typedef Vec<A> V;
+        const Channels<A> here(c, k, z, gamma, beta, stats);
         Sums<V, 2> of;
         over(s, [&](const int64_t* p, int64_t place) {
             const V quarter = A(0.25) * load<V>(dy + place * c + k);
@@ -172,14 +166,14 @@ void backward(const Shape& s, const T* z, const A* gamma, const A* beta, const A
 }
 
 // y1 from z1; stats1: mean of z1 (c), mean of n z1 (c).
-template <class T, class A>
-void forward_tangent(const Shape& s, const T* z, const A* gamma, const A* beta, const A* stats, const T* z1,
-                     const A* gamma1, const A* beta1, T* y1, A* stats1) {
+template <class A>
+void forward_tangent(const Shape& s, const A* z, const A* gamma, const A* beta, const A* stats, const A* z1,
+                     const A* gamma1, const A* beta1, A* y1, A* stats1) {
     const int64_t c = s.channels;
     const A share = A(1) / A(s.pixels());
-    channels<A>(c, [&](int64_t k, auto like) {
-        typedef decltype(like) V;
-        const Channels<V, T, A> here(c, k, z, gamma, beta, stats);
+    channels<A>(c, [&](int64_t k) {
+        typedef Vec<A> V;
+        const Channels<A> here(c, k, z, gamma, beta, stats);
         const V g1 = load<V>(gamma1 + k), b1 = load<V>(beta1 + k);
         const auto at1 = [&](int64_t p) { return load<V>(z1 + p * c + k); };
         Sums<V, 2> of;
@@ -215,14 +209,14 @@ void forward_tangent(const Shape& s, const T* z, const A* gamma, const A* beta, 
 }
 
 // dz1 from dy and dy1; sums1: tangents of `sums` of backward.
-template <class T, class A>
-void backward_tangent(const Shape& s, const T* z, const A* gamma, const A* beta, const A* stats, const T* dy,
-                      const A* sums, const T* z1, const A* gamma1, const A* stats1, const T* dy1, T* dz1, A* sums1) {
+template <class A>
+void backward_tangent(const Shape& s, const A* z, const A* gamma, const A* beta, const A* stats, const A* dy,
+                      const A* sums, const A* z1, const A* gamma1, const A* stats1, const A* dy1, A* dz1, A* sums1) {
     const int64_t c = s.channels;
     const A share = A(1) / A(s.pixels());
-    channels<A>(c, [&](int64_t k, auto like) {
-        typedef decltype(like) V;
-        const Channels<V, T, A> here(c, k, z, gamma, beta, stats);
+    channels<A>(c, [&](int64_t k) {
+        typedef Vec<A> V;
+        const Channels<A> here(c, k, z, gamma, beta, stats);
         const V m1 = load<V>(stats1 + k), q1 = load<V>(stats1 + c + k);
         const V s0 = load<V>(sums + k), s1 = load<V>(sums + c + k);
         const V scale1 = load<V>(gamma1 + k) * here.r - here.scale * here.r * q1;

@@ -1,14 +1,72 @@
-"""The functions of block.cpp in torch's own operations: for other devices than the processor, and any memory layout."""
+"""A block in torch's own operations, for any device: convolution; and norm, ReLU and pooling as one function.
+
+The formulas and names are those of block.hpp and network.cpp.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from limbeck.kernels import arithmetic
+Terms = Sequence[tuple[Tensor, Tensor]]
+
+
+def arithmetic(dtype: torch.dtype) -> torch.dtype:
+    """The type of sums, statistics and parameters where activations are stored as `dtype`."""
+    return torch.float32 if dtype is torch.bfloat16 else dtype
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A 3 x 3 convolution in channels-last memory with both its transposes; each takes the sum of one or two terms.
+
+    The tangent of each function is the same function of two terms.
+    """
+
+    padding: int
+    dtype: torch.dtype
+
+    def prepare(self, weight: Tensor) -> Tensor:
+        """weight (out, in, 3, 3), as the other functions take it."""
+        return channels_last(weight, self.dtype)
+
+    def forward(self, terms: Terms) -> Tensor:
+        """z of terms (x, weight)."""
+        return _sum(F.conv2d(x, weight, padding=self.padding) for x, weight in terms)
+
+    def backward(self, terms: Terms, shape: torch.Size) -> Tensor:
+        """dx, of this shape, of terms (dz, weight)."""
+        return _sum(self._both(dz, dz.new_empty(()).expand(shape), weight, [True, False])[0] for dz, weight in terms)
+
+    def weight_gradient(self, terms: Terms) -> Tensor:
+        """dweight (out, in, 3, 3) of terms (x, dz)."""
+        x, dz = terms[0]
+        like = x.new_empty(()).expand(dz.shape[1], x.shape[1], 3, 3)
+        return _sum(self._both(dz, x, like, [False, True])[1] for x, dz in terms)
+
+    def _both(self, dz: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor]:
+        pad = [self.padding] * 2
+        dx, dweight, _ = torch.ops.aten.convolution_backward(
+            dz, x, weight, None, [1, 1], pad, [1, 1], False, [0, 0], 1, [*wanted, False]
+        )
+        return dx, dweight
+
+
+def channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy: of one channel, `contiguous` would leave strides by which a convolution guesses the other layout."""
+    return torch.empty(x.shape, dtype=dtype, device=x.device, memory_format=torch.channels_last).copy_(x)
+
+
+def _sum(terms: Iterator[Tensor]) -> Tensor:
+    total = next(terms)
+    for term in terms:
+        total = total.add_(term)
+    return total
 
 
 class Normalised(NamedTuple):
@@ -21,7 +79,10 @@ class Normalised(NamedTuple):
 
 
 class Composed:
-    """As `Kernels`; formulas and names are those of block.cpp."""
+    """Instance norm, ReLU and 2 x 2 average pooling of z (n, c, h, w), with the derivative and both their tangents.
+
+    gamma, beta are (c,); stats and sums (n, 2, c), of `arithmetic(dtype)`.
+    """
 
     def forward(self, z: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """y, stats."""

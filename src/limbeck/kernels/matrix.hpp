@@ -7,12 +7,6 @@
 
 namespace limbeck {
 
-#if defined(__AVX512F__)
-constexpr int ROWS = 14;  // of a tile: ROWS x 2 vectors of sums, and those of a step, fill the registers
-#else
-constexpr int ROWS = 3;
-#endif
-
 // Element (row, line, step) of the left matrix. Lines and steps together are what is summed over: two strides, so that
 // the pixels of an image, or of a window of it, can be read where they lie.
 template <class A>

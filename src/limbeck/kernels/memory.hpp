@@ -17,7 +17,7 @@ int64_t padded(int64_t count) {  // to whole vectors
     return (count + Of<A>::lanes - 1) / Of<A>::lanes * Of<A>::lanes;
 }
 
-// Room that is handed out piece by piece, in whole vectors; the same calls without any measure how much is needed.
+// Room that is handed out piece by piece, in whole vectors; with base = nullptr the same calls only measure.
 template <class A>
 struct Room {
     A* base;

@@ -1,66 +1,41 @@
-// Vectors of 64 bytes, or single numbers where channels are left over; and bfloat16, which is computed with as float.
+// Vectors as wide as the processor's registers, and how many of them a panel of channels has.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 
 namespace limbeck {
 
-struct bf16 {
-    uint16_t bits;
-};
+// A vector that is wider than a register goes through memory: four times as slow as no kernels at all (docs/LOG.md).
+// ROWS: of a tile of sums (matrix.hpp), so that ROWS x 2 sums, two vectors of the right matrix and a broadcast number of
+// the left one fit into the registers: 32 of AVX-512 and of NEON, 16 of AVX and of SSE.
+#if defined(__AVX512F__)
+constexpr int BYTES = 64, ROWS = 14;
+#elif defined(__AVX__)
+constexpr int BYTES = 32, ROWS = 6;
+#elif defined(__aarch64__)
+constexpr int BYTES = 16, ROWS = 12;
+#else
+constexpr int BYTES = 16, ROWS = 6;
+#endif
 
 template <class A>
 struct Of {
-    typedef A vec __attribute__((vector_size(64)));
-    static constexpr int64_t lanes = 64 / sizeof(A), panel = 2 * lanes;
+    typedef A vec __attribute__((vector_size(BYTES)));
+    static constexpr int64_t lanes = BYTES / sizeof(A), panel = 2 * lanes;
 };
 template <class A>
 using Vec = typename Of<A>::vec;
 
-template <class V, class T>
-inline V load(const T* at) {
+template <class V, class A>
+inline V load(const A* at) {
     V value;
     std::memcpy(&value, at, sizeof value);
     return value;
 }
-template <class V, class T>
-inline void store(T* at, V value) {
+template <class V, class A>
+inline void store(A* at, V value) {
     std::memcpy(at, &value, sizeof value);
-}
-
-// The whole numbers that a V of floats is widened from, and the bits of its floats.
-template <class V>
-struct Bits {
-    typedef uint16_t half __attribute__((vector_size(32)));
-    typedef uint32_t whole __attribute__((vector_size(64)));
-};
-template <>
-struct Bits<float> {
-    typedef uint16_t half;
-    typedef uint32_t whole;
-};
-template <class To, class From>
-inline To converted(From from) {
-    if constexpr (std::is_arithmetic_v<From>) {
-        return To(from);
-    } else {
-        return __builtin_convertvector(from, To);
-    }
-}
-template <class V>
-inline V load(const bf16* at) {
-    const auto whole = converted<typename Bits<V>::whole>(load<typename Bits<V>::half>(&at->bits)) << 16;
-    return load<V>(&whole);
-}
-template <class V>
-inline void store(bf16* at, V value) {  // rounded to the nearest, ties to even; a NaN stays one
-    typedef typename Bits<V>::whole whole;
-    const whole u = load<whole>(&value), one = whole{} + 1;
-    const whole rounded = (u + 0x7fff + ((u >> 16) & one)) >> 16;
-    const whole nan = whole{} + 0x7fc0;
-    store(&at->bits, converted<typename Bits<V>::half>((u & 0x7fffffff) > whole{} + 0x7f800000 ? nan : rounded));
 }
 
 }  // namespace limbeck

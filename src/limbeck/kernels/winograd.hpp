@@ -6,7 +6,8 @@
 // turned round; that in w is G^T [sum over tiles (B^T x B) (A dz A^T)] G, the same matrices transposed.
 // The matrices are those of polynomials at 0, +-sqrt(1/2), +-sqrt(2) and infinity: with the usual 0, +-1, +-2 rounding is
 // twice as large (1.0e-6 against 2.0e-6 in float32, 128 channels; a sum of 1152 products by itself 1.6e-7 to 6e-7).
-// Memory is NHWC. c is a multiple of Of<A>::panel. Elements of a transform lie `apart` from each other.
+// Memory is NHWC. c is a multiple of Of<A>::panel. The 36 elements of a transform lie `stride` from each other: tiles of
+// more images than are worked on may lie there.
 #pragma once
 
 #include "matrix.hpp"
@@ -20,14 +21,14 @@ struct Map {
     int64_t tiles() const { return images * down() * across(); }
 };
 
-// Not a power of two, for which 36 addresses that far apart would share one place in the cache.
+// A stride that is not a power of two, for which 36 addresses would share one place in the cache.
 template <class A>
 constexpr int64_t apart(int64_t rows, int64_t c) {
     return rows * c + Of<A>::lanes;
 }
 
 template <class A>
-struct Points {  // a, b and what is made of them
+struct Points {  // a, b and what follows from them
     static constexpr A a = A(0.70710678118654752440), b = A(1.41421356237309504880);
     static constexpr A aa = A(0.5), bb = A(2), sum = A(2.5);        // a^2, b^2, a^2 + b^2; a^2 b^2 is 1
     static constexpr A na = A(-1.0 / 1.5), nb = A(1.0 / 6);        // 1 / (2 a^2 (a^2 - b^2)), 1 / (2 b^2 (b^2 - a^2))
@@ -95,20 +96,20 @@ inline void to_weight(const V* y, V* out) {
 // One of these on both sides of a matrix, from `in` x `in` to `out` x `out`: get(row, column), put(row, column, value).
 template <int in, int out, class V, class One, class Get, class Put>
 inline void both_sides(One one, Get get, Put put) {
-    V half[out][in], column[in], made[out];
+    V half[out][in], column[in], result[out];
 #pragma GCC unroll 6
     for (int j = 0; j < in; ++j) {
 #pragma GCC unroll 6
         for (int i = 0; i < in; ++i) column[i] = get(i, j);
-        one(column, made);
+        one(column, result);
 #pragma GCC unroll 6
-        for (int i = 0; i < out; ++i) half[i][j] = made[i];
+        for (int i = 0; i < out; ++i) half[i][j] = result[i];
     }
 #pragma GCC unroll 6
     for (int i = 0; i < out; ++i) {
-        one(half[i], made);
+        one(half[i], result);
 #pragma GCC unroll 6
-        for (int j = 0; j < out; ++j) put(i, j, made[j]);
+        for (int j = 0; j < out; ++j) put(i, j, result[j]);
     }
 }
 
@@ -128,9 +129,9 @@ inline void window(const Map& m, A* x, int64_t c, int64_t t, int64_t before, A* 
 
 // out (36, tiles, c): B^T x B. `zero` is c zeros.
 template <class A>
-void patches(const Map& m, const A* x, int64_t c, const A* zero, A* out) {
+void patches(const Map& m, const A* x, int64_t c, const A* zero, A* out, int64_t stride) {
     typedef Vec<A> V;
-    const int64_t tiles = m.tiles(), each = apart<A>(tiles, c);
+    const int64_t tiles = m.tiles();
     const A* at[6][6];
     for (int64_t t = 0; t < tiles; ++t) {
         window<6, const A>(m, x, c, t, 1, zero, at);
@@ -138,76 +139,76 @@ void patches(const Map& m, const A* x, int64_t c, const A* zero, A* out) {
             A* to = out + t * c + k;
             both_sides<6, 6, V>([](const V* a, V* b) { to_patches<A>(a, b); },
                                 [&](int i, int j) { return load<V>(at[i][j] + k); },
-                                [&](int i, int j, V value) { store(to + (6 * i + j) * each, value); });
+                                [&](int i, int j, V value) { store(to + (6 * i + j) * stride, value); });
         }
     }
 }
 
-// out (36, c / panel, tiles, panel): A dz A^T.
+// out (36, c / panel, all tiles, panel): A dz A^T, of `all` tiles those of the map, from where out points.
 template <class A>
-void spread(const Map& m, const A* dz, int64_t c, const A* zero, A* out) {
+void scatter(const Map& m, const A* dz, int64_t c, const A* zero, A* out, int64_t all, int64_t stride) {
     typedef Vec<A> V;
     constexpr int64_t P = Of<A>::panel;
-    const int64_t tiles = m.tiles(), each = apart<A>(tiles, c);
+    const int64_t tiles = m.tiles();
     const A* at[4][4];
     for (int64_t t = 0; t < tiles; ++t) {
         window<4, const A>(m, dz, c, t, 0, zero, at);
         for (int64_t k = 0; k < c; k += Of<A>::lanes) {
-            A* to = out + (k / P * tiles + t) * P + k % P;
+            A* to = out + (k / P * all + t) * P + k % P;
             both_sides<4, 6, V>([](const V* a, V* b) { from_tile<A>(a, b); },
                                 [&](int i, int j) { return load<V>(at[i][j] + k); },
-                                [&](int i, int j, V value) { store(to + (6 * i + j) * each, value); });
+                                [&](int i, int j, V value) { store(to + (6 * i + j) * stride, value); });
         }
     }
 }
 
-// z = A^T y A of y (36, tiles, c). `nowhere` is room for c numbers, of what lies outside the map.
+// z = A^T y A of y (36, tiles, c). `sink` is room for c numbers, of what lies outside the map.
 template <class A>
-void gather(const Map& m, const A* y, int64_t c, A* nowhere, A* z) {
+void gather(const Map& m, const A* y, int64_t c, A* sink, A* z) {
     typedef Vec<A> V;
-    const int64_t tiles = m.tiles(), each = apart<A>(tiles, c);
+    const int64_t tiles = m.tiles(), stride = apart<A>(tiles, c);
     A* at[4][4];
     for (int64_t t = 0; t < tiles; ++t) {
-        window<4, A>(m, z, c, t, 0, nowhere, at);
+        window<4, A>(m, z, c, t, 0, sink, at);
         for (int64_t k = 0; k < c; k += Of<A>::lanes) {
             const A* from = y + t * c + k;
             both_sides<6, 4, V>([](const V* a, V* b) { to_tile<A>(a, b); },
-                                [&](int i, int j) { return load<V>(from + (6 * i + j) * each); },
+                                [&](int i, int j) { return load<V>(from + (6 * i + j) * stride); },
                                 [&](int i, int j, V value) { store(at[i][j] + k, value); });
         }
     }
 }
 
-// y (36, tiles, out) = [y +] seen (36, tiles, in) w (36, in, out in panels).
+// y (36, tiles, out) = [y +] x_tiles (36, tiles, in), `stride` apart, w (36, in, out in panels).
 template <class A>
-void convolve(int64_t tiles, int64_t in, int64_t out, const A* seen, const A* w, A* y, bool add) {
+void convolve(int64_t tiles, int64_t in, int64_t out, const A* x_tiles, int64_t stride, const A* w, A* y, bool add) {
     for (int64_t e = 0; e < 36; ++e)
-        product<A>(tiles, out, 1, in, {seen + e * apart<A>(tiles, in), in, 1},
+        product<A>(tiles, out, 1, in, {x_tiles + e * stride, in, 1},
                    {w + e * apart<A>(in, out), Of<A>::panel, in * Of<A>::panel}, y + e * apart<A>(tiles, out), out, add);
 }
 
-// dw (36, in, out) = [dw +] sum over tiles of seen (36, tiles, in) spreaded (36, tiles in panels, out), before G.
+// Element e of dw (36, in, out) = [dw +] sum over tiles of x_tiles (36, tiles, in) dz_tiles (36, tiles in panels, out),
+// before G.
 template <class A>
-void weigh(int64_t tiles, int64_t in, int64_t out, const A* seen, const A* spreaded, A* dw, bool add) {
-    for (int64_t e = 0; e < 36; ++e)
-        product<A>(in, out, 1, tiles, {seen + e * apart<A>(tiles, in), 1, in},
-                   {spreaded + e * apart<A>(tiles, out), Of<A>::panel, tiles * Of<A>::panel},
-                   dw + e * apart<A>(in, out), out, add);
+void correlate(int64_t e, int64_t tiles, int64_t in, int64_t out, const A* x_tiles, const A* dz_tiles, A* dw, bool add) {
+    product<A>(in, out, 1, tiles, {x_tiles + e * apart<A>(tiles, in), 1, in},
+               {dz_tiles + e * apart<A>(tiles, out), Of<A>::panel, tiles * Of<A>::panel}, dw + e * apart<A>(in, out), out,
+               add);
 }
 
-// From w (out, in, 3, 3): rising (36, in, out in panels), G w G^T, for convolve; and falling (36, out, in in panels),
+// From w (out, in, 3, 3): w_fwd (36, in, out in panels), G w G^T, for convolve; and w_bwd (36, out, in in panels),
 // the same of w turned round, by which convolve takes dz to dx. The work of all threads of the region it is called in.
 template <class A>
-void prepare(int64_t in, int64_t out, const A* w, A* rising, A* falling) {
+void prepare(int64_t in, int64_t out, const A* w, A* w_fwd, A* w_bwd) {
     typedef Vec<A> V;
     constexpr int64_t P = Of<A>::panel, L = Of<A>::lanes;
-    const int64_t each = apart<A>(in, out);
+    const int64_t stride = apart<A>(in, out);
     const auto one = [](const V* a, V* b) { from_weight<A>(a, b); };
     const auto transform = [&](const A(*weights)[P], bool turned, A* to) {
         for (int64_t l = 0; l < P; l += L)
             both_sides<3, 6, V>(one,
                                 [&](int i, int j) { return load<V>(weights[turned ? 8 - 3 * i - j : 3 * i + j] + l); },
-                                [&](int i, int j, V value) { store(to + (6 * i + j) * each + l, value); });
+                                [&](int i, int j, V value) { store(to + (6 * i + j) * stride + l, value); });
     };
     A weights[9][P];
 #pragma omp for nowait
@@ -215,37 +216,32 @@ void prepare(int64_t in, int64_t out, const A* w, A* rising, A* falling) {
         for (int64_t i = 0; i < in; ++i) {
             for (int64_t l = 0; l < P; ++l)
                 for (int t = 0; t < 9; ++t) weights[t][l] = w[((o + l) * in + i) * 9 + t];
-            transform(weights, false, rising + o * in + i * P);
+            transform(weights, false, w_fwd + o * in + i * P);
         }
-    if (falling) {
+    if (w_bwd) {
 #pragma omp for nowait
         for (int64_t o = 0; o < out; ++o)
             for (int64_t i = 0; i < in; i += P) {
                 for (int64_t l = 0; l < P; ++l)
                     for (int t = 0; t < 9; ++t) weights[t][l] = w[(o * in + i + l) * 9 + t];
-                transform(weights, true, falling + i * out + o * P);
+                transform(weights, true, w_bwd + i * out + o * P);
             }
     }
 }
 
-// dw (out, in, 3, 3) = G^T y G of the sum of `count` y (36, in, out), `next` apart. The work of all threads of the region.
+// dw (out, in, 3, 3) = G^T y G of y (36, in, out). The work of all threads of the region it is called in.
 template <class A>
-void finish(int64_t in, int64_t out, const A* y, int64_t count, int64_t next, A* dw) {
+void finish(int64_t in, int64_t out, const A* y, A* dw) {
     typedef Vec<A> V;
     constexpr int64_t L = Of<A>::lanes;
-    const int64_t each = apart<A>(in, out);
+    const int64_t stride = apart<A>(in, out);
     A weights[9][L];
 #pragma omp for nowait
     for (int64_t o = 0; o < out; o += L)
         for (int64_t i = 0; i < in; ++i) {
             const A* from = y + i * out + o;
             both_sides<6, 3, V>([](const V* a, V* b) { to_weight<A>(a, b); },
-                                [&](int r, int s) {
-                                    V sum = load<V>(from + (6 * r + s) * each);
-                                    for (int64_t part = 1; part < count; ++part)
-                                        sum += load<V>(from + part * next + (6 * r + s) * each);
-                                    return sum;
-                                },
+                                [&](int r, int s) { return load<V>(from + (6 * r + s) * stride); },
                                 [&](int r, int s, V value) { store(weights[3 * r + s], value); });
             for (int64_t l = 0; l < L; ++l)
                 for (int t = 0; t < 9; ++t) dw[((o + l) * in + i) * 9 + t] = weights[t][l];

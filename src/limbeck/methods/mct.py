@@ -12,10 +12,10 @@ from limbeck.errors import UserError
 from limbeck.hooks import Decay, Ema
 from limbeck.methods.coreset import Init
 from limbeck.methods.parts import (
+    GRADIENTS,
     ShowTaught,
     StartNoise,
     TeacherAt,
-    adjoint,
     image_optimiser,
     lr_optimiser,
     real_set,
@@ -64,8 +64,6 @@ class MCTConfig(MethodConfig):
     """synthetic images per student step; by default all"""
     draws: int = Field(default=1, ge=1)
     """segments whose gradients are averaged in an outer step (gradient accumulation)"""
-    keep_steps: int = Field(default=0, ge=0)
-    """the last so many student steps are held in memory instead of computed again: up to a fifth faster"""
     init: Init = "random"
     """real images to start from: a coreset's name"""
     canvas: int = Field(default=1, ge=1)
@@ -101,7 +99,7 @@ def plan(config: MCTConfig, material: Material) -> Plan:
         loss=task.loss,
         steps=config.syn_steps,
         batch_size=config.batch_syn,
-        adjoint=adjoint(config.gradient, config.keep_steps),
+        adjoint=GRADIENTS[config.gradient],
         labels=TeacherAt(task.model, config.max_start_epoch or 0.0) if config.teacher_labels else None,
         perturb=StartNoise(task.model.layout, config.noise_start) if config.noise_start else None,
     )

@@ -28,12 +28,6 @@ GRADIENTS: dict[str, Adjoint] = {
 }
 
 
-def adjoint(gradient: str, keep_steps: int) -> Adjoint:
-    """The adjoint of this name; one that computes steps again holds the last `keep_steps` instead."""
-    named = GRADIENTS[gradient]
-    return replace(named, keep=keep_steps) if isinstance(named, Replay) else named
-
-
 class RecordedConfig(MethodConfig):
     """Options of every method that matches whole epochs; N, M and U are the papers' symbols, in epochs where times."""
 
@@ -59,8 +53,6 @@ class RecordedConfig(MethodConfig):
     """synthetic images per student step; by default all"""
     draws: int = Field(default=1, ge=1)
     """segments whose gradients are averaged in an outer step (gradient accumulation)"""
-    keep_steps: int = Field(default=0, ge=0)
-    """the last so many student steps are held in memory instead of computed again: up to a fifth faster"""
 
 
 def span_and_start(facts: Facts, syn_steps: int, lr_teacher: float, span: float | None, start: float | None) -> Any:
@@ -140,7 +132,7 @@ def match(
         loss=material.task.loss,
         steps=config.syn_steps,
         batch_size=config.batch_syn,
-        adjoint=adjoint(gradient, config.keep_steps),
+        adjoint=GRADIENTS[gradient],
         labels=labels,
     )
     return averaged(objective, config.draws)

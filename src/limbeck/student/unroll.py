@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from limbeck.derivatives import Later, Wanted, gradient, kept, products
+from limbeck.derivatives import Wanted, gradient, products
 from limbeck.types import Adjoint, Batch, PureLoss
 
 
@@ -44,12 +44,10 @@ class Replay:
 
     curvature:   False leaves lambda as it is (H = 0), which is TESLA's gradient (Cui et al. 2023): an approximation.
     image_gain:  factor on the image gradient; the released TESLA and MCT code computes one half of what it derives.
-    keep:        the last so many steps are not computed again: what they went through is held instead.
     """
 
     curvature: bool = True
     image_gain: float = 1.0
-    keep: int = 0
 
     def unroll(self, loss: PureLoss, theta0: Tensor, batches: list[Batch], lr: Tensor) -> Tensor:
         leaves: dict[int, Tensor] = {}
@@ -70,17 +68,10 @@ class _Replayed(torch.autograd.Function):
         ctx: Any, how: Replay, loss: PureLoss, plan: list[Any], theta0: Tensor, lr: Tensor, *leaves: Tensor
     ) -> Tensor:
         states = [theta0.detach().clone()]
-        held: dict[int, Later] = {}
-        _, _, _, needs_theta0, _, *needs = ctx.needs_input_grad
-        for i, ((images, labels, seed, rows), step_size) in enumerate(zip(plan, lr)):
+        for (images, labels, seed, rows), step_size in zip(plan, lr):
             batch = select(Batch(leaves[images].detach(), leaves[labels].detach(), seed, rows))
-            if i >= len(plan) - how.keep and any(ctx.needs_input_grad):
-                wanted = Wanted(how.curvature and (i > 0 or needs_theta0), needs[images], needs[labels])
-                found, held[i] = kept(loss, states[-1], batch, wanted)
-            else:
-                found = gradient(loss, states[-1], batch)
-            states.append(states[-1] - step_size * found)
-        ctx.how, ctx.loss, ctx.plan, ctx.states, ctx.held = how, loss, plan, states[:-1], held
+            states.append(states[-1] - step_size * gradient(loss, states[-1], batch))
+        ctx.how, ctx.loss, ctx.plan, ctx.states = how, loss, plan, states[:-1]
         ctx.save_for_backward(lr, *leaves)
         return states[-1]
 
@@ -95,8 +86,7 @@ class _Replayed(torch.autograd.Function):
             images, labels, seed, rows = ctx.plan[i]
             batch = select(Batch(leaves[images].detach(), leaves[labels].detach(), seed, rows))
             wanted = Wanted(ctx.how.curvature and (i > 0 or needs_theta0), needs[images], needs[labels])
-            later = ctx.held.get(i)
-            made = products(ctx.loss, ctx.states[i], batch, adjoint, wanted) if later is None else later(adjoint)
+            made = products(ctx.loss, ctx.states[i], batch, adjoint, wanted)
             lr_total[i] = -made.along
             _accumulate(totals[images], rows, made.images, factors[i] * ctx.how.image_gain)
             _accumulate(totals[labels], rows, made.labels, factors[i])

@@ -1,0 +1,139 @@
+"""Which implementation computes a network's derivatives here: explicit ones where they are right and faster.
+
+Explicit derivatives are compared with autograd once for a machine and a network, and what was found is kept beside the
+compiled library, so that the choice does not change in the middle of a run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from math import isfinite
+from statistics import median
+from typing import NamedTuple
+
+import torch
+
+from limbeck.compiled import Compiled
+from limbeck.derivatives import Derivatives, Wanted, gradient, products
+from limbeck.files import write_json
+from limbeck.flat import FlatModel
+from limbeck.kernels import build, unavailable_reason
+from limbeck.pearlmutter import explicit_derivatives, in_torch_operations
+from limbeck.random import stream
+from limbeck.student.losses import CrossEntropy
+from limbeck.types import Batch
+
+Shape = tuple[int, int, int]
+TOLERANCE = 1e-2
+"""Relative error against autograd in float32 beyond which the kernels are refused. Rounding gives 1e-6; an activation
+that rounding puts on the other side of a ReLU's kink changes the derivative of a batch by up to a thousandth."""
+ROUNDS = 3
+
+
+class Measured(NamedTuple):
+    """Compiled derivatives against autograd: the largest relative error, and how many times as fast they are."""
+
+    error: float
+    ratio: float
+
+    @property
+    def right(self) -> bool:
+        """Whether the results agree to rounding."""
+        return self.error <= TOLERANCE
+
+
+class Choice(NamedTuple):
+    """derivatives: None for autograd. reason: a sentence for the person who waits, or empty.
+
+    slow: whether it could be faster, so that the sentence is a warning.
+    """
+
+    derivatives: Derivatives | None
+    reason: str
+    slow: bool = False
+
+    @property
+    def implementation(self) -> str:
+        """A name: the same name and inputs give the same bits."""
+        if isinstance(self.derivatives, Compiled):
+            return f"compiled ({self.derivatives.library.name})"
+        return "autograd" if self.derivatives is None else "explicit"
+
+
+def choose(model: FlatModel, shape: Shape, dtype: torch.dtype, device: str) -> Choice:
+    """The fastest right implementation for images of this shape (channels, height, width).
+
+    $LIMBECK_KERNELS: 0 takes autograd, 1 takes the kernels however fast they are; wrong ones are never taken.
+    """
+    derivatives = explicit_derivatives(model, dtype, device)
+    if derivatives is None:
+        missing = unavailable_reason() if device == "cpu" and in_torch_operations(model, dtype) is not None else ""
+        reason = (
+            f"no compiled kernels: {missing}; autograd computes the same, two to six times as slow" if missing else ""
+        )
+        return Choice(None, reason, slow=bool(reason))
+    if not isinstance(derivatives, Compiled):
+        return Choice(derivatives, "")
+    measured = _remembered(derivatives, model, shape)
+    if not measured.right:
+        text = f"the compiled kernels are wrong on this machine (relative error {measured.error:.1g}) and are not used"
+        return Choice(None, text, slow=True)
+    if measured.ratio < 1 and os.environ.get("LIMBECK_KERNELS") != "1":
+        return Choice(None, f"autograd is {1 / measured.ratio:.1f} times as fast as compiled kernels for this network")
+    return Choice(derivatives, f"compiled kernels, {measured.ratio:.1f} times as fast as autograd")
+
+
+def _remembered(compiled: Compiled, model: FlatModel, shape: Shape) -> Measured:
+    """The measurement of this library and network, taken at the first time, by one process at a time."""
+    case = [*map(list, compiled.blocks), compiled.classes, list(shape), str(compiled.dtype), compiled.library.path.stem]
+    path = compiled.library.path.with_name(
+        f"measured-{hashlib.sha256(json.dumps(case).encode()).hexdigest()[:16]}.json"
+    )
+    with build.locked(path.parent):
+        try:
+            return Measured(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
+            measured = measure(compiled, model, shape)
+            with suppress(OSError):  # a full disk: it is measured again
+                write_json(path, measured._asdict())
+            return measured
+
+
+def measure(compiled: Derivatives, model: FlatModel, shape: Shape) -> Measured:
+    """A gradient and its products of a few images, as an outer step takes them, by both in turns."""
+    draws = stream(0, "kernels", *shape)
+    classes = model.layout.shapes[-1][0]
+    count = max(2, min(10, 10 * 32 * 32 // (shape[1] * shape[2])))
+    images = torch.randn(count, *shape, generator=draws).to(compiled.dtype)
+    theta = model.fresh(0).to(compiled.dtype)
+    direction = torch.randn(len(theta), generator=draws).to(compiled.dtype)
+    labels, plain, wanted = torch.arange(count) % classes, CrossEntropy(model), Wanted(True, True, False)
+
+    def explicit() -> list[torch.Tensor]:
+        second = compiled.products(theta, images, labels, direction, wanted)
+        return _tensors(compiled.gradient(theta, images, labels), second.theta, second.images)
+
+    def by_autograd() -> list[torch.Tensor]:
+        batch = Batch(images, labels)
+        second = products(plain, theta, batch, direction, wanted)
+        return _tensors(gradient(plain, theta, batch), second.theta, second.images)
+
+    pairs = zip(explicit(), by_autograd())
+    error = max(float((ours - exact).norm() / exact.norm()) for ours, exact in pairs)
+    times = [(_seconds(explicit), _seconds(by_autograd)) for _ in range(ROUNDS)]
+    return Measured(error if isfinite(error) else 1e9, median(t for _, t in times) / median(t for t, _ in times))
+
+
+def _tensors(*tensors: torch.Tensor | None) -> list[torch.Tensor]:
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start

@@ -1,0 +1,221 @@
+"""Compiling the kernels, where they lie, and the choice between them and autograd."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from limbeck import choice, kernels
+from limbeck.choice import Measured, choose
+from limbeck.compiled import Compiled
+from limbeck.data import ImageData
+from limbeck.flat import FlatModel
+from limbeck.kernels import build
+from limbeck.models import ModelConfig, flat_model
+from limbeck.pearlmutter import explicit_derivatives
+from limbeck.task import make_task
+
+pytestmark = pytest.mark.skipif(kernels.load() is None, reason=f"no kernels: {kernels.unavailable_reason()}")
+
+SHAPE = (1, 8, 8)
+
+
+@pytest.fixture
+def model() -> FlatModel:
+    return flat_model(ModelConfig(width=4, depth=2), SHAPE, 3)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A user's cache without kernels; whatever is loaded from it is forgotten afterwards."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    kernels._loaded.cache_clear()
+    yield tmp_path / "cache" / "limbeck" / "kernels"
+    kernels._loaded.cache_clear()
+
+
+def script(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+VERSION = 'if [ "$1" = --version ]; then echo "g++ (made up) 1.2.3"; exit 0; fi\n'
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [
+        (None, "there is no C++ compiler"),
+        (VERSION + "echo 'x.cpp:1: error: it does not like this' >&2; exit 1", "could not build them: x.cpp:1: error"),
+        (VERSION + "echo \"clang: error: unsupported option '-fopenmp'\" >&2; exit 1", "has no OpenMP"),
+        ("exit 1", "could not build them"),
+    ],
+)
+def test_without_kernels_autograd_is_chosen_with_the_reason(
+    compiler: str | None,
+    reason: str,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model: FlatModel,
+) -> None:
+    if compiler is None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+        monkeypatch.delenv("CXX", raising=False)
+    else:
+        monkeypatch.setenv("CXX", script(tmp_path / "compiler", compiler))
+    chosen = choose(model, SHAPE, torch.float32, "cpu")
+    assert chosen.derivatives is None
+    assert chosen.implementation == "autograd"
+    assert chosen.slow
+    assert reason in chosen.reason
+    assert not list(cache.glob("*.so")) if cache.exists() else True
+
+
+def test_switched_off_says_so(cache: Path, monkeypatch: pytest.MonkeyPatch, model: FlatModel) -> None:
+    monkeypatch.setenv("LIMBECK_KERNELS", "0")
+    assert "switched off" in choose(model, SHAPE, torch.float32, "cpu").reason
+    mlp = flat_model(ModelConfig(name="mlp"), SHAPE, 3)
+    assert choose(mlp, SHAPE, torch.float32, "cpu").reason == ""  # they have nothing to do with it
+
+
+@pytest.mark.parametrize("system", ["Windows", "Plan9"])
+def test_other_systems_go_on_by_autograd(
+    system: str, cache: Path, monkeypatch: pytest.MonkeyPatch, model: FlatModel
+) -> None:
+    monkeypatch.setattr(build.platform, "system", lambda: system)
+    assert f"not built on {system}" in choose(model, SHAPE, torch.float32, "cpu").reason
+
+
+def test_the_library_lies_in_a_folder_that_is_the_users_alone(
+    cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in $LIMBECK_HOME, which a group may share: a library planted there with a right checksum was run."""
+    monkeypatch.setenv("LIMBECK_HOME", str(tmp_path / "shared"))
+    with caplog.at_level(logging.INFO, "limbeck"):
+        library = kernels.load()
+    assert library is not None
+    assert "compiling the kernels" in caplog.text
+    assert library.path.parent == cache
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+    assert not (tmp_path / "shared").exists()
+    whole = library.path.read_bytes()
+    library.path.unlink()  # as a new file: what is loaded must not change
+    library.path.write_bytes(whole[: len(whole) // 2])  # a disk that was full, say
+    kernels._loaded.cache_clear()
+    again = kernels.load()
+    assert again is not None
+    assert len(again.path.read_bytes()) == len(whole)
+    caplog.clear()
+    kernels._loaded.cache_clear()
+    assert kernels.load() is not None
+    assert "compiling" not in caplog.text
+
+
+def test_a_folder_that_others_can_write_to_or_own_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.mkdir(parents=True)
+    cache.chmod(0o770)
+    assert kernels.load() is None
+    assert "you alone can write to" in kernels.unavailable_reason()
+    cache.chmod(0o755)
+    assert build.private_folder() == cache  # others could only read: it is closed
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+    monkeypatch.setattr(build.os, "getuid", lambda: 12345)
+    with pytest.raises(build.Unavailable, match="you alone"):
+        build.private_folder()
+    monkeypatch.undo()
+    elsewhere = cache.with_name("elsewhere")
+    cache.rename(elsewhere)
+    cache.symlink_to(elsewhere)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parents[1]))
+    with pytest.raises(build.Unavailable, match="you alone"):
+        build.private_folder()
+
+
+def test_a_home_that_cannot_be_written_to_leaves_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(build.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert build.private_folder() == tmp_path / f"limbeck-kernels-{os.getuid()}"
+    monkeypatch.setattr(build.tempfile, "gettempdir", lambda: str(tmp_path / "file"))
+    with pytest.raises(build.Unavailable, match="can be written to"):
+        build.private_folder()
+
+
+LOAD = "from limbeck.kernels.build import find_compiler, library; library(find_compiler(), 'avx2')"
+
+
+def test_two_processes_compile_once(cache: Path, tmp_path: Path) -> None:
+    slow = (
+        VERSION + f'echo once >> "{tmp_path}/log"; sleep 2; while [ "$1" != -o ]; do shift; done; echo library > "$2"'
+    )
+    environment = {**os.environ, "CXX": script(tmp_path / "compiler", slow)}
+    both = [subprocess.Popen([sys.executable, "-c", LOAD], env=environment) for _ in range(2)]
+    assert [process.wait(120) for process in both] == [0, 0]
+    assert (tmp_path / "log").read_text() == "once\n"
+
+
+def test_kernels_that_are_wrong_here_are_refused(model: FlatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler's mistake, say: here a network with another eps."""
+
+    def wrong(*arguments: object) -> object:
+        right = explicit_derivatives(*arguments)  # type: ignore[arg-type]
+        assert isinstance(right, Compiled)
+        return replace(right, eps=0.3)
+
+    monkeypatch.setattr(choice, "explicit_derivatives", wrong)
+    monkeypatch.setattr(choice, "_remembered", choice.measure)
+    monkeypatch.setenv("LIMBECK_KERNELS", "1")  # not even then
+    chosen = choose(model, SHAPE, torch.float32, "cpu")
+    assert chosen.derivatives is None
+    assert chosen.slow
+    assert "wrong on this machine" in chosen.reason
+
+
+def test_the_faster_one_is_taken_and_remembered(model: FlatModel, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """Kernels were once four times as slow as autograd on processors without the vectors they were written for."""
+    measured = [Measured(1e-6, 0.25), Measured(1e-6, 5.2)]
+    monkeypatch.setattr(choice, "measure", lambda *_: measured.pop(0))
+    slow = choose(model, SHAPE, torch.float32, "cpu")
+    assert slow.derivatives is None
+    assert not slow.slow
+    assert slow.reason == "autograd is 4.0 times as fast as compiled kernels for this network"
+    assert choose(model, SHAPE, torch.float32, "cpu") == slow  # as it was, in the middle of a run too
+    monkeypatch.setenv("LIMBECK_KERNELS", "1")
+    assert isinstance(choose(model, SHAPE, torch.float32, "cpu").derivatives, Compiled)
+    monkeypatch.delenv("LIMBECK_KERNELS")
+    other = flat_model(ModelConfig(width=5, depth=2), SHAPE, 3)
+    fast = choose(other, SHAPE, torch.float32, "cpu")
+    assert isinstance(fast.derivatives, Compiled)
+    assert fast.reason == "compiled kernels, 5.2 times as fast as autograd"
+    assert fast.implementation == f"compiled ({fast.derivatives.library.name})"
+    files = sorted(cache.glob("measured-*.json"))
+    assert len(files) == 2
+    files[0].write_text("{")  # damaged: measured again
+    files[1].write_text('{"other": 1}')
+    measured += [Measured(1e-6, 2.0)] * 2
+    for network in (model, other):
+        assert "2.0 times" in choose(network, SHAPE, torch.float32, "cpu").reason
+
+
+def test_a_real_measurement_takes_the_kernels_on_the_default_path(digits: ImageData) -> None:
+    """At the width where they matter; without a network's name, a switch or a folder that a test prepared."""
+    task = make_task(digits, ModelConfig(width=32))
+    derivatives = task.choice.derivatives
+    assert isinstance(derivatives, Compiled)
+    measured = choice.measure(derivatives, task.model, digits.shape)
+    assert measured.error < 1e-4
+    assert measured.ratio > 1
+    assert task.choice.implementation.startswith("compiled (")
