@@ -12,6 +12,7 @@ from torch import Tensor
 
 from limbeck.derivatives import gradient
 from limbeck.random import derive, stream
+from limbeck.sums import inner, total
 from limbeck.types import Batch, PureLoss
 
 
@@ -49,7 +50,7 @@ class Gsam:
         scaled = size * here
         ahead = theta.detach() + self.rho * size * scaled / (scaled.norm() + 1e-12)
         perturbed = gradient(loss, ahead, batch)
-        along = torch.dot(here, perturbed) / (perturbed.square().sum() + 1e-12)
+        along = inner(here, perturbed) / (total(perturbed.square()) + 1e-12)
         return perturbed - self.alpha * (here - along * perturbed)
 
 

@@ -23,6 +23,7 @@ LAYERS = [
     {"__init__", "errors", "types"},
     {
         "random",
+        "sums",
         "allocator",
         "files",
         "side_by_side",

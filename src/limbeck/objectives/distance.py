@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from limbeck.sums import total
+
 
 def displacement(theta: Tensor, start: Tensor, target: Tensor) -> Tensor:
     """MTT's loss: |theta - target|^2 / |start - target|^2 (Cazenavette et al. 2022, equation 2).
@@ -12,4 +14,4 @@ def displacement(theta: Tensor, start: Tensor, target: Tensor) -> Tensor:
     >>> float(displacement(torch.tensor([3.0]), torch.tensor([0.0]), torch.tensor([4.0])))
     0.0625
     """
-    return (theta - target).square().sum() / (start - target).square().sum()
+    return total((theta - target).square()) / total((start - target).square())

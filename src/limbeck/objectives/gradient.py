@@ -12,6 +12,7 @@ from limbeck.derivatives import differentiable_gradient, gradient
 from limbeck.errors import UserError
 from limbeck.flat import Layout
 from limbeck.objectives.classes import Pair
+from limbeck.sums import total
 from limbeck.types import Batch, PureLoss
 
 TensorDistance = Callable[[Tensor, Tensor], Tensor]
@@ -20,12 +21,12 @@ TensorDistance = Callable[[Tensor, Tensor], Tensor]
 
 def mse(ours: Tensor, target: Tensor) -> Tensor:
     """The sum (not the mean) of squared differences; the name is the papers'."""
-    return (ours - target).square().sum()
+    return total((ours - target).square())
 
 
 def l1(ours: Tensor, target: Tensor) -> Tensor:
     """The sum of absolute differences."""
-    return (ours - target).abs().sum()
+    return total((ours - target).abs())
 
 
 def l1_mean(ours: Tensor, target: Tensor) -> Tensor:
@@ -37,8 +38,8 @@ def cosine(ours: Tensor, target: Tensor) -> Tensor:
     """1 - cosine of every row, summed over rows (DC, equation 10, with its released guard of 1e-6)."""
     a, b = ours.flatten(1), target.flatten(1)
     sizes = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
-    total: Tensor = (1 - (a * b).sum(1) / (sizes + 1e-6)).sum()
-    return total
+    distance: Tensor = (1 - (a * b).sum(1) / (sizes + 1e-6)).sum()
+    return distance
 
 
 DISTANCES: dict[str, TensorDistance] = {"mse": mse, "l1": l1, "l1_mean": l1_mean, "cosine": cosine}
