@@ -23,6 +23,7 @@ LAYERS = [
     {"__init__", "errors", "types"},
     {
         "random",
+        "linear",
         "files",
         "side_by_side",
         "distributed",
