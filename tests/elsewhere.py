@@ -140,9 +140,7 @@ class Elsewhere(TorchDispatchMode):
         kept = tree_map(lambda each: self._place(each, owners, goes), made)
         if _waits(func, flat, kwargs or {}) or not goes:
             self._log(self.reads, f"{func} reads a value back")
-        elif any(
-            isinstance(each, Tensor) and not isinstance(each, There) and (each.ndim or name in MOVES) for each in flat
-        ):
+        elif any(type(each) is Tensor and (each.ndim or name in MOVES) for each in flat):
             self._log(self.uploads, f"{func} sends values over")
         return kept
 

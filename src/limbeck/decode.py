@@ -96,7 +96,8 @@ def mosaic(images: Tensor, factor: int) -> Tensor:
 def bound_factors(labels: Tensor, factor: int, most: int) -> Tensor:
     """How finely each stored image is cut, (n,), so that no class gets more than `most` training images.
 
-    On the processor, whatever the labels are on. The first images of a class get `factor`, as many as fit while every later one still gets 1; the next ones the
+    On the processor, whatever device the labels are on.
+    The first images of a class get `factor`, as many as fit while every later one still gets 1; the next ones the
     greatest that fits then. A class of more than `most` stored images is not cut at all.
 
     >>> bound_factors(torch.tensor([0, 0, 0, 1]), 2, 7).tolist()
