@@ -32,10 +32,6 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return linear(gradient, ctx.adjoint, ctx.map), None, None
 
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
-        return linear(tangent, ctx.map, ctx.adjoint)
-
 
 def linear(x: Tensor, forward: Map, adjoint: Map) -> Tensor:
     """forward(x), whose gradient is taken by `adjoint`: <adjoint(g), x> = <g, forward(x)> for all g and x.
