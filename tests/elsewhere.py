@@ -2,7 +2,7 @@
 
 A GPU cannot be had in every test, and a build of torch without CUDA ends the process where autograd meets a tensor
 that claims to be on one. So tensors of torch's `meta` device stand for those of a GPU: torch knows no values there, and
-these keep theirs aside, on the processor. torch's FakeTensorMode judges every operation as if the device were CUDA.
+these keep theirs aside, on the processor.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,11 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 import limbeck
 
 DEVICE = torch.device("meta")
-MOVES = ("aten::_to_copy", "aten::copy_")
-"""The only operations that may see two devices."""
-
 PACKAGE = str(Path(limbeck.__file__).parent)
 
 
@@ -43,7 +42,7 @@ class There(Tensor):
 
     @staticmethod
     def __new__(cls, value: Tensor) -> There:
-        made = Tensor._make_wrapper_subclass(
+        tensor = Tensor._make_wrapper_subclass(
             cls,
             value.shape,
             strides=value.stride(),
@@ -51,8 +50,13 @@ class There(Tensor):
             dtype=value.dtype,
             device=DEVICE,
         )
-        made.value = value
-        return made
+        tensor.value = value
+        return tensor
+
+    @classmethod
+    def of(cls, value: Tensor) -> There:
+        """A tensor that holds this; one of zeros that have no memory yet is given some."""
+        return cls(value.clone() if value._is_zerotensor() else value)
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -76,17 +80,14 @@ class Factories(TorchFunctionMode):
         if func is Tensor.new_tensor and isinstance(args[0], There):
             func, kwargs = torch.tensor, {"dtype": args[0].dtype, "device": DEVICE, **kwargs}
             args = args[1:]
-        if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") == DEVICE and not _is_tensor(args):
+        numbers = func in (torch.tensor, torch.as_tensor) and not isinstance(args[0], Tensor)
+        if numbers and kwargs.get("device") == DEVICE:
             return func(*args, **{**kwargs, "device": "cpu"}).to(DEVICE)
         if func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], There):
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
             if any(isinstance(part, list) for part in index):
                 raise MixedDevices(f"a list as an index, which is sent over, in {place()}")
         return func(*args, **kwargs)
-
-
-def _is_tensor(args: Any) -> bool:
-    return isinstance(args[0], Tensor)
 
 
 class Elsewhere(TorchDispatchMode):
@@ -116,38 +117,38 @@ class Elsewhere(TorchDispatchMode):
     def nothing_crosses(self, why: str) -> Iterator[None]:
         """Raise ReadBack at the first value that goes either way."""
         before, self.forbidden = self.forbidden, why
-        yield
-        self.forbidden = before
+        try:
+            yield
+        finally:
+            self.forbidden = before
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         flat, spec = tree_flatten((args, kwargs or {}))
-        asked = any(each == DEVICE for each in flat if isinstance(each, torch.device))
-        if not asked and not any(isinstance(each, There) for each in flat):
+        there = [value for value in flat if isinstance(value, There)]
+        requested = DEVICE in [value for value in flat if isinstance(value, torch.device)]
+        if not there and not requested:
             return func(*args, **(kwargs or {}))
-        assert not any(type(each) is Tensor and each.device == DEVICE for each in flat), "a tensor without values"
-        name = func._schema.name
-        devices = {each.device.type for each in flat if isinstance(each, Tensor) and each.ndim}
-        if len(devices) > 1 and name not in MOVES:
-            raise MixedDevices(f"{func} of tensors on {sorted(devices)}, in {place()}")
-        self.operations.setdefault(name, place())
-        owners = {id(each.value): each for each in flat if isinstance(each, There)}
-        plain_args, plain_kwargs = tree_unflatten([_plain(each) for each in flat], spec)
-        made = func(*plain_args, **plain_kwargs)
-        if torch.Tag.inplace_view in func.tags:  # the shape of what stands for it changes as well
+        here = [value for value in flat if isinstance(value, Tensor) and not isinstance(value, There)]
+        assert not any(tensor.device == DEVICE for tensor in here), "a tensor of the device without values"
+        operation = describe(func)
+        if not operation.moves and any(tensor.ndim for tensor in here) and (requested or any(t.ndim for t in there)):
+            raise MixedDevices(f"{func} of tensors of two devices, in {place()}")
+        if operation.name not in self.operations:
+            self.operations[operation.name] = place()
+        plain_args, plain_kwargs = tree_unflatten([_plain(value) for value in flat], spec)
+        result = func(*plain_args, **plain_kwargs)
+        if operation.reshapes:  # the shape of what stands for the tensor changes as well
             with torch._C._DisableTorchDispatch():
                 func(*args, **(kwargs or {}))
-        goes = asked or _stays(func, flat)
-        kept = tree_map(lambda each: self._place(each, owners, goes), made)
-        if _waits(func, flat, kwargs or {}) or not goes:
+        stays = operation.stays(flat)
+        if not stays or operation.waits(flat, kwargs or {}):
             self._log(self.reads, f"{func} reads a value back")
-        elif any(type(each) is Tensor and (each.ndim or name in MOVES) for each in flat):
+        elif operation.moves and here:
             self._log(self.uploads, f"{func} sends values over")
-        return kept
-
-    def _place(self, made: Any, owners: dict[int, There], goes: bool) -> Any:
-        if not isinstance(made, Tensor) or not goes:
-            return made
-        return owners[id(made)] if id(made) in owners else There(made.clone() if made._is_zerotensor() else made)
+        if not stays:
+            return result
+        owners = {id(tensor.value): tensor for tensor in there}
+        return tree_map_only(Tensor, lambda t: owners[id(t)] if id(t) in owners else There.of(t), result)
 
     def _log(self, places: list[str], what: str) -> None:
         if self.forbidden:
@@ -155,28 +156,46 @@ class Elsewhere(TorchDispatchMode):
         places.append(place())
 
 
-def _plain(each: Any) -> Any:
-    if isinstance(each, There):
-        return each.value
-    return torch.device("cpu") if isinstance(each, torch.device) else each
+def _plain(value: Any) -> Any:
+    if isinstance(value, There):
+        return value.value
+    return torch.device("cpu") if isinstance(value, torch.device) else value
 
 
-def _stays(func: Any, flat: list[Any]) -> bool:
-    """Whether the result lies on the device: not where it is asked for, or written, on the processor."""
-    if func._schema.name == "aten::_to_copy":
-        return not any(isinstance(each, torch.device) and each.type == "cpu" for each in flat)
-    first = next(each for each in flat if isinstance(each, Tensor))
-    return isinstance(first, There) or func._schema.name != "aten::copy_"
+@dataclass(frozen=True)
+class Operation:
+    """What there is to know of one of torch's operations. moves: it may see two devices; reshapes: in place."""
+
+    name: str
+    moves: bool
+    reshapes: bool
+    value_is_read: bool
+    size_is_read: bool
+
+    def stays(self, flat: list[Any]) -> bool:
+        """Whether the result lies on the device: not where it is requested, or written, on the processor."""
+        if self.name == "aten::_to_copy":
+            return all(value.type != "cpu" for value in flat if isinstance(value, torch.device))
+        return self.name != "aten::copy_" or isinstance(flat[0], There)
+
+    def waits(self, flat: list[Any], kwargs: dict[str, Any]) -> bool:
+        """Whether the processor has to wait for the device: for a value, or for the size of the result."""
+        if self.name in ("aten::index", "aten::index_put", "aten::index_put_"):  # tagged for masks alone
+            return any(isinstance(value, Tensor) and value.dtype in (torch.bool, torch.uint8) for value in flat[1:])
+        return self.value_is_read or (self.size_is_read and kwargs.get("output_size") is None)
 
 
-def _waits(func: Any, flat: list[Any], kwargs: dict[str, Any]) -> bool:
-    """Whether the processor has to wait for the device: for a value, or for the size of the result."""
-    name = func._schema.name
-    if name in ("aten::index", "aten::index_put", "aten::index_put_"):  # tagged for masks alone
-        return any(isinstance(each, Tensor) and each.dtype in (torch.bool, torch.uint8) for each in flat[1:])
-    if torch.Tag.dynamic_output_shape in func.tags:
-        return kwargs.get("output_size") is None
-    return torch.Tag.data_dependent_output in func.tags or name == "aten::_linalg_check_errors"
+@cache
+def describe(func: Any) -> Operation:
+    """By torch's own tags, which FakeTensorMode goes by as well."""
+    name, tags = func._schema.name, func.tags
+    return Operation(
+        name,
+        moves=name in ("aten::_to_copy", "aten::copy_"),
+        reshapes=torch.Tag.inplace_view in tags,
+        value_is_read=torch.Tag.data_dependent_output in tags or name == "aten::_linalg_check_errors",
+        size_is_read=torch.Tag.dynamic_output_shape in tags,
+    )
 
 
 def place() -> str:
