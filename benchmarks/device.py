@@ -115,14 +115,14 @@ def evaluation(way: Way, ipc: int, epochs: int, networks: int) -> None:
 
 def jobs(case: Case) -> list[Job]:
     """What matters most comes first."""
-    made = [Job("expert", partial(expert, seed=0), partial(expert, seed=0, images=BATCH), BATCH / case.train)]
+    work = [Job("expert", partial(expert, seed=0), partial(expert, seed=0, images=BATCH), BATCH / case.train)]
     for ipc in case.ipcs:
         whole, short = (partial(student, ipc=ipc, steps=steps) for steps in (case.steps, 1))
-        made.append(Job(f"student, ipc {ipc}", whole, short, 1 / case.steps))
+        work.append(Job(f"student, ipc {ipc}", whole, short, 1 / case.steps))
         whole_evaluation = partial(evaluation, ipc=ipc, epochs=case.epochs, networks=case.networks)
         few = partial(evaluation, ipc=ipc, epochs=1, networks=1)
-        made.append(Job(f"evaluation, ipc {ipc}", whole_evaluation, few, 1 / (case.epochs * case.networks)))
-    return made
+        work.append(Job(f"evaluation, ipc {ipc}", whole_evaluation, few, 1 / (case.epochs * case.networks)))
+    return work
 
 
 def compare(job: Job, sides: Mapping[str, Way], repeats: int, budget_s: float, left_s: float) -> Json | str:
@@ -143,14 +143,14 @@ def compare(job: Job, sides: Mapping[str, Way], repeats: int, budget_s: float, l
 def checked(sides: Mapping[str, Way], ipc: int, steps: int) -> Json:
     """The image gradient of every side against the eager one's, and whether a second run has the same bits."""
     exact = student(sides[EAGER], ipc, steps).images
-    found: Json = {}
+    check: Json = {}
     for name, way in sides.items():
         one, two = (way.waiting(partial(student, ipc=ipc, steps=steps))() for _ in range(2))
         assert isinstance(one, Step)
         assert isinstance(two, Step)
         error = float((one.images - exact).norm() / exact.norm())
-        found[name] = {"relative_difference": error, "same_bits_again": torch.equal(one.images, two.images)}
-    return found
+        check[name] = {"relative_difference": error, "same_bits_again": torch.equal(one.images, two.images)}
+    return check
 
 
 def measure_case(case: Case, device: str, clock: Clock, share_s: float) -> Json:
@@ -165,18 +165,18 @@ def measure_case(case: Case, device: str, clock: Clock, share_s: float) -> Json:
         first, others = convolution_flops(sides[EAGER].task)
         gflop = (2 * first + 3 * others) * len(sides[EAGER].task.train[0]) / 1e9
         seconds = result["jobs"]["expert"]["median_seconds"]
-        result["expert_gflop_per_s"] = {name: gflop / each for name, each in seconds.items()}
+        result["expert_gflop_per_s"] = {name: gflop / needed for name, needed in seconds.items()}
     return result
 
 
 def rates(device: str) -> Json:
     """GFLOP/s of the device's own products and convolutions."""
-    found = {}
+    rates_by_side = {}
     for name, dtype in (("float32", torch.float32), ("tf32", torch.float32), ("bfloat16", torch.bfloat16)):
         if device == "cuda" or name == "float32":
             allow_tf32(name == "tf32")
-            found[f"ours {name}"] = matmul_rate(dtype, device=device)["rate"]
-    return {EAGER: found["ours float32"], **found}
+            rates_by_side[f"ours {name}"] = matmul_rate(dtype, device=device)["rate"]
+    return {EAGER: rates_by_side["ours float32"], **rates_by_side}
 
 
 def table(result: Json) -> str:
@@ -185,13 +185,13 @@ def table(result: Json) -> str:
     lines = [["seconds (times as fast), medians", *names]]
     missing = []
     for title, case in result["cases"].items():
-        for job, made in case["jobs"].items():
-            if isinstance(made, str):
-                missing.append(f"left out: {title}, {job} ({made})")
+        for job, comparison in case["jobs"].items():
+            if isinstance(comparison, str):
+                missing.append(f"left out: {title}, {job} ({comparison})")
                 continue
-            seconds, faster = made["median_seconds"], made["times_faster"]
+            seconds, faster = comparison["median_seconds"], comparison["times_faster"]
             cells = [f"{seconds[name]:.3f} ({faster[name]['of_medians']:.2f})" for name in names]
-            lines.append([f"{title}, {job}, n = {made['n']}", *cells])
+            lines.append([f"{title}, {job}, n = {comparison['n']}", *cells])
         if "expert_gflop_per_s" in case:
             rates_of_case = case["expert_gflop_per_s"]
             lines.append([f"{title}, expert, GFLOP/s", *(f"{rates_of_case[name]:.0f}" for name in names)])
@@ -212,16 +212,16 @@ def main() -> None:
     read = parser(__doc__, CASES)
     read.add_argument("--device", default="cuda", help="where; cpu only shows that it works")
     read.set_defaults(out=None)
-    asked = read.parse_args()
-    clock = Clock(asked.budget or LIMIT_S)
-    name = torch.cuda.get_device_name() if asked.device == "cuda" else "processor"
-    result: Json = {"machine": machine(), "device": name, "device_gflop_per_s": rates(asked.device), "cases": {}}
-    chosen = {"quick": QUICK} if asked.quick else {title: CASES[title] for title in asked.case or CASES}
+    options = read.parse_args()
+    clock = Clock(options.budget or LIMIT_S)
+    name = torch.cuda.get_device_name() if options.device == "cuda" else "processor"
+    result: Json = {"machine": machine(), "device": name, "device_gflop_per_s": rates(options.device), "cases": {}}
+    chosen = {"quick": QUICK} if options.quick else {title: CASES[title] for title in options.case or CASES}
     for place, (title, case) in enumerate(chosen.items()):
-        result["cases"][title] = measure_case(case, asked.device, clock, clock.left / (len(chosen) - place))
+        result["cases"][title] = measure_case(case, options.device, clock, clock.left / (len(chosen) - place))
     print(table(result))
-    if asked.out is not None:
-        write(asked.out / "device.json", result)
+    if options.out is not None:
+        write(options.out / "device.json", result)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ class There(Tensor):
 
     @classmethod
     def of(cls, value: Tensor) -> There:
-        """A tensor that holds this; one of zeros that have no memory yet is given some."""
+        """A tensor that holds this; zeros that have no memory yet get some."""
         return cls(value.clone() if value._is_zerotensor() else value)
 
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -73,7 +73,7 @@ class There(Tensor):
 
 
 class Factories(TorchFunctionMode):
-    """torch makes tensors of numbers on `meta` without the numbers: here they are made on the processor and moved."""
+    """torch creates tensors of numbers on `meta` without the numbers: here on the processor, then they move."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})

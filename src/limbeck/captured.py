@@ -113,7 +113,7 @@ class Captured:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         self.failures.append(reason)
         warnings.warn(
-            f"no CUDA graphs from here on: {reason}; the same is computed kernel by kernel, which takes longer.",
+            f"no more CUDA graphs: {reason}; the same is computed kernel by kernel, which takes longer.",
             stacklevel=2,
         )
 

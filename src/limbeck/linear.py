@@ -18,8 +18,6 @@ Map = Callable[[Tensor], Tensor]
 class _Linear(torch.autograd.Function):
     """Inputs: x, the map and its adjoint. The derivative of the adjoint is the map, so that both go on."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor, forward: Map, adjoint: Map) -> Tensor:
         return forward(x)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,28 +20,52 @@ from torch import Tensor
 
 from limbeck import METHODS
 from limbeck.captured import Captured
+from limbeck.data import ImageData, Split
 from limbeck.data.augment import DSA, FAMILIES, Layered, toroidal_crop
 from limbeck.data.cutmix import cutmix
 from limbeck.decode import Partition
 from limbeck.derivatives import Wanted
 from limbeck.evaluation import EvalConfig, best_lr
-from limbeck.experts import make_experts, path_accuracy
+from limbeck.experts import describe_experts, make_experts, path_accuracy
 from limbeck.hooks import Decay, Ema, Progress, clamp
 from limbeck.loop import descend
 from limbeck.methods import Facts, Material, Method, Plan
+from limbeck.models import ModelConfig
 from limbeck.overlap import Overlap
 from limbeck.pearlmutter import Fast, pearlmutter
 from limbeck.random import stream
 from limbeck.scores import features
 from limbeck.student.losses import CrossEntropy
 from limbeck.synthetic import SyntheticSet
-from limbeck.task import Task
+from limbeck.task import Task, make_task
 from limbeck.training import Schedule, last, train
 from limbeck.trajectory import Expert, ExpertConfig, Store
+from limbeck.trajectory.expert import train_expert
 from limbeck.types import Batch
 from limbeck.watch import Stateful
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
+
+
+CLASSES = 3  # of ten: a step of matching by classes is that much shorter
+
+
+@pytest.fixture(scope="module")
+def task(digits: ImageData) -> Task:
+    def few(split: Split) -> Split:
+        rows = (split.labels < CLASSES).nonzero().squeeze(1)[:90]
+        return Split(split.images[rows], split.labels[rows])
+
+    parts = few(digits.train), few(digits.validation), few(digits.test)
+    data = ImageData("digits", *parts, digits.classes[:CLASSES], (), digits.fingerprint)
+    return make_task(data, ModelConfig(width=4))
+
+
+@pytest.fixture(scope="module")
+def expert(task: Task, expert_config: ExpertConfig) -> Expert:
+    theta0 = task.model.fresh(7)
+    watch, test = (lambda epoch, theta: epoch / 10), (lambda theta: 0.5)
+    return train_expert(task.loss, theta0, *task.train, expert_config, task.model.layout, 7, watch, test)
 
 
 @pytest.fixture
@@ -170,11 +195,11 @@ SMALL = {
 }
 EVERY_STEP = {"loop.descend": 1}  # the loss; and, for each part that is learned, whether its gradient is finite
 REPLAY = {"student.unroll._Replayed.backward": 1}  # the step sizes
-CLASSES = {"objectives.classes.MatchClasses.__call__": 1}  # the labels
+BY_CLASS = {"objectives.classes.MatchClasses.__call__": 1}  # the labels
 READS = {
     **dict.fromkeys(("mct", "mtt", "tesla", "ftd", "datm"), REPLAY),
     "ptm": REPLAY | {"objectives.combine.Finite.__call__": 1},  # whether the loss may be used
-    **dict.fromkeys(("dc", "dsa", "dm", "idc", "dream", "dream-plus"), CLASSES),
+    **dict.fromkeys(("dc", "dsa", "dm", "idc", "dream", "dream-plus"), BY_CLASS),
     "rcig": {"student.implicit.System.factor": 1},  # whether float32 was enough
 }
 """Where an outer step waits for the device, and how often: beside these nothing does."""
@@ -188,11 +213,11 @@ def plan(method: Method, task: Task, expert: Expert, **options: object) -> Plan:
     return method.plan(config, Material(task, [] if trajectory is None else [trajectory], 2, 0))
 
 
-def steps(made: Plan, first: int, count: int) -> list[float]:
+def steps(recipe: Plan, first: int, count: int) -> list[float]:
     losses: list[float] = []
-    hooks = [*made.hooks, lambda held, step, loss: losses.append(loss)]
-    which = range(first, first + min(count, made.iterations))
-    descend(made.objective, made.synthetic, made.optimisers, which, 0, made.accept, hooks)
+    hooks = [*recipe.hooks, lambda synthetic, step, loss: losses.append(loss)]
+    which = range(first, first + min(count, recipe.iterations))
+    descend(recipe.objective, recipe.synthetic, recipe.optimisers, which, 0, recipe.accept, hooks)
     return losses
 
 
@@ -202,19 +227,19 @@ def test_an_outer_step_waits_where_it_is_listed(
 ) -> None:
     here = plan(method, task, expert)
     with elsewhere:
-        made = plan(method, moved(elsewhere, task), expert)
-        assert all(tensor.device == DEVICE for tensor in made.synthetic.state().values())
+        recipe = plan(method, moved(elsewhere, task), expert)
+        assert all(tensor.device == DEVICE for tensor in recipe.synthetic.state().values())
         elsewhere.reads.clear()
-        losses = steps(made, 0, 1)
-        found = Counter(waits(elsewhere))
-        for hook in made.hooks:  # what a run writes down lies on the processor, and so does what it takes up
+        losses = steps(recipe, 0, 1)
+        counts = Counter(waits(elsewhere))
+        for hook in recipe.hooks:  # what a run writes down lies on the processor, and so does what it takes up
             if isinstance(hook, Stateful):
                 hook.restore({name: tensor.cpu() for name, tensor in hook.state().items()}, 1)
-        losses += steps(made, 1, 1)
-        shown = [tensor.cpu() for tensor in made.show(made.synthetic).state().values()]
+        losses += steps(recipe, 1, 1)
+        shown = [tensor.cpu() for tensor in recipe.show(recipe.synthetic).state().values()]
     if method.learns:
         expected = EVERY_STEP | {"loop._check": len(method.learns)} | READS[method.name]
-        assert found == expected
+        assert counts == expected
     in_order(elsewhere)
     assert losses == pytest.approx(steps(here, 0, 2), rel=2e-3)
     for ours, same in zip(shown, here.show(here.synthetic).state().values(), strict=True):
@@ -258,7 +283,7 @@ def test_options_stay_there(
 
 
 def test_training_never_waits(elsewhere: Elsewhere, task: Task) -> None:
-    """Ten steps, an augmentation each: batches and draws are sent over, nothing comes back."""
+    """Ten steps, each with an augmentation: batches and draws are sent over, nothing comes back."""
     start, schedule = task.model.fresh(1), Schedule(1, 0.05, 32, 0.9, 5e-4)
     with elsewhere:
         there = moved(elsewhere, task)
@@ -266,24 +291,25 @@ def test_training_never_waits(elsewhere: Elsewhere, task: Task) -> None:
         elsewhere.reads.clear()
         end = last(train(there.loss, theta, *pair, schedule, 3))
         assert waits(elsewhere) == []
-        found = end.cpu()
+        ours = end.cpu()
     in_order(elsewhere)
     expected = last(train(task.loss, start, *task.train, schedule, 3))
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_experts_are_trained_scored_and_written(
-    elsewhere: Elsewhere, task: Task, expert_config: ExpertConfig, store: Store
+    elsewhere: Elsewhere, task: Task, expert_config: ExpertConfig, tmp_path: Path
 ) -> None:
+    store = Store.create(tmp_path / "store", describe_experts(task, expert_config, seed=7))
     sam = expert_config.model_copy(update={"sam_rho": 0.01, "epochs": 2, "schedule": "projected"})
-    for index, config in ((1, expert_config), (2, sam)):
+    for index, config in ((0, expert_config), (1, sam)):
         with elsewhere:
             there = moved(elsewhere, task)
             make_experts(there, config, index + 1, 7, store)
             curves = path_accuracy(there, [store.read(index)], 3)
         assert len(curves["convexified_path"]["accuracy"][0]) == 3
     in_order(elsewhere)
-    assert store.read(1).validation[-1] > store.read(1).validation[0]
+    assert store.read(0).validation[-1] > store.read(0).validation[0]
 
 
 def test_networks_are_evaluated(elsewhere: Elsewhere, task: Task) -> None:
@@ -332,10 +358,10 @@ def test_images_are_changed_as_here(elsewhere: Elsewhere, change: str, shape: tu
     (expected,) = torch.autograd.grad(y, x, weight)
     with elsewhere:
         there, sent = x.detach().to(DEVICE).requires_grad_(), weight.to(DEVICE)
-        made = CHANGES[change](there)
-        (gradient,) = torch.autograd.grad(made, there, sent)
+        changed = CHANGES[change](there)
+        (gradient,) = torch.autograd.grad(changed, there, sent)
         waited = list(elsewhere.reads)
-        assert torch.equal(made.cpu(), y)
+        assert torch.equal(changed.cpu(), y)
         torch.testing.assert_close(gradient.cpu(), expected, rtol=1e-5, atol=1e-5)
     assert waited == (["decode.bound_factors"] if change == "tiles, bound" else [])
     in_order(elsewhere)
@@ -347,21 +373,21 @@ def test_images_are_changed_as_here(elsewhere: Elsewhere, change: str, shape: tu
 @pytest.mark.parametrize("wanted", [Wanted(True, True, True), Wanted(False, True, False)])
 def test_nothing_crosses_in_what_is_captured(elsewhere: Elsewhere, task: Task, wanted: Wanted) -> None:
     """Several parts to a batch, hard and soft labels; and it is what autograd says."""
-    theta, (images, labels) = task.model.fresh(0), (each[:20] for each in task.train)
+    theta, (images, labels) = task.model.fresh(0), (part[:20] for part in task.train)
     direction = torch.randn(len(theta), generator=torch.Generator().manual_seed(0))
     plain = Fast(CrossEntropy(task.model), replace(captured(elsewhere, task).plain, room=1), DEVICE.type)  # type: ignore[type-var]
-    for target in (labels, torch.eye(10)[labels]):
+    for target in (labels, torch.eye(CLASSES)[labels]):
         with elsewhere:
-            given = [tensor.to(DEVICE) for tensor in (theta, images, target, direction)]
+            point = [tensor.to(DEVICE) for tensor in (theta, images, target, direction)]
             with elsewhere.nothing_crosses("in what is captured"):
-                gradient = plain.derivatives.gradient(*given[:3])
-                logits = plain.derivatives.logits(*given[:2])
-                plain.derivatives.products(*given, wanted)
-            found, said = gradient.cpu(), logits.cpu()
-        torch.testing.assert_close(said, task.model(theta, images), rtol=1e-4, atol=1e-4)
+                gradient = plain.derivatives.gradient(*point[:3])
+                logits = plain.derivatives.logits(*point[:2])
+                plain.derivatives.products(*point, wanted)
+            gradient_here, logits_here = gradient.cpu(), logits.cpu()
+        torch.testing.assert_close(logits_here, task.model(theta, images), rtol=1e-4, atol=1e-4)
         leaf = theta.clone().requires_grad_()
         value = CrossEntropy(task.model)(leaf, Batch(images, target))
-        torch.testing.assert_close(found, torch.autograd.grad(value, leaf)[0], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(gradient_here, torch.autograd.grad(value, leaf)[0], rtol=1e-3, atol=1e-5)
 
 
 # --- hooks
@@ -382,11 +408,11 @@ def test_hooks_stay_there(elsewhere: Elsewhere, task: Task) -> None:
     with elsewhere:
         there = moved(elsewhere, task)
         images, labels = there.train
-        rows = torch.cat([(task.train[1] == label).nonzero().squeeze(1)[:3] for label in range(10)]).to(DEVICE)
-        made = SyntheticSet.start(images[rows], labels[rows], 0.01)
-        for hook in hooks_of(there, made):
+        rows = torch.cat([(task.train[1] == label).nonzero().squeeze(1)[:3] for label in range(CLASSES)]).to(DEVICE)
+        synthetic = SyntheticSet.start(images[rows], labels[rows], 0.01)
+        for hook in hooks_of(there, synthetic):
             for step in (1, 2, 3):
-                hook(made, step, 1.0)  # type: ignore[operator]
+                hook(synthetic, step, 1.0)  # type: ignore[operator]
             if isinstance(hook, Progress):
                 assert hook.accept(0.1)
                 assert not hook.accept(1.0)
@@ -394,9 +420,9 @@ def test_hooks_stay_there(elsewhere: Elsewhere, task: Task) -> None:
                 devices = {name: tensor.device for name, tensor in hook.state().items()}
                 hook.restore({name: tensor.cpu() for name, tensor in hook.state().items()}, 3)
                 assert {name: tensor.device for name, tensor in hook.state().items()} == devices
-                hook(made, 4, 1.0)  # type: ignore[operator]
+                hook(synthetic, 4, 1.0)  # type: ignore[operator]
             if isinstance(hook, Overlap):
                 assert hook.replaced
-        assert made.images.device == DEVICE
-        assert made.images.cpu().isfinite().all()
+        assert synthetic.images.device == DEVICE
+        assert synthetic.images.cpu().isfinite().all()
     in_order(elsewhere)

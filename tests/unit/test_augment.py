@@ -17,6 +17,7 @@ from limbeck.data.augment import DSA, FAMILIES, Draw, default_strategy, toroidal
 from limbeck.decode import enlarge
 from limbeck.errors import UserError
 from limbeck.linear import _Linear
+from limbeck.random import isolated
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 
@@ -208,12 +209,12 @@ def test_the_adjoint_is_torchs_own_gradient(name: str, shape: tuple[int, ...], m
 
 
 @pytest.mark.parametrize("name", MAPS)
-def test_the_adjoint_can_be_differentiated_again_and_batched(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_adjoint_can_be_differentiated_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its derivative is the map again; and torch.func takes it."""
     by_adjoint(monkeypatch)
     x = normal((2, 1, 5, 6)).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: MAPS[name](x, 1), (x,))
-    assert torch.autograd.gradgradcheck(lambda x: MAPS[name](x, 1), (x,))
-    many = normal((3, 2, 1, 5, 6))
-    each = torch.func.vmap(torch.func.grad(lambda x: MAPS[name](x, 1).square().sum()))(many)
-    expected = torch.stack([torch.func.grad(lambda x: MAPS[name](x, 1).square().sum())(one) for one in many])
-    torch.testing.assert_close(each, expected)
+    with isolated(0, "gradgradcheck"):
+        assert torch.autograd.gradgradcheck(lambda x: MAPS[name](x, 1), (x,))
+    (expected,) = torch.autograd.grad(MAPS[name](x, 1).square().sum(), x)
+    assert torch.equal(torch.func.grad(lambda x: MAPS[name](x, 1).square().sum())(x.detach()), expected)

@@ -132,16 +132,16 @@ def test_what_cannot_be_trusted_is_not_used(name: str) -> None:
         return BROKEN[name](work)
 
     derivatives = Captured(plain, record)
-    with pytest.warns(UserWarning, match="no CUDA graphs from here on") as told:
+    with pytest.warns(UserWarning, match="no more CUDA graphs") as caught:
         assert same(answers(derivatives), answers(Plain()))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for count in (3, 5, 3):
             assert same(answers(derivatives, count), answers(Plain(), count))
-    assert len(told) == len(tries) == 1
+    assert len(caught) == len(tries) == 1
     assert derivatives.held == {}
-    assert ("not permitted" in str(told[0].message)) == (name == "refuses")
-    assert "long story" not in str(told[0].message)
+    assert ("not permitted" in str(caught[0].message)) == (name == "refuses")
+    assert "long story" not in str(caught[0].message)
 
 
 def test_what_was_recorded_before_a_failure_goes_on() -> None:
