@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.errors import UserError
+from limbeck.linear import linear
 
 if TYPE_CHECKING:
     from limbeck.data import Preprocess
@@ -54,7 +55,24 @@ def cut(images: Tensor, factor: int, pad: tuple[float, ...] = (0.0,)) -> Tensor:
     sides = tile_sides((h, w), factor)
     canvas = _canvas(images, sides, factor, pad).view(n, c, factor, sides[0], factor, sides[1])
     tiles = canvas.permute(2, 4, 0, 1, 3, 5).reshape(factor * factor * n, c, *sides)
-    return F.interpolate(tiles, size=(h, w), mode="bilinear", align_corners=False)
+    return enlarge(tiles, (h, w))
+
+
+def enlarge(tiles: Tensor, size: tuple[int, int]) -> Tensor:
+    """(n, c, h, w) -> (n, c, *size), bilinearly."""
+
+    def forward(x: Tensor) -> Tensor:
+        return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+    def adjoint(g: Tensor) -> Tensor:
+        rows, columns = (
+            F.interpolate(torch.eye(few, dtype=g.dtype, device=g.device)[None], size=many, mode="linear")[0]
+            for few, many in zip(sides, size)
+        )
+        return rows @ g @ columns.T
+
+    sides = tiles.shape[2:]
+    return linear(tiles, forward, adjoint)
 
 
 def mosaic(images: Tensor, factor: int) -> Tensor:
@@ -78,13 +96,14 @@ def mosaic(images: Tensor, factor: int) -> Tensor:
 def bound_factors(labels: Tensor, factor: int, most: int) -> Tensor:
     """How finely each stored image is cut, (n,), so that no class gets more than `most` training images.
 
+    On the processor, whatever device the labels are on.
     The first images of a class get `factor`, as many as fit while every later one still gets 1; the next ones the
     greatest that fits then. A class of more than `most` stored images is not cut at all.
 
     >>> bound_factors(torch.tensor([0, 0, 0, 1]), 2, 7).tolist()
     [2, 1, 1, 2]
     """
-    classes = labels.argmax(1) if labels.dtype.is_floating_point else labels
+    classes = (labels.argmax(1) if labels.dtype.is_floating_point else labels).cpu()
     factors = torch.ones(len(labels), dtype=torch.int64)
     for label in classes.unique().tolist():
         rows = (classes == label).nonzero().squeeze(1).tolist()
@@ -120,9 +139,10 @@ class Partition:
         if self.how == "multi":
             parts = [self._cut(images, labels, factor) for factor in range(1, self.factor + 1)]
         else:
-            factors = bound_factors(labels, self.factor, self.most).to(images.device)
-            chosen = [(factor, factors == factor) for factor in range(self.factor, 0, -1)]
-            parts = [self._cut(images[rows], labels[rows], factor) for factor, rows in chosen if bool(rows.any())]
+            factors = bound_factors(labels, self.factor, self.most)
+            chosen = [(factor, (factors == factor).nonzero().squeeze(1)) for factor in range(self.factor, 0, -1)]
+            places = [(factor, rows.to(images.device)) for factor, rows in chosen if len(rows)]
+            parts = [self._cut(images[rows], labels[rows], factor) for factor, rows in places]
         return torch.cat([part for part, _ in parts]), torch.cat([part for _, part in parts])
 
     def _cut(self, images: Tensor, labels: Tensor, factor: int) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ def alike(features: Tensor, threshold: float, most: int) -> list[int]:
     [1]
     """
     unit = F.normalize(features, dim=1)
-    cosine = unit @ unit.T
+    cosine = (unit @ unit.T).cpu()  # looked at pair by pair: a GPU would be waited for at every one
     cosine.fill_diagonal_(-1.0)
     found: list[int] = []
     while len(found) < min(most, len(features) - 1):
@@ -89,8 +89,7 @@ class Overlap:
             known = self.known[candidates]
             own, known = found[rows] - known.mean(0), known - known.mean(0)
             for gone in alike(own, self.threshold, max(1, len(rows) // 4)):
-                stays = [i for i in range(len(rows)) if i != gone]
-                best = farthest(known, own[stays])
+                best = farthest(known, torch.cat([own[:gone], own[gone + 1 :]]))
                 own[gone] = known[best]
                 synthetic.images[rows[gone]] = self.pool[0][candidates[best]]
                 self.fresh[rows[gone]] = True

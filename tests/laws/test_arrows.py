@@ -25,6 +25,7 @@ LAYERS = [
         "random",
         "sums",
         "allocator",
+        "linear",
         "files",
         "side_by_side",
         "distributed",

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from kornia.geometry.transform import warp_affine
 from torch import Tensor
 
-from limbeck.data.augment import DSA, FAMILIES, Draw, default_strategy
+from limbeck import decode
+from limbeck.data import augment
+from limbeck.data.augment import DSA, FAMILIES, Draw, default_strategy, toroidal_crop
+from limbeck.decode import enlarge
 from limbeck.errors import UserError
+from limbeck.linear import _Linear
+from limbeck.random import isolated
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 
@@ -164,3 +172,49 @@ def test_the_images_are_not_written_to() -> None:
 def test_digits_are_not_mirrored() -> None:
     assert "flip" not in DSA(default_strategy("digits")).families
     assert DSA(default_strategy("cifar10")).families == tuple(FAMILIES)
+
+
+# --- adjoints for a GPU, where torch's own add in no fixed order; see limbeck/linear.py
+
+STRONG = DSA("rotate", crop=0.4, scale=1.9, rotate=50.0)
+MAPS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    **{f: lambda x, seed, f=f: replace(DSA(), strategy=f)(x, seed) for f in ("crop", "scale", "rotate")},
+    **{f"{f}, strong": lambda x, seed, f=f: replace(STRONG, strategy=f)(x, seed) for f in ("crop", "scale", "rotate")},
+    "toroidal crop": lambda x, seed: toroidal_crop(x, (5, 4), torch.Generator().manual_seed(seed)),
+    "tiles": lambda x, seed: enlarge(x, (x.shape[2] * 2 - 1, x.shape[3] * 3)),
+}
+
+
+def by_adjoint(patch: pytest.MonkeyPatch) -> None:
+    """Gradients by the adjoints, on a processor too."""
+    for module in (augment, decode):
+        patch.setattr(module, "linear", _Linear.apply)
+
+
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_adjoint_is_torchs_own_gradient(name: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in SEEDS:
+        x = normal(shape, seed).requires_grad_()
+        y = MAPS[name](x, seed)
+        weight = normal(tuple(y.shape), seed + 100)
+        (exact,) = torch.autograd.grad(y, x, weight)
+        with monkeypatch.context() as patch:
+            by_adjoint(patch)
+            again = MAPS[name](x, seed)
+        assert torch.equal(again, y)
+        assert "_Linear" in type(again.grad_fn).__name__
+        (found,) = torch.autograd.grad(again, x, weight)
+        torch.testing.assert_close(found, exact, rtol=1e-6, atol=1e-6)  # places are in float32, as the draw
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_the_adjoint_can_be_differentiated_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its derivative is the map again; and torch.func takes it."""
+    by_adjoint(monkeypatch)
+    x = normal((2, 1, 5, 6)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: MAPS[name](x, 1), (x,))
+    with isolated(0, "gradgradcheck"):
+        assert torch.autograd.gradgradcheck(lambda x: MAPS[name](x, 1), (x,))
+    (expected,) = torch.autograd.grad(MAPS[name](x, 1).square().sum(), x)
+    assert torch.equal(torch.func.grad(lambda x: MAPS[name](x, 1).square().sum())(x.detach()), expected)

@@ -160,17 +160,39 @@ def test_flops_are_those_of_the_convolutions() -> None:
     assert others == 2 * 9 * 4 * 4 * (16 * 16 + 8 * 8)
 
 
-def test_the_benchmark_for_a_gpu_runs_on_a_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All sides do the same work: the same expert comes out, as near as its precision is."""
+def test_the_benchmark_for_a_gpu_runs_on_a_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One table; all sides do the same work: the same expert comes out, as near as its precision is."""
     device: Any = importlib.import_module("benchmarks.device")
     monkeypatch.setattr(sys, "argv", ["device", "--device", "cpu", "--quick", "--out", str(tmp_path)])
     device.main()
     made = json.loads((tmp_path / "device.json").read_text())["cases"]["quick"]
-    names = ["eager float32", "ours float32", "ours bfloat16"]
-    for what in ("student, ipc 1", "evaluation, ipc 1", "expert"):
-        assert list(made[what]["median_seconds"]) == names
+    table = capsys.readouterr().out
+    for what in ("expert", "student, ipc 1", "evaluation, ipc 1"):
+        assert list(made["jobs"][what]["median_seconds"]) == ["eager float32", "ours float32"]
+        assert f"quick, {what}, n = 1" in table
+    assert "left out" not in table
+    assert made["check"]["ours float32"]["relative_difference"] < 1e-4
+    assert all(side["same_bits_again"] for side in made["check"].values())
     ends = {name: device.expert(way, 0) for name, way in device.ways(device.QUICK, "cpu").items()}
     exact = ends.pop("eager float32")
     start = next(iter(device.ways(device.QUICK, "cpu").values())).task.model.fresh(0)
-    for name, close in (("ours float32", 1e-4), ("ours bfloat16", 0.2)):
-        assert float((ends[name] - exact).norm() / (exact - start).norm()) < close, name
+    for name, end in ends.items():
+        assert float((end - exact).norm() / (exact - start).norm()) < 1e-4, name
+
+
+def test_the_benchmark_for_a_gpu_ends_in_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What does not fit is named, and nothing is written unless it is asked for."""
+    device: Any = importlib.import_module("benchmarks.device")
+    monkeypatch.setattr(sys, "argv", ["device", "--device", "cpu", "--quick", "--budget", "0.01"])
+    monkeypatch.setattr(device, "write", lambda path, result: pytest.fail("written"))
+    device.main()
+    table = capsys.readouterr().out
+    assert table.count("left out: quick, ") == 3
+    assert "the same bits again" in table
+    sides = device.ways(device.QUICK, "cpu")
+    slow = device.Job("slow", lambda way: pytest.fail("begun"), lambda way: None, 1e-9)
+    assert device.compare(slow, sides, 3, 10.0, 10.0).startswith("no time left: about")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil, radians, sin
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.errors import UserError
+from limbeck.linear import linear
 from limbeck.random import stream
 
 Family = Callable[["DSA", Tensor, Tensor], Tensor]
@@ -96,19 +98,32 @@ def _below(u: Tensor, count: int) -> Tensor:
     return (u * count).long().clamp_max(count - 1)
 
 
-def _shift_index(offset: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Source positions (n, side) of a shift by `offset` (n,) pixels, and which of them lie inside the image."""
-    source = torch.arange(side, device=offset.device) + offset[:, None]
-    return source.clamp(0, side - 1), (source >= 0) & (source < side)
+def _pick(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """From each image (n, c, H, W) the pixels at rows (n, h) and columns (n, w), the nearest for those outside."""
+    n, c = x.shape[:2]
+    for axis, source in ((2, rows), (3, columns)):
+        shape = [n, 1, 1, 1]
+        shape[axis] = source.shape[1]
+        index = source.clamp(0, x.shape[axis] - 1).view(shape)
+        x = x.gather(axis, index.expand(n, c, *(source.shape[1] if a == axis else x.shape[a] for a in (2, 3))))
+    return x
+
+
+def _pick_inside(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The same with zeros for those outside."""
+    inside = [(source >= 0) & (source < side) for source, side in zip((rows, columns), x.shape[2:])]
+    return _pick(x, rows, columns) * (inside[0][:, None, :, None] & inside[1][:, None, None, :])
 
 
 def _crop(dsa: DSA, x: Tensor, u: Tensor) -> Tensor:
-    n, c, h, w = x.shape
-    reach = [int(side * dsa.crop + 0.5) for side in (h, w)]
-    rows, rows_in = _shift_index(_below(u[:, 0], 2 * reach[0] + 1) - reach[0], h)
-    columns, columns_in = _shift_index(_below(u[:, 1], 2 * reach[1] + 1) - reach[1], w)
-    x = x.gather(2, rows[:, None, :, None].expand(n, c, h, w)).gather(3, columns[:, None, None, :].expand(n, c, h, w))
-    return x * (rows_in[:, None, :, None] & columns_in[:, None, None, :])
+    sources, backwards = [], []
+    for axis, side in enumerate(x.shape[2:]):
+        reach = int(side * dsa.crop + 0.5)
+        offset = _below(u[:, axis], 2 * reach + 1)[:, None] - reach
+        position = torch.arange(side, device=x.device)
+        sources.append(position + offset)
+        backwards.append(position - offset)
+    return linear(x, lambda x: _pick_inside(x, *sources), lambda g: _pick_inside(g, *backwards))
 
 
 def _cutout(dsa: DSA, x: Tensor, u: Tensor) -> Tensor:
@@ -126,24 +141,65 @@ def _flip(dsa: DSA, x: Tensor, u: Tensor) -> Tensor:
     return torch.where(_column(u[:, 0] < dsa.flip), x.flip(3), x)
 
 
-def _affine(x: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-    """Sample each image on the grid [[a, b], [c, d]] (output to input coordinates), bilinear, zeros outside."""
+def _grid(a: Tensor, b: Tensor, c: Tensor, d: Tensor, shape: torch.Size) -> Tensor:
+    """The grid (n, h, w, 2) of [[a, b], [c, d]], output to input coordinates in [-1, 1]."""
     zero = torch.zeros_like(a)
     matrix = torch.stack([torch.stack([a, b, zero], 1), torch.stack([c, d, zero], 1)], 1)
-    grid = F.affine_grid(matrix, list(x.shape), align_corners=True)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+    return F.affine_grid(matrix, list(shape), align_corners=True)
+
+
+def _affine(x: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, reach: float) -> Tensor:
+    """Sample each image on the grid [[a, b], [c, d]] (output to input coordinates), bilinear, zeros outside.
+
+    reach: pixels are sampled from less than so many output pixels around where they come out, in each direction.
+    """
+    grid = _grid(a, b, c, d, x.shape)
+
+    def sample(x: Tensor) -> Tensor:
+        return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+
+    def adjoint(g: Tensor) -> Tensor:
+        size = a * d - b * c
+        inverse = _grid(d / size, -b / size, -c / size, a / size, x.shape)
+        return sample_adjoint(g, grid, inverse, reach)
+
+    return linear(x, sample, adjoint)
+
+
+def sample_adjoint(g: Tensor, grid: Tensor, inverse: Tensor, reach: float) -> Tensor:
+    """The adjoint of bilinear sampling on `grid` (n, h, w, 2): g (n, c, h, w) of what was sampled -> of the images.
+
+    A pixel gathers from the output pixels near its place on the inverse grid, each weighted by what it took of the
+    pixel: no two threads of a GPU add to the same place.
+    """
+    n, c, h, w = g.shape
+    last = torch.tensor([w - 1, h - 1]).to(g)
+    taken, centre = (((places + 1) / 2 * last).view(n, h * w, 2) for places in (grid, inverse))
+    steps = torch.arange(-ceil(reach - 0.5), ceil(reach - 0.5) + 1, device=g.device)
+    around = torch.cartesian_prod(steps, steps)
+    near = centre.round().long()[:, :, None] + around  # (n, hw, k, 2)
+    inside = ((near >= 0) & (near <= last)).all(3)
+    near = near.clamp_min(0).minimum(last.long())
+    index = (near[..., 1] * w + near[..., 0]).view(n, -1)
+    came = taken.gather(1, index[:, :, None].expand(-1, -1, 2)).view(n, h * w, -1, 2)
+    pixel = torch.cartesian_prod(torch.arange(h, device=g.device), torch.arange(w, device=g.device)).flip(1)
+    weight = (1 - (came - pixel[:, None]).abs()).clamp_min(0).prod(3) * inside
+    picked = g.flatten(2).gather(2, index[:, None].expand(-1, c, -1)).view(n, c, h * w, -1)
+    return (picked * weight[:, None]).sum(3).view(n, c, h, w)
 
 
 def _scale(dsa: DSA, x: Tensor, u: Tensor) -> Tensor:
     low = 1 / dsa.scale
     factor = low + u[:, :2] * (dsa.scale - low)
     zero = torch.zeros_like(factor[:, 0])
-    return _affine(x, factor[:, 0], zero, zero, factor[:, 1])
+    return _affine(x, factor[:, 0], zero, zero, factor[:, 1], max(dsa.scale, low))
 
 
 def _rotate(dsa: DSA, x: Tensor, u: Tensor) -> Tensor:
     angle = torch.deg2rad((u[:, 0] - 0.5) * 2 * dsa.rotate)
-    return _affine(x, angle.cos(), -angle.sin(), angle.sin(), angle.cos())
+    h, w = (max(side - 1, 1) for side in x.shape[2:])
+    reach = 1 + max(h / w, w / h) * sin(radians(min(abs(dsa.rotate), 90)))
+    return _affine(x, angle.cos(), -angle.sin(), angle.sin(), angle.cos(), reach)
 
 
 FAMILIES: dict[str, Family] = {
@@ -198,15 +254,12 @@ class CropThen:
 
 def toroidal_crop(images: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
     """A window of `size` from each image (n, c, H, W), anywhere, going on at the other side past an edge."""
-    for axis, side in ((2, size[0]), (3, size[1])):
-        whole = images.shape[axis]
+    sources, backwards = [], []
+    for whole, side in zip(images.shape[2:], size):
         first = torch.randint(whole, (len(images), 1), generator=generator).to(images.device)
-        rows = (first + torch.arange(side, device=images.device)) % whole
-        shape = [len(images), 1, 1, 1]
-        shape[axis] = side
-        index = rows.view(shape).expand(*(side if a == axis else images.shape[a] for a in range(4)))
-        images = images.gather(axis, index)
-    return images
+        sources.append((first + torch.arange(side, device=images.device)) % whole)
+        backwards.append((torch.arange(whole, device=images.device) - first) % whole)  # past the window: zeros
+    return linear(images, lambda x: _pick(x, *sources), lambda g: _pick_inside(g, *backwards))
 
 
 MIRRORED_IS_WRONG = ("digits", "mnist", "emnist", "svhn")

@@ -70,12 +70,12 @@ class MatchClasses:
 
     @torch.enable_grad()
     def __call__(self, synthetic: SyntheticSet, step: int, seed: int) -> Tensor:
-        theta, classes = self.network(), hard(synthetic.labels)
+        theta, classes = self.network(), hard(synthetic.labels).cpu()  # read from a GPU once, not class by class
         parameters = synthetic.parameters()
         total = torch.zeros((), dtype=synthetic.images.dtype, device=synthetic.images.device)
         sums: dict[str, Tensor] = {}
         for label in classes.unique().tolist():
-            members = (classes == label).nonzero().squeeze(1)
+            members = (classes == label).nonzero().squeeze(1).to(synthetic.images.device)
             part = part_of(synthetic, members)
             value = self._one(part, theta, label, step, seed)
             leaves = part.parameters()

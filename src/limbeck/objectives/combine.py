@@ -76,7 +76,8 @@ class Finite:
     def __call__(self, synthetic: SyntheticSet, step: int, seed: int) -> Tensor:
         parameters = list(synthetic.parameters().values())
         value, gradients = evaluated(self.objective, synthetic, step, seed)
-        if all(bool(torch.isfinite(each).all()) for each in (value, *gradients) if each is not None):
+        finite = [torch.isfinite(tensor).all() for tensor in (value, *gradients) if tensor is not None]
+        if bool(torch.stack(finite).all()):
             return with_gradients(value, parameters, gradients)
         return with_gradients(
             torch.full_like(value, self.instead), parameters, [torch.zeros_like(p) for p in parameters]

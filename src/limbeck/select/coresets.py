@@ -49,7 +49,7 @@ def herding(features: Tensor, count: int, seed: int) -> Tensor:
 
     As Rebuffi et al. 2017 (iCaRL, algorithm 4), without replacement; nothing in it is random.
     """
-    points = features.double()
+    points = features.cpu().double()  # one by one: a GPU would wait for every choice
     mean, total = points.mean(0), torch.zeros_like(points[0])
     taken: list[int] = []
     for k in range(1, count + 1):
@@ -64,9 +64,9 @@ def herding(features: Tensor, count: int, seed: int) -> Tensor:
 
 def kcentre(features: Tensor, count: int, seed: int) -> Tensor:
     """From a random sample on, the one farthest from all taken (Sener & Savarese 2018, algorithm 1)."""
-    points = features.double()
+    points = features.cpu().double()
     taken = [int(torch.randint(len(points), (), generator=stream(seed, "kcentre")))]
-    nearest = torch.full((len(points),), torch.inf, dtype=torch.double, device=points.device)
+    nearest = torch.full((len(points),), torch.inf, dtype=torch.double)
     while len(taken) < count:
         nearest = torch.minimum(nearest, (points - points[taken[-1]]).square().sum(1))
         nearest[taken] = -1.0
@@ -107,5 +107,6 @@ def choose_by(select: Selector, features: Tensor, labels: Tensor, classes: int, 
         rows = (labels == label).nonzero().squeeze(1).cpu()
         if len(rows) < ipc:
             raise UserError(f"class {label} has {len(rows)} training images, fewer than the {ipc} per class asked for.")
-        chosen.append(rows[select(features[rows].flatten(1), ipc, derive(seed, "select", label))])
+        own = features[rows.to(features.device)].flatten(1)
+        chosen.append(rows[select(own, ipc, derive(seed, "select", label))])
     return torch.cat(chosen)

@@ -142,7 +142,8 @@ class Convexifier:
     def _settle(self, point: Tensor) -> None:
         if self.settled is not None:
             moved = self.layout.split(point - self.settled)
-            self.lengths.append(torch.stack([part.norm() for part in moved]).double())
+            # on the processor: a GPU adds a cumulative sum up in no fixed order
+            self.lengths.append(torch.stack([part.norm() for part in moved]).double().cpu())
         self.settled = point.clone()
 
     def finish(self) -> Convexified:

@@ -1,0 +1,429 @@
+"""Laws of another device than the processor, on one that is not there (tests/elsewhere.py).
+
+No operation mixes devices; what is to be captured as a CUDA graph sees nothing go either way; an outer step waits for
+the device where it is listed here and nowhere else; no sum depends on the order in which a GPU adds; and the results
+are those of the processor.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from elsewhere import DEVICE, Elsewhere, MixedDevices, ReadBack, There
+from torch import Tensor
+
+from limbeck import METHODS
+from limbeck.captured import Captured
+from limbeck.choice import Choice
+from limbeck.data import ImageData, Split
+from limbeck.data.augment import DSA, FAMILIES, Layered, toroidal_crop
+from limbeck.data.cutmix import cutmix
+from limbeck.decode import Partition
+from limbeck.derivatives import Wanted
+from limbeck.evaluation import EvalConfig, best_lr
+from limbeck.experts import describe_experts, make_experts, path_accuracy
+from limbeck.hooks import Decay, Ema, Progress, clamp
+from limbeck.loop import descend
+from limbeck.methods import Facts, Material, Method, Plan
+from limbeck.models import ModelConfig
+from limbeck.overlap import Overlap
+from limbeck.pearlmutter import Fast, in_torch_operations
+from limbeck.random import stream
+from limbeck.scores import features
+from limbeck.student.losses import CrossEntropy
+from limbeck.synthetic import SyntheticSet
+from limbeck.task import Task, make_task
+from limbeck.training import Schedule, last, train
+from limbeck.trajectory import Expert, ExpertConfig, Store
+from limbeck.trajectory.expert import train_expert
+from limbeck.types import Batch
+from limbeck.watch import Stateful
+
+pytestmark = pytest.mark.usefixtures("untouched_generators")
+
+
+CLASSES = 3  # of ten: a step of matching by classes is that much shorter
+
+
+@pytest.fixture(scope="module")
+def task(digits: ImageData) -> Task:
+    def few(split: Split) -> Split:
+        rows = (split.labels < CLASSES).nonzero().squeeze(1)[:90]
+        return Split(split.images[rows], split.labels[rows])
+
+    parts = few(digits.train), few(digits.validation), few(digits.test)
+    data = ImageData("digits", *parts, digits.classes[:CLASSES], (), digits.fingerprint)
+    return make_task(data, ModelConfig(width=4))
+
+
+@pytest.fixture(scope="module")
+def expert(task: Task, expert_config: ExpertConfig) -> Expert:
+    theta0 = task.model.fresh(7)
+    watch, test = (lambda epoch, theta: epoch / 10), (lambda theta: 0.5)
+    return train_expert(task.loss, theta0, *task.train, expert_config, task.model.layout, 7, watch, test)
+
+
+@pytest.fixture
+def elsewhere() -> Elsewhere:
+    return Elsewhere()
+
+
+def captured(elsewhere: Elsewhere, task: Task) -> Captured:
+    """The task's derivatives as a GPU has them, with a recorder that lets nothing cross."""
+
+    def record(work: Callable[[], object]) -> Callable[[], object]:
+        def again() -> object:
+            with elsewhere.nothing_crosses("while a CUDA graph is captured"):
+                return work()
+
+        again()
+        return again
+
+    plain = in_torch_operations(task.model, torch.float32)
+    assert plain is not None
+    return Captured(plain, record)  # type: ignore[arg-type]
+
+
+def moved(elsewhere: Elsewhere, task: Task) -> Task:
+    """The same task on the other device."""
+    there = replace(task, device=DEVICE, preprocess=task.preprocess.to(DEVICE))
+    there.__dict__["choice"] = Choice(captured(elsewhere, task), "")
+    assert isinstance(there.loss, Fast)
+    return there
+
+
+def waits(elsewhere: Elsewhere) -> list[str]:
+    """Where the processor waited, but for the check of what is captured, which is once for each shape."""
+    return [place for place in elsewhere.reads if place != "captured.agree"]
+
+
+# --- the device itself
+
+
+def test_it_computes_and_autograd_goes_on_there(elsewhere: Elsewhere) -> None:
+    with elsewhere:
+        x = torch.arange(3.0).to(DEVICE).requires_grad_()
+        (x * x).sum().backward()
+        assert isinstance(x.grad, There)
+        assert elsewhere.reads == []
+        assert x.grad.tolist() == [0.0, 2.0, 4.0]
+        assert torch.tensor([1.5], device=DEVICE).item() == x.new_tensor([1.5]).item() == 1.5
+    assert len(elsewhere.reads) == 3
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda x: x + torch.ones(3),
+        lambda x: x[torch.tensor([0, 1])],
+        lambda x: x[[0, 1]],
+        lambda x: x.index_add_(0, torch.tensor([0]), x[:1]),
+        lambda x: torch.cat([x, torch.ones(1)]),
+    ],
+)
+def test_it_refuses_to_mix(elsewhere: Elsewhere, work: Callable[[Tensor], Tensor]) -> None:
+    with elsewhere, pytest.raises(MixedDevices):
+        work(torch.ones(3).to(DEVICE))
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda x: float(x[0]),
+        lambda x: bool(x.isfinite().all()),
+        lambda x: x.tolist(),
+        lambda x: x.cpu(),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: x.unique(),
+        lambda x: x.to("cpu"),
+        lambda x: torch.zeros(3).copy_(x),
+        lambda x: x.copy_(torch.zeros(3)),
+        lambda x: torch.zeros(3).to(DEVICE),
+        lambda x: torch.tensor(1.0, device=DEVICE),
+    ],
+)
+def test_it_sees_what_crosses(elsewhere: Elsewhere, work: Callable[[Tensor], object]) -> None:
+    with elsewhere:
+        x = torch.ones(3).to(DEVICE)
+        with elsewhere.nothing_crosses("in a test"), pytest.raises(ReadBack):
+            work(x)
+
+
+# --- operations whose result depends on the order in which a GPU adds, by torch's page on deterministic algorithms
+
+ORDER_MATTERS = {
+    "aten::scatter_add",
+    "aten::scatter_add_",
+    "aten::grid_sampler_2d_backward",
+    "aten::upsample_bilinear2d_backward",
+    "aten::_adaptive_avg_pool2d_backward",
+    "aten::adaptive_max_pool2d_backward",
+    "aten::max_pool2d_with_indices_backward",
+    "aten::reflection_pad2d_backward",
+    "aten::replication_pad2d_backward",
+    "aten::cumsum",
+    "aten::histc",
+    "aten::put_",
+    "aten::index_copy",
+    "aten::index_copy_",
+    "aten::embedding_dense_backward",
+}
+
+
+def in_order(elsewhere: Elsewhere) -> None:
+    """Whatever ran has one result."""
+    assert {name: place for name, place in elsewhere.operations.items() if name in ORDER_MATTERS} == {}
+
+
+# --- methods
+
+SMALL = {
+    "syn_steps": 3,
+    "batch_syn": 5,
+    "net_epochs": 2,
+    "net_steps": 2,
+    "batch_net": 32,
+    "warm_up": 1,
+    "pool_batch": 7,
+    "batch_real": 16,
+}
+EVERY_STEP = {"loop.descend": 1}  # the loss; and, for each part that is learned, whether its gradient is finite
+REPLAY = {"student.unroll._Replayed.backward": 1}  # the step sizes
+BY_CLASS = {"objectives.classes.MatchClasses.__call__": 1}  # the labels
+READS = {
+    **dict.fromkeys(("mct", "mtt", "tesla", "ftd", "datm"), REPLAY),
+    "ptm": REPLAY | {"objectives.combine.Finite.__call__": 1},  # whether the loss may be used
+    **dict.fromkeys(("dc", "dsa", "dm", "idc", "dream", "dream-plus"), BY_CLASS),
+    "rcig": {"student.implicit.System.factor": 1},  # whether float32 was enough
+}
+"""Where an outer step waits for the device, and how often: beside these nothing does."""
+
+
+def plan(method: Method, task: Task, expert: Expert, **options: object) -> Plan:
+    facts = Facts(len(task.data.train), 2, ExpertConfig(epochs=len(expert.validation) - 1))
+    config = method.resolve(method.config(**options), facts)
+    config = config.model_copy(update={name: n for name, n in SMALL.items() if name in method.config.model_fields})
+    trajectory = None if method.experts is None else expert.trajectory(method.experts)
+    return method.plan(config, Material(task, [] if trajectory is None else [trajectory], 2, 0))
+
+
+def steps(recipe: Plan, first: int, count: int) -> list[float]:
+    losses: list[float] = []
+    hooks = [*recipe.hooks, lambda synthetic, step, loss: losses.append(loss)]
+    which = range(first, first + min(count, recipe.iterations))
+    descend(recipe.objective, recipe.synthetic, recipe.optimisers, which, 0, recipe.accept, hooks)
+    return losses
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_an_outer_step_waits_where_it_is_listed(
+    elsewhere: Elsewhere, method: Method, task: Task, expert: Expert
+) -> None:
+    here = plan(method, task, expert)
+    with elsewhere:
+        recipe = plan(method, moved(elsewhere, task), expert)
+        assert all(tensor.device == DEVICE for tensor in recipe.synthetic.state().values())
+        elsewhere.reads.clear()
+        losses = steps(recipe, 0, 1)
+        counts = Counter(waits(elsewhere))
+        for hook in recipe.hooks:  # what a run writes down lies on the processor, and so does what it takes up
+            if isinstance(hook, Stateful):
+                hook.restore({name: tensor.cpu() for name, tensor in hook.state().items()}, 1)
+        losses += steps(recipe, 1, 1)
+        shown = [tensor.cpu() for tensor in recipe.show(recipe.synthetic).state().values()]
+    if method.learns:
+        expected = EVERY_STEP | {"loop._check": len(method.learns)} | READS[method.name]
+        assert counts == expected
+    in_order(elsewhere)
+    assert losses == pytest.approx(steps(here, 0, 2), rel=2e-3)
+    for ours, same in zip(shown, here.show(here.synthetic).state().values(), strict=True):
+        assert ours.shape == same.shape
+        assert ours.isfinite().all()
+
+
+OPTIONS: list[tuple[str, dict[str, object]]] = [
+    ("mct", {"canvas": 2, "noise_start": 0.1, "draws": 2, "lr_img_every": 1}),
+    (
+        "mct",
+        {"teacher_labels": True, "gradient": "backprop", "init": "kcentre", "optimizer": "sgd", "sampling": "whole"},
+    ),
+    ("mtt", {"canvas": 2, "optimizer": "adam", "init": "forgetting"}),
+    ("datm", {"gradient": "tesla-corrected", "threshold": 1e-6}),
+    ("ptm", {"overlap": -0.9, "overlap_every": 1, "retrain": 1, "patience": 5, "divergence": 0.9}),
+    ("dc", {"policy": "dream", "init": "dream"}),
+    ("dm", {"policy": "boundary", "init": "noise"}),
+    ("idc", {"how": "bound", "factor": 3, "policy": "centre", "batch_syn": 3, "cutmix": 1.0}),
+    ("rcig", {"flip": True, "grad_images": 3, "solver": "cg", "pool_reset": 1}),
+    ("rcig", {"solver": "adam", "ema_decay": 0.0, "pool_activation": "relu", "margin": False}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS, ids=lambda value: value if isinstance(value, str) else "")
+def test_options_stay_there(
+    elsewhere: Elsewhere, name: str, options: dict[str, object], task: Task, expert: Expert
+) -> None:
+    method = METHODS[name]
+    here = plan(method, task, expert, **options)
+    with elsewhere:
+        there = plan(method, moved(elsewhere, task), expert, **options)
+        losses = steps(there, 0, 2)
+        shown = there.show(there.synthetic)
+        assert all(tensor.device == DEVICE for tensor in shown.state().values())
+    in_order(elsewhere)
+    assert losses == pytest.approx(steps(here, 0, 2), rel=2e-3)
+
+
+# --- networks
+
+
+def test_training_never_waits(elsewhere: Elsewhere, task: Task) -> None:
+    """Ten steps, each with an augmentation: batches and draws are sent over, nothing comes back."""
+    start, schedule = task.model.fresh(1), Schedule(1, 0.05, 32, 0.9, 5e-4)
+    with elsewhere:
+        there = moved(elsewhere, task)
+        pair, theta = there.train, start.to(DEVICE)
+        elsewhere.reads.clear()
+        end = last(train(there.loss, theta, *pair, schedule, 3))
+        assert waits(elsewhere) == []
+        ours = end.cpu()
+    in_order(elsewhere)
+    expected = last(train(task.loss, start, *task.train, schedule, 3))
+    torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_experts_are_trained_scored_and_written(
+    elsewhere: Elsewhere, task: Task, expert_config: ExpertConfig, tmp_path: Path
+) -> None:
+    store = Store.create(tmp_path / "store", describe_experts(task, expert_config, seed=7))
+    sam = expert_config.model_copy(update={"sam_rho": 0.01, "epochs": 2, "schedule": "projected"})
+    for index, config in ((0, expert_config), (1, sam)):
+        with elsewhere:
+            there = moved(elsewhere, task)
+            make_experts(there, config, index + 1, 7, store)
+            curves = path_accuracy(there, [store.read(index)], 3)
+        assert len(curves["convexified_path"]["accuracy"][0]) == 3
+    in_order(elsewhere)
+    assert store.read(0).validation[-1] > store.read(0).validation[0]
+
+
+def test_networks_are_evaluated(elsewhere: Elsewhere, task: Task) -> None:
+    """With the accuracies there are here; the processor waits four times a network: finite, classes, two accuracies."""
+    config = EvalConfig(networks=2, epochs=3, batch_size=8, baseline_lrs=(0.01, 0.05))
+    pair = task.train[0][:20], task.train[1][:20]
+    with elsewhere:
+        there = moved(elsewhere, task)
+        sent = pair[0].to(DEVICE), pair[1].to(DEVICE)
+        assert there.validation[0].device == DEVICE
+        elsewhere.reads.clear()
+        lr = best_lr(there, lambda _seed: sent, config, 5)
+    assert Counter(waits(elsewhere)) == {"training.score": 4 * len(config.baseline_lrs) * config.networks}
+    assert lr == best_lr(task, lambda _seed: pair, config, 5)
+    in_order(elsewhere)
+
+
+# --- augmentation, tiles, CutMix: differentiable, the same as here, nothing waits
+
+
+def images_of(shape: tuple[int, ...]) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
+    **{family: partial(DSA(family), seed=3) for family in FAMILIES},
+    "layered": lambda x: Layered(DSA())(x, 4),
+    "alike": lambda x: DSA("rotate", alike=True)(x, 4),
+    "toroidal crop": lambda x: toroidal_crop(x, (9, 7), stream(1, "crop")),
+    "cutmix": lambda x: cutmix(x, torch.eye(6).to(x.device), torch.Generator().manual_seed(2))[0],
+    **{
+        f"tiles, {how}": partial(
+            lambda x, how: Partition(3, how, (0.5,), most=9)(x, (torch.arange(6) // 2).to(x.device))[0], how=how
+        )
+        for how in ("single", "multi", "bound")
+    },
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("shape", [(6, 3, 12, 12), (6, 1, 14, 11)], ids=str)
+def test_images_are_changed_as_here(elsewhere: Elsewhere, change: str, shape: tuple[int, ...]) -> None:
+    x = images_of(shape).requires_grad_()
+    y = CHANGES[change](x)
+    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    (expected,) = torch.autograd.grad(y, x, weight)
+    with elsewhere:
+        there, sent = x.detach().to(DEVICE).requires_grad_(), weight.to(DEVICE)
+        changed = CHANGES[change](there)
+        (gradient,) = torch.autograd.grad(changed, there, sent)
+        waited = list(elsewhere.reads)
+        assert torch.equal(changed.cpu(), y)
+        torch.testing.assert_close(gradient.cpu(), expected, rtol=1e-5, atol=1e-5)
+    assert waited == (["decode.bound_factors"] if change == "tiles, bound" else [])
+    in_order(elsewhere)
+
+
+# --- what is captured
+
+
+@pytest.mark.parametrize("wanted", [Wanted(True, True, True), Wanted(False, True, False)])
+def test_nothing_crosses_in_what_is_captured(elsewhere: Elsewhere, task: Task, wanted: Wanted) -> None:
+    """Several parts to a batch, hard and soft labels; and it is what autograd says."""
+    theta, (images, labels) = task.model.fresh(0), (part[:20] for part in task.train)
+    direction = torch.randn(len(theta), generator=torch.Generator().manual_seed(0))
+    plain = Fast(CrossEntropy(task.model), replace(captured(elsewhere, task).plain, room=1), DEVICE.type)  # type: ignore[type-var]
+    for target in (labels, torch.eye(CLASSES)[labels]):
+        with elsewhere:
+            point = [tensor.to(DEVICE) for tensor in (theta, images, target, direction)]
+            with elsewhere.nothing_crosses("in what is captured"):
+                gradient = plain.derivatives.gradient(*point[:3])
+                logits = plain.derivatives.logits(*point[:2])
+                plain.derivatives.products(*point, wanted)
+            gradient_here, logits_here = gradient.cpu(), logits.cpu()
+        torch.testing.assert_close(logits_here, task.model(theta, images), rtol=1e-4, atol=1e-4)
+        leaf = theta.clone().requires_grad_()
+        value = CrossEntropy(task.model)(leaf, Batch(images, target))
+        torch.testing.assert_close(gradient_here, torch.autograd.grad(value, leaf)[0], rtol=1e-3, atol=1e-5)
+
+
+# --- hooks
+
+
+def hooks_of(task: Task, synthetic: SyntheticSet) -> Iterator[object]:
+    optimiser = torch.optim.Adam([synthetic.images], 0.1)
+    look = partial(features, task.model, task.model.fresh(0).to(task.device))
+    yield Ema(synthetic, 0.5)
+    yield Ema(synthetic, 0.5, unbiased=True)
+    yield Decay(optimiser, 1, 0.5)
+    yield from clamp(task.preprocess)
+    yield Progress(synthetic, [optimiser], (1, 2), 1, 1, 0.5)
+    yield Overlap(synthetic, optimiser, look, task.train, -0.9, every=1, retrain=1, until=9)
+
+
+def test_hooks_stay_there(elsewhere: Elsewhere, task: Task) -> None:
+    with elsewhere:
+        there = moved(elsewhere, task)
+        images, labels = there.train
+        rows = torch.cat([(task.train[1] == label).nonzero().squeeze(1)[:3] for label in range(CLASSES)]).to(DEVICE)
+        synthetic = SyntheticSet.start(images[rows], labels[rows], 0.01)
+        for hook in hooks_of(there, synthetic):
+            for step in (1, 2, 3):
+                hook(synthetic, step, 1.0)  # type: ignore[operator]
+            if isinstance(hook, Progress):
+                assert hook.accept(0.1)
+                assert not hook.accept(1.0)
+            if isinstance(hook, Stateful):
+                devices = {name: tensor.device for name, tensor in hook.state().items()}
+                hook.restore({name: tensor.cpu() for name, tensor in hook.state().items()}, 3)
+                assert {name: tensor.device for name, tensor in hook.state().items()} == devices
+                hook(synthetic, 4, 1.0)  # type: ignore[operator]
+            if isinstance(hook, Overlap):
+                assert hook.replaced
+        assert synthetic.images.device == DEVICE
+        assert synthetic.images.cpu().isfinite().all()
+    in_order(elsewhere)
