@@ -1,4 +1,4 @@
-"""Objectives made of an objective: the mean over several draws, and one that stays finite."""
+"""Objectives made of an objective: the mean over several draws, one that stays finite, one of the step size alone."""
 
 from __future__ import annotations
 
@@ -27,6 +27,12 @@ def with_gradients(value: Tensor, parameters: Sequence[Tensor], gradients: Gradi
         if gradient is not None:
             value = value + ((parameter - parameter.detach()) * gradient).sum()
     return value
+
+
+def of_step_size(loss: Tensor, synthetic: SyntheticSet) -> Tensor:
+    """The same value with the gradient of the step size alone: optimisers leave everything else where it is."""
+    gradients = torch.autograd.grad(loss, synthetic.log_lr)
+    return with_gradients(loss.detach(), [synthetic.log_lr], gradients)
 
 
 @torch.enable_grad()

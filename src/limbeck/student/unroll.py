@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from limbeck.derivatives import Later, Wanted, gradient, kept, products
+from limbeck.derivatives import Later, Wanted, WrittenOut, gradient, kept, products
+from limbeck.errors import UserError
 from limbeck.types import Adjoint, Batch, PureLoss
 
 
@@ -81,6 +82,7 @@ class _Replayed(torch.autograd.Function):
                 found = gradient(loss, states[-1], batch)
             states.append(states[-1] - step_size * found)
         ctx.how, ctx.loss, ctx.plan, ctx.states, ctx.held = how, loss, plan, states[:-1], held
+        ctx.last_gradient = None if isinstance(loss, WrittenOut) or not plan else found
         ctx.save_for_backward(lr, *leaves)
         return states[-1]
 
@@ -97,12 +99,27 @@ class _Replayed(torch.autograd.Function):
             wanted = Wanted(ctx.how.curvature and (i > 0 or needs_theta0), needs[images], needs[labels])
             later = ctx.held.get(i)
             made = products(ctx.loss, ctx.states[i], batch, adjoint, wanted) if later is None else later(adjoint)
+            if i == len(ctx.plan) - 1 and ctx.last_gradient is not None:
+                _check_repeats(made.along, adjoint, ctx.last_gradient)
             lr_total[i] = -made.along
             _accumulate(totals[images], rows, made.images, factors[i] * ctx.how.image_gain)
             _accumulate(totals[labels], rows, made.labels, factors[i])
             if made.theta is not None:
                 adjoint = adjoint - lr[i] * made.theta
         return (None, None, None, adjoint if needs_theta0 else None, lr_total if needs_lr else None, *totals)
+
+
+def _check_repeats(along: Tensor, adjoint: Tensor, gradient: Tensor) -> None:
+    """UserError where adjoint . gradient is another than `along`, that of the same step computed again.
+
+    It costs one scalar product. A pure loss repeats it to rounding; one that draws random numbers hardly can.
+    """
+    if (along - torch.dot(adjoint, gradient)).abs() > 1e-4 * adjoint.norm() * gradient.norm():
+        raise UserError(
+            "the loss gave another gradient when a student step was computed again, so it is no pure function of "
+            "(theta, batch): take out dropout and state, and draw random numbers from batch.seed alone, or use "
+            "adjoint=Backprop(), which computes nothing again."
+        )
 
 
 def _accumulate(total: Tensor | None, rows: Tensor | None, derivative: Tensor | None, factor: float) -> None:
