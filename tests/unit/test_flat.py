@@ -220,6 +220,7 @@ def test_the_settings_of_attention_are_as_they_were() -> None:
         fused = torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled()
         return *fused, torch.backends.cuda.math_sdp_enabled(), torch.backends.mha.get_fastpath_enabled()
 
+    torch.backends.mha.set_fastpath_enabled(True)  # torch's default, whatever ran before
     before = settings()
     model = FlatModel(lambda: Transformer("layer"))
     model(model.fresh(0), batch())
