@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import limbeck
 from limbeck import EvalConfig, ExpertConfig, ImageData, ModelConfig, UserError
@@ -220,7 +221,7 @@ OPTIONS: dict[str, Any] = {
     "count": 1,
     "model": ModelConfig(width=4),
     "expert": ExpertConfig(epochs=1),
-    "eval": EvalConfig(networks=1, epochs=2, full_networks=0),
+    "eval": EvalConfig(networks=1, epochs=2, baseline_lrs=(0.01,), full_networks=0),
     "iterations": 30,
     "validate_networks": 1,
     "validate_epochs": 2,
@@ -239,6 +240,27 @@ def test_weak_experts_of_little_data_still_teach(digits: ImageData, tmp_path: Pa
     assert steps[-1]["loss"] < 0.9
     assert steps[-1]["lr"] > 1e-6
     assert len([line for line in log_lines(run, "warning") if "goes far past" in str(line["text"])]) == 1
+
+
+def test_an_interrupted_run_ends_alike_and_warns_once(digits: ImageData, tmp_path: Path) -> None:
+    options = {**OPTIONS, "iterations": 12, "validate_every": 3}
+    data, advanced = small_data(digits), 0
+
+    def stop(event: dict[str, Any]) -> None:
+        nonlocal advanced
+        advanced += event["event"] == "advance" and "loss" in event["text"]
+        if advanced == 7:
+            raise KeyboardInterrupt
+
+    whole = limbeck.distill(data, out=tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        limbeck.distill(data, out=tmp_path / "parts", listen=stop, **options)
+    parts = limbeck.distill(data, out=tmp_path / "parts", **options)
+    ends = [load_file(run / "state.safetensors") for run in (whole, parts)]
+    assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
+    assert any(name.startswith("extra.1.") for name in ends[0])  # the monitor, after the average of the images
+    for run in (whole, parts):
+        assert len([line for line in log_lines(run, "warning") if "goes far past" in line["text"]]) == 1
 
 
 def test_a_fixed_step_size_that_is_far_too_large_is_refused(digits: ImageData, tmp_path: Path) -> None:
