@@ -1,4 +1,4 @@
-"""Objectives made of an objective: the mean over several draws, one that stays finite, one of the step size alone."""
+"""Objectives made of an objective: the mean over several draws, and one that stays finite."""
 
 from __future__ import annotations
 
