@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf, isnan, nan
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from limbeck.data import Preprocess
 from limbeck.loop import Diverged
-from limbeck.synthetic import SyntheticSet
+from limbeck.objectives.trajectory import OVERSHOOT
+from limbeck.synthetic import LOG_LR_RANGE, SyntheticSet
 from limbeck.trajectory.segments import WholeEpochs
 
 
@@ -165,6 +166,75 @@ class Progress:
         stage, self.running, self.best, stale, refused = state["numbers"].tolist()
         self.stage, self.stale, self.refused = int(stage), int(stale), int(refused)
         self.good = {name: state[f"good.{name}"].to(tensor.device) for name, tensor in self.good.items()}
+
+
+WARNINGS = {
+    "far": "step {step}: the matching loss is {loss:,.1f}, where 1 is a student that did not move: it goes far past "
+    "its target, and the images wait until its step size has come down. Start from a smaller one (--lr-teacher "
+    "{smaller:.1g}), or train the experts longer (--expert.epochs).",
+    "bound": "step {step}: the learned step size is at its bound, {lr:.2g}. Lower --lr-lr, or start elsewhere with "
+    "--lr-teacher.",
+    "still": "step {step}: the matching loss was within 0.001 of 1 for {patience} steps: at step size {lr:.2g} the "
+    "student hardly moves, and the images learn next to nothing. Start from a larger step size (--lr-teacher), or "
+    "match shorter segments (--expert-epochs).",
+}
+DEAD_ENDS = {
+    "still": "step {step}: the student stands still, and its step size {lr:.1g} is the least there is, from which "
+    "nothing brings it back. Lower --lr-lr, or train the experts longer (--expert.epochs), and run again in a new "
+    "folder.",
+    "stuck": "step {step}: the matching loss was far above 1 for {patience} steps in which nothing moved; the last is "
+    "{loss:,.1f}. Start from a smaller step size (--lr-teacher {smaller:.1g}), let it be learned (--lr-lr above 0), or "
+    "train the experts longer (--expert.epochs), and run again in a new folder.",
+}
+
+
+@dataclass
+class StudentMonitor:
+    """Watches students that match trajectories, whose loss is 1 where they do not move, and says what goes wrong.
+
+    warn:     hears one sentence, once for each of `WARNINGS`.
+    patience: steps in a row that count as standing still (the loss is within 0.001 of 1) or as stuck (the loss is far
+              above 1 while neither images nor step size move).
+    Raises Diverged where nothing can come of it any more: standing still with the least step size, or stuck.
+    """
+
+    warn: Callable[[str], None]
+    patience: int = 20
+    still: int = 0
+    stuck: int = 0
+    position: tuple[float, float] = (nan, nan)
+    warned: set[str] = field(default_factory=set)
+
+    def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
+        lr, log_lr = float(synthetic.lr.detach()), float(synthetic.log_lr.detach())
+        far = loss > OVERSHOOT
+        self._count(far, loss, (log_lr, float(synthetic.images.detach().sum())))
+        still = self.still >= self.patience
+        facts = {"step": step, "loss": loss, "lr": lr, "patience": self.patience, "smaller": lr / max(loss, 1.0) ** 0.5}
+        low, high = LOG_LR_RANGE
+        for name, holds in {"far": far, "bound": not low < log_lr < high, "still": still}.items():
+            if holds and name not in self.warned:
+                self.warned.add(name)
+                self.warn(WARNINGS[name].format(**facts))
+        for name, holds in {"still": still and log_lr <= low, "stuck": self.stuck >= self.patience}.items():
+            if holds:
+                raise Diverged(DEAD_ENDS[name].format(**facts))
+
+    def _count(self, far: bool, loss: float, position: tuple[float, float]) -> None:
+        self.still = self.still + 1 if abs(loss - 1) < 1e-3 else 0
+        self.stuck = self.stuck + 1 if far and position == self.position else 0
+        self.position = position
+
+    def state(self) -> dict[str, Tensor]:
+        """The counts, where the set was, and which warnings were given."""
+        flags = [name in self.warned for name in WARNINGS]
+        return {"numbers": torch.tensor([self.still, self.stuck, *self.position, *flags], dtype=torch.double)}
+
+    def restore(self, state: dict[str, Tensor], step: int) -> None:
+        """Take them up again."""
+        still, stuck, log_lr, total, *flags = state["numbers"].tolist()
+        self.still, self.stuck, self.position = int(still), int(stuck), (log_lr, total)
+        self.warned = {name for name, flag in zip(WARNINGS, flags) if flag}
 
 
 class Clamp:

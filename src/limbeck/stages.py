@@ -18,6 +18,7 @@ from limbeck.distilled import DistilledSet, load
 from limbeck.evaluation import best_lr, evaluate_distilled, evaluate_set
 from limbeck.experts import path_accuracy
 from limbeck.files import read_json, size_of, write_json
+from limbeck.hooks import StudentMonitor
 from limbeck.loop import descend
 from limbeck.methods import Plan
 from limbeck.pictures import image_grid, image_strip, save_png
@@ -106,33 +107,43 @@ def optimise(job: Job, plan: Plan) -> None:
         run, every, plan.iterations, lambda made: _validate(job, made), keep("chosen"), job.listen, plan.show
     )
     log = Log(run, job.listen)
-    save = Save(run, plan.optimisers, plan.hooks, chooser, log)
+    monitors = [StudentMonitor(partial(_warn, job))] if job.lr_learned and _has_experts(job) else []
+    hooks = [*plan.hooks, *monitors]
+    save = Save(run, plan.optimisers, hooks, chooser, log)
     done = save.restore(plan.synthetic)
     job.listen({"event": "stage", "name": "distill", "total": plan.iterations, "done": done, "unit": "step"})
     if done == 0:
         keep("initial")(plan.synthetic.snapshot(), 0)
         chooser(plan.synthetic, 0)
         _warn_of_weak_experts(job, chooser.best)
-    hooks = [*plan.hooks, log, chooser, save]
     steps = range(done, plan.iterations)
+    hooks += [log, chooser, save]
     descend(plan.objective, plan.synthetic, plan.optimisers, steps, config.seed, plan.accept, hooks)
     if len(steps) or not (run.path / "set-last.safetensors").exists():
         keep("last")(plan.show(plan.synthetic).snapshot(), plan.iterations)
 
 
+def _has_experts(job: Job) -> bool:
+    return (job.run.path / "experts.json").exists()
+
+
+def _warn(job: Job, text: str) -> None:
+    job.run.line("warning", text=text)
+    job.listen({"event": "warning", "text": text})
+
+
 def _warn_of_weak_experts(job: Job, start: float) -> None:
     """A set that follows experts can hardly get past them: say so where they are no better than what it starts from."""
-    if not (job.run.path / "experts.json").exists():
+    if not _has_experts(job):
         return
     paths = read_json(job.run.path / "experts.json", "limbeck-experts")["validation_per_epoch"]
     ends = fmean(path[-1] for path in paths)
     if ends <= start:
-        text = (
+        _warn(
+            job,
             f"the experts reach {100 * ends:.1f} % on validation, networks trained on the images that the set starts "
-            f"from {100 * start:.1f} %: train the experts longer, or with a larger step size."
+            f"from {100 * start:.1f} %: train the experts longer, or with a larger step size.",
         )
-        job.run.line("warning", text=text)
-        job.listen({"event": "warning", "text": text})
 
 
 def _validate(job: Job, synthetic: SyntheticSet) -> tuple[float, float, int]:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from limbeck.types import Batch
 
+LOG_LR_RANGE = (-16.0, 5.0)  # step sizes between 1e-7 and 150
+
 Decode = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(stored images, labels) -> (training images, their labels)."""
 
@@ -27,6 +29,7 @@ class SyntheticSet:
     images:  (n, channels, height, width) in network input space, class-sorted.
     labels:  int64 classes (n,), or float logits (n, classes) whose softmax is the target.
     log_lr:  scalar, the logarithm of the student's step size: the step size is positive by construction.
+             It is meant to lie in `LOG_LR_RANGE`.
     decode:  stored images to training images.
     learned: names of the parameters that a method optimises.
     more:    further raw parameters by name, of methods that have some (a temperature, say).
@@ -60,8 +63,12 @@ class SyntheticSet:
 
     @property
     def lr(self) -> Tensor:
-        """The student's step size, a positive scalar between 1e-7 and 150: a float's range, however far log_lr goes."""
-        return self.log_lr.clamp(-16.0, 5.0).exp()
+        """The student's step size, a positive scalar between 1e-7 and 150, however far log_lr goes.
+
+        Its derivative in log_lr is the step size itself, beyond the range too, so that log_lr can return.
+        """
+        excess = self.log_lr - self.log_lr.clamp(*LOG_LR_RANGE)
+        return (self.log_lr - excess.detach()).exp()
 
     def state(self) -> dict[str, Tensor]:
         """All raw tensors by name."""

@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from limbeck import UserError
 from limbeck.data.augment import DSA, FAMILIES
 from limbeck.flat import FlatModel
 from limbeck.models import ConvNet
@@ -339,3 +341,49 @@ def test_losses_without_curvature(adjoint: str, loss: str) -> None:
     x, lr = torch.ones(1, 1, 1, 1, requires_grad=True), torch.tensor(0.5, requires_grad=True)
     unroll(LINEAR[loss], torch.zeros(2), [Batch(x, torch.zeros(1))] * 3, lr, EXACT[adjoint]).sum().backward()
     assert float(lr.grad) == -6
+
+
+# --- losses that are no pure functions
+
+
+class Impure:
+    """A loss that is another one at every call."""
+
+    def __init__(self, kind: str):
+        self.kind, self.calls = kind, 0
+        self.own, self.numpy = torch.Generator(), np.random.default_rng(0)
+
+    def __call__(self, theta: torch.Tensor, batch: Batch) -> torch.Tensor:
+        self.calls += 1
+        if self.kind == "noise":
+            kept = torch.rand(theta.shape, generator=self.own, dtype=theta.dtype) > 0.3
+        elif self.kind == "numpy":
+            kept = torch.as_tensor(self.numpy.random(theta.shape) > 0.3)
+        else:
+            kept = torch.as_tensor(1.0 + 0.01 * self.calls)
+        return (kept * (theta - batch.images.flatten()).square()).sum()
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.double])
+@pytest.mark.parametrize("kind", ["noise", "numpy", "state"])
+def test_replay_refuses_a_loss_that_changes(kind: str, dtype: torch.dtype, size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    theta0, images = (torch.randn(size, generator=generator, dtype=dtype) for _ in range(2))
+    batches = [Batch(images.view(1, 1, 1, size).requires_grad_(), torch.zeros(1))] * 2
+    with pytest.raises(UserError, match="no pure function"):
+        unroll(Impure(kind), theta0, batches, 0.1).square().sum().backward()
+    unroll(Impure(kind), theta0, batches, 0.1, Backprop()).square().sum().backward()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rounding_is_not_taken_for_change(strategy: str, dtype: torch.dtype) -> None:
+    """In float32, and where products are rounded to bfloat16."""
+    model = FlatModel(lambda: ConvNet(3, (8, 8), CLASSES, depth=2, width=16))
+    loss = CrossEntropy(model, DSA(strategy), None if dtype == torch.float32 else dtype)
+    images = torch.randn(IMAGES, 3, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    batches = [Batch(images, torch.arange(IMAGES) % CLASSES, seed) for seed in range(4)]
+    end = unroll(loss, model.fresh(0), batches, torch.tensor(0.3, requires_grad=True))
+    (end - model.fresh(1)).square().sum().backward()
+    assert images.grad is not None

@@ -452,8 +452,10 @@ def test_experts_weaker_than_the_start_are_named(tmp_path: Path) -> None:
         listen=heard.append,
         **options,
     )
-    (said,) = [event["text"] for event in heard if event["event"] == "warning"]
+    said, far = (event["text"] for event in heard if event["event"] == "warning")
+    assert "the experts reach" in said
     assert "train the experts longer" in said
+    assert "goes far past its target" in far  # which is next to the start
     assert said in (run / "log.jsonl").read_text()
     heard.clear()
     good = limbeck.ExpertConfig(epochs=4, lr=0.05, batch_size=16)

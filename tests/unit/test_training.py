@@ -151,25 +151,6 @@ def test_a_fresh_start_comes_from_the_seed_alone() -> None:
     assert first[model.layout.sizes[0] + 4 :][:4].tolist() == [1.0] * 4  # GroupNorm's weight begins at one
 
 
-REFUSED = {
-    "BatchNorm2d": lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)),
-    "InstanceNorm2d": lambda: nn.InstanceNorm2d(1, track_running_stats=True),
-    "Dropout": lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.1)),
-    "Dropout2d": lambda: nn.Dropout2d(0.1),
-    "AlphaDropout": lambda: nn.AlphaDropout(0.1),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_impure_modules_are_refused(name: str) -> None:
-    with pytest.raises(UserError, match=name):
-        FlatModel(REFUSED[name])
-
-
-def test_layers_that_do_no_harm_are_taken() -> None:
-    FlatModel(lambda: nn.Sequential(nn.Dropout(0.0), nn.BatchNorm2d(1, track_running_stats=False)))
-
-
 def test_a_layout_refuses_the_wrong_shape() -> None:
     layout = Layout(("a", "b"), ((2, 3), (2,)))
     with pytest.raises(ValueError, match="parameter a"):

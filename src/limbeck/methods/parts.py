@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import inf, log
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,7 @@ from limbeck.methods.plan import Facts, Material, MethodConfig, itself
 from limbeck.objectives.combine import averaged
 from limbeck.objectives.trajectory import Labeller, MatchTrajectory
 from limbeck.student.unroll import Backprop, Replay
-from limbeck.synthetic import SyntheticSet
+from limbeck.synthetic import LOG_LR_RANGE, SyntheticSet
 from limbeck.types import Adjoint, Objective, Sampler, Segment
 
 GRADIENTS: dict[str, Adjoint] = {
@@ -105,9 +106,33 @@ def image_optimiser(kind: str, images: Tensor, lr: float, momentum: float) -> to
     return torch.optim.SGD([images], lr, momentum=momentum)
 
 
+MAX_LOG_CHANGE = log(2)  # of the step size in one outer step; healthy runs change it by 0.06 at most (docs/LOG.md)
+
+
+class StepSizeSGD(torch.optim.SGD):
+    """SGD of the logarithm of a step size that changes it by `MAX_LOG_CHANGE` at most and keeps it in `LOG_LR_RANGE`.
+
+    The gradient is clipped so that a step cannot exceed the bound with all that momentum adds; where it does not
+    reach that, every bit is that of plain SGD.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            limit = (1 - group["momentum"]) * MAX_LOG_CHANGE / group["lr"] if group["lr"] else inf
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.clamp_(-limit, limit)
+        loss = super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.clamp_(*LOG_LR_RANGE)
+        return loss
+
+
 def lr_optimiser(synthetic: SyntheticSet, lr_lr: float, lr_teacher: float, momentum: float) -> torch.optim.Optimizer:
     """SGD of the step size's logarithm. d lr = lr d log_lr: a step of lr_lr is one of lr_lr / lr^2 on the logarithm."""
-    return torch.optim.SGD([synthetic.log_lr], lr_lr / lr_teacher**2, momentum=momentum)
+    return StepSizeSGD([synthetic.log_lr], lr_lr / lr_teacher**2, momentum=momentum)
 
 
 def optimisers(config: RecordedConfig, synthetic: SyntheticSet) -> list[torch.optim.Optimizer]:

@@ -64,4 +64,4 @@ def flat_model(config: ModelConfig, shape: tuple[int, int, int], classes: int) -
     """The network for images of `shape` (channels, height, width) as a function of one flat vector."""
     options = config.options()
     channels, height, width = shape
-    return FlatModel(lambda: MODELS[config.name](channels, (height, width), classes, **options))
+    return FlatModel(lambda: MODELS[config.name](channels, (height, width), classes, **options), shape)

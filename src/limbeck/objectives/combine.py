@@ -29,6 +29,12 @@ def with_gradients(value: Tensor, parameters: Sequence[Tensor], gradients: Gradi
     return value
 
 
+def of_step_size(loss: Tensor, synthetic: SyntheticSet) -> Tensor:
+    """The same value with the gradient of the step size alone: optimisers leave everything else where it is."""
+    gradients = torch.autograd.grad(loss, synthetic.log_lr)
+    return with_gradients(loss.detach(), [synthetic.log_lr], gradients)
+
+
 @torch.enable_grad()
 def evaluated(objective: Objective, synthetic: SyntheticSet, step: int, seed: int) -> tuple[Tensor, Gradients]:
     """The value and its gradients in the learned parameters, taken now, so that the graph can go."""

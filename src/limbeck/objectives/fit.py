@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from limbeck.flat import FlatModel
+from limbeck.pearlmutter import Fast
 from limbeck.random import stream
 from limbeck.student.implicit import Implicit, linearised, solve
 from limbeck.student.losses import CrossEntropy, cross_entropy
@@ -46,7 +47,7 @@ class Fit:
     >>> from limbeck.data import load_data
     >>> from limbeck.models import ModelConfig
     >>> from limbeck.task import make_task
-    >>> task = make_task(load_data("digits"), ModelConfig(name="widening", width=4))
+    >>> task = make_task(load_data("digits"), ModelConfig(width=32))
     >>> bptt = Fit(Trained(task.loss, steps=3, adjoint=Replay()), task.train, 64)
     >>> rcig = Fit(Solved(task.model, lambda step: task.model.fresh(step), ridge=0.01), task.train, 64)
     >>> images, hot = task.train[0][:5], torch.eye(10)[task.train[1][:5]]
@@ -76,16 +77,17 @@ class Fit:
 class Trained:
     """A network trained on the set from a random start, with the set's step size: back-propagation through training.
 
+    loss:  cross-entropy of the network, with hand-written derivatives or without: `task.loss`.
     steps: of it; batch_size: synthetic images per step (None: all); adjoint: how its gradient is taken.
     """
 
-    loss: CrossEntropy
+    loss: CrossEntropy | Fast
     steps: int
     batch_size: int | None = None
     adjoint: Adjoint = EXACT
 
     def __call__(self, synthetic: SyntheticSet, step: int, seed: int) -> Predictor:
-        model = self.loss.model
+        model = (self.loss.plain if isinstance(self.loss, Fast) else self.loss).model
         theta0 = model.fresh(seed, "student", step).to(synthetic.images)
         batches = synthetic.batches(self.steps, self.batch_size, stream(seed, "batches", step))
         return partial(model, unroll(self.loss, theta0, batches, synthetic.lr, self.adjoint))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from limbeck.objectives.combine import of_step_size
 from limbeck.objectives.distance import displacement
 from limbeck.random import stream
 from limbeck.student.unroll import Replay, unroll
@@ -15,6 +16,7 @@ from limbeck.synthetic import SyntheticSet
 from limbeck.types import Adjoint, Batch, Distance, PureLoss, Sampler, Segment, Trajectory
 
 EXACT = Replay()
+OVERSHOOT = 2.0  # a normalised loss above it: the student ends well farther from the target than where it started
 Labeller = Callable[[Tensor, Segment], Tensor]
 """(images, segment) -> label probabilities (n, classes), made anew at every outer step."""
 
@@ -28,6 +30,8 @@ class MatchTrajectory:
     adjoint:      how the gradient through the student is taken; distance: MTT's normalised displacement.
     perturb:      changes the start (MCT's start noise), before the distance is normalised.
     labels:       None keeps the set's own labels; else they come from here (TESLA's and MCT's teacher labels).
+    overshoot:    a loss above it has the gradient of the step size alone (where that is learned): a student that
+                  goes far past its target says how much too large its steps are, and nothing of the images.
     """
 
     trajectories: Sequence[Trajectory]
@@ -39,6 +43,7 @@ class MatchTrajectory:
     distance: Distance = displacement
     labels: Labeller | None = None
     perturb: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    overshoot: float = OVERSHOOT
 
     def segment(self, step: int, seed: int, device: torch.device) -> Segment:
         """The stretch that outer step `step` matches."""
@@ -57,4 +62,6 @@ class MatchTrajectory:
             labels = self.labels(batches[0].images.detach(), segment)
             batches = [Batch(batch.images, labels, batch.seed, batch.rows) for batch in batches]
         theta = unroll(self.loss, segment.start, batches, synthetic.lr, self.adjoint)
-        return self.distance(theta, segment.start, segment.target)
+        loss = self.distance(theta, segment.start, segment.target)
+        learned = synthetic.log_lr.requires_grad and loss.requires_grad
+        return of_step_size(loss, synthetic) if learned and float(loss.detach()) > self.overshoot else loss

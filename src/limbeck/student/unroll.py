@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from limbeck.derivatives import Wanted, gradient, products
+from limbeck.derivatives import Wanted, WrittenOut, gradient, products
+from limbeck.errors import UserError
 from limbeck.types import Adjoint, Batch, PureLoss
 
 
@@ -70,8 +71,10 @@ class _Replayed(torch.autograd.Function):
         states = [theta0.detach().clone()]
         for (images, labels, seed, rows), step_size in zip(plan, lr):
             batch = select(Batch(leaves[images].detach(), leaves[labels].detach(), seed, rows))
-            states.append(states[-1] - step_size * gradient(loss, states[-1], batch))
+            last_gradient = gradient(loss, states[-1], batch)
+            states.append(states[-1] - step_size * last_gradient)
         ctx.how, ctx.loss, ctx.plan, ctx.states = how, loss, plan, states[:-1]
+        ctx.last_gradient = None if isinstance(loss, WrittenOut) or not plan else last_gradient
         ctx.save_for_backward(lr, *leaves)
         return states[-1]
 
@@ -93,6 +96,24 @@ class _Replayed(torch.autograd.Function):
             if made.theta is not None:
                 adjoint = adjoint - lr[i] * made.theta
         return (None, None, None, adjoint if needs_theta0 else None, lr_total if needs_lr else None, *totals)
+
+
+REPEATS = (
+    1e-3  # rounding: up to 1e-8 in float32 and 5e-5 in bfloat16; dropout of 0.1 before the last layer: 1e-3 to 5e-3
+)
+
+
+def _check_repeats(along: Tensor, adjoint: Tensor, gradient: Tensor) -> None:
+    """UserError where `along`, the product with the gradient computed again, is not adjoint . gradient.
+
+    It costs one scalar product. Weak randomness, such as dropout of 0.01, can pass; `FlatModel` refuses that exactly.
+    """
+    if (along - torch.dot(adjoint, gradient)).abs() > REPEATS * adjoint.norm() * gradient.norm():
+        raise UserError(
+            "the loss gave another gradient when a student step was computed again, so it is no pure function of "
+            "(theta, batch): take out dropout and state, and draw random numbers from batch.seed alone, or use "
+            "adjoint=Backprop(), which computes nothing again."
+        )
 
 
 def _accumulate(total: Tensor | None, rows: Tensor | None, derivative: Tensor | None, factor: float) -> None:

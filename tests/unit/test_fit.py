@@ -1,0 +1,32 @@
+"""Back-propagation through training on real images, on the network that everything uses by default."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from limbeck import ImageData
+from limbeck.models import ModelConfig
+from limbeck.objectives.fit import Fit, Trained
+from limbeck.student import Backprop, CrossEntropy, Replay
+from limbeck.synthetic import SyntheticSet
+from limbeck.task import make_task
+
+pytestmark = pytest.mark.usefixtures("untouched_generators")
+
+
+@pytest.mark.parametrize("width", [8, 32], ids=["without kernels", "with kernels"])
+def test_training_on_the_set_is_differentiated_through(digits: ImageData, width: int) -> None:
+    """As documented: of `task.loss`, whose derivatives may be hand-written, as of the plain loss by autograd."""
+    task = make_task(digits, ModelConfig(width=width))
+    images, hot = task.train[0][:5], torch.eye(10)[task.train[1][:5]]
+    plain = CrossEntropy(task.model, task.augment)
+    found = []
+    for student in (Trained(task.loss, 3, adjoint=Replay()), Trained(plain, 3, adjoint=Backprop())):  # type: ignore[arg-type]
+        synthetic = SyntheticSet.start(images, hot, 0.05, ("images", "labels", "log_lr"))
+        loss = Fit(student, task.train, 64)(synthetic, 0, 0)
+        loss.backward()
+        found.append([loss.detach(), *(parameter.grad for parameter in synthetic.parameters().values())])
+    for ours, wanted in zip(*found):
+        assert wanted.norm() > 0
+        assert (ours - wanted).norm() <= 1e-4 * wanted.norm()
