@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -243,7 +244,7 @@ def _check_kept(expert: ExpertConfig, kind: Kind, method: str) -> None:
 def _facts(task: Task, source: object) -> dict[str, Any]:
     """What the record keeps beside the configuration."""
     return {
-        "command": " ".join(["limbeck", *sys.argv[1:]]) if Path(sys.argv[0]).name == "limbeck" else "(from Python)",
+        "command": shlex.join(["limbeck", *sys.argv[1:]]) if Path(sys.argv[0]).name == "limbeck" else "(from Python)",
         "data": task.data.describe(),
         "source": _source(source),
         "device": str(task.device),

@@ -1,0 +1,2 @@
+from limbeck.cli_common import Command
+COMMANDS = {}
