@@ -51,9 +51,7 @@ COMMANDS = {
     "table": Entry("cli_records", "One Markdown table from many finished runs."),
     "info": Entry("cli_records", "Say what a file or folder is: data set, store, set or run."),
     "cache": Entry("cli_cache", "Show what limbeck keeps for reuse, and how large it is; clear it."),
-    "import-experts": Entry(
-        "cli_interop", "Experts of MTT, TESLA, FTD, DATM or MCT (.pt files) into a store."
-    ),
+    "import-experts": Entry("cli_interop", "Experts of MTT, TESLA, FTD, DATM or MCT (.pt files) into a store."),
     "import-set": Entry(
         "cli_interop", "A distilled set of MTT, TESLA, FTD, DATM or MCT (.pt files) into a file of ours."
     ),

@@ -93,9 +93,7 @@ def run_convexify(args: Convexify, listen: Listener) -> Any:
 
 def run_inspect(args: Inspect, listen: Listener) -> Any:
     """Call `limbeck.inspection.inspect_store`."""
-    page = inspect_store(
-        args.store, args.out, data=args.data, resize=args.resize, device=args.device, listen=listen
-    )
+    page = inspect_store(args.store, args.out, data=args.data, resize=args.resize, device=args.device, listen=listen)
     return {"report": str(page)}
 
 

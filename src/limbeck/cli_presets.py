@@ -12,6 +12,7 @@ from pydantic import Field
 from limbeck.cli_common import Command, Common, Listener
 from limbeck.errors import UserError
 from limbeck.presets import PRESET_METHODS, Preset, all_presets, load_preset, markdown, preset_options
+from limbeck.report_text import deviation, percent
 
 if TYPE_CHECKING:
     from limbeck.data import ImageData
@@ -117,7 +118,7 @@ def comparison(preset: Preset, rows: list[dict[str, Any]], data: str, changed: b
     ours = next((row for row in last if "protocol" in row), last[0])  # its own, by which the figure was published
     how = f", by {ours['protocol']}" if "protocol" in ours else ""
     said = (
-        f"ours {100 * ours['accuracy_mean']:.2f} ± {100 * ours['accuracy_std']:.2f} % (last set, test{how}, "
+        f"ours {percent(ours['accuracy_mean'], deviation(ours), 2)} (last set, test{how}, "
         f"n = {ours['n']} networks, 1 distillation seed)"
     )
     theirs = "nothing published"

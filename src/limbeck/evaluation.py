@@ -17,7 +17,7 @@ from limbeck.errors import UserError
 from limbeck.models import ModelConfig
 from limbeck.random import derive
 from limbeck.side_by_side import Check, side_by_side
-from limbeck.task import Precision, Task, make_task
+from limbeck.task import Precision, Task, kept_switches, make_task
 from limbeck.training import Schedule, Score, last, score, train
 from limbeck.types import Batch, Listener, PureLoss
 
@@ -176,6 +176,7 @@ def evaluate_distilled(
     return result_row("distilled", which, task, "test", summary, lr=made.lr, step=made.provenance.get("step"))
 
 
+@kept_switches()
 def evaluate(
     made: DistilledSet | str | Path,
     *,

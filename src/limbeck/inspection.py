@@ -13,7 +13,7 @@ from limbeck.errors import UserError
 from limbeck.files import write_json
 from limbeck.models import ModelConfig
 from limbeck.report_inspection import write_inspection
-from limbeck.task import Task, make_task
+from limbeck.task import Task, kept_switches, make_task
 from limbeck.training import score
 from limbeck.trajectory.convexified import SCHEDULES, SMOOTHING, convexify, waypoint_epochs
 from limbeck.trajectory.store import Expert, Store
@@ -22,6 +22,7 @@ from limbeck.types import Listener, Trajectory
 MOST_EXPERTS = 5
 
 
+@kept_switches()
 def inspect_store(
     path: str | Path,
     out: str | Path,

@@ -18,7 +18,7 @@ from limbeck.methods import Facts, Material, Method, find_method
 from limbeck.record import Run
 from limbeck.report import write_report
 from limbeck.stages import Job, inspect_experts, judge, optimise, write_results
-from limbeck.task import Task, make_task
+from limbeck.task import Task, kept_switches, make_task
 from limbeck.trajectory.store import Expert, ExpertConfig, Kind, Store
 from limbeck.types import Listener, Trajectory
 
@@ -27,6 +27,7 @@ def quiet(event: dict[str, Any]) -> None:
     """A listener that does nothing."""
 
 
+@kept_switches()
 def train_experts(
     data: str | Path | ImageData,
     *,
@@ -151,6 +152,7 @@ def run_folder(work: Work, out: str | Path | None) -> Path:
     return Path(out) if out is not None else Path("runs") / name
 
 
+@kept_switches()
 def distill(
     data: str | Path | ImageData,
     *,

@@ -20,7 +20,7 @@ SOURCE = Path(limbeck.__file__).parent
 
 # Each part imports from layers above its own line only; a new module or package gets a place here.
 LAYERS = [
-    {"__init__", "errors", "types", "report_text"},
+    {"__init__", "errors", "home", "types", "report_text"},
     {
         "random",
         "files",
@@ -44,7 +44,16 @@ LAYERS = [
     {"job"},
     {"estimate"},
     {"cli_common"},
-    {"cli_cache", "cli_distill", "cli_evaluate", "cli_experts", "cli_interop", "cli_methods", "cli_presets", "cli_records"},
+    {
+        "cli_cache",
+        "cli_distill",
+        "cli_evaluate",
+        "cli_experts",
+        "cli_interop",
+        "cli_methods",
+        "cli_presets",
+        "cli_records",
+    },
     {"cli", "__main__"},
 ]
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
