@@ -54,7 +54,8 @@ LAYERS = [
         "cli_presets",
         "cli_records",
     },
-    {"cli", "__main__"},
+    {"cli"},
+    {"__main__"},
 ]
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 

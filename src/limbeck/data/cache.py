@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
@@ -103,7 +104,8 @@ def _load(path: Path, description: dict[str, Any]) -> Raw | None:
     if header["description"] != description:
         return None
     with suppress(OSError):
-        os.utime(path)  # used just now
+        now = time.time_ns()
+        os.utime(path, ns=(now, now))  # used just now; the kernel's own time is as coarse as 4 ms
     parts: dict[str, dict[str, Array]] = {"images": {}, "labels": {}}
     for name, tensor in tensors.items():
         kind, split = name.split(".")
@@ -136,18 +138,23 @@ def _keep(path: Path, raw: Raw, description: dict[str, Any]) -> None:
         _make_room(size)
         write_tensors(path, tensors, header)
     except (OSError, SafetensorError) as error:
-        _warn(f"decoded images cannot be kept in {path.parent} ({error}): every command decodes them again")
+        reason = getattr(error, "strerror", None) or error  # its text alone: a temporary name differs every time
+        _warn(f"decoded images cannot be kept in {path.parent} ({reason}): every command decodes them again")
 
 
 def _make_room(size: int) -> None:
     """Remove entries, those used least recently first, until `size` more bytes fit into the limit."""
-    entries = sorted(folder().glob("*"), key=lambda path: path.stat().st_mtime_ns) if folder().is_dir() else []
-    total = size + sum(path.stat().st_size for path in entries)
-    for path in entries:
+    entries = []
+    for path in folder().glob("*"):
+        with suppress(FileNotFoundError):  # removed by another process
+            facts = path.stat()
+            entries.append((facts.st_mtime_ns, facts.st_size, path))
+    total = size + sum(length for _, length, _ in entries)
+    for _, length, path in sorted(entries):
         if total <= _limit():
             break
-        total -= path.stat().st_size
         path.unlink(missing_ok=True)
+        total -= length
 
 
 @cache
