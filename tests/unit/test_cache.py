@@ -110,7 +110,15 @@ def test_the_same_data_with_and_without_the_cache(make: Any, resize: Any, tmp_pa
 def test_every_size_has_its_own_entry(tmp_path: Path) -> None:
     source = a_folder(tmp_path / "pictures")
     for _ in range(2):
-        assert [load_data(source, resize=size).size for size in (None, 4, (5, 3))] == [(6, 6), (4, 4), (5, 3)]
+        assert [load_data(source, resize=size).size for size in (4, None, (5, 3))] == [(4, 4), (6, 6), (5, 3)]
+
+
+def test_the_same_file_under_another_name_is_another_entry(tmp_path: Path) -> None:
+    """Also where renaming changes no time: both names are of one inode here."""
+    (tmp_path / "a").write_text("a")
+    os.link(tmp_path / "a", tmp_path / "b")
+    one, other = (cache._description(tmp_path, lambda name=name: [tmp_path / name], None) for name in "ab")
+    assert one != other
 
 
 def replace_with_its_time(source: Path) -> None:
@@ -239,7 +247,7 @@ def test_what_was_used_least_recently_goes_first(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("LIMBECK_CACHE_GB", str(2.5 * entry.stat().st_size / 1e9))
     load_data(two)
     for age, file in enumerate(sorted((tmp_path / "home" / "images").iterdir())):
-        os.utime(file, (1000 - age, 1000 - age))  # both long ago: "one" sorts before "two"
+        os.utime(file, (1000 + age, 1000 + age))  # both long ago, and "one" before "two"
     load_data(two)
     load_data(one)
     load_data(three)

@@ -242,6 +242,7 @@ def test_distill_prints_one_json_document(limbeck: Any, made: dict[str, Path], t
     assert result.json["run"] == str(tmp_path / "run")
     assert [row["set"] for row in result.json["results"]] == ["distilled", "distilled", "random", "kmeans", "full"]
     assert "distill" in result.err
+    assert "± – % (n = 1)" in result.err
     assert result.json["results"] == json.loads((made["run"] / "results.json").read_text())["results"]
 
 
@@ -250,6 +251,10 @@ def test_distill_prints_a_table(limbeck: Any, made: dict[str, Path]) -> None:
     assert result.status == 0
     assert "distilled (chosen)" in result.out
     assert str(made["run"]) in result.out
+    rows = json.loads((made["run"] / "results.json").read_text())["results"]
+    assert {(row["n"], row["accuracy_std"], row["balanced_accuracy_std"]) for row in rows} == {(1, None, None)}
+    assert "± – %" in result.out  # one network has no deviation
+    assert "± 0.0" not in result.out
 
 
 def test_distill_names_its_run(limbeck: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

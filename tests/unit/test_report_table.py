@@ -83,6 +83,8 @@ def test_the_means_of_a_few_networks_scatter_by_themselves() -> None:
     means = [0.5 - 0.0224 / 8**0.5, 0.5 + 0.0224 / 8**0.5]
     cell = pooled([{"accuracy_mean": mean, "accuracy_std": 0.0224, "n": 4} for mean in means])
     assert cell.std == pytest.approx(0.0224)
+    alike = pooled([{"accuracy_mean": 0.5, "accuracy_std": 0.0224, "n": 4}] * 2)
+    assert alike.std == pytest.approx(0.0224)  # a variance between seeds is not negative
 
 
 def test_one_network_has_no_deviation(tmp_path: Path) -> None:
