@@ -1,4 +1,4 @@
-"""What the command line's parts share: options of every command, and what a command is."""
+"""What the command line's parts share: options of every command, what a command is, and how a job is foretold."""
 
 from __future__ import annotations
 
@@ -35,24 +35,45 @@ class Data(Common):
     """resize every image to this many pixels a side"""
 
 
-class Run(Data):
-    """Options of commands that are about a run."""
-
-    method: str = "mct"
-    """which method, see 'limbeck methods'"""
-    out: str | None = None
-    """the run folder; by default runs/DATA-METHOD-ipcN-seedS"""
-    experts: str | None = None
-    """a store of experts; by default they are trained once and found again"""
-    preset: str | None = None
-    """a paper's setting, see 'limbeck presets'; options given beside it win"""
-
-
 Listener = Callable[[dict[str, Any]], None]
+Options = type[Common]
+
+
+def unchanged(options: Options, arguments: list[str]) -> tuple[Options, list[str]]:
+    """The options of a command do not depend on its arguments."""
+    return options, arguments
 
 
 class Command(NamedTuple):
-    """A command's options and what it calls."""
+    """A command's options and what it calls; `adapt` makes both options and arguments depend on the arguments."""
 
-    options: type[Common]
+    options: Options
     run: Callable[[Any, Listener], Any]
+    adapt: Callable[[Options, list[str]], tuple[Options, list[str]]] = unchanged
+
+
+class Foretell:
+    """A listener that says how long the work will take when it begins, to the listener that it is made of.
+
+    An estimate that fails is left out: it must not stop the work.
+    """
+
+    def __init__(self, listen: Listener):
+        self.listen = listen
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if event["event"] == "begin":
+            from limbeck.estimate import estimate
+
+            self.tell(lambda: estimate(event["work"], event["path"]))
+        else:
+            self.listen(event)
+
+    def tell(self, estimate: Callable[[], Any]) -> None:
+        """Hand the estimate on as an event."""
+        try:
+            result = estimate()
+        except Exception:  # whatever it is, the work itself will say so if it matters
+            return
+        if result.total:
+            self.listen({"event": "estimate", "text": result.text, **result.to_json()})

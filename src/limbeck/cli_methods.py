@@ -6,8 +6,8 @@ from typing import Any
 
 from rich.console import Console
 
+from limbeck.catalogue import Entry, catalogue
 from limbeck.cli_common import Command, Common, Listener
-from limbeck.methods import METHODS, Method
 
 WORDS = {"log_lr": "step size", "tau": "temperature"}
 EXPERTS = {
@@ -25,31 +25,21 @@ class Methods(Common):
     """accepted by every command; nothing here is random"""
 
 
-def learned(method: Method) -> str:
+def learned(entry: Entry) -> str:
     """What a method optimises, in words."""
-    return ", ".join(WORDS.get(name, name) for name in method.learns) or "nothing"
+    return ", ".join(WORDS.get(name, name) for name in entry.learns) or "nothing"
 
 
 def run_methods(args: Methods, listen: Listener) -> Any:
-    """The registry, as data with --json, else two lines a method."""
+    """The methods, as data with --json, else two lines a method."""
+    entries = catalogue()
     if args.as_json:
-        return {
-            "methods": [
-                {
-                    "name": each.name,
-                    "summary": each.summary,
-                    "source": each.source,
-                    "learns": list(each.learns),
-                    "experts": each.experts,
-                }
-                for each in METHODS.values()
-            ]
-        }
-    width = max(map(len, METHODS))
+        return {"methods": [entry._asdict() for entry in entries]}
+    width = max(len(entry.name) for entry in entries)
     console = Console(highlight=False)
-    for each in METHODS.values():
-        console.print(f"[bold]{each.name:<{width}}[/]  {each.summary}", soft_wrap=True)
-        facts = f"learns {learned(each)}; {EXPERTS[each.experts]}; {each.source}"
+    for entry in entries:
+        console.print(f"[bold]{entry.name:<{width}}[/]  {entry.summary}", soft_wrap=True)
+        facts = f"learns {learned(entry)}; {EXPERTS[entry.experts]}; {entry.source}"
         console.print(f"{'':<{width}}  [dim]{facts}[/]", soft_wrap=True)
     return {}
 

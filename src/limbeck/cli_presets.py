@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 from pydantic import Field
 
 from limbeck.cli_common import Command, Common, Listener
-from limbeck.data import ImageData
 from limbeck.errors import UserError
-from limbeck.job import distill, quiet
 from limbeck.presets import PRESET_METHODS, Preset, all_presets, load_preset, markdown, preset_options
+from limbeck.report_text import deviation, percent
+
+if TYPE_CHECKING:
+    from limbeck.data import ImageData
 
 
 class Presets(Common):
@@ -79,13 +81,15 @@ def reproduce(
     seed: int = 0,
     device: str = "cpu",
     resize: int | None = None,
-    listen: Listener = quiet,
+    listen: Listener = lambda event: None,
 ) -> dict[str, Any]:
     """Distil `data` by the preset `name`; results.json's rows, and ours beside the published number.
 
     changed: options other than the preset's, nested as in `preset_options`; they are named in the result.
     Raises UserError for an unknown preset, and whatever `limbeck.distill` refuses.
     """
+    from limbeck.job import distill
+
     preset, options = load_preset(name), preset_options(name)
     changed = changed or {}
     for key, value in changed.items():
@@ -114,7 +118,7 @@ def comparison(preset: Preset, rows: list[dict[str, Any]], data: str, changed: b
     ours = next((row for row in last if "protocol" in row), last[0])  # its own, by which the figure was published
     how = f", by {ours['protocol']}" if "protocol" in ours else ""
     said = (
-        f"ours {100 * ours['accuracy_mean']:.2f} ± {100 * ours['accuracy_std']:.2f} % (last set, test{how}, "
+        f"ours {percent(ours['accuracy_mean'], deviation(ours), 2)} (last set, test{how}, "
         f"n = {ours['n']} networks, 1 distillation seed)"
     )
     theirs = "nothing published"

@@ -17,7 +17,7 @@ from limbeck.errors import UserError
 from limbeck.models import ModelConfig
 from limbeck.random import derive
 from limbeck.side_by_side import Check, side_by_side
-from limbeck.task import Precision, Task, make_task
+from limbeck.task import Precision, Task, kept_switches, make_task
 from limbeck.training import Schedule, Score, last, score, train
 from limbeck.types import Batch, Listener, PureLoss
 
@@ -53,19 +53,19 @@ class EvalConfig(BaseModel):
 
 
 class Summary(NamedTuple):
-    """Accuracies of n networks, plain and balanced over classes; std is of the sample, and 0 where n is 1."""
+    """Accuracies of n networks, plain and balanced over classes; std is of the sample, and None where n is 1."""
 
     accuracy_mean: float
-    accuracy_std: float
+    accuracy_std: float | None
     balanced_accuracy_mean: float
-    balanced_accuracy_std: float
+    balanced_accuracy_std: float | None
     n: int
 
     @classmethod
     def of(cls, scores: Iterable[Score]) -> Summary:
         """Summarise one score per network."""
         plain, balanced = zip(*scores)
-        spread = [stdev(values) if len(values) > 1 else 0.0 for values in (plain, balanced)]
+        spread = [stdev(values) if len(values) > 1 else None for values in (plain, balanced)]
         return cls(fmean(plain), spread[0], fmean(balanced), spread[1], len(plain))
 
 
@@ -176,6 +176,7 @@ def evaluate_distilled(
     return result_row("distilled", which, task, "test", summary, lr=made.lr, step=made.provenance.get("step"))
 
 
+@kept_switches()
 def evaluate(
     made: DistilledSet | str | Path,
     *,
@@ -192,7 +193,8 @@ def evaluate(
     """Rows for a distilled set, its file, or both sets of a run folder, on the test part of its data.
 
     data:  where the images are; by default where the set says it came from.
-    model: another network than the one it was distilled with. networks, epochs: by default the set's own.
+    model: another network than the one it was distilled with, see `evaluated_network`.
+    networks, epochs: by default the set's own.
     Raises UserError when there is no set, or when the data is not what the set was made from.
     """
     sets = sets_of(made)
@@ -207,13 +209,30 @@ def evaluate(
         )
         require_same_data(images, each)
         recipe = dict(each.recipe)
-        network, augment = ModelConfig(**recipe.pop("model")), recipe.pop("augment")
-        task = make_task(images, model or network, each.preprocess, augment, device, precision)
+        network, augment = evaluated_network(recipe.pop("model"), model), recipe.pop("augment")
+        task = make_task(images, network, each.preprocess, augment, device, precision)
         changed = {"networks": networks, "epochs": epochs}
         protocol = EvalConfig(**{**recipe, **{name: value for name, value in changed.items() if value is not None}})
         listen({"event": "stage", "name": "evaluate", "total": protocol.networks, "unit": "network"})
         rows.append(evaluate_distilled(task, each, protocol, seed, which, listen))
     return rows
+
+
+OWN_NETWORK = ModelConfig(name="same")
+
+
+def evaluated_network(own: dict[str, Any], model: ModelConfig | None) -> ModelConfig:
+    """The network that a set is evaluated on: `model`, or by default the set's own, as its recipe describes it.
+
+    A `model` of the name "same" is the set's own network, changed by those options that `model` sets.
+
+    >>> evaluated_network({"name": "convnet", "depth": 3, "width": 128}, ModelConfig(name="same", width=64))
+    ModelConfig(name='convnet', depth=3, width=64, norm=None, activation=None, pooling=None)
+    """
+    if model is None or model.name == OWN_NETWORK.name:
+        options = {} if model is None else model.model_dump(exclude={"name"}, exclude_none=True)
+        return ModelConfig(**{**own, **options})
+    return model
 
 
 def sets_of(made: DistilledSet | str | Path) -> list[tuple[str | None, DistilledSet]]:

@@ -17,6 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from limbeck.errors import UserError
+from limbeck.home import home as home
+from limbeck.home import size_of as size_of
 
 HEADER, CHECKSUM = "limbeck", "sha256"
 
@@ -166,18 +168,3 @@ def content_key(description: dict[str, Any]) -> str:
     True
     """
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder."""
-    if path.is_dir():
-        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return path.stat().st_size
-
-
-def home() -> Path:
-    """Where experts and baselines are kept for reuse: $LIMBECK_HOME, else the user's cache folder."""
-    given = os.environ.get("LIMBECK_HOME")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "limbeck"

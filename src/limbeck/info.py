@@ -14,14 +14,15 @@ from limbeck.interop import describe_pt
 from limbeck.trajectory.store import Store
 
 
-def describe(source: str) -> dict[str, Any]:
+def describe(source: str, resize: int | None = None) -> dict[str, Any]:
     """Facts of a data set, a store of experts, a distilled set, a run or a .pt file of the field, JSON-able.
 
-    What it is stands under "kind". Raises UserError when it is none of these, or damaged.
+    What it is stands under "kind". resize: pixels a side, of a data set. Raises UserError when it is none of these, or
+    damaged.
     """
     path = Path(source)
     if source in NAMES:
-        return {"kind": "data set", **load_data(source).describe()}
+        return {"kind": "data set", **load_data(source, resize=resize).describe()}
     if not path.exists():
         raise UserError(f"{source} does not exist, and is not a data set known by name ({', '.join(NAMES)}).")
     if (path / "store.json").exists():
@@ -32,7 +33,7 @@ def describe(source: str) -> dict[str, Any]:
         return _tensors(path)
     if path.suffix == ".pt":
         return describe_pt(path)
-    return {"kind": "data set", **load_data(source).describe()}
+    return {"kind": "data set", **load_data(source, resize=resize).describe()}
 
 
 def _store(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from limbeck.errors import UserError
 from limbeck.files import write_json
 from limbeck.models import ModelConfig
 from limbeck.report_inspection import write_inspection
-from limbeck.task import Task, make_task
+from limbeck.task import Task, kept_switches, make_task
 from limbeck.training import score
 from limbeck.trajectory.convexified import SCHEDULES, SMOOTHING, convexify, waypoint_epochs
 from limbeck.trajectory.store import Expert, Store
@@ -22,17 +22,20 @@ from limbeck.types import Listener, Trajectory
 MOST_EXPERTS = 5
 
 
+@kept_switches()
 def inspect_store(
     path: str | Path,
     out: str | Path,
     *,
     data: str | Path | ImageData | None = None,
+    resize: int | None = None,
     device: str = "cpu",
     listen: Listener = lambda event: None,
 ) -> Path:
     """Analyse up to five experts of a store into `out`/inspect.json and inspect.html; returns the page's path.
 
     data: the images the experts were trained on, for accuracies on the validation part; without it, geometry only.
+    resize: pixels a side of those images; by default they are brought to the size that the store was trained on.
     Update directions, plane and straightness need recorded trajectories ('--keep recorded' or 'both').
     Raises UserError for an empty store, and for data that is not the store's.
     """
@@ -41,7 +44,7 @@ def inspect_store(
     if not indices:
         raise UserError(f"the store {store.path} holds no finished experts; run 'limbeck experts' first.")
     experts = [store.read(index) for index in indices[:MOST_EXPERTS]]
-    task = None if data is None else _task(store, data, device)
+    task = None if data is None else _task(store, data, resize, device)
     total = len(experts) * (1 if task is None else len(_paths(store, experts[0])))
     listen({"event": "stage", "name": "inspect", "total": total, "unit": "path"})
     value = {
@@ -60,9 +63,11 @@ def inspect_store(
     return write_inspection(Path(out))
 
 
-def _task(store: Store, data: str | Path | ImageData, device: str) -> Task:
+def _task(store: Store, data: str | Path | ImageData, resize: int | None, device: str) -> Task:
     header = store.header
-    images = load_data(data, seed=header["seed"])
+    _, height, width = header["data"]["shape"]
+    size = (height, width) if resize is None else resize
+    images = load_data(data, seed=header["seed"], resize=None if isinstance(data, ImageData) else size)
     kind = header["preprocess"]["kind"]
     task = make_task(images, ModelConfig(**header["model"]), kind, header["augment"], device)
     store.require(task.describe())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from limbeck.methods import Facts, Material, Method, find_method
 from limbeck.record import Run
 from limbeck.report import write_report
 from limbeck.stages import Job, inspect_experts, judge, optimise, write_results
-from limbeck.task import Task, make_task
+from limbeck.task import Task, kept_switches, make_task
 from limbeck.trajectory.store import Expert, ExpertConfig, Kind, Store
 from limbeck.types import Listener, Trajectory
 
@@ -26,6 +27,7 @@ def quiet(event: dict[str, Any]) -> None:
     """A listener that does nothing."""
 
 
+@kept_switches()
 def train_experts(
     data: str | Path | ImageData,
     *,
@@ -148,6 +150,7 @@ def run_folder(work: Work, out: str | Path | None) -> Path:
     return Path(out) if out is not None else Path("runs") / name
 
 
+@kept_switches()
 def distill(
     data: str | Path | ImageData,
     *,
@@ -241,7 +244,7 @@ def _check_kept(expert: ExpertConfig, kind: Kind, method: str) -> None:
 def _facts(task: Task, source: object) -> dict[str, Any]:
     """What the record keeps beside the configuration."""
     return {
-        "command": " ".join(["limbeck", *sys.argv[1:]]) if Path(sys.argv[0]).name == "limbeck" else "(from Python)",
+        "command": shlex.join(["limbeck", *sys.argv[1:]]) if Path(sys.argv[0]).name == "limbeck" else "(from Python)",
         "data": task.data.describe(),
         "source": _source(source),
         "device": str(task.device),

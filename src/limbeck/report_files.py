@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import UserError
+from limbeck.report_text import deviation
 
 FORMAT = "limbeck-run"
 VERSION = 1
@@ -191,7 +192,7 @@ def _read_log(
         if entry.get("event") == "step":
             steps[step] = (number(entry.get("loss")), number(entry.get("lr")))
         elif entry.get("event") == "validate":
-            check = Validation(step, number(entry.get("accuracy_mean")), number(entry.get("accuracy_std")))
+            check = Validation(step, number(entry.get("accuracy_mean")), number(deviation(entry)))
             checks.setdefault(text(entry.get("which")), {})[step] = check
     if damaged:
         missing.append(f"log.jsonl: lines that could not be read and were skipped: {damaged}.")
@@ -205,13 +206,13 @@ def _result(row: dict[str, Any]) -> Result:
         model=text(row.get("model")),
         split=text(row.get("split")),
         mean=number(row.get("accuracy_mean")),
-        std=number(row.get("accuracy_std")),
+        std=number(deviation(row)),
         n=whole(row.get("n")),
         step=whole(row.get("step")),
         lr=number(row.get("lr")),
         protocol=text(row.get("protocol")),
         balanced_mean=number(row.get("balanced_accuracy_mean")),
-        balanced_std=number(row.get("balanced_accuracy_std")),
+        balanced_std=number(deviation(row, "balanced_accuracy")),
     )
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import Any
-
-import matplotlib
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import UserError
 from limbeck.report import render_page, write_page
 from limbeck.report_plots import Line, Plot, clean, mean_with_range, plot
+
+if TYPE_CHECKING:  # matplotlib takes half a second to import, and only a page that is drawn needs it
+    from matplotlib.figure import Figure
 
 
 def write_inspection(folder: Path) -> Path:
@@ -49,6 +49,9 @@ def _straightness(away: list[float] | None) -> Plot | None:
 
 
 def _figure(salt: str, draw: Any) -> str:
+    import matplotlib
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": f"limbeck-{salt}", "font.size": 9.5}):
         figure = Figure(figsize=(4.4, 3.6))
         draw(figure)

@@ -8,11 +8,10 @@ import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+if TYPE_CHECKING:  # matplotlib takes half a second to import, and only a page that is drawn needs it
+    from matplotlib.axes import Axes
 
 Values = list[float | None]
 COLOURS = 6
@@ -53,6 +52,9 @@ class Plot:
 
 def plot(title: str, lines: Sequence[Line], x_label: str, *, salt: str, marks: Sequence[float] = ()) -> Plot | None:
     """Draw the lines; None when there is no finite value to draw. The axis is logarithmic where that shows more."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
     lines = [line for line in lines if any(_finite(y) is not None for y in line.y)]
     if not lines:
         return None
@@ -134,6 +136,8 @@ def _draw(axes: Axes, line: Line) -> None:
 
 
 def _dress(axes: Axes, x_label: str, log: bool, values: list[float | None]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):

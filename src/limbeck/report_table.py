@@ -11,6 +11,7 @@ from statistics import fmean, variance
 from typing import Any
 
 from limbeck.errors import UserError
+from limbeck.report_text import NONE, deviation
 
 MEASURES = {"accuracy": "", "balanced_accuracy": " (balanced accuracy)"}
 UNEVEN = 0.005  # where test classes differ in size, so that the two measures differ by more than this, both are shown
@@ -19,28 +20,40 @@ SETS = (("distilled", "chosen"), ("distilled", "last"), ("random", None), ("kmea
 
 @dataclass(frozen=True)
 class Cell:
-    """Accuracies of one kind of set: mean and standard deviation as fractions, networks per run, runs."""
+    """Accuracies of one kind of set: mean and standard deviation as fractions, networks per run, runs.
+
+    std: None where there is one network in all.
+    """
 
     mean: float
-    std: float
+    std: float | None
     networks: int
     runs: int
 
     def __str__(self) -> str:
-        return f"{100 * self.mean:.1f} ± {100 * self.std:.1f} (n = {self.networks})"
+        std = NONE if self.std is None else f"{100 * self.std:.1f}"
+        return f"{100 * self.mean:.1f} ± {std} (n = {self.networks})"
 
 
 def pooled(rows: Sequence[dict[str, Any]], measure: str = "accuracy") -> Cell:
-    """One cell from a row per run: the mean of means; variance is the mean within runs plus that between their means.
+    """One cell from a row per run: the mean of means, and the deviation of one network of one run from it.
+
+    Its variance is that within runs plus that between them. The means of n networks differ by within / n even where
+    runs do not, so that between is what their variance has above that, or 0 (analysis of variance, one-way).
 
     >>> row = {"accuracy_mean": 0.5, "accuracy_std": 0.03, "n": 5}
     >>> pooled([row]).std, round(pooled([row, {**row, "accuracy_mean": 0.58}]).std, 4)
-    (0.03, 0.064)
+    (0.03, 0.0626)
+    >>> str(pooled([{**row, "n": 1}]))
+    '50.0 ± – (n = 1)'
     """
     means = [row[f"{measure}_mean"] for row in rows]
-    within = fmean(row[f"{measure}_std"] ** 2 for row in rows)
-    between = variance(means) if len(means) > 1 else 0.0
-    return Cell(fmean(means), sqrt(within + between), min(row["n"] for row in rows), len(rows))
+    networks = [row["n"] for row in rows]
+    variances = [std**2 for row in rows if (std := deviation(row, measure)) is not None]
+    within = fmean(variances) if variances else 0.0
+    between = max(0.0, variance(means) - within * fmean(1 / n for n in networks)) if len(means) > 1 else 0.0
+    std = sqrt(within + between) if variances or len(means) > 1 else None
+    return Cell(fmean(means), std, min(networks), len(rows))
 
 
 def _read(run: Path) -> dict[str, Any]:
@@ -112,10 +125,11 @@ def _cell(members: list[dict[str, Any]], name: str, which: str | None, measure: 
     for member in members:
         held = [row for row in member["results"] if row.get("protocol", "") == protocol and row["split"] == "test"]
         rows += [row for row in held if (row["set"], row["which"]) == (name, which)][:1]
-    return str(pooled(rows, measure)) if rows else "–"
+    return str(pooled(rows, measure)) if rows else NONE
 
 
 CAPTION = """Accuracy in % on test, mean ± standard deviation of n fresh networks per distillation seed. With several
-seeds the mean is over seeds, and the variance is that within seeds plus that between them. Chosen is the step that did
+seeds the mean is over seeds, and the variance is that within seeds plus that between them (of which the scatter of the
+means of n networks is no part); one network has no deviation (–). Chosen is the step that did
 best on validation images, last the final one. Random and k-means are real images at the same budget; the test images
 chose nothing."""

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 NONE = "–"
 
 
-def percent(mean: float | None, std: float | None = None) -> str:
-    """An accuracy and its spread, fractions, as a person writes them.
+def percent(mean: float | None, std: float | None, digits: int = 1) -> str:
+    """An accuracy and its standard deviation, fractions, as a person writes them; one network has no deviation.
 
-    >>> percent(0.8891, 0.0068), percent(0.5), percent(None)
-    ('88.9 ± 0.7 %', '50.0 %', '–')
+    >>> percent(0.8891, 0.0068), percent(0.5, None), percent(None, None)
+    ('88.9 ± 0.7 %', '50.0 ± – %', '–')
     """
     if mean is None:
         return NONE
-    return f"{100 * mean:.1f} %" if std is None else f"{100 * mean:.1f} ± {100 * std:.1f} %"
+    return f"{100 * mean:.{digits}f} ± {NONE if std is None else f'{100 * std:.{digits}f}'} %"
+
+
+def deviation(row: Mapping[str, Any], measure: str = "accuracy") -> Any:
+    """The standard deviation in a row of results; None where n is 1, which older files write as 0.
+
+    >>> deviation({"accuracy_std": 0.02, "n": 5}), deviation({"accuracy_std": 0.0, "n": 1})
+    (0.02, None)
+    """
+    return None if row.get("n") == 1 else row.get(f"{measure}_std")
 
 
 def points(difference: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -10,11 +11,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.progress import TimeRemainingColumn as Remaining
 from rich.table import Table
 
+from limbeck.report_text import deviation, percent
+
+LOG = logging.getLogger("limbeck")
 LINE_SECONDS = 15.0  # between lines where there is no terminal to draw a bar on
 
 
 class Screen:
-    """A listener that draws bars on a terminal, and prints a line now and then elsewhere. Use as a context."""
+    """A listener that draws bars on a terminal, and prints a line now and then elsewhere.
+
+    Use it as a context; inside it, what limbeck logs is shown as well.
+    """
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
@@ -29,16 +36,21 @@ class Screen:
             console=self.console,
             disable=not self.console.is_terminal,
         )
+        self.lines = Lines(self.console)
         self.task: TaskID | None = None
         self.name, self.total, self.done, self.start, self.told = "", 0, 0, 0.0, 0.0
         self.before = 0
 
     def __enter__(self) -> Screen:
+        LOG.addHandler(self.lines)
+        LOG.setLevel(logging.INFO)
         self.progress.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self.progress.stop()
+        LOG.removeHandler(self.lines)
+        LOG.setLevel(logging.NOTSET)
 
     def __call__(self, event: dict[str, Any]) -> None:
         known = {
@@ -47,6 +59,7 @@ class Screen:
             "advance": self._advance,
             "validate": self._validate,
             "warning": self._warn,
+            "note": self._estimate,
         }
         if event["event"] in known:
             known[event["event"]](event)
@@ -84,9 +97,22 @@ class Screen:
 
     def _validate(self, event: dict[str, Any]) -> None:
         self.console.print(
-            f"  step {event['step']:>5}: validation {100 * event['accuracy_mean']:.1f} "
-            f"± {100 * event['accuracy_std']:.1f} % (n = {event['n']})"
+            f"  step {event['step']:>5}: validation {percent(event['accuracy_mean'], deviation(event))} "
+            f"(n = {event['n']})"
         )
+
+
+class Lines(logging.Handler):
+    """Shows what limbeck logs as lines on a console."""
+
+    def __init__(self, console: Console):
+        super().__init__()
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record, and say so where it is a warning."""
+        warning = "warning: " if record.levelno >= logging.WARNING else ""
+        self.console.print(f"{warning}{record.getMessage()}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _compared(row: dict[str, Any]) -> tuple[str, str | None]:
@@ -108,8 +134,8 @@ def results_table(rows: list[dict[str, Any]], title: str) -> Table:
             + (f", {row['protocol']}" if "protocol" in row else ""),
             row["model"],
             str(row["n"]),
-            f"{100 * row['accuracy_mean']:.1f} ± {100 * row['accuracy_std']:.1f} %",
-            f"{100 * row['balanced_accuracy_mean']:.1f} ± {100 * row['balanced_accuracy_std']:.1f} %",
+            percent(row["accuracy_mean"], deviation(row)),
+            percent(row["balanced_accuracy_mean"], deviation(row, "balanced_accuracy")),
             over,
         )
     return table

@@ -146,7 +146,7 @@ def _warn_of_weak_experts(job: Job, start: float) -> None:
         )
 
 
-def _validate(job: Job, synthetic: SyntheticSet) -> tuple[float, float, int]:
+def _validate(job: Job, synthetic: SyntheticSet) -> tuple[float, float | None, int]:
     """Mean, standard deviation and n of fresh networks on the validation part; the same networks at every step."""
     config, pair = job.config, synthetic.training_pair()
     summary = evaluate_set(

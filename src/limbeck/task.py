@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -129,6 +131,29 @@ def allow_tf32(allowed: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
+@contextmanager
+def kept_switches() -> Iterator[None]:
+    """Around a call that makes a task: torch's switches for NVIDIA's GPUs, which that sets, are put back at its end.
+
+    The process belongs to whoever calls the library. torch has two generations of these switches and refuses to read
+    the older one where the newer one was used.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    switches: list[tuple[Any, str]] = [(matmul, "allow_tf32"), (cudnn, "allow_tf32")]
+    try:
+        before = [getattr(owner, name) for owner, name in switches]
+    except RuntimeError:
+        switches = [(owner, "fp32_precision") for owner in (matmul, cudnn.conv, cudnn.rnn)]  # type: ignore[attr-defined]
+        before = [getattr(owner, name) for owner, name in switches]
+    deterministic = cudnn.deterministic
+    try:
+        yield
+    finally:
+        for (owner, name), value in zip(switches, before):
+            setattr(owner, name, value)
+        cudnn.deterministic = deterministic
+
+
 def make_task(
     data: ImageData,
     model: ModelConfig,
@@ -142,6 +167,8 @@ def make_task(
     preprocess: normalise, zca, or one that is fitted already. augment: DSA families joined by '_', or none.
     precision:  of activations in training; parameters and sums are float32 either way. tf32 rounds what is multiplied
                 to 10 bits, on NVIDIA's GPUs; float32 forbids it, which torch allows in convolutions unless told not to.
+                On these devices torch's switches for that, and for deterministic cuDNN, are set for the whole process;
+                `distill`, `train_experts`, `evaluate` and `inspect_store` put them back (`kept_switches`).
     Raises UserError for a device that is not there, a precision it does not have, and a network that does not fit the
     images.
     """

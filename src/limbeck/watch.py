@@ -47,7 +47,7 @@ class Choose:
     run: Run
     every: int
     last: int
-    measure: Callable[[SyntheticSet], tuple[float, float, int]]
+    measure: Callable[[SyntheticSet], tuple[float, float | None, int]]
     keep: Callable[[SyntheticSet, int], None]
     listen: Listener
     show: Callable[[SyntheticSet], SyntheticSet]

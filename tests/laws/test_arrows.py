@@ -20,7 +20,7 @@ SOURCE = Path(limbeck.__file__).parent
 
 # Each part imports from layers above its own line only; a new module or package gets a place here.
 LAYERS = [
-    {"__init__", "errors", "types"},
+    {"__init__", "errors", "home", "types", "report_text"},
     {
         "random",
         "sums",
@@ -30,7 +30,6 @@ LAYERS = [
         "side_by_side",
         "distributed",
         "screen",
-        "report_text",
         "report_files",
         "report_plots",
         "report_table",
@@ -44,12 +43,23 @@ LAYERS = [
     {"overlap"},
     {"methods", "evaluation", "experts", "presets"},
     {"regression"},
-    {"baselines", "config", "inspection", "interop"},
+    {"baselines", "catalogue", "config", "inspection", "interop"},
     {"stages", "info"},
-    {"job", "cli_common"},
+    {"job"},
     {"estimate"},
-    {"cli_estimate", "cli_interop", "cli_methods", "cli_presets"},
-    {"cli", "__main__"},
+    {"cli_common"},
+    {
+        "cli_cache",
+        "cli_distill",
+        "cli_evaluate",
+        "cli_experts",
+        "cli_interop",
+        "cli_methods",
+        "cli_presets",
+        "cli_records",
+    },
+    {"cli"},
+    {"__main__"},
 ]
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +20,12 @@ import pytest
 import torch
 from PIL import Image
 
-from limbeck import METHODS, __version__
-from limbeck.cli import COMMANDS, main
+import limbeck as limbeck_package
+from limbeck import METHODS, ModelConfig, __version__, load_data
+from limbeck.catalogue import as_text, catalogue, registered
+from limbeck.cli import COMMANDS, find_command, main
+from limbeck.job import _facts
+from limbeck.task import make_task
 
 EXPERTS = ["--model.width", "4", "--count", "1", "--epochs", "2"]
 TINY = [
@@ -100,7 +106,7 @@ def made(shared: Path, _one_thread: None) -> dict[str, Path]:
 
 
 def process(*words: object, **options: Any) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "limbeck.cli", *map(str, words)]
+    command = [sys.executable, "-m", "limbeck", *map(str, words)]
     # Tests that a shell runs in the background inherit an ignored Ctrl-C, and so would this child.
     options.setdefault("preexec_fn", lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
@@ -123,7 +129,7 @@ def test_every_command_explains_itself_and_takes_the_common_options(limbeck: Any
     assert told.status == 0
     for option in ("--seed", "--device", "--threads", "--json", "--debug"):
         assert option in told.out
-    if command not in ("methods", "presets"):  # which need nothing
+    if command not in ("methods", "presets", "cache"):  # which need nothing
         assert limbeck(command).status == 2  # no DATA, no STORE, ...
 
 
@@ -143,6 +149,89 @@ def test_unknown_commands_and_methods(refused: Any) -> None:
     assert "mct" in refused("distill", "digits", "--method=nope")
 
 
+LIGHT = """
+import json, sys
+from limbeck.cli import main
+loaded = {}
+for words in json.loads(sys.argv[1]):
+    try:
+        main(words)
+    except SystemExit as end:
+        status = end.code
+    else:
+        status = 0
+    loaded[" ".join(words)] = [status, sorted({name.split(".")[0] for name in sys.modules} & set(sys.argv[2:]))]
+print(json.dumps(loaded))
+"""
+
+
+def loaded_by(commands: list[list[str]], *packages: str) -> dict[str, Any]:
+    """Status of each command, and which of the packages it had loaded at its end, all in one process."""
+    words = [sys.executable, "-c", LIGHT, json.dumps(commands), *packages]
+    real = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+    told: dict[str, Any] = json.loads(real.stdout.splitlines()[-1])
+    return told
+
+
+HEAVY = ("torch", "sklearn", "scipy", "matplotlib", "pandas", "pyarrow", "PIL")
+
+
+def test_what_needs_no_network_loads_no_torch(made: dict[str, Path], tmp_path: Path) -> None:
+    run, table = str(made["run"]), str(tmp_path / "table.md")
+    good = [["--version"], ["--help"], ["methods"], ["methods", "--json"], ["presets"], ["presets", "--markdown"]]
+    good += [["cache"], ["table", run, "--out", table], ["report", "--help"], ["presets", "--help"]]
+    bad = [[], ["nope"], ["--nope"], ["methods", "--nope"], ["presets", "--method", "nope"], ["table", "nope"]]
+    bad += [["report"], ["report", "nope"], ["info", "--nope"], ["cache", "--clear", "nope"], ["reproduce", "--nope"]]
+    told = loaded_by([*good, *bad], *HEAVY)
+    assert told == {" ".join(words): [0 if words in good else 2, []] for words in [*good, *bad]}
+
+
+def test_parsing_loads_no_package_of_a_later_stage() -> None:
+    commands = [["report", "--help"], ["distill", "--help"], ["distill", "digits", "--nope"], ["inspect", "--help"]]
+    commands += [[name, "--help"] for name in COMMANDS]
+    told = loaded_by(commands, "sklearn", "scipy", "matplotlib", "pyarrow")
+    assert {words: loaded for words, (_, loaded) in told.items() if loaded} == {}
+
+
+def test_a_report_loads_no_torch(made: dict[str, Path], tmp_path: Path) -> None:
+    told = loaded_by([["report", str(made["run"]), "--out", str(tmp_path / "a.html")]], "torch", "sklearn")
+    assert list(told.values()) == [[0, []]]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_what_the_commands_say(name: str) -> None:
+    command = find_command(name)
+    assert command.options.__doc__ == COMMANDS[name].summary
+    module = sys.modules[f"limbeck.{COMMANDS[name].module}"]
+    assert set(module.COMMANDS) == {other for other in COMMANDS if COMMANDS[other].module == COMMANDS[name].module}
+
+
+def test_the_catalogue_is_the_registry() -> None:
+    kept = Path(limbeck_package.__file__).with_name("catalogue.json").read_text(encoding="utf-8")
+    assert kept == as_text(registered()), "write it anew: python -m limbeck.catalogue"
+    assert catalogue() == registered()
+
+
+def test_a_method_of_the_users_own_is_listed(limbeck: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "mine", replace(METHODS["mct"], name="mine"))
+    assert limbeck("methods", "--json").json["methods"][-1]["name"] == "mine"
+
+
+def test_the_package_is_a_command() -> None:
+    real = subprocess.run([sys.executable, "-m", "limbeck", "--version"], capture_output=True, text=True, check=True)
+    assert real.stdout == f"limbeck {__version__}\n"
+
+
+@pytest.mark.parametrize("name", ["/somewhere/bin/limbeck", "limbeck"])
+def test_a_recorded_command_can_be_typed_again(
+    made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    words = ["distill", "my pictures", "--out", "it's $HERE", "--augment", ""]
+    monkeypatch.setattr(sys, "argv", [name, *words])
+    told = _facts(make_task(load_data("digits"), ModelConfig(width=4)), "digits")["command"]
+    assert shlex.split(told) == ["limbeck", *words]
+
+
 # Each command
 
 
@@ -153,6 +242,7 @@ def test_distill_prints_one_json_document(limbeck: Any, made: dict[str, Path], t
     assert result.json["run"] == str(tmp_path / "run")
     assert [row["set"] for row in result.json["results"]] == ["distilled", "distilled", "random", "kmeans", "full"]
     assert "distill" in result.err
+    assert "± – % (n = 1)" in result.err
     assert result.json["results"] == json.loads((made["run"] / "results.json").read_text())["results"]
 
 
@@ -161,6 +251,10 @@ def test_distill_prints_a_table(limbeck: Any, made: dict[str, Path]) -> None:
     assert result.status == 0
     assert "distilled (chosen)" in result.out
     assert str(made["run"]) in result.out
+    rows = json.loads((made["run"] / "results.json").read_text())["results"]
+    assert {(row["n"], row["accuracy_std"], row["balanced_accuracy_std"]) for row in rows} == {(1, None, None)}
+    assert "± – %" in result.out  # one network has no deviation
+    assert "± 0.0" not in result.out
 
 
 def test_distill_names_its_run(limbeck: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,6 +474,22 @@ def test_images_of_different_sizes(distill: Any, limbeck: Any, folder: Path, tmp
     assert done.json["results"][0]["n"] == 1
     again = limbeck("evaluate", tmp_path / "run", "--resize", "10", "--networks", "1", "--json")
     assert again.json["results"] == done.json["results"][:2]
+    assert limbeck("info", folder, "--resize", "10", "--json").json["shape"] == [1, 10, 10]
+
+
+def test_images_of_different_sizes_in_inspect(limbeck: Any, refused: Any, folder: Path, tmp_path: Path) -> None:
+    """The store knows which size they had; another one is refused."""
+    picture(folder / "dog" / "wide.png", width=9)
+    store = tmp_path / "store"
+    assert limbeck("experts", folder, *EXPERTS, "--resize", "10", "--out", store).status == 0
+    pages = []
+    for words in ((), ("--resize", "10")):
+        assert limbeck("inspect", store, "--data", folder, "--out", tmp_path / "out", *words).status == 0
+        pages.append((tmp_path / "out" / "inspect.json").read_text())
+    assert pages[0] == pages[1]
+    assert json.loads(pages[0])["accuracy"]["curves"]
+    told = refused("inspect", store, "--data", folder, "--out", tmp_path / "other", "--resize", "12")
+    assert "fingerprint" in told
 
 
 def test_an_npz_without_labels(distill: Any, tmp_path: Path) -> None:
@@ -498,7 +608,19 @@ def test_evaluate_on_another_network(limbeck: Any, refused: Any, made: dict[str,
     words = ("evaluate", made["run"], "--networks", "1", "--epochs", "2", "--json")
     assert {row["model"] for row in limbeck(*words, "--model.name", "mlp").json["results"]} == {"mlp"}
     assert {row["model"] for row in limbeck(*words).json["results"]} == {"convnet"}
-    assert "no network called 'same'" in refused(*words, "--model.width", "3")
+
+
+def test_evaluate_on_the_sets_own_network_with_other_options(limbeck: Any, refused: Any, made: dict[str, Path]) -> None:
+    """Also with the estimate, which makes the network a first time."""
+    words = ("evaluate", made["run"], "--networks", "2", "--epochs", "2", "--json")
+    own, wide, named = (
+        limbeck(*words, *more).json["results"]
+        for more in ((), ("--model.width", "3"), ("--model.name", "convnet", "--model.width", "3"))
+    )
+    assert {row["model"] for row in (*own, *wide)} == {"convnet"}
+    assert wide == named  # depth and all else are the defaults for these images in both
+    assert wide != own
+    assert "'convnet' has no option" not in refused(*words, "--model.norm", "nope")
 
 
 def test_evaluate_refuses_what_it_cannot_judge(refused: Any, made: dict[str, Path], folder: Path) -> None:
@@ -551,6 +673,31 @@ def test_a_disk_that_fills_up_while_an_expert_is_written(tmp_path: Path) -> None
     assert done.stderr.splitlines()[-1].startswith("limbeck: ")
     assert "Traceback" not in done.stderr
     assert [path.name for path in (tmp_path / "store").iterdir()] == ["store.json"]
+
+
+INTERRUPTED = """
+import os, signal, sys
+from importlib.abc import MetaPathFinder
+from limbeck.cli import main
+
+class Interrupt(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == sys.argv[1]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupt())
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("module", ["tyro", "limbeck.cli_common", "torch", "torch.nn", "limbeck.job"])
+def test_ctrl_c_while_it_starts(module: str) -> None:
+    """Forty lines of torch's traceback otherwise."""
+    words = [sys.executable, "-c", INTERRUPTED, module, "distill", "digits"]
+    real = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert (real.returncode, real.stdout) == (130, "")
+    assert real.stderr == "limbeck: interrupted; the same command goes on where it stopped.\n"
 
 
 def test_debug_shows_the_traceback() -> None:

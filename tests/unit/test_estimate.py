@@ -14,7 +14,7 @@ import limbeck
 from limbeck import EvalConfig, ExpertConfig, ModelConfig, UserError
 from limbeck.baselines import kept_row
 from limbeck.cli import main
-from limbeck.cli_estimate import Foretell
+from limbeck.cli_common import Foretell
 from limbeck.estimate import Account, StandIn, build, estimate, fewer, missing_experts, rhythm, stand_ins
 from limbeck.experts import default_store, describe_experts
 from limbeck.files import size_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ import torch
 from limbeck.baselines import real_images
 from limbeck.data import load_data
 from limbeck.errors import UserError
-from limbeck.evaluation import EvalConfig, best_lr, evaluate_set, scores_of, trials
+from limbeck.evaluation import EvalConfig, Summary, best_lr, evaluate_set, evaluated_network, scores_of, trials
 from limbeck.models import ModelConfig
 from limbeck.task import Task, make_task
+from limbeck.training import Score
 
 LRS = (1e-8, 0.05, 1e-7)  # only one of them learns anything
 
@@ -40,6 +42,30 @@ def test_scores_are_those_of_one_network_after_the_other(task: Task) -> None:
     assert together == pytest.approx(alone, abs=0.03)  # threads differ, and so does rounding
     assert max(alone) - min(alone) > 0.06  # else any order would do
     assert evaluate_set(task, make, config.schedule(0.05), 3, task.validation, 1).n == 3
+
+
+def test_one_network_has_no_deviation() -> None:
+    assert Summary.of([Score(0.5, 0.4)]) == (0.5, None, 0.4, None, 1)
+    assert Summary.of([Score(0.5, 0.4), Score(0.7, 0.4)]).accuracy_std == pytest.approx(0.2 / 2**0.5)
+
+
+@pytest.mark.parametrize(
+    ("own", "model", "wanted"),
+    [
+        ({"name": "convnet", "width": 8, "depth": 2}, None, ModelConfig(width=8, depth=2)),
+        ({"name": "convnet", "width": 8, "depth": 2}, ModelConfig(name="same"), ModelConfig(width=8, depth=2)),
+        (
+            {"name": "convnet", "width": 8, "depth": 2},
+            ModelConfig(name="same", width=4, norm="group"),
+            ModelConfig(width=4, depth=2, norm="group"),
+        ),
+        ({"name": "convnet", "width": 8}, ModelConfig(name="mlp"), ModelConfig(name="mlp")),
+        ({"name": "convnet", "width": 8}, ModelConfig(norm="none"), ModelConfig(norm="none")),
+        ({"name": "mlp"}, ModelConfig(name="same", width=4), ModelConfig(name="mlp", width=4)),
+    ],
+)
+def test_the_network_is_the_sets_own_with_the_options_given(own: Any, model: Any, wanted: ModelConfig) -> None:
+    assert evaluated_network(own, model) == wanted
 
 
 def test_the_task_says_what_its_figures_depend_on(task: Task) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import tyro
 
-from limbeck.cli import COMMANDS, _options, main
+from limbeck.cli import COMMANDS, main
+from limbeck.cli_distill import Distill, with_method
 from limbeck.cli_presets import changes, comparison, reproduce
 from limbeck.config import JobConfig, checked
 from limbeck.data import ImageData
@@ -96,7 +97,7 @@ def test_as_words_of_the_command_line_they_say_the_same(name: str) -> None:
     if preset.method not in METHODS:
         pytest.skip(f"{preset.method} is not there yet")
     words = [*preset_arguments(name), "digits"]
-    read: Any = tyro.cli(_options("distill", words), args=words)
+    read: Any = tyro.cli(with_method(Distill, words)[0], args=words)
     wanted = METHODS[preset.method].config(**preset.options)
     assert all(getattr(read, key) == value for key, value in wanted.model_dump().items())
     for part, config in (("model", ModelConfig), ("expert", ExpertConfig), ("eval", EvalConfig)):
@@ -104,7 +105,7 @@ def test_as_words_of_the_command_line_they_say_the_same(name: str) -> None:
         for key in getattr(preset, part):
             assert getattr(getattr(read, part), key) == getattr(given, key), key
     words += ["--ipc", "7", "--expert.epochs", "3"]
-    read = tyro.cli(_options("distill", words), args=words)
+    read = tyro.cli(with_method(Distill, words)[0], args=words)
     assert (read.ipc, read.expert.epochs, read.count) == (7, 3, preset.count)
 
 

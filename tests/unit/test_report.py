@@ -126,7 +126,7 @@ def test_complete_run(tmp_path: Path) -> None:
     page = _page(run / "report.html")
     assert (
         "2 images (1 per class) of digits train a convnet to 88.9 ± 0.7 % (n = 5) on test; "
-        "2 random real images 67.0 ± 2.1 %; all 1,294 training images 97.1 %." in page.words
+        "2 random real images 67.0 ± 2.1 %; all 1,294 training images 97.1 ± – %." in page.words
     )
     for words in ("+21.9", "15.5 times less", "15.5 kB", "1.2 kB", "2 min 13 s", "sha256:abc", "a note", "step 20"):
         assert words in page.words
@@ -239,7 +239,7 @@ def test_values_that_are_not_numbers(tmp_path: Path) -> None:
     paths = {"t": [0, 1, 2], "accuracy": [[nan, None, 0.5], [0.1]]}
     (run / "experts.json").write_text(json.dumps({**EXPERTS, "convexified_path": paths, "bytes": {"experts": 0}}))
     page = _page(write_report(run))
-    assert "2 images (1 per class) of digits train a convnet to 50.0 % on test." in page.words
+    assert "2 images (1 per class) of digits train a convnet to 50.0 ± – % on test." in page.words
     assert "nan" not in page.words.lower()
     assert "None" not in page.words
     assert "The loss was not a finite number at 5 of 11 steps." in page.words
@@ -312,8 +312,27 @@ def test_balanced_accuracy_and_several_networks(tmp_path: Path) -> None:
     (run / "results.json").write_text(json.dumps({**RESULTS, "results": rows}))
     words = _page(write_report(run)).words
     assert "Balanced accuracy" in words
-    assert "45.6 %" in words
+    assert "45.6 ± – %" in words.replace("\u00a0", " ")
     assert "−10.0" in words  # against random images with the same network
+
+
+def test_one_network_has_no_deviation(tmp_path: Path) -> None:
+    """Older files say 0.0 there, which claims to know it."""
+    run = _complete(tmp_path / "run")
+    rows = [{**_row("distilled", "chosen", 0.5, std), "n": 1, "balanced_accuracy_mean": 0.4} for std in (0.0, None)]
+    pages = set()
+    for row in ({**rows[0], "balanced_accuracy_std": 0.0}, {**rows[1], "balanced_accuracy_std": None}):
+        (run / "results.json").write_text(json.dumps({**RESULTS, "results": [row]}))
+        (run / "log.jsonl").write_text(json.dumps({**CHECK, "n": 1, "accuracy_std": row["accuracy_std"]}))
+        pages.add(write_report(run).read_text())
+        write_comparison([run, run], tmp_path / "both.html")
+        pages.add((tmp_path / "both.html").read_text())
+        (run / "results.json").unlink()
+        pages.add(write_report(run).read_text())
+    assert len(pages) == 3  # the same pages from both
+    for page in pages:
+        assert "± –" in page.replace("\u00a0", " ")
+        assert "± 0.0" not in page.replace("\u00a0", " ")
 
 
 def test_comparison_of_two_runs(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -39,7 +40,7 @@ def test_a_line_per_setting_and_the_number_of_seeds(tmp_path: Path) -> None:
     text = write_table(runs, tmp_path / "out" / "results.md", "A note.").read_text()
     lines = [line for line in text.splitlines() if line.startswith("| digits")]
     assert len(lines) == 3
-    std = 100 * (0.02**2 + stdev([0.7, 0.8]) ** 2) ** 0.5
+    std = 100 * (0.02**2 + stdev([0.7, 0.8]) ** 2 - 0.02**2 / 5) ** 0.5
     assert f"| mct |  | 2 | 75.0 ± {std:.1f} (n = 5) | 65.0 ±" in lines[0]
     assert (
         "| mtt |  | 1 | 60.0 ± 2.0 (n = 5) | 50.0 ± 2.0 (n = 5) | 40.0 ± 2.0 (n = 5) | – | – |" in lines[1] + lines[2]
@@ -56,6 +57,42 @@ def test_pooling_is_the_spread_of_all_networks() -> None:
     means = [fmean(each) for each in seeds]
     assert cell.mean == pytest.approx(fmean([value for each in seeds for value in each]))
     assert cell.std**2 == pytest.approx(0.005**2 + stdev(means) ** 2, rel=1e-2)
+
+
+@pytest.mark.parametrize(("between", "networks"), [(0.03, 2), (0.03, 5), (0.01, 1), (0.0, 4)])
+def test_pooled_variance_is_that_of_one_network_of_one_seed(between: float, networks: int) -> None:
+    """On average over many experiments; deviation 0.02 within a seed, `between` between seeds."""
+    draw, variances = random.Random(0), []
+    for _ in range(3000):
+        seeds = [draw.gauss(0.5, between) for _ in range(10)]
+        accuracies = [[draw.gauss(mean, 0.02) for _ in range(networks)] for mean in seeds]
+        rows = [
+            {"accuracy_mean": fmean(each), "accuracy_std": stdev(each) if networks > 1 else None, "n": networks}
+            for each in accuracies
+        ]
+        std = pooled(rows).std
+        assert std is not None
+        variances.append(std**2)
+    low = 0.02**2 + between**2
+    # Where seeds do not differ, a variance between them that is never negative is a little too large on average.
+    assert low * 0.98 < fmean(variances) < low * (1.02 if between else 1.05)
+
+
+def test_the_means_of_a_few_networks_scatter_by_themselves() -> None:
+    """A deviation of 0.0224 of four networks, and means as far apart as those networks explain."""
+    means = [0.5 - 0.0224 / 8**0.5, 0.5 + 0.0224 / 8**0.5]
+    cell = pooled([{"accuracy_mean": mean, "accuracy_std": 0.0224, "n": 4} for mean in means])
+    assert cell.std == pytest.approx(0.0224)
+    alike = pooled([{"accuracy_mean": 0.5, "accuracy_std": 0.0224, "n": 4}] * 2)
+    assert alike.std == pytest.approx(0.0224)  # a variance between seeds is not negative
+
+
+def test_one_network_has_no_deviation(tmp_path: Path) -> None:
+    """Of one seed it is unknown, as null and as the 0.0 of older files; of several it is that between them."""
+    for std in (None, 0.0):
+        row = {"accuracy_mean": 0.5, "accuracy_std": std, "n": 1}
+        assert str(pooled([row])) == "50.0 ± – (n = 1)"
+        assert pooled([row, {**row, "accuracy_mean": 0.6}]).std == pytest.approx(stdev([0.5, 0.6]))
 
 
 def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:

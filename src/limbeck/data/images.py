@@ -22,6 +22,7 @@ from limbeck.random import stream
 Array = npt.NDArray[Any]
 Size = tuple[int, int]  # height, width
 TEST_FRACTION = 0.2
+SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 WIDE_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 

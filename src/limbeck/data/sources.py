@@ -3,42 +3,45 @@
 from __future__ import annotations
 
 import gzip
-import json
 import os
 import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from limbeck.data.images import Array, ImageData, Picture, Raw, Size, as_picture, assemble, decode, stack
+from limbeck.data.cache import announce, cached
+from limbeck.data.images import SPLITS, Array, ImageData, Picture, Raw, Size, as_picture, assemble, decode, stack
+from limbeck.data.parquet import parquet_files, read_parquet
 from limbeck.errors import UserError
 
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 NAMES = ("digits", "fashion-mnist")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
-SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 NPZ_KEYS = {
     "train": (("train_images", "train_labels"), ("x_train", "y_train")),
     "validation": (("val_images", "val_labels"), ("x_val", "y_val")),
     "test": (("test_images", "test_labels"), ("x_test", "y_test")),
 }
 IDX_FILE = re.compile(r"(train|t10k|test)-(images|labels)[-.]idx[13]-ubyte(\.gz)?")
-IMAGE_COLUMNS = ("img", "image", "images", "picture", "jpg", "png")
-LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class")
 
 
 class Reader(NamedTuple):
-    """One kind of source: what it is (for messages), whether a source is one, and how it is read at a size (h, w)."""
+    """One kind of source: what it is (for messages), whether a source is one, and how it is read at a size (h, w).
+
+    files: all that is read, where reading means decoding pictures: the result is then kept for reuse.
+    """
 
     what: str
     recognise: Callable[[Any], bool]
     read: Callable[[Any, Size | None], Raw]
+    files: Callable[[Path], list[Path]] | None = None
 
 
 def load_data(
@@ -76,7 +79,11 @@ def load_data(
     if test is not None and (reader is not DATASET or not DATASET.recognise(test)):
         raise UserError("test= is a Dataset beside a Dataset as source; a file or folder holds its own test split")
     try:
-        raw = reader.read(source if test is None else _Pair(source, test), size)
+        if reader.files is None:
+            raw = reader.read(source if test is None else _Pair(source, test), size)
+        else:
+            path = Path(source)
+            raw = cached(path, partial(reader.files, path), size, partial(reader.read, path, size))
     except OSError as error:
         raise UserError(f"{error.filename or source}: cannot be read ({error.strerror or error}); check it") from error
     return assemble(raw._replace(name=name or raw.name), validation=validation, seed=seed, resize=size)
@@ -227,6 +234,12 @@ def _class_files(folder: Path) -> tuple[dict[str, list[Path]], int]:
     return classes, others
 
 
+def _tree(folder: Path) -> list[Path]:
+    """All files and folders below one, in order; hidden files count nowhere."""
+    walk = os.walk(folder, followlinks=True)
+    return sorted(Path(root, name) for root, inside, names in walk for name in (*inside, *names) if name[0] != ".")
+
+
 def _read_folder(source: Any, size: Size | None) -> Raw:
     folder = Path(source)
     pictures: dict[str, list[Picture]] = {}
@@ -238,101 +251,13 @@ def _read_folder(source: Any, size: Size | None) -> Raw:
             has, lacks = (split, "train") if odd in files else ("train", split)
             raise UserError(f"{folder}: class folder {odd} is in {has} and not in {lacks}; give both the same classes")
         others += extra
+    announce(sum(len(paths) for files, _ in listed.values() for paths in files.values()), folder)
     for split, (files, _) in listed.items():
         pictures[split] = [decode(path, str(path), size) for name in classes for path in files[name]]
         labels[split] = np.repeat(np.arange(len(classes)), [len(files[name]) for name in classes])
     images, notes = stack(pictures)
     notes += (f"{others} files that are not images were left out",) if others else ()
     return Raw(folder.resolve().name, images, labels, classes, notes)
-
-
-def _parquet_files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path] if path.suffix == ".parquet" else []
-    return sorted(path.glob("*.parquet")) or sorted(path.glob("*/*.parquet"))
-
-
-def _read_parquet(source: Any, size: Size | None) -> Raw:
-    path = Path(source)
-    files = _parquet_files(path)
-    folders = sorted({str(file.parent) for file in files})
-    if len(folders) > 1:
-        raise UserError(f"{path}: parquet files in several folders; give one of {', '.join(folders)}")
-    pictures: dict[str, list[Picture]] = {}
-    labels: dict[str, list[Array]] = {}
-    names: list[str] | None = None
-    notes = [] if folders[0] in (str(path), str(path.parent)) else [f"read from the folder {Path(folders[0]).name}"]
-    for file in files:
-        match = re.match(r"[a-z]+", file.name)
-        split = "train" if file == path else SPLITS.get(match[0] if match else "")
-        if split is None:
-            notes.append(f"{file.name} was left out: not named train-, validation- or test-")
-            continue
-        found, targets, told, column = _parquet_rows(file, size)
-        names = names or told
-        pictures.setdefault(split, []).extend(found)
-        labels.setdefault(split, []).append(targets)
-        notes += [f"labels are the column {column}"] if column not in ("label", "labels") else []
-    if not pictures.get("train"):
-        raise UserError(f"{path}: no rows to train on; name a parquet file with rows train-*.parquet")
-    images, remarks = stack({split: found for split, found in pictures.items() if found})
-    targets_of = {split: np.concatenate(labels[split]) for split in images}
-    name = path.resolve().name.removesuffix(".parquet")
-    return Raw(name, images, targets_of, names, (*dict.fromkeys(notes), *remarks))
-
-
-def _parquet_rows(file: Path, size: Size | None) -> tuple[list[Picture], Array, list[str] | None, str]:
-    """Pictures, labels, class names and the label column of one parquet file, decoded a thousand rows at a time."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise UserError(f"{file}: reading parquet needs pyarrow; run pip install 'limbeck[hf]'") from error
-    pictures: list[Picture] = []
-    labels: list[Array] = [np.empty(0, np.int64)]
-    try:
-        with pq.ParquetFile(file) as table:
-            schema = table.schema_arrow
-            image, label = _parquet_columns(file, schema, pa.types)
-            for batch in table.iter_batches(1000, columns=[image, label]):
-                held = batch.column(image)
-                held = held.field("bytes") if pa.types.is_struct(held.type) else held
-                if held.null_count or batch.column(label).null_count:
-                    raise UserError(f"{file}: empty cells in {image} (its bytes) or {label}; give every row both")
-                labels.append(batch.column(label).to_numpy())
-                start = len(pictures)
-                pictures += [decode(b, f"{file} row {start + i}", size) for i, b in enumerate(held.to_pylist())]
-    except pa.ArrowException as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{file}: not a readable parquet file ({reason}); fetch it again") from error
-    return pictures, np.concatenate(labels), _parquet_names(schema, label), label
-
-
-def _parquet_columns(file: Path, schema: Any, types: Any) -> tuple[str, str]:
-    """(image column, label column): a known name with a fitting type, for images else the only one of such a type."""
-
-    def holds_bytes(kind: Any) -> bool:
-        if types.is_struct(kind):
-            return any(field.name == "bytes" and holds_bytes(field.type) for field in kind)
-        return bool(types.is_binary(kind) or types.is_large_binary(kind))
-
-    fitting = [field.name for field in schema if holds_bytes(field.type)]
-    image = next((c for c in IMAGE_COLUMNS if c in fitting), fitting[0] if len(fitting) == 1 else None)
-    whole = [field.name for field in schema if types.is_integer(field.type)]
-    label = next((c for c in LABEL_COLUMNS if c in whole), None)
-    if image is None or label is None:
-        kind, known = ("image", IMAGE_COLUMNS) if image is None else ("integer label", LABEL_COLUMNS)
-        columns = ", ".join(schema.names)
-        raise UserError(f"{file}: no {kind} column ({', '.join(known)}) among {columns}; rename the one that is meant")
-    return image, label
-
-
-def _parquet_names(schema: Any, label: str) -> list[str] | None:
-    """Class names from the metadata the Hugging Face library writes; None where there are none."""
-    try:
-        return list(map(str, json.loads(schema.metadata[b"huggingface"])["info"]["features"][label]["names"]))
-    except (KeyError, TypeError, ValueError):
-        return None
 
 
 class _Pair(NamedTuple):
@@ -372,6 +297,10 @@ def _is_folder(source: Any) -> bool:
     return isinstance(source, str | Path) and Path(source).is_dir()
 
 
+def _holds_parquet(source: Any) -> bool:
+    return _is_folder(source) and bool(parquet_files(Path(source)))
+
+
 def _is_file(source: Any, suffix: str) -> bool:
     return isinstance(source, str | Path) and Path(source).is_file() and Path(source).suffix.lower() == suffix
 
@@ -387,9 +316,9 @@ READERS: list[Reader] = [
     Reader("digits", lambda s: isinstance(s, str) and s == "digits", _read_digits),
     Reader("fashion-mnist", lambda s: isinstance(s, str) and s == "fashion-mnist", _read_fashion),
     Reader("an .npz file in the MedMNIST or Keras layout", lambda s: _is_file(s, ".npz"), _read_npz),
-    Reader("a .parquet file", lambda s: _is_file(s, ".parquet"), _read_parquet),
+    Reader("a .parquet file", lambda s: _is_file(s, ".parquet"), read_parquet, parquet_files),
     Reader("a folder of idx files", lambda s: _is_folder(s) and bool(_idx_files(Path(s))), _read_idx),
-    Reader("a folder of parquet files", lambda s: _is_folder(s) and bool(_parquet_files(Path(s))), _read_parquet),
-    Reader("a folder with one folder of images per class", _is_folder, _read_folder),
+    Reader("a folder of parquet files", _holds_parquet, read_parquet, parquet_files),
+    Reader("a folder with one folder of images per class", _is_folder, _read_folder, _tree),
     DATASET,
 ]

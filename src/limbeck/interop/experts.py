@@ -26,7 +26,7 @@ from limbeck.interop.read import (
     open_pt,
 )
 from limbeck.models import ModelConfig
-from limbeck.task import Task, make_task
+from limbeck.task import Task, kept_switches, make_task
 from limbeck.training import score
 from limbeck.trajectory.convexified import Convexified, waypoint_epochs
 from limbeck.trajectory.recorded import Recorded
@@ -41,6 +41,7 @@ SCHEDULE = {
 TOLERANCE = 1e-4  # path fractions are float32 sums of some fifty terms
 
 
+@kept_switches()
 def import_experts(
     source: str | Path | list[Path],
     out: str | Path,

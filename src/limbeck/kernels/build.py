@@ -19,6 +19,8 @@ from typing import NamedTuple
 import torch
 from filelock import FileLock
 
+from limbeck.home import kernels_folder
+
 SOURCE = Path(__file__).with_name("network.cpp")
 HEADERS = tuple(
     Path(__file__).with_name(f"{name}.hpp") for name in ("vectors", "matrix", "winograd", "block", "memory", "network")
@@ -114,7 +116,7 @@ def private_folder() -> Path:
     It does not follow $LIMBECK_HOME, which a group may share: whoever can write a library there could run code here.
     Raises Unavailable where it belongs to somebody else, or others can write to it.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "limbeck" / "kernels"
+    cache = kernels_folder()
     spare = Path(tempfile.gettempdir()) / f"limbeck-kernels-{os.getuid()}"
     try:
         return _private(cache)

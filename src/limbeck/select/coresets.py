@@ -7,8 +7,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from limbeck.errors import UserError
@@ -28,6 +26,9 @@ def kmeans(features: Tensor, count: int, seed: int) -> Tensor:
 
     Centres start at random samples, not by k-means++: at 128 clusters that was 80 times cheaper and as good.
     """
+    from sklearn.cluster import KMeans  # takes a second to import, and most commands never need it
+    from sklearn.exceptions import ConvergenceWarning
+
     points = features.cpu().double().numpy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct images than clusters: filled up below

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from limbeck.random import derive
@@ -33,6 +31,9 @@ class Dream:
 
     def __call__(self, features: Tensor, count: int, seed: int) -> Tensor:
         """features (m, d) -> distinct rows (min(count, m),)."""
+        from sklearn.cluster import KMeans  # takes a second to import, and most commands never need it
+        from sklearn.exceptions import ConvergenceWarning
+
         if count >= len(features):
             return torch.arange(len(features))
         clusters = max(1, count // self.per_cluster)
