@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 
 import torch
@@ -32,11 +31,6 @@ def random_data(channels: int, side: int, train: int, test: int) -> ImageData:
     parts = split(train), split(test), split(test)
     classes = tuple(str(label) for label in range(CLASSES))
     return ImageData("random", *parts, classes, (), fingerprint(parts, classes))
-
-
-def has_bfloat16() -> bool:
-    """Whether this limbeck can be asked for bfloat16 activations."""
-    return "precision" in inspect.signature(make_task).parameters
 
 
 def make(data: ImageData, width: int, precision: str = "float32", device: str = "cpu") -> Task:

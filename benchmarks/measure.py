@@ -26,7 +26,9 @@ import torch
 import torch.nn.functional as F
 
 import limbeck
+from limbeck.allocator import keep_freed_memory
 from limbeck.files import write_json
+from limbeck.kernels import load
 
 Side = Callable[[], object]
 Json = dict[str, Any]
@@ -103,26 +105,23 @@ def times_faster(seconds: Mapping[str, list[float]], base: str) -> Json:
 # --- the allocator
 
 ALLOCATOR = (
-    "limbeck's kernels ask glibc to keep freed memory, for the whole process; sides that stand for other code, and "
-    "ours without kernels, run with glibc's own setting (the maximum it adapts to: mmap from 32 MB, trim from 64 MB), "
+    "limbeck's command line asks glibc to keep freed memory, for the whole process; sides that stand for other code, "
+    "and ours without kernels, run with glibc's own setting (the most it adapts to: mmap from 32 MB, trim from 64 MB), "
     "unless the name says 'tuned allocator'."
 )
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # malloc.h
 ADAPTED = (32 << 20, 64 << 20)
-KEEPING = (1 << 30, (1 << 31) - 1)  # as limbeck.kernels sets them
+KEEPING = (1 << 30, (1 << 31) - 1)  # as limbeck.allocator sets them
 
 
 def kernels_loaded() -> bool:
-    """Whether limbeck's compiled parts are in use, where this version has them."""
-    try:
-        return import_module("limbeck.kernels").load() is not None
-    except ModuleNotFoundError:
-        return False
+    """Whether limbeck's compiled parts can be used."""
+    return load() is not None
 
 
 @contextmanager
 def default_allocator() -> Iterator[None]:
-    """glibc's allocator as it is without limbeck's kernels; their setting is put back afterwards.
+    """glibc's allocator as it is without limbeck's command line, whose setting is put back afterwards.
 
     The thresholds are the highest that glibc adapts to by itself, which is where a process with large tensors ends.
     Memory that was kept is handed back first: otherwise the side would still draw on it, and never map anew.
@@ -143,8 +142,7 @@ def default_allocator() -> Iterator[None]:
     try:
         yield
     finally:
-        if kernels_loaded():
-            use(*KEEPING)
+        use(*KEEPING)
 
 
 def with_default_allocator(side: Side) -> Side:
@@ -191,7 +189,7 @@ def in_child(module: str, function: str, arguments: Json, kernels: bool = True) 
     """Measure one side in a fresh process: its seconds, and its peak memory above what it held before, in MiB.
 
     module.function(**arguments) -> (warm, run): `run` is measured, after `warm`; what `warm` needs counts as well.
-    kernels: False switches limbeck's compiled parts off, and with them their setting of the allocator.
+    kernels: False switches limbeck's compiled parts off.
     """
     call = json.dumps({"module": module, "function": function, "arguments": arguments})
     threads = torch.get_num_threads()
@@ -240,6 +238,7 @@ def machine() -> Json:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "limbeck": limbeck.__version__,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "kernels": kernels_loaded(),
         "allocator": ALLOCATOR,
     }
@@ -257,7 +256,7 @@ print(time.perf_counter() - start if built else "")
 def build_seconds() -> float | None:
     """What it takes to compile the kernels where they never were; None where they cannot be."""
     with tempfile.TemporaryDirectory() as home:
-        where = {**os.environ, "LIMBECK_HOME": home}
+        where = {**os.environ, "XDG_CACHE_HOME": home}
         done = subprocess.run([sys.executable, "-c", BUILD], env=where, capture_output=True, text=True, check=True)
     return round(float(done.stdout), 2) if done.stdout.strip() else None
 
@@ -327,7 +326,8 @@ def write(path: Path, result: Json) -> None:
 
 
 def arguments(description: str | None, cases: Mapping[str, object] | None = None) -> argparse.Namespace:
-    """The command line that the scripts share."""
+    """The command line that the scripts share; memory is kept as limbeck's own keeps it."""
+    keep_freed_memory()
     return parser(description, cases).parse_args()
 
 

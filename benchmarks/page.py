@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
+from benchmarks.__main__ import INSTRUCTIONS
 from benchmarks.measure import RESULTS, ROOT
 
 Json = dict[str, Any]
@@ -65,7 +67,8 @@ def of_step(step: Json) -> str:
         exact = "; ".join(f"{side} {e['relative_error']:.1e}" for side, e in case["one_step_against_float64"].items())
         head = ["side", "times as fast as released", "with the allocator tuned for released too", "GFLOP/s", "peak MiB"]
         parts.append(
-            f"**{name}**, N {case['case']['steps']}, n = {case['main']['n']}\n\n{table(head, rows)}\n\n"
+            f"**{name}**, N {case['case']['timed']} (memory: N {case['case']['steps']}), n = {case['main']['n']}\n\n"
+            f"{table(head, rows)}\n\n"
             f"Image gradient of the whole step against ours in float32, relative error and cosine: {said}. "
             f"One student step against autograd in float64: {exact}."
         )
@@ -116,7 +119,7 @@ def shown(point: Json | str) -> str:
 def described(result: Json) -> str:
     """The machine in a sentence."""
     m = result["machine"]
-    return f"{m['processor']}, {m['threads']} threads, torch {m['torch']}."
+    return f"{m['processor']}, {m['instructions']}, {m['threads']} threads, torch {m['torch']}."
 
 
 def draw(growth: Json, path: Path) -> None:
@@ -141,25 +144,43 @@ def draw(growth: Json, path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
+def results() -> dict[str, dict[str, Json]]:
+    """What there is, by instruction set and script."""
+    folders = [RESULTS / name for name in INSTRUCTIONS if (RESULTS / name).is_dir()]
+    return {
+        folder.name: {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+        for folder in folders
+    }
+
+
 def main() -> None:
     """Fill the marked places of docs/performance.md."""
-    results = {
-        name: json.loads((RESULTS / f"{name}.json").read_text()) for name in ("step", "experts", "evaluate", "growth")
-    }
-    made = {
-        "step": of_step(results["step"]),
-        "experts": of_loops(results["experts"], {"one": ", one expert", "two": ", two experts"}),
-        "evaluate": of_loops(results["evaluate"], {None: ""}),
-        "growth": of_growth(results["growth"]),
+    found = results()
+
+    def sections(script: str, of: Callable[[Json], str]) -> str:
+        parts = [f"### {title(name)}\n\n{of(part[script])}" for name, part in found.items() if script in part]
+        return "\n\n".join(parts)
+
+    growth = next(part["growth"] for part in found.values() if "growth" in part)
+    texts = {
+        "step": sections("step", of_step),
+        "experts": sections("experts", lambda part: of_loops(part, {"one": ", one expert", "two": ", two experts"})),
+        "evaluate": sections("evaluate", lambda part: of_loops(part, {None: ""})),
+        "growth": of_growth(growth),
     }
     page = ROOT / "docs" / "performance.md"
     text = page.read_text(encoding="utf-8")
-    for name, section in made.items():
+    for name, section in texts.items():
         before, rest = text.split(f"<!-- {name} -->\n", 1)
         _, after = rest.split(f"<!-- end of {name} -->", 1)
         text = f"{before}<!-- {name} -->\n\n{section}\n\n<!-- end of {name} -->{after}"
     page.write_text(text, encoding="utf-8")
-    draw(results["growth"], ROOT / "docs" / "performance.svg")
+    draw(growth, ROOT / "docs" / "performance.svg")
+
+
+def title(instructions: str) -> str:
+    """AVX-512, AVX2."""
+    return instructions.upper().replace("AVX512", "AVX-512")
 
 
 if __name__ == "__main__":

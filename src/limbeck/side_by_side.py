@@ -55,8 +55,9 @@ def _together(
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,))
     try:
         places: dict[Future[T], int] = {pool.submit(jobs[place], check): place for place in chosen}
-        for future in as_completed(places):
-            yield places[future], future.result()
+        for future in as_completed(list(places)):
+            yield places.pop(future), future.result()
+            del future  # a result is not kept until the last job ends
     finally:
         given_up.set()
         pool.shutdown(cancel_futures=True)

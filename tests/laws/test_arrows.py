@@ -24,6 +24,7 @@ LAYERS = [
     {
         "random",
         "sums",
+        "threads",
         "allocator",
         "linear",
         "files",

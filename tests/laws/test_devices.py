@@ -195,7 +195,10 @@ SMALL = {
     "batch_real": 16,
 }
 EVERY_STEP = {"loop.descend": 1}  # the loss; and, for each part that is learned, whether its gradient is finite
-REPLAY = {"student.unroll._Replayed.backward": 1}  # the step sizes
+REPLAY = {
+    "student.unroll._Replayed.backward": 1,  # the step sizes
+    "objectives.trajectory.MatchTrajectory.__call__": 1,  # whether the student went far past its target
+}
 BY_CLASS = {"objectives.classes.MatchClasses.__call__": 1}  # the labels
 READS = {
     **dict.fromkeys(("mct", "mtt", "tesla", "ftd", "datm"), REPLAY),

@@ -315,7 +315,9 @@ def test_many_images_are_announced(
 # The command
 
 
-def test_the_command_shows_and_clears(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_shows_and_clears(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from limbeck.cli import main
 
     def call(*words: str) -> str:
@@ -325,6 +327,9 @@ def test_the_command_shows_and_clears(tmp_path: Path, capsys: pytest.CaptureFixt
         return capsys.readouterr().out
 
     home = tmp_path / "home"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "cache" / "limbeck" / "kernels").mkdir(parents=True)
+    (tmp_path / "cache" / "limbeck" / "kernels" / "kernels.so").write_bytes(b"123")
     load_data(a_folder(tmp_path / "pictures"))
     (entry,) = (home / "images").iterdir()
     (home / "experts" / "digits-1").mkdir(parents=True)
@@ -333,10 +338,11 @@ def test_the_command_shows_and_clears(tmp_path: Path, capsys: pytest.CaptureFixt
     assert told["home"] == str(home)
     assert told["entries"]["images"] == {entry.name: entry.stat().st_size}
     assert told["entries"]["experts"] == {"digits-1": 5}
-    assert told["bytes"] == {"images": entry.stat().st_size, "experts": 5, "baselines": 0, "kernels": 0}
+    assert told["bytes"] == {"images": entry.stat().st_size, "experts": 5, "baselines": 0, "kernels": 3}
     shown = call()
     assert all(part in shown for part in (entry.name, str(home / "images"), "5 B", "digits-1", "20 GB"))
     assert json.loads(call("--clear", "images", "baselines", "--json"))["bytes"]["images"] == 0
+    assert json.loads(call("--clear", "kernels", "--json"))["bytes"]["kernels"] == 0
     assert not entry.exists()
     assert (home / "experts" / "digits-1" / "expert-0000.safetensors").exists()
 

@@ -273,7 +273,7 @@ def test_experts_without_out_are_found_again(limbeck: Any) -> None:
     again = limbeck("experts", "digits", *EXPERTS, "--json")
     assert first.json == again.json
     assert again.json["experts"] == 1
-    assert again.err == ""  # nothing to train
+    assert "epoch" not in again.err  # nothing to train
     more = limbeck("experts", "digits", *EXPERTS, "--count", "2", "--json")
     assert (more.json["experts"], more.json["store"]) == (2, first.json["store"])
 

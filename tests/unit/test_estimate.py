@@ -355,13 +355,13 @@ def test_the_command_refuses_what_distill_refuses(words: list[str], capsys: pyte
 def test_long_commands_say_first_how_long(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     call("distill", "digits", *WORDS, "--out", first)
-    assert capsys.readouterr().err.startswith("about ")
+    assert "\nabout " in capsys.readouterr().err.split("experts:")[0]  # after how derivatives are computed
     call("distill", "digits", *WORDS, "--out", first)  # nothing is left to do
     assert "about " not in capsys.readouterr().err
     call("evaluate", first)
-    assert capsys.readouterr().err.startswith("about ")
+    assert "about " in capsys.readouterr().err[:120]  # after how derivatives are computed, where that is said
     call("experts", "digits", "--model.width", "4", "--count", "1", "--epochs", "2", "--out", tmp_path / "store")
-    assert capsys.readouterr().err.startswith("about ")
+    assert "about " in capsys.readouterr().err[:120]  # after how derivatives are computed, where that is said
     call("experts", "digits", "--model.width", "4", "--count", "1", "--epochs", "2", "--out", tmp_path / "store")
     assert capsys.readouterr().err == ""
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import UserError
+from limbeck.threads import one_thread
 
 Kind = Literal["normalise", "zca"]
 TENSORS: dict[str, tuple[str, ...]] = {"normalise": ("mean", "std"), "zca": ("mean", "whiten", "colour")}
@@ -129,9 +130,10 @@ def fit_preprocess(kind: str, images: Tensor, eps: float = 0.1) -> Preprocess:
     if len(images) < 2 or not eps > 0:
         raise UserError(f"zca needs at least 2 images and eps above 0, not {len(images)} images and eps {eps}")
     mean, covariance = _pixel_moments(images)
-    values, vectors = torch.linalg.eigh(covariance)
-    root = (values.clamp(min=0) + eps).sqrt()  # rounding makes the zero eigenvalues of constant pixels negative
-    whiten, colour = (vectors / root) @ vectors.T, (vectors * root) @ vectors.T
+    with one_thread():  # the sums above are exact; these are not
+        values, vectors = torch.linalg.eigh(covariance)
+        root = (values.clamp(min=0) + eps).sqrt()  # rounding makes the zero eigenvalues of constant pixels negative
+        whiten, colour = (vectors / root) @ vectors.T, (vectors * root) @ vectors.T
     return Preprocess("zca", (c, h, w), float(eps), mean.float(), None, whiten.float(), colour.float())
 
 

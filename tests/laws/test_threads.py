@@ -1,0 +1,141 @@
+"""The same command gives the same bits by one thread or several, with one expert or many, interrupted or not.
+
+On the default path: the width where the compiled network is used, more parameters than torch sums by one thread.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import limbeck
+from limbeck import METHODS
+from limbeck.data import ImageData, fit_preprocess
+from limbeck.methods import Facts, Material
+from limbeck.models import ModelConfig
+from limbeck.sums import inner, total
+from limbeck.task import Task, make_task
+from limbeck.trajectory import ExpertConfig, Recorded
+from limbeck.trajectory.store import make_path
+
+WIDE = ModelConfig(width=64, depth=2)  # 40,000 parameters
+SMALL: dict[str, Any] = {
+    "ipc": 2,
+    "iterations": 5,
+    "syn_steps": 3,
+    "validate_every": 2,
+    "validate_networks": 2,
+    "validate_epochs": 3,
+    "model": ModelConfig(width=32),
+    "expert": limbeck.ExpertConfig(epochs=2, batch_size=64),
+    "eval": limbeck.EvalConfig(networks=3, epochs=5, full_epochs=1, full_networks=1, baseline_lrs=(0.01,)),
+}
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, threads: int, stop_at: int | None = None, **options: Any
+) -> Path:
+    """A whole run in a home of its own; stop_at: interrupted when so many units of work are done, and run again."""
+    torch.set_num_threads(threads)
+    monkeypatch.setenv("LIMBECK_HOME", str(folder / "home"))
+    done = 0
+
+    def listen(event: dict[str, Any]) -> None:
+        nonlocal done
+        done += event["event"] == "advance"
+        if done == stop_at:
+            raise KeyboardInterrupt
+
+    arguments = {**SMALL, **options, "out": folder / "run"}
+    if stop_at is not None:
+        with pytest.raises(KeyboardInterrupt):
+            limbeck.distill("digits", listen=listen, **arguments)
+    return limbeck.distill("digits", **arguments)
+
+
+def tensors(path: Path) -> dict[str, Tensor]:
+    """Everything that was computed: experts and sets."""
+    files = [*sorted((path.parent / "home").rglob("expert-*.safetensors")), *sorted(path.glob("set-*.safetensors"))]
+    return {f"{file.name}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def accuracies(path: Path) -> list[Any]:
+    rows = json.loads((path / "results.json").read_text())["results"]
+    return [(row["set"], row["which"], row["accuracy_mean"], row["lr"]) for row in rows]
+
+
+def test_one_result_by_any_number_of_threads_interrupted_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads, interrupted among the experts and in distillation: once the share of threads changed the bits."""
+    whole = run(tmp_path / "one", monkeypatch, 1, count=3)
+    expected, scores = tensors(whole), accuracies(whole)
+    assert sum("expert" in name for name in expected) >= 6
+    for name, threads, stop_at in (("two", 2, None), ("experts", 2, 3), ("steps", 2, 9), ("back", 3, 14)):
+        other = run(tmp_path / name, monkeypatch, threads, stop_at, count=3)
+        found = tensors(other)
+        assert found.keys() == expected.keys()
+        assert [key for key in expected if not found[key].equal(expected[key])] == [], name
+        assert accuracies(other) == scores, name
+    fewer = tensors(run(tmp_path / "fewer", monkeypatch, 2, count=1))
+    same = [key for key in fewer if key.startswith("expert-0000")]
+    assert same
+    assert all(fewer[key].equal(expected[key]) for key in same)
+
+
+@pytest.fixture(scope="module")
+def wide(digits: ImageData) -> Task:
+    return make_task(digits, WIDE)
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not method.threads_matter])
+def test_the_gradient_of_every_method_by_any_number_of_threads(name: str, wide: Task) -> None:
+    method, generator = METHODS[name], torch.Generator().manual_seed(0)
+    count = wide.model.layout.count
+    assert count > 32768
+    points = [wide.model.fresh(0)]
+    for _ in range(6):
+        points.append(points[-1] + 0.02 * torch.randn(count, generator=generator))
+    config, recorded = ExpertConfig(epochs=6), Recorded(torch.stack(points))
+    path = make_path(torch.stack(points), wide.model.layout, config) if method.experts == "convex" else recorded
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        options = method.resolve(method.config(), Facts(len(wide.data.train), 1, config))
+        plan = method.plan(options, Material(wide, [path] if method.experts else [], 1, 0))
+        found = [plan.synthetic.images.detach().clone()]
+        if plan.iterations:
+            loss = plan.objective(plan.synthetic, 0, 0)
+            loss.backward()
+            gradients = [parameter.grad for parameter in plan.synthetic.parameters().values()]
+            found += [loss.detach(), *(gradient for gradient in gradients if gradient is not None)]
+        results.append(found)
+    assert all(a.equal(b) for result in results[1:] for a, b in zip(result, results[0], strict=True))
+
+
+def test_sums_and_whitening_by_any_number_of_threads() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(320_001, generator=generator)
+    images = torch.randint(256, (200, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    results = []
+    for threads in (1, 2, 3, 5):
+        torch.set_num_threads(threads)
+        whitening = fit_preprocess("zca", images)
+        assert torch.get_num_threads() == threads
+        results.append([total(x), inner(x, x), *(t for t in vars(whitening).values() if isinstance(t, Tensor))])
+    assert all(a.equal(b) for result in results[1:] for a, b in zip(result, results[0], strict=True))
+    assert float(total(x.double())) == pytest.approx(float(x.double().sum()), abs=1e-9)
