@@ -43,6 +43,7 @@ class Screen:
     def __call__(self, event: dict[str, Any]) -> None:
         known = {
             "estimate": self._estimate,
+            "note": self._estimate,
             "stage": self._stage,
             "advance": self._advance,
             "validate": self._validate,

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from limbeck.data import ImageData, Preprocess, Split, fit_preprocess
 from limbeck.compiled import Compiled
 from limbeck.conditions import NUMERICS
+from limbeck.data import ImageData, Preprocess, Split, fit_preprocess
 from limbeck.data.augment import DSA, CropThen, default_strategy
 from limbeck.derivatives import Derivatives
 from limbeck.errors import UserError

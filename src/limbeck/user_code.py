@@ -20,7 +20,7 @@ CONSTANTS = (bool, int, float, complex, str, bytes, type(None))
 def source_key(*roots: object) -> str:
     """12 hex digits over the source of the user's functions and classes that `roots` are or use; "" where none is.
 
-    Of limbeck, the standard library and installed packages nothing counts, but for the packages of the roots themselves.
+    Nothing of limbeck, the standard library and installed packages counts, but for the packages of the roots.
     A change of comments or of layout changes nothing; one of code, or of a constant that it uses, does.
 
     >>> source_key(len, Path)
@@ -75,7 +75,9 @@ class _Walk:
         else:
             uses = [*self.used(value), ("wrapped", getattr(value, "__wrapped__", None))]
         for key, each in uses:
-            if not isinstance(value, type) or not isinstance(each, (*CONSTANTS, dict, tuple)):  # those are in its source
+            if not isinstance(value, type) or not isinstance(
+                each, (*CONSTANTS, dict, tuple)
+            ):  # those are in its source
                 self.visit(each, f"{key} of {name}")
 
     def is_users(self, module: str) -> bool:

@@ -15,7 +15,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from limbeck.data.images import Array, ImageData, Picture, Raw, Size, as_picture, assemble, decode, stack
+from limbeck.data.images import (
+    Array,
+    ImageData,
+    Picture,
+    Raw,
+    Size,
+    as_picture,
+    assemble,
+    decode,
+    refuse_own_folder,
+    stack,
+)
 from limbeck.errors import UserError
 
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -229,6 +240,7 @@ def _class_files(folder: Path) -> tuple[dict[str, list[Path]], int]:
 
 def _read_folder(source: Any, size: Size | None) -> Raw:
     folder = Path(source)
+    refuse_own_folder(folder)
     pictures: dict[str, list[Picture]] = {}
     labels, others = {}, 0
     listed = {split: _class_files(inside) for split, inside in _split_folders(folder).items()}

@@ -28,6 +28,8 @@ class MatchTrajectory:
     adjoint:      how the gradient through the student is taken; distance: MTT's normalised displacement.
     perturb:      changes the start (MCT's start noise), before the distance is normalised.
     labels:       None keeps the set's own labels; else they come from here (TESLA's and MCT's teacher labels).
+
+    Raises UserError where the sampler finds no segment on one of the trajectories.
     """
 
     trajectories: Sequence[Trajectory]
@@ -39,6 +41,10 @@ class MatchTrajectory:
     distance: Distance = displacement
     labels: Labeller | None = None
     perturb: Callable[[Tensor, torch.Generator], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        for end in sorted({path.end for path in self.trajectories}):
+            self.sampler(0, end, stream(0, "segment"))
 
     def segment(self, step: int, seed: int, device: torch.device) -> Segment:
         """The stretch that outer step `step` matches."""
