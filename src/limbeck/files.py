@@ -175,6 +175,13 @@ def size_of(path: Path) -> int:
     return path.stat().st_size
 
 
+def refuse_own_folder(folder: Path) -> None:
+    """UserError for a run or a store of experts in the place of images."""
+    for file, what in (("run.json", "a run of limbeck"), ("store.json", "a store of experts")):
+        if (folder / file).exists():
+            raise UserError(f"{folder}: {what} and no images; name the data set that it was made from")
+
+
 def home() -> Path:
     """Where experts and baselines are kept for reuse: $LIMBECK_HOME, else the user's cache folder."""
     given = os.environ.get("LIMBECK_HOME")

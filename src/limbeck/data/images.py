@@ -167,13 +167,6 @@ def as_labels(array: Array, count: int, where: str) -> Array:
     return labels
 
 
-def refuse_own_folder(folder: Path) -> None:
-    """UserError for a run or a store of experts in the place of images."""
-    for file, what in (("run.json", "a run of limbeck"), ("store.json", "a store of experts")):
-        if (folder / file).exists():
-            raise UserError(f"{folder}: {what} and no images; name the data set that it was made from")
-
-
 class Picture(NamedTuple):
     """One decoded image: pixels uint8 (h, w) grey or (h, w, 3) RGB, where it came from, what was done to it."""
 

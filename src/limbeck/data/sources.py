@@ -15,19 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from limbeck.data.images import (
-    Array,
-    ImageData,
-    Picture,
-    Raw,
-    Size,
-    as_picture,
-    assemble,
-    decode,
-    refuse_own_folder,
-    stack,
-)
+from limbeck.data.images import Array, ImageData, Picture, Raw, Size, as_picture, assemble, decode, stack
 from limbeck.errors import UserError
+from limbeck.files import refuse_own_folder
 
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
