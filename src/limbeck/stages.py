@@ -117,8 +117,7 @@ def optimise(job: Job, plan: Plan) -> None:
     hooks = [*plan.hooks, log, chooser, save]
     steps = range(done, plan.iterations)
     descend(plan.objective, plan.synthetic, plan.optimisers, steps, config.seed, plan.accept, hooks)
-    if len(steps) or not (run.path / "set-last.safetensors").exists():
-        keep("last")(plan.show(plan.synthetic).snapshot(), plan.iterations)
+    keep("last")(plan.show(plan.synthetic).snapshot(), plan.iterations)
 
 
 def _warn_of_weak_experts(job: Job, start: float) -> None:
