@@ -434,8 +434,10 @@ CHANGES = [("FACTOR = 1.0", "FACTOR = 1e9"), (".square()", ".abs()"), ("0.1)]", 
 def test_changed_code_of_a_users_method_is_another_run(
     write_method: Any, tmp_path: Path, before: str, after: str
 ) -> None:
+    few = {"model": ModelConfig(width=4), "eval": EVAL, "validate_networks": 1, "validate_epochs": 2}
+
     def again() -> Path:
-        return limbeck.distill("digits", method="mine", out=tmp_path / "run", model=ModelConfig(width=4), eval=EVAL)
+        return limbeck.distill("digits", method="mine", out=tmp_path / "run", **few)
 
     write_method(METHOD)
     stamp = (again() / "results.json").stat().st_mtime_ns
