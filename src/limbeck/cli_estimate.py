@@ -12,7 +12,7 @@ from limbeck.config import JobConfig
 from limbeck.data import ImageData, load_data
 from limbeck.estimate import estimate, estimate_evaluation
 from limbeck.evaluation import EvalConfig, require_same_data, sets_of
-from limbeck.job import prepare, run_folder
+from limbeck.job import is_finished, prepare, run_folder
 from limbeck.methods import find_method
 from limbeck.models import ModelConfig
 from limbeck.stopwatch import Estimate
@@ -34,7 +34,7 @@ def run_estimate(args: Any, listen: Listener) -> Any:
     work = prepare(args.data, **common, **options)
     start = {"start": IMPORTS + time.perf_counter() - begun}
     path = run_folder(work, args.out)
-    if (path / "results.json").exists():
+    if is_finished(work, path):
         found = Estimate(start, None, None, 0)
     else:
         found = estimate(work, path)

@@ -155,6 +155,12 @@ def run_folder(work: Work, out: str | Path | None) -> Path:
     return Path(out) if out is not None else Path("runs") / name
 
 
+def is_finished(work: Work, path: Path) -> bool:
+    """Whether the run in the folder `path` is finished and has exactly the configuration of `work`."""
+    run = Run(path)
+    return run.is_finished(_resolved(work._replace(config=_with_rhythm(work, run.config()))))
+
+
 def distill(
     data: str | Path | ImageData,
     *,

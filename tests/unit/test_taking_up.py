@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import shlex
 import shutil
 import sys
 from contextlib import suppress
@@ -18,6 +19,7 @@ import torch
 import limbeck
 from limbeck import EvalConfig, ExpertConfig, ModelConfig, UserError, files
 from limbeck.inspection import inspect_store
+from limbeck.job import is_finished, prepare
 from limbeck.record import Run
 from limbeck.task import Task, make_task
 from limbeck.user_code import source_key
@@ -239,6 +241,19 @@ def test_a_finished_run_says_so_in_one_line(run: Path) -> None:
     heard: Events = []
     job(run, listen=heard.append)
     assert heard == [{"event": "note", "text": f"{run} is finished; nothing was done."}]
+
+
+def test_a_run_is_estimated_as_what_is_left_of_it(finished: Path) -> None:
+    work = prepare("digits", **TINY)
+    assert is_finished(work, finished)
+    for changed in ({"iterations": 8}, {"eval": EVAL.model_copy(update={"networks": 2})}):
+        assert not is_finished(prepare("digits", **{**TINY, **changed}), finished)
+
+
+def test_a_recorded_command_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/bin/limbeck", "distill", "my data", "--out", "a;b"])
+    command = read(job(tmp_path / "run", iterations=1) / "run.json")["command"]
+    assert shlex.split(command) == ["limbeck", *sys.argv[1:]]
 
 
 # --- the conditions
