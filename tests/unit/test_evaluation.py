@@ -43,7 +43,7 @@ def test_scores_are_those_of_one_network_after_the_other(task: Task) -> None:
 
 
 def test_the_task_says_what_its_figures_depend_on(task: Task) -> None:
-    assert task.computed() == {}
-    assert replace(task, precision="bfloat16").computed() == {"precision": "bfloat16"}
+    assert task.computed()["precision"] == "float32"
+    assert replace(task, precision="bfloat16").computed()["precision"] == "bfloat16"
     with pytest.raises(UserError, match="tf32 is of NVIDIA GPUs; with --device cpu use"):
         make_task(task.data, task.model_config, precision="tf32")
