@@ -82,8 +82,13 @@ def baselines(task: Task, ipc: int, config: EvalConfig, seed: int, listen: Liste
 def kept_row(task: Task, name: str, ipc: int, config: EvalConfig, seed: int) -> tuple[Path, dict[str, Any]]:
     """Where `baselines` keeps the row of this name, and all that it depends on."""
     matters = _of_full if name == "full" else _of_selected
-    description = {**task.describe(), **task.computed(), "baseline": name, **matters(config, ipc), "seed": seed}
-    description["device"] = task.device.type
+    description = {
+        **task.describe(),
+        "computed": task.computed(),
+        "baseline": name,
+        **matters(config, ipc),
+        "seed": seed,
+    }
     return home() / "baselines" / f"{task.data.name}-{name}-{content_key(description)}.json", description
 
 

@@ -58,6 +58,11 @@ class Choice(NamedTuple):
     slow: bool = False
 
     @property
+    def is_compiled(self) -> bool:
+        """Whether gradients have the same bits by any number of threads."""
+        return isinstance(self.derivatives, Compiled)
+
+    @property
     def implementation(self) -> str:
         """A name: the same name and inputs give the same bits."""
         if isinstance(self.derivatives, Compiled):

@@ -12,7 +12,7 @@ from rich.console import Console
 from limbeck.cli_common import Command, Data, Listener, Options
 from limbeck.config import JobConfig
 from limbeck.estimate import estimate
-from limbeck.job import distill, prepare, run_folder
+from limbeck.job import distill, is_finished, prepare, run_folder
 from limbeck.methods import find_method
 from limbeck.presets import preset_arguments
 from limbeck.stopwatch import Estimate
@@ -92,7 +92,7 @@ def run_estimate(args: Any, listen: Listener) -> Any:
     work = prepare(args.data, **common, **_job_options(args))
     start = {"start": IMPORTS + time.perf_counter() - begun}
     path = run_folder(work, args.out)
-    if (path / "results.json").exists():
+    if is_finished(work, path):
         result = Estimate(start, None, None, 0)
     else:
         result = estimate(work, path)

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import count as numbers
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from limbeck.models import ModelConfig, flat_model
 from limbeck.random import derive, stream
 from limbeck.record import Run
 from limbeck.regression import RegressionConfig, fit_targets
+from limbeck.rehearsal import fewer, images_to_start, stand_ins
+from limbeck.stages import evaluation_key
 from limbeck.stopwatch import Estimate, Make, Piece, bytes_of, device_peak, measure, peak
 from limbeck.synthetic import SyntheticSet
 from limbeck.task import Task
@@ -112,33 +114,6 @@ class Account:
         return self.seconds()
 
 
-class StandIn:
-    """A trajectory in place of an expert that is not trained yet: a straight line between two random networks."""
-
-    def __init__(self, start: Tensor, stop: Tensor, end: int):
-        self.start, self.stop, self.end = start, stop, end
-        self.asked: float | None = None
-
-    def at(self, t: float) -> Tensor:
-        """Parameters (P,) at epoch `t`; it keeps when it was first asked."""
-        self.asked = self.asked or time.perf_counter()
-        return torch.lerp(self.start, self.stop, t / self.end)
-
-
-def stand_ins(task: Task, end: int, seed: int) -> list[StandIn]:
-    """Two of them."""
-    start = task.model.fresh(seed, "estimate")
-    stop = start + 0.1 * start.std() * torch.randn(start.shape, generator=stream(seed, "estimate"))
-    return [StandIn(start, stop, end) for _ in range(2)]
-
-
-def fewer(task: Task, most: int) -> Task:
-    """The same with at most so many training images a class."""
-    held = task.data.train
-    rows = torch.cat([(held.labels == c).nonzero().squeeze(1)[:most] for c in range(task.data.num_classes)])
-    return replace(task, data=replace(task.data, train=Split(held.images[rows], held.labels[rows])))
-
-
 # --- the stages
 
 
@@ -179,8 +154,7 @@ def build(work: Work, limit: float) -> tuple[Plan, float, float]:
     assert work.method is not None
     task, options, config = work.task, work.options, work.config
     end = config.expert.epochs if work.given is None else work.given.store.config.epochs
-    tiles = max(getattr(options, "canvas", 1), getattr(options, "factor", 1)) ** 2
-    most = 2 * max(config.ipc * tiles, getattr(options, "batch_real", 0), 16)
+    most = 2 * max(images_to_start(options, config.ipc), getattr(options, "batch_real", 0), 16)
     scale = 1.0
     for each in (fewer(task, most), task):
         paths = [] if config.count is None else stand_ins(task, end, config.seed)
@@ -325,7 +299,9 @@ def estimate(work: Work, path: Path) -> Estimate:
     account.known |= {"distill": building, "report": REPORT}
     add_distill(account, plan, scale, config.seed, plan.iterations - done)
     add_validation(account, work, shown, done, plan.iterations)
-    add_evaluation(account, work, plan, shown, {(row["set"], row["which"]) for row in run.lines("result")})
+    key = evaluation_key(task, config.eval, plan.iterations)
+    rows = {(row["set"], row["which"]) for row in run.lines("result") if row.get("evaluation") == key}
+    add_evaluation(account, work, plan, shown, rows)
     seconds = account.measure()
     order = ("experts", "distill", "evaluate", "report")
     disk = missing * expert_bytes(task, config.expert) + run_bytes(work, plan, shown)

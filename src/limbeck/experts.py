@@ -24,7 +24,7 @@ def describe_experts(task: Task, config: ExpertConfig, seed: int) -> dict[str, A
     layout = task.model.layout
     return {
         **task.describe(),
-        **task.computed(),
+        "computed": task.computed(),
         "expert": config.model_dump(mode="json"),
         "seed": seed,
         "layout": {"names": list(layout.names), "shapes": [list(shape) for shape in layout.shapes]},
@@ -40,11 +40,15 @@ def default_store(description: dict[str, Any]) -> Path:
 def make_experts(
     task: Task, config: ExpertConfig, count: int, seed: int, store: Store, listen: Listener = lambda event: None
 ) -> None:
-    """Train experts 0 ... count - 1 that the store lacks; each is written when it ends."""
+    """Train experts 0 ... count - 1 that the store lacks; each is written when it ends.
+
+    Raises UserError where those it has were computed under other conditions.
+    """
     have = set(store.indices())
     missing = [index for index in range(count) if index not in have]
     if not missing:
         return
+    store.require_conditions(task.computed())
     listen({"event": "stage", "name": "experts", "total": len(missing) * config.epochs, "unit": "epoch"})
     tell = one_at_a_time(listen)
     seeds, pair = {index: derive(seed, "expert", index) for index in missing}, task.train

@@ -168,3 +168,10 @@ def content_key(description: dict[str, Any]) -> str:
     True
     """
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def refuse_own_folder(folder: Path) -> None:
+    """UserError for a run or a store of experts in the place of images."""
+    for file, what in (("run.json", "a run of limbeck"), ("store.json", "a store of experts")):
+        if (folder / file).exists():
+            raise UserError(f"{folder}: {what} and no images; name the data set that it was made from")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.data import ImageData, load_data
+from limbeck.data import ImageData, Preprocess, load_data
 from limbeck.errors import UserError
 from limbeck.files import write_json
 from limbeck.models import ModelConfig
@@ -68,8 +68,8 @@ def _task(store: Store, data: str | Path | ImageData, resize: int | None, device
     _, height, width = header["data"]["shape"]
     size = (height, width) if resize is None else resize
     images = load_data(data, seed=header["seed"], resize=None if isinstance(data, ImageData) else size)
-    kind = header["preprocess"]["kind"]
-    task = make_task(images, ModelConfig(**header["model"]), kind, header["augment"], device)
+    preprocess = Preprocess.described(header["preprocess"])
+    task = make_task(images, ModelConfig(**header["model"]), preprocess, header["augment"], device)
     store.require(task.describe())
     return task
 

@@ -12,15 +12,19 @@ import torch
 
 from limbeck.config import JobConfig, checked
 from limbeck.data import ImageData, load_data
+from limbeck.data.sources import NAMES
 from limbeck.errors import UserError
 from limbeck.experts import default_store, describe_experts, make_experts
 from limbeck.methods import Facts, Material, Method, find_method
+from limbeck.models import MODELS
 from limbeck.record import Run
+from limbeck.rehearsal import refuse_impossible
 from limbeck.report import write_report
-from limbeck.stages import Job, inspect_experts, judge, optimise, write_results
+from limbeck.stages import VALIDATION, Job, inspect_experts, judge, optimise, write_results
 from limbeck.task import Task, kept_switches, make_task
 from limbeck.trajectory.store import Expert, ExpertConfig, Kind, Store
 from limbeck.types import Listener, Trajectory
+from limbeck.user_code import source_key
 
 
 def quiet(event: dict[str, Any]) -> None:
@@ -150,6 +154,12 @@ def run_folder(work: Work, out: str | Path | None) -> Path:
     return Path(out) if out is not None else Path("runs") / name
 
 
+def is_finished(work: Work, path: Path) -> bool:
+    """Whether the run in the folder `path` is finished and has exactly the configuration of `work`."""
+    run = Run(path)
+    return run.is_finished(_resolved(work._replace(config=_with_rhythm(work, run.config()))))
+
+
 @kept_switches()
 def distill(
     data: str | Path | ImageData,
@@ -164,6 +174,9 @@ def distill(
 ) -> Path:
     """Distil `data` by `method` into a run folder and return its path; an interrupted run is taken up where it was.
 
+    A finished run is left alone, continued where more iterations are asked for, and evaluated again where `eval` is
+    another.
+
     data:    what `load_data` takes: a name, a path, an `ImageData`.
     out:     the run folder; by default runs/DATA-METHOD-ipcN-seedS.
     experts: a store of experts; by default they are trained, or found again, in a store named by its content.
@@ -171,43 +184,71 @@ def distill(
     Raises UserError for input that cannot work, before anything is written.
     """
     work = prepare(data, method=method, experts=experts, device=device, resize=resize, **options)
+    run = Run(run_folder(work, out))
+    work = work._replace(config=_with_rhythm(work, run.config()))
     assert work.method is not None
-    task, config, given = work.task, work.config, work.given
-    resolved = {"method": method, **work.options.model_dump(mode="json"), **config.model_dump(mode="json")}
-    resolved |= {"data": task.data.fingerprint, "experts": None if given is None else given.store.header["key"]}
-    if config.count is None:
-        resolved = {name: value for name, value in resolved.items() if name not in ("expert", "count")}
-        resolved["experts"] = "none"
-
-    run = Run.begin(run_folder(work, out), resolved, _facts(task, data))
+    resolved, facts = _resolved(work), _facts(work, data)
+    if not run.has_begun():
+        epochs = None if work.config.count is None else work.config.expert.epochs
+        refuse_impossible(work.method, work.options, work.task, work.config.ipc, work.config.seed, epochs)
+        Run.begin(run.path, resolved, facts)
     with run.alone():
-        if not (run.path / "results.json").exists():
+        run.take_up(resolved, facts)
+        if run.is_finished(resolved):
+            run.record(resolved)
+            listen({"event": "note", "text": f"{run.path} is finished; nothing was done."})
+        else:
             _begin(work, run.path, listen)
             source = {"source": _source(data), "resize": resize}
-            job = Job(run, task, config, resolved, source, listen, work.method.learns)
-            _work(job, work.method, work.options, given)
+            _work(Job(run, work.task, work.config, resolved, source, listen, work.method.learns), work)
         if not (run.path / "report.html").exists():
             write_report(run.path)
     return run.path
 
 
-def _work(job: Job, method: Method, options: Any, given: Found | None) -> None:
+def _with_rhythm(work: Work, recorded: dict[str, Any]) -> JobConfig:
+    """The config with its steps between validations: as asked, as the run has had them, or a tenth of all."""
+    every = work.config.validate_every or recorded.get("validate_every")
+    if every is None and "iterations" in type(work.options).model_fields:
+        every = max(1, work.options.iterations // 10)
+    return work.config.model_copy(update={"validate_every": every})
+
+
+def _resolved(work: Work) -> dict[str, Any]:
+    """All that determines the result of a run, JSON-able: options, data, experts, and the user's own code."""
+    assert work.method is not None
+    method, config, given = work.method, work.config, work.given
+    resolved = {"method": method.name, **work.options.model_dump(mode="json"), **config.model_dump(mode="json")}
+    resolved |= {"data": work.task.data.fingerprint, "experts": None if given is None else given.store.header["key"]}
+    if config.count is None:
+        resolved = {name: value for name, value in resolved.items() if name not in ("expert", "count")}
+        resolved["experts"] = "none"
+    code = source_key(method.plan, method.resolve, method.config, MODELS[config.model.name])
+    return {**resolved, "code": code} if code else resolved
+
+
+def _work(job: Job, work: Work) -> None:
     """The stages of a run, each taking up what an earlier try left."""
-    config, trajectories = job.config, list[Trajectory]()
-    stored = None
-    if config.count is not None:
-        kind = method.experts or "any"
-        with job.timed("experts"):
-            found = given or _read(_own_store(job), config.count, kind)
-        inspect_experts(job, found.store, found.indices, found.experts)
-        trajectories = [path for each in found.experts if (path := each.trajectory(kind)) is not None]
-        stored = found.store.bytes_of(found.indices)
-    material = Material(job.task, trajectories, config.ipc, config.seed)
-    with job.timed("distill"):
-        optimise(job, method.plan(options, material))
+    assert work.method is not None
+    if job.run.steps_left(job.resolved):
+        material = Material(job.task, _experts(job, work), job.config.ipc, job.config.seed)
+        with job.timed("distill"):
+            optimise(job, work.method.plan(work.options, material))
     with job.timed("evaluate"):
         rows = judge(job)
-    write_results(job, rows, stored)
+    write_results(job, rows)
+
+
+def _experts(job: Job, work: Work) -> list[Trajectory]:
+    """Trajectories of the kind that the method needs, trained where they are missing; none where it needs none."""
+    assert work.method is not None
+    if job.config.count is None:
+        return []
+    kind = work.method.experts or "any"
+    with job.timed("experts"):
+        found = work.given or _read(_own_store(job), job.config.count, kind)
+    inspect_experts(job, found.store, found.indices, found.experts)
+    return [path for each in found.experts if (path := each.trajectory(kind)) is not None]
 
 
 def _own_store(job: Job) -> Store:
@@ -241,21 +282,29 @@ def _check_kept(expert: ExpertConfig, kind: Kind, method: str) -> None:
         raise UserError(f"{method} needs {kind} trajectories; train its experts with '--expert.keep {kind}' or both.")
 
 
-def _facts(task: Task, source: object) -> dict[str, Any]:
+def _facts(work: Work, source: object) -> dict[str, Any]:
     """What the record keeps beside the configuration."""
+    task = work.task
+    threads = {"threads": torch.get_num_threads()} if work.method is not None and work.method.threads_matter else {}
     return {
         "command": shlex.join(["limbeck", *sys.argv[1:]]) if Path(sys.argv[0]).name == "limbeck" else "(from Python)",
         "data": task.data.describe(),
         "source": _source(source),
         "device": str(task.device),
         "threads": torch.get_num_threads(),
-        "implementation": task.choice.implementation,
         "implementation_because": task.choice.reason,
+        "computed": task.computed() | threads,
+        "validation": work.config.eval.model_dump(include=VALIDATION),
     }
 
 
 def _source(source: object) -> str | None:
-    """Where the data came from, so that a set can be evaluated again without saying so."""
+    """Where the data came from, so that a set can be evaluated again without saying so.
+
+    A data set that is known by name stays a name, though a folder, perhaps that of the run, has the same one.
+    """
+    if isinstance(source, str) and source in NAMES:
+        return source
     if isinstance(source, str | Path):
         return str(Path(source).resolve()) if Path(source).exists() else str(source)
     return None

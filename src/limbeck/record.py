@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limbeck.conditions import difference, require_same_conditions
 from limbeck.errors import UserError
-from limbeck.files import content_key, read_json, read_tensors, write_json, write_tensors
+from limbeck.files import content_key, read_header, read_json, read_tensors, write_json, write_tensors
 from limbeck.synthetic import SyntheticSet
 
 try:
@@ -26,6 +27,7 @@ except ImportError:  # pragma: no cover
     fcntl = None  # type: ignore[assignment]
 
 FORMAT = "limbeck-run"
+RESULTS = "limbeck-results"
 STATE = "limbeck-state"
 
 
@@ -43,19 +45,13 @@ class Run:
 
     @classmethod
     def begin(cls, path: Path, config: dict[str, Any], facts: dict[str, Any]) -> Run:
-        """Make the folder, or take up the run in it; UserError when it holds something else or another run.
+        """Make the folder, or open the run in it, for `take_up`; UserError when it holds something else.
 
-        config: everything that determines the result; facts: what else belongs in the record (command, data, device).
+        config: everything that determines the result; facts: what else belongs in the record, among it what `take_up`
+        compares before further steps: `computed`, the conditions, and `validation`, how sets are validated.
         """
         run = cls(path)
-        if (path / "run.json").exists():
-            held = read_json(path / "run.json", FORMAT)["config"]
-            if held != json.loads(json.dumps(config)):
-                wanted = json.loads(json.dumps(config))
-                name = next(key for key in {**held, **wanted} if held.get(key) != wanted.get(key))
-                raise UserError(
-                    f"{path} holds a run with another {name}; name a new folder with --out, or repeat its command."
-                )
+        if run.has_begun():
             return run
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(f"{path} exists and is not a run of limbeck; name a new folder with --out.")
@@ -63,13 +59,89 @@ class Run:
         write_json(path / "run.json", {**head, **facts, "created": datetime.now(UTC).isoformat(timespec="seconds")})
         return run
 
+    def has_begun(self) -> bool:
+        """Whether the folder holds a run, finished or not."""
+        return (self.path / "run.json").exists()
+
+    def config(self) -> dict[str, Any]:
+        """The recorded configuration; empty before the run has begun."""
+        if not self.has_begun():
+            return {}
+        config: dict[str, Any] = read_json(self.path / "run.json", FORMAT)["config"]
+        if config.get("validate_every", 0) is None and "iterations" in config:  # recorded before the default was
+            config["validate_every"] = max(1, config["iterations"] // 10)
+        return config
+
+    def steps_left(self, config: dict[str, Any]) -> bool:
+        """Whether the distillation that `config` asks for has not ended yet."""
+        path = self.path / "set-last.safetensors"
+        if not path.exists():
+            return True
+        done: int = read_header(path)["provenance"]["step"]
+        wanted: int = config.get("iterations", 0)
+        return done < wanted
+
+    def is_finished(self, config: dict[str, Any]) -> bool:
+        """Whether there are results of exactly this configuration."""
+        if not (self.path / "results.json").exists():
+            return False
+        key = read_json(self.path / "results.json", RESULTS).get("key", content_key(self.config()))
+        return bool(key == content_key(config))
+
+    def take_up(self, config: dict[str, Any], facts: dict[str, Any]) -> None:
+        """Let the run go on as `config` asks: to its end, to more iterations than it had, or to another evaluation.
+
+        Raises UserError where anything else differs, and where steps are left that the conditions or the validations of
+        the earlier ones do not fit. More iterations are recorded at once.
+        """
+        head, recorded, wanted = (
+            read_json(self.path / "run.json", FORMAT),
+            self.config(),
+            json.loads(json.dumps(config)),
+        )
+        self._require_same(recorded, wanted)
+        if self.steps_left(wanted):
+            before, now = head.get("validation"), facts.get("validation")
+            if before is not None and before != now:
+                left, right = difference(before, now)
+                raise UserError(
+                    f"{self.path} was validated with {left}, not {right}, and its distillation has not ended: repeat "
+                    "its command, or name a new folder with --out."
+                )
+        if self.steps_left(wanted) or not (self.path / "results.json").exists():
+            require_same_conditions(str(self.path), head.get("computed"), facts.get("computed"))
+        if wanted.get("iterations") != recorded.get("iterations"):
+            self.record({**recorded, "iterations": wanted["iterations"]})
+
+    def _require_same(self, recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
+        fewer = wanted.get("iterations", 0) < recorded.get("iterations", 0)
+        for name in {**recorded, **wanted}:
+            if recorded.get(name) == wanted.get(name) or name == "eval" or (name == "iterations" and not fewer):
+                continue
+            before, now = difference(recorded.get(name), wanted.get(name))
+            more = wanted.get("iterations") != recorded.get("iterations") and name != "iterations"
+            hint = (
+                f" A run goes on to more iterations where its other options stay; {name} was {before}." if more else ""
+            )
+            raise UserError(
+                f"{self.path} holds a run with {name} {before}, and {now} is asked for; repeat its command, or name a "
+                f"new folder with --out.{hint}"
+            )
+
+    def record(self, config: dict[str, Any]) -> None:
+        """Change the configuration in run.json, where it is another."""
+        head = read_json(self.path / "run.json", FORMAT)
+        if head["config"] != json.loads(json.dumps(config)):
+            write_json(self.path / "run.json", {**head, "config": config, "key": content_key(config)})
+
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Keep other processes off this run: two that write the same files leave the run of neither.
 
-        The lock ends with its process, however that ends. Raises UserError where another process holds it.
+        The lock ends with its process, however that ends. It is on log.jsonl, the one file that is never replaced.
+        Raises UserError where another process holds it.
         """
-        with (self.path / "run.json").open("r+b") as file:
+        with (self.path / "log.jsonl").open("ab") as file:
             if fcntl is not None:  # on Windows there is none, and no such protection
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -15,15 +15,15 @@ import torch
 from limbeck.baselines import baselines, networks_to_train, real_images
 from limbeck.config import JobConfig
 from limbeck.distilled import DistilledSet, load
-from limbeck.evaluation import best_lr, evaluate_distilled, evaluate_set
+from limbeck.evaluation import EvalConfig, best_lr, evaluate_distilled, evaluate_set
 from limbeck.experts import path_accuracy
-from limbeck.files import read_json, size_of, write_json
+from limbeck.files import content_key, read_json, size_of, write_json
 from limbeck.hooks import StudentMonitor
 from limbeck.loop import descend
 from limbeck.methods import Plan
 from limbeck.pictures import image_grid, image_strip, save_png
 from limbeck.random import derive
-from limbeck.record import Run
+from limbeck.record import RESULTS, Run
 from limbeck.regression import RegressionConfig, regression_rows
 from limbeck.synthetic import SyntheticSet
 from limbeck.task import Task
@@ -80,6 +80,7 @@ def inspect_experts(job: Job, store: Store, indices: Sequence[int], experts: lis
         "format": "limbeck-experts",
         "version": 1,
         "store": str(store.path),
+        "computed": store.header.get("computed"),
         "count": count,
         "epochs": store.config.epochs,
         "waypoints": store.config.waypoints,
@@ -119,8 +120,7 @@ def optimise(job: Job, plan: Plan) -> None:
     steps = range(done, plan.iterations)
     hooks += [log, chooser, save]
     descend(plan.objective, plan.synthetic, plan.optimisers, steps, config.seed, plan.accept, hooks)
-    if len(steps) or not (run.path / "set-last.safetensors").exists():
-        keep("last")(plan.show(plan.synthetic).snapshot(), plan.iterations)
+    keep("last")(plan.show(plan.synthetic).snapshot(), plan.iterations)
 
 
 def _has_experts(job: Job) -> bool:
@@ -164,14 +164,13 @@ def write_set(job: Job, synthetic: SyntheticSet, which: str, step: int) -> None:
     """The set at one outer step as a file (but for the initial one, which is real images), and its picture."""
     task = job.task
     images, labels = synthetic.training_pair()
-    recipe = job.config.eval.model_dump(include={"networks", "epochs", "batch_size", "momentum", "weight_decay"})
     made = DistilledSet(
         images.cpu(),
         labels.cpu(),
         float(synthetic.lr),
         task.preprocess.to("cpu"),
         task.data.classes,
-        {**recipe, "augment": task.augment.strategy, "model": task.model_config.model_dump()},
+        _recipe(job),
         {
             "method": job.resolved["method"],
             "config": job.resolved,
@@ -188,39 +187,69 @@ def write_set(job: Job, synthetic: SyntheticSet, which: str, step: int) -> None:
         made.save(job.run.path / f"set-{which}.safetensors")
 
 
+def _recipe(job: Job) -> dict[str, Any]:
+    """How a set of this job is meant to be trained on, as its file says."""
+    recipe = job.config.eval.model_dump(include={"networks", "epochs", *VALIDATION})
+    return {**recipe, "augment": job.task.augment.strategy, "model": job.task.model_config.model_dump()}
+
+
+VALIDATION = {"batch_size", "momentum", "weight_decay"}
+"""Fields of `EvalConfig` by which sets are validated while they are distilled, too."""
+
+
+def _stored(job: Job, which: str) -> DistilledSet:
+    """The set in its file, which is told the configuration of this job where it was made before that was changed."""
+    path = job.run.path / f"set-{which}.safetensors"
+    stored = load(path)
+    current = replace(stored, recipe=_recipe(job), provenance={**stored.provenance, "config": job.resolved})
+    if (current.recipe, current.provenance) != (stored.recipe, stored.provenance):
+        current.save(path)
+    return current
+
+
+def evaluation_key(task: Task, config: EvalConfig, steps: int) -> str:
+    """What rows of the log belong together: the protocol, the conditions, and the outer steps of the last set."""
+    return content_key({"eval": config.model_dump(mode="json"), "computed": task.computed(), "steps": steps})
+
+
 def judge(job: Job) -> list[dict[str, Any]]:
     """Rows of results.json: last and chosen, real images, full data; test is looked at here and nowhere else."""
     run, config = job.run, job.config
-    held = {(row["set"], row["which"]): row for row in run.lines("result")}
+    sets = {which: _stored(job, which) for which in ("last", "chosen")}
+    key = evaluation_key(job.task, config.eval, sets["last"].provenance["step"])
+    held = {(row["set"], row["which"]): row for row in run.lines("result") if row.get("evaluation") == key}
     each = config.eval.networks * (1 if job.lr_learned else 1 + len(config.eval.baseline_lrs))
     total = 2 * each + networks_to_train(config.eval)
     job.listen({"event": "stage", "name": "evaluate", "total": total, "unit": "network"})
     rows: list[dict[str, Any]] = []
-    for which in ("last", "chosen"):
+    for which, made in sets.items():
         row = held.get(("distilled", which))
         if row is None:
-            made = load(run.path / f"set-{which}.safetensors")
             same = rows[0] if rows and rows[0]["step"] == made.provenance["step"] else None
             if not job.lr_learned:
-                made = _with_lr(job, made, which, None if same is None else same["lr"])
+                made = _with_lr(job, made, which, key, None if same is None else same["lr"])
             if same is not None:  # the same set, so the same bits
                 row = {**same, "which": which}
             else:
                 row = evaluate_distilled(job.task, made, config.eval, config.seed, which, job.listen)
-            run.line("result", **row)
-        rows.append({key: value for key, value in row.items() if key != "event"})
-    return rows + baselines(job.task, config.ipc, config.eval, config.seed, job.listen) + _by_targets(job)
+            run.line("result", **{**row, "evaluation": key})
+        rows.append({name: value for name, value in row.items() if name not in ("event", "evaluation")})
+    return rows + baselines(job.task, config.ipc, config.eval, config.seed, job.listen) + _by_targets(job, key)
 
 
-def _by_targets(job: Job) -> list[dict[str, Any]]:
-    """For a set with real-valued targets, the rows of its own protocol, beside random real images by the same."""
+def _by_targets(job: Job, key: str) -> list[dict[str, Any]]:
+    """For a set with real-valued targets, the rows of its own protocol, beside random real images by the same.
+
+    key: of this evaluation; rows of another one in the log are passed over.
+    """
     run, task, seed = job.run, job.task, job.config.seed
     found = {which: load(run.path / f"set-{which}.safetensors") for which in ("last", "chosen")}
     if found["last"].targets is None:
         return []
     held: dict[tuple[str, str | None], list[dict[str, Any]]] = {}
     for line in run.lines("own protocol"):
-        held[line["set"], line["which"]] = line["rows"]
+        if line.get("evaluation") == key:
+            held[line["set"], line["which"]] = line["rows"]
     config = RegressionConfig(networks=job.config.eval.networks)
     job.listen({"event": "stage", "name": "own protocol", "total": 6 * config.networks, "unit": "network"})
     images, labels = real_images(task, "random", job.config.ipc)(derive(seed, "regression", "random"))
@@ -233,20 +262,23 @@ def _by_targets(job: Job) -> list[dict[str, Any]]:
             tell = partial(job.listen, {"event": "advance", "text": f"{name}, by its own protocol"})
             new = regression_rows(task, made, config, seed, which, tell)
             held[name, which] = [{**row, "set": name, "step": row["step"] if which else None} for row in new]
-            run.line("own protocol", set=name, which=which, rows=held[name, which])
+            run.line("own protocol", set=name, which=which, rows=held[name, which], evaluation=key)
         rows += held[name, which]
     return rows
 
 
-def _with_lr(job: Job, made: DistilledSet, which: str, known: float | None) -> DistilledSet:
-    """The set, in its file too, with the step size that does best on validation, as its own was not learned."""
-    if made.provenance.get("lr") == CHOSEN_LR:
+def _with_lr(job: Job, made: DistilledSet, which: str, key: str, known: float | None) -> DistilledSet:
+    """The set, in its file too, with the step size that does best on validation, as its own was not learned.
+
+    key: of the evaluation that the step size is chosen for.
+    """
+    if made.provenance.get("lr_for") == key:
         return made
     pair = made.images.to(job.task.device), made.labels.to(job.task.device)
     tell = {"event": "advance", "text": f"step size for the {which} set"}
     seed = derive(job.config.seed, "step size")
     lr = known or best_lr(job.task, lambda _seed: pair, job.config.eval, seed, lambda: job.listen(tell))
-    made = replace(made, lr=lr, provenance={**made.provenance, "lr": CHOSEN_LR})
+    made = replace(made, lr=lr, provenance={**made.provenance, "lr": CHOSEN_LR, "lr_for": key})
     made.save(job.run.path / f"set-{which}.safetensors")
     return made
 
@@ -254,13 +286,15 @@ def _with_lr(job: Job, made: DistilledSet, which: str, known: float | None) -> D
 CHOSEN_LR = "chosen on validation"
 
 
-def write_results(job: Job, rows: list[dict[str, Any]], store_bytes: int | None) -> None:
-    """results.json; store_bytes: of the experts, None where there are none."""
-    e, task = job.config.eval, job.task
-    stored = {} if store_bytes is None else {"experts": store_bytes}
+def write_results(job: Job, rows: list[dict[str, Any]]) -> None:
+    """results.json, then the configuration that it is of in run.json; a report of other results is removed before."""
+    e, task, experts = job.config.eval, job.task, job.run.path / "experts.json"
+    stored = {"experts": read_json(experts, "limbeck-experts")["bytes"]["experts"]} if experts.exists() else {}
     value = {
-        "format": "limbeck-results",
+        "format": RESULTS,
         "version": 1,
+        "key": content_key(job.resolved),
+        "computed": task.computed(),
         "method": job.resolved["method"],
         "data": {"name": task.data.name, "fingerprint": task.data.fingerprint},
         "ipc": job.config.ipc,
@@ -271,4 +305,6 @@ def write_results(job: Job, rows: list[dict[str, Any]], store_bytes: int | None)
         "seconds": job.seconds(),
         "bytes": {**stored, "set": size_of(job.run.path / "set-chosen.safetensors")},
     }
+    (job.run.path / "report.html").unlink(missing_ok=True)
     write_json(job.run.path / "results.json", value)
+    job.run.record(job.resolved)

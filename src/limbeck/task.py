@@ -12,16 +12,18 @@ import torch
 from torch import Tensor
 
 from limbeck.choice import Choice, choose
+from limbeck.conditions import NUMERICS
 from limbeck.data import ImageData, Preprocess, Split, fit_preprocess
 from limbeck.data.augment import DSA, CropThen, default_strategy
 from limbeck.derivatives import Derivatives
 from limbeck.errors import UserError
 from limbeck.flat import FlatModel
-from limbeck.models import ModelConfig, flat_model
+from limbeck.models import MODELS, ModelConfig, flat_model
 from limbeck.pearlmutter import Fast
 from limbeck.student.losses import Augment, CrossEntropy
 from limbeck.training import Network
 from limbeck.types import PureLoss
+from limbeck.user_code import source_key
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
@@ -61,6 +63,11 @@ class Task:
     def logits(self) -> Network:
         """(theta, images) -> logits, for whoever needs no derivative."""
         return self.model if self._fast is None else self._fast.logits
+
+    @property
+    def implementation(self) -> str:
+        """What computes derivatives. Other implementations differ by rounding."""
+        return self.choice.implementation
 
     @property
     def at_once(self) -> int | None:
@@ -117,13 +124,26 @@ class Task:
                 "shape": list(self.data.shape),
             },
             "model": self.model_config.model_dump(),
-            "preprocess": self.preprocess.header(),
+            "preprocess": self.preprocess.describe(),
             "augment": self.augment.strategy,
+            **({"code": code} if (code := source_key(MODELS[self.model_config.name])) else {}),
         }
 
     def computed(self) -> dict[str, Any]:
-        """What figures depend on beside that: how they were computed, where it is not the default."""
-        return {} if self.precision == "float32" else {"precision": self.precision}
+        """The conditions under which figures are computed, JSON-able: where they differ, the last bits may.
+
+        Sums of compiled kernels do not depend on the number of threads, others do.
+        """
+        conditions: dict[str, Any] = {
+            "numerics": NUMERICS,
+            "device": self.device.type,
+            "implementation": self.implementation,
+            "precision": self.precision,
+            "torch": str(torch.__version__),
+        }
+        if self.device.type == "cpu" and not self.choice.is_compiled:
+            conditions["threads"] = torch.get_num_threads()
+        return conditions
 
 
 def allow_tf32(allowed: bool) -> None:

@@ -47,7 +47,8 @@ Distance = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 Listener = Callable[[dict[str, Any]], None]
 """Hears of what happens, one dict each, by its "event": "begin" (a job: "work", "path"), "estimate" ("text", numbers),
-"stage" ("name", "total", "unit"), "advance" ("text") after each unit of it, "warning" ("text"); there may be others."""
+"stage" ("name", "total", "unit"), "advance" ("text") after each unit of it, "note" and "warning" ("text"); there may be
+others."""
 
 
 class Trajectory(Protocol):

@@ -151,6 +151,34 @@ def test_the_loss_after_one_step_is_what_it_was(method: Method, task: Task, expe
     assert losses[1] == pytest.approx(GOLDEN[method.name], rel=1e-4)
 
 
+RHYTHMS: dict[str, dict[str, object]] = {
+    "ptm": {"overlap_every": 1, "overlap": -0.9, "retrain": 1, "patience": 1},
+    "mct": {"lr_img_every": 2, "first_max_start_epoch": 0.5, "expansion_steps": 3},
+    "dream": {"interval": 1},
+}
+"""Options by which what happens at some steps happens within the first five."""
+
+
+def test_more_iterations_leave_the_first_steps_as_they_are(method: Method, task: Task, expert: Expert) -> None:
+    """Where every option is resolved, so that a run can be continued: a schedule of their number is an option."""
+    if "iterations" not in method.config.model_fields:
+        pytest.skip("a coreset takes no steps")
+
+    def path(iterations: int) -> list[torch.Tensor]:
+        trajectories = [] if method.experts is None else [expert.trajectory(method.experts)]
+        changed = config.model_copy(update={"iterations": iterations})
+        made = method.plan(changed, Material(task, [each for each in trajectories if each is not None], 2, 0))
+        images: list[torch.Tensor] = []
+        hooks = [*made.hooks, lambda held, step, loss: images.append(held.images.detach().clone())]
+        descend(made.objective, made.synthetic, made.optimisers, range(5), 0, made.accept, hooks)
+        return images
+
+    facts = Facts(len(task.data.train), 2, ExpertConfig(epochs=3))
+    config = method.resolve(method.config(iterations=5, **RHYTHMS.get(method.name, {})), facts)
+    for ours, theirs in zip(path(5), path(50), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("ipc", [1, 2])
 def test_gradients_are_finite_for_what_is_learned_and_nowhere_else(
     method: Method, task: Task, expert: Expert, ipc: int

@@ -15,13 +15,14 @@ from limbeck import EvalConfig, ExpertConfig, ModelConfig, UserError
 from limbeck.baselines import kept_row
 from limbeck.cli import main
 from limbeck.cli_common import Foretell
-from limbeck.estimate import Account, StandIn, build, estimate, fewer, missing_experts, rhythm, stand_ins
+from limbeck.estimate import Account, build, estimate, missing_experts, rhythm
 from limbeck.experts import default_store, describe_experts
 from limbeck.files import size_of
 from limbeck.job import Work, prepare, run_folder
 from limbeck.methods import METHODS
 from limbeck.objectives.pool import Ageing
 from limbeck.random import derive
+from limbeck.rehearsal import StandIn, fewer, stand_ins
 from limbeck.stopwatch import Estimate, Piece, measure
 from limbeck.task import Task
 

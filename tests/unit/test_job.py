@@ -173,8 +173,13 @@ def test_a_finished_run_repeated_changes_nothing(run: Path) -> None:
 
 def test_another_run_in_the_folder_is_refused(run: Path) -> None:
     before = stamps(run)
-    for options, name in (({"lr_img": 6.0}, "lr_img"), ({"seed": 1}, "seed"), ({"expert": ExpertConfig()}, "expert")):
-        with pytest.raises(UserError, match=f"another {name}"):
+    for options, words in (
+        ({"lr_img": 6.0}, "lr_img 5.0, and 6.0 is asked for"),
+        ({"seed": 1}, "seed 0, and 1"),
+        ({"expert": ExpertConfig()}, "expert batch_size 64, and batch_size 256"),
+        ({"iterations": 4}, "iterations 6, and 4"),
+    ):
+        with pytest.raises(UserError, match=words):
             job(run, **options)
     assert stamps(run) == before
 
@@ -491,7 +496,7 @@ def test_two_processes_do_not_work_on_one_run(tmp_path: Path) -> None:
     job(out)
     (out / "results.json").unlink()
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    code = f"import fcntl, sys, time\nf = open({str(out / 'run.json')!r}, 'r+b')\nfcntl.flock(f, fcntl.LOCK_EX)\n"
+    code = f"import fcntl, sys, time\nf = open({str(out / 'log.jsonl')!r}, 'ab')\nfcntl.flock(f, fcntl.LOCK_EX)\n"
     with subprocess.Popen([sys.executable, "-c", code + "print(flush=True); time.sleep(60)"], stdout=-1) as other:
         assert other.stdout is not None
         other.stdout.readline()

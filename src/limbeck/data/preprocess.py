@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -80,6 +81,24 @@ class Preprocess:
     def header(self) -> dict[str, Any]:
         """Everything but the tensors, as JSON values."""
         return {"kind": self.kind, "eps": self.eps, "shape": list(self.shape)}
+
+    def describe(self) -> dict[str, Any]:
+        """`header` and the numbers that were fitted, as JSON values: maps that differ are described differently.
+
+        Normalising is described by its mean and std. Whitening is by a digest of its mean, which is exact, since its
+        matrices carry the rounding of the machine that made them; with the images' fingerprint it names them.
+        """
+        if self.std is not None:
+            return {**self.header(), "mean": self.mean.tolist(), "std": self.std.tolist()}
+        digest = hashlib.sha256(self.mean.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+        return {**self.header(), "mean": digest}
+
+    @classmethod
+    def described(cls, description: Mapping[str, Any]) -> Preprocess | str:
+        """What `describe` described; the name to fit it by where the numbers are not in it (whitening, old files)."""
+        if "std" not in description:
+            return str(description["kind"])
+        return cls.from_state(description, {name: torch.tensor(description[name]) for name in ("mean", "std")})
 
     @classmethod
     def from_state(cls, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Preprocess:

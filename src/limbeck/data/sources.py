@@ -19,6 +19,7 @@ from limbeck.data.cache import announce, cached
 from limbeck.data.images import SPLITS, Array, ImageData, Picture, Raw, Size, as_picture, assemble, decode, stack
 from limbeck.data.parquet import parquet_files, read_parquet
 from limbeck.errors import UserError
+from limbeck.files import refuse_own_folder
 
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -242,6 +243,7 @@ def _tree(folder: Path) -> list[Path]:
 
 def _read_folder(source: Any, size: Size | None) -> Raw:
     folder = Path(source)
+    refuse_own_folder(folder)
     pictures: dict[str, list[Picture]] = {}
     labels, others = {}, 0
     listed = {split: _class_files(inside) for split, inside in _split_folders(folder).items()}

@@ -96,7 +96,8 @@ def import_experts(
                 break
             config = _config(trained or ExpertConfig(), expert, buffers[0].kind)
             _same_length(config, epochs, store, f"{buffers[0].path.parent}, expert {index}")
-            store = store or Store.create(part, {**describe_experts(task, config, seed), "imported": facts})
+            elsewhere = {"computed": None, "imported": facts}  # nobody knows under which conditions
+            store = store or Store.create(part, {**describe_experts(task, config, seed), **elsewhere})
             store.write(index, expert)
         if out.exists():
             out.rmdir()

@@ -40,4 +40,5 @@ DM = Method(
     experts=None,
     plan=plan,
     learns=("images",),
+    threads_matter=True,
 )

@@ -79,6 +79,8 @@ class Method:
     experts: which trajectories it needs, any, or none: then no experts are trained for it.
     expert_defaults: fields of `ExpertConfig` that experts trained for this method have unless told otherwise.
     learns: names of the raw parameters of the set that it optimises.
+    threads_matter: whether its bits depend on the number of threads although the network is compiled, since some of its
+        gradients go through autograd.
     """
 
     name: str
@@ -90,3 +92,4 @@ class Method:
     resolve: Callable[[Any, Facts], Any] = as_asked
     expert_defaults: Mapping[str, Any] = field(default_factory=dict)
     learns: tuple[str, ...] = ("images", "log_lr")
+    threads_matter: bool = False

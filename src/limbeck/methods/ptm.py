@@ -17,7 +17,7 @@ from torch import Tensor
 from limbeck.hooks import Progress
 from limbeck.methods.coreset import Init
 from limbeck.methods.parts import RecordedConfig, match, optimisers, real_set, whole_epochs
-from limbeck.methods.plan import Material, Method, Plan
+from limbeck.methods.plan import Facts, Material, Method, Plan
 from limbeck.objectives.combine import Finite
 from limbeck.overlap import Overlap
 from limbeck.random import derive
@@ -38,11 +38,20 @@ class PTMConfig(RecordedConfig):
     overlap: float = Field(default=0.95, gt=-1, le=1)
     """two images of a class overlap above this cosine of their centred features; 1 turns the repair off"""
     overlap_every: int = Field(default=50, ge=1)
-    """outer steps between looks for overlap; none in the last fifth of all"""
+    """outer steps between looks for overlap"""
+    overlap_until: int | None = Field(default=None, ge=0)
+    """outer step of the last look for overlap; by default four fifths of all"""
     retrain: int = Field(default=10, ge=1)
     """outer steps in which only replaced images are trained"""
     init: Init = "random"
     """real images to start from: a coreset's name"""
+
+
+def resolve(config: PTMConfig, facts: Facts) -> PTMConfig:
+    """M and U as everywhere; no look for overlap in the last fifth of all steps."""
+    last = config.iterations * 4 // 5 if config.overlap_until is None else config.overlap_until
+    resolved: PTMConfig = whole_epochs(config.model_copy(update={"overlap_until": last}), facts)
+    return resolved
 
 
 POOL = 200  # real images of a class that may replace a synthetic one
@@ -52,6 +61,7 @@ def overlap(
     config: PTMConfig, material: Material, synthetic: SyntheticSet, optimiser: torch.optim.Optimizer
 ) -> Overlap:
     """The repair, by the features of the first expert half way along."""
+    assert config.overlap_until is not None
     task, expert = material.task, material.trajectories[0]
     theta = expert.at(expert.end // 2).to(task.device)
     images, labels = task.train
@@ -71,7 +81,7 @@ def overlap(
         config.overlap,
         config.overlap_every,
         config.retrain,
-        until=config.iterations * 4 // 5,
+        until=config.overlap_until,
     )
 
 
@@ -106,6 +116,6 @@ PTM = Method(
     config=PTMConfig,
     experts="recorded",
     plan=plan,
-    resolve=whole_epochs,
+    resolve=resolve,
     expert_defaults={"keep": "both"},
 )

@@ -162,4 +162,5 @@ RCIG = Method(
     experts=None,
     plan=plan,
     learns=LEARNED,
+    threads_matter=True,
 )

@@ -32,6 +32,8 @@ class MatchTrajectory:
     labels:       None keeps the set's own labels; else they come from here (TESLA's and MCT's teacher labels).
     overshoot:    a loss above it has the gradient of the step size alone (where that is learned): a student that
                   goes far past its target says how much too large its steps are, and nothing of the images.
+
+    Raises UserError where the sampler finds no segment on one of the trajectories.
     """
 
     trajectories: Sequence[Trajectory]
@@ -44,6 +46,10 @@ class MatchTrajectory:
     labels: Labeller | None = None
     perturb: Callable[[Tensor, torch.Generator], Tensor] | None = None
     overshoot: float = OVERSHOOT
+
+    def __post_init__(self) -> None:
+        for end in sorted({path.end for path in self.trajectories}):
+            self.sampler(0, end, stream(0, "segment"))
 
     def segment(self, step: int, seed: int, device: torch.device) -> Segment:
         """The stretch that outer step `step` matches."""

@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from limbeck.conditions import difference, require_same_conditions
 from limbeck.errors import UserError
 from limbeck.files import content_key, open_tensors, read_json, size_of, write_json, write_tensors
 from limbeck.flat import Layout
@@ -119,13 +120,14 @@ class Store:
     def create(cls, path: Path, description: dict[str, Any]) -> Store:
         """Open the store at `path`, or begin one; UserError when it was made from something else.
 
-        description: what the experts depend on; two descriptions that differ never share a store.
+        description: what the experts depend on; two descriptions that differ never share a store. Its `computed`, the
+        conditions, does not have to agree for reading: whoever adds experts calls `require_conditions` before.
         """
         description = json.loads(json.dumps(description))  # as it will be read: lists, not tuples
         header = {"format": cls.FORMAT, "version": 1, "key": content_key(description), **description}
         if (path / "store.json").exists():
             store = cls.open(path)
-            store.require(description)
+            store.require({name: value for name, value in description.items() if name != "computed"})
             return store
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(f"{path} exists and is not a store of experts; name a new folder.")
@@ -140,14 +142,24 @@ class Store:
         return cls(path, read_json(path / "store.json", cls.FORMAT))
 
     def require(self, description: dict[str, Any]) -> None:
-        """UserError that names the first thing in which this store differs from `description`."""
+        """UserError that names the first thing in which this store differs from `description`.
+
+        A store from before preprocessing was described by its numbers says only its kind, and that has to agree.
+        """
         for name, wanted in description.items():
-            held = self.header.get(name)
-            if held != wanted:
+            recorded = self.header.get(name)
+            if name == "preprocess" and recorded is not None and "mean" not in recorded:
+                wanted = {key: wanted[key] for key in ("kind", "eps", "shape")}
+            if recorded != wanted:
+                before, now = difference(recorded, wanted)
                 raise UserError(
-                    f"the store {self.path} was made with {name} {_difference(held, wanted)[0]}, "
-                    f"this run needs {_difference(held, wanted)[1]}; use another store or change the option."
+                    f"the store {self.path} was made with {name} {before}, "
+                    f"this run needs {now}; use another store or change the option."
                 )
+
+    def require_conditions(self, computed: dict[str, Any] | None) -> None:
+        """UserError unless the experts of this store were computed under these conditions (`Task.computed`)."""
+        require_same_conditions(f"the store {self.path}", self.header.get("computed"), computed)
 
     @property
     def layout(self) -> Layout:
@@ -222,19 +234,10 @@ class Store:
             if self.read(index, lazy=True).recorded is None:
                 raise UserError(f"{self.file(index)} holds no recorded trajectory; train with '--keep recorded'.")
         target = Store.create(path, {**description, "expert": config.model_dump(mode="json")})
+        target.require_conditions(self.header.get("computed"))
         for index in sorted(set(self.indices()) - set(target.indices())):
             expert = self.read(index, lazy=True)
             assert expert.recorded is not None
             points = torch.stack([expert.recorded.at(epoch) for epoch in range(expert.recorded.end + 1)])
             target.write(index, replace(expert, convex=make_path(points, self.layout, config), recorded=None))
         return target
-
-
-def _difference(held: Any, wanted: Any) -> tuple[str, str]:
-    """The first leaf in which two JSON values differ, as text for both sides."""
-    if isinstance(held, dict) and isinstance(wanted, dict):
-        for key in sorted(set(held) | set(wanted)):
-            if held.get(key) != wanted.get(key):
-                left, right = _difference(held.get(key), wanted.get(key))
-                return f"{key} {left}", f"{key} {right}"
-    return f"{held}"[:80], f"{wanted}"[:80]

@@ -1,0 +1,160 @@
+"""Nothing impossible is begun: what a method's plan refuses is refused before anything is trained or written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+
+import limbeck
+from limbeck import METHODS, UserError
+from limbeck.data import fit_preprocess
+from limbeck.methods import Facts, Material, Method
+from limbeck.models import ModelConfig
+from limbeck.rehearsal import refuse_impossible
+from limbeck.task import Task, make_task
+from limbeck.trajectory import Expert, ExpertConfig
+from limbeck.trajectory.recorded import Recorded
+from limbeck.trajectory.store import make_path
+from limbeck.types import Trajectory
+
+EXPERT = ExpertConfig(epochs=3, batch_size=32)
+
+
+@pytest.fixture(scope="module")
+def tasks(task: Task) -> dict[str, Task]:
+    """The shared task, and two that some methods cannot work on."""
+    zca = fit_preprocess("zca", task.data.train.images)
+    mlp = make_task(task.data, ModelConfig(name="mlp", width=4))
+    return {"convnet": task, "zca": replace(task, preprocess=zca), "mlp": mlp}
+
+
+def values(annotation: Any, default: Any) -> list[Any]:
+    """What to try for a field: every literal, both truth values, whole numbers that are often too many."""
+    choices = [each for part in (annotation, *get_args(annotation)) for each in get_args(part) if isinstance(each, str)]
+    if choices:
+        return [each for each in choices if each != default]
+    if annotation is bool:
+        return [not default]
+    return [2, 50] if int in (annotation, *get_args(annotation)) else []
+
+
+UNIMPORTANT = {
+    *("iterations", "syn_steps", "inner", "net_steps", "net_epochs", "cg_steps", "pool_width", "pool", "warm_up"),
+    *("batch_real", "batch_net", "batch_syn", "interval", "patience", "lr_img_every", "expansion_steps"),
+}
+"""Fields of which no plan refuses a value, and that would only make this slow."""
+
+
+def variations(method: Method) -> Iterator[dict[str, Any]]:
+    """Every option with every value alone, and pairs of two options' first values."""
+    tried = {
+        name: found
+        for name, field in method.config.model_fields.items()
+        if name not in UNIMPORTANT and (found := values(field.annotation, field.default))
+    }
+    yield {}
+    yield from ({name: value} for name, found in tried.items() for value in found)
+    paired = [name for name in tried if not isinstance(tried[name][0], str)]
+    yield from ({a: tried[a][0], b: tried[b][0]} for a, b in combinations(paired, 2))
+
+
+def refusal(act: Any) -> str | None:
+    """What is refused, as text; None where nothing is."""
+    try:
+        act()
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def expert_of(task: Task, expert: Expert, method: Method) -> list[Trajectory]:
+    """The shared expert, or one of as many epochs that fits the task's network."""
+    if method.experts is None:
+        return []
+    path = expert.trajectory(method.experts)
+    assert path is not None
+    if len(path.at(0)) == task.model.layout.count:
+        return [path]
+    points = torch.stack([task.model.fresh(epoch) for epoch in range(path.end + 1)])
+    return [Recorded(points) if method.experts != "convex" else make_path(points, task.model.layout, EXPERT)]
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_a_rehearsal_refuses_what_the_plan_refuses_and_nothing_else(
+    method: Method, tasks: dict[str, Task], expert: Expert, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over all options: the real plan, on all images and real experts, and the rehearsal say the same."""
+    refused = 0
+    for where, task in tasks.items():
+        for options in variations(method) if where == "convnet" else ({}, {"canvas": 2}, {"factor": 2}, {"factor": 1}):
+            if not set(options) <= set(method.config.model_fields):
+                continue
+            facts = Facts(len(task.data.train), 2, EXPERT)
+            resolved: list[Any] = []
+            early = refusal(lambda: resolved.append(method.resolve(method.config(**options), facts)))  # noqa: B023
+            if early is not None:  # by `resolve`, which comes before
+                continue
+
+            def build(resolved: Any = resolved, task: Task = task) -> None:
+                material = Material(task, expert_of(task, expert, method), 2, 0)
+                plan = method.plan(resolved[0], material)
+                plan.show(plan.synthetic).training_pair()
+                if method.experts in ("convex", "recorded"):
+                    for step in (0, 1):
+                        sampled = getattr(plan.objective, "objective", plan.objective)
+                        sampled = getattr(sampled, "objective", sampled)
+                        sampled.segment(step, 0, task.device)
+
+            ends = None if method.experts is None else EXPERT.epochs
+            told = refusal(lambda: refuse_impossible(method, resolved[0], task, 2, 0, ends))  # noqa: B023
+            assert told == refusal(build), (where, options)
+            refused += told is not None
+    assert refused or method.name not in ("mct", "mtt", "tesla", "ftd", "ptm", "idc", "dream", "dream-plus")
+
+
+TINY: dict[str, Any] = {"count": 1, "model": ModelConfig(width=4), "expert": ExpertConfig(epochs=2, waypoints=2)}
+IMPOSSIBLE = [
+    ("mct", {"teacher_labels": True, "canvas": 2}, "do not go together"),
+    ("mct", {"canvas": 2, "preprocess": "zca"}, "whitening"),
+    ("mct", {"canvas": 12}, "fewer than the 144"),
+    ("mct", {"sampling": "whole", "expert_epochs": 50}, "no segment of 50 epochs"),
+    ("mtt", {"expert_epochs": 50}, "experts of 2 epochs have no segment of 50 epochs"),
+    ("datm", {"min_start_epoch": 5}, "start epochs from 5"),
+    ("datm", {"first_max_start_epoch": 2, "max_start_epoch": 1}, "cannot grow"),
+    ("idc", {"model": ModelConfig(name="mlp", width=4)}, "convolutions"),
+    ("idc", {"factor": 9}, "cannot be cut"),
+    ("dream", {"preprocess": "zca"}, "whitening"),
+    ("dc", {"init": "forgetting"}, "judges images by trained experts"),
+]
+
+
+@pytest.mark.parametrize(("method", "options", "words"), IMPOSSIBLE)
+def test_a_job_that_cannot_work_leaves_nothing_behind(
+    method: str, options: dict[str, Any], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIMBECK_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("limbeck.job.make_experts", lambda *args: pytest.fail("an expert is trained"))
+    common = TINY if METHODS[method].experts else {"model": TINY["model"]}
+    with pytest.raises(UserError, match=words):
+        limbeck.distill("digits", method=method, out=tmp_path / "run", **{**common, **options})
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "home" / "experts").exists()
+    assert not (tmp_path / "home" / "baselines").exists()
+
+
+def test_a_refusal_on_few_images_is_confirmed_on_all(task: Task) -> None:
+    """A method of somebody else may need more real images than the rehearsal has."""
+
+    def plan(config: Any, material: Material) -> Any:
+        if len(material.task.train[0]) < 200:
+            raise UserError("too few images")
+        return METHODS["random"].plan(config, material)
+
+    method = replace(METHODS["random"], plan=plan)
+    refuse_impossible(method, method.config(), task, 1, 0, None)
