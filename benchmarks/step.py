@@ -44,7 +44,7 @@ MTT_STEPS = 8  # the full graph of 50 steps does not fit everywhere; time is com
 
 @dataclass(frozen=True)
 class Case:
-    """channels, side: of the images; ipc: images per class, of ten; steps: N."""
+    """channels, side: of the images; ipc: images per class, of ten; steps: N; norm: None for instance norm."""
 
     channels: int
     side: int
@@ -54,12 +54,14 @@ class Case:
     full_graph: bool = False
     repeats: int = 3
     share: float = 0.2  # of the time
+    norm: str | None = None
 
 
 CASES = {
     "rgb32-width128-ipc1": Case(3, 32, 128, 1, 50, full_graph=True),
     "rgb32-width128-ipc10": Case(3, 32, 128, 10, 30, share=0.6),
     "grey28-width32-ipc10": Case(1, 28, 32, 10, 30, repeats=5),
+    "grey28-width32-ipc10-autograd": Case(1, 28, 32, 10, 10, norm="none"),  # a network without explicit derivatives
 }
 
 UNITS = {
@@ -79,7 +81,7 @@ both, so that one gradient falls away; ours, 2 to be where the derivative starts
 
 def task_of(case: Case, precision: str = "float32") -> Task:
     """The network of a case, and as many random images as it learns."""
-    return make(random_data(case.channels, case.side, 10 * case.ipc, 10), case.width, precision)
+    return make(random_data(case.channels, case.side, 10 * case.ipc, 10), case.width, precision, norm=case.norm)
 
 
 def eager_loss(task: Task) -> PureLoss:
