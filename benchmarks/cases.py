@@ -33,10 +33,10 @@ def random_data(channels: int, side: int, train: int, test: int) -> ImageData:
     return ImageData("random", *parts, classes, (), fingerprint(parts, classes))
 
 
-def make(data: ImageData, width: int, precision: str = "float32", device: str = "cpu") -> Task:
+def make(data: ImageData, width: int, precision: str = "float32", device: str = "cpu", norm: str | None = None) -> Task:
     """A ConvNet of this width, with all six augmentations; the precision is named only where it is not float32."""
     more = {} if precision == "float32" else {"precision": precision}
-    return make_task(data, ModelConfig(width=width), augment=EVERYWHERE, device=device, **more)  # type: ignore[arg-type]
+    return make_task(data, ModelConfig(width=width, norm=norm), augment=EVERYWHERE, device=device, **more)  # type: ignore[arg-type]
 
 
 def synthetic(task: Task, ipc: int) -> tuple[Tensor, Tensor]:

@@ -45,7 +45,10 @@ MTT_STEPS = 8  # the full graph of 50 steps does not fit everywhere; time is com
 
 @dataclass(frozen=True)
 class Case:
-    """channels, side: of the images; ipc: images per class, of ten; steps: N, and as many of them as are timed."""
+    """channels, side: of the images; ipc: images per class, of ten; steps: N; timed: as many of them as are timed.
+
+    norm: None for instance norm, which has explicit derivatives.
+    """
 
     channels: int
     side: int
@@ -56,12 +59,14 @@ class Case:
     full_graph: bool = False
     repeats: int = 9
     share: float = 0.2  # of the time
+    norm: str | None = None
 
 
 CASES = {
     "rgb32-width128-ipc1": Case(3, 32, 128, 1, 50, timed=6, full_graph=True),
     "rgb32-width128-ipc10": Case(3, 32, 128, 10, 30, timed=3, repeats=7, share=0.6),
     "grey28-width32-ipc10": Case(1, 28, 32, 10, 30, timed=6),
+    "grey28-width32-ipc10-autograd": Case(1, 28, 32, 10, 10, timed=4, norm="none"),  # as a user's own network is
 }
 
 UNITS = {
@@ -80,7 +85,7 @@ both, so that one gradient falls away; ours, 2 to be where the derivative starts
 
 def task_of(case: Case) -> Task:
     """The network of a case, and as many random images as it learns."""
-    return make(random_data(case.channels, case.side, 10 * case.ipc, 10), case.width)
+    return make(random_data(case.channels, case.side, 10 * case.ipc, 10), case.width, norm=case.norm)
 
 
 def eager_loss(task: Task) -> PureLoss:

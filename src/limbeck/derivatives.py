@@ -77,7 +77,7 @@ def products(loss: PureLoss, theta: Tensor, batch: Batch, direction: Tensor, wan
 
 
 def _products(loss: PureLoss, theta: Tensor, batch: Batch, direction: Tensor, wanted: Wanted) -> Products:
-    """By autograd, twice backwards."""
+    """By autograd, twice backwards: forward mode was slower for every network measured (docs/LOG.md, 2026-11-26)."""
     leaf = theta.detach().requires_grad_()
     x, y = batch.images.detach().requires_grad_(wanted.images), batch.labels.detach().requires_grad_(wanted.labels)
     with torch.enable_grad():
