@@ -18,7 +18,7 @@ from limbeck.side_by_side import side_by_side
 from limbeck.task import Task
 from limbeck.training import Schedule, last, score, train
 
-LIMIT_S = 200
+LIMIT_S = 300
 LR, BATCH = 0.01, 256
 AT_ONCE = 2
 
@@ -35,7 +35,7 @@ class Case:
     repeats: int = 3
 
 
-CASES = {"grey28-width32": Case(1, 28, 32, repeats=5), "rgb32-width128": Case(3, 32, 128)}
+CASES = {"grey28-width32": Case(1, 28, 32, repeats=5), "rgb32-width128": Case(3, 32, 128, train=1280, test=256)}
 
 Pair = tuple[Tensor, Tensor]
 
