@@ -40,17 +40,17 @@ def main() -> int:
     failed = 0
     for place, instructions in enumerate(available()):
         for name in asked.only or SCRIPTS:
-            if place and name == "growth":  # it grows alike
+            if place and name == "growth":  # it grows in the same way
                 continue
             print(f"\n== {name}, {instructions}", flush=True)
-            begun = time.perf_counter()
+            start = time.perf_counter()
             out = (asked.out / instructions).resolve()
             command = [sys.executable, "-m", f"benchmarks.{name}", "--out", str(out), *["--quick"] * asked.quick]
             environment = {**os.environ, **INSTRUCTIONS.get(instructions, {})}
-            done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
-            failed += done.returncode != 0
-            state = "failed" if done.returncode else "done"
-            print(f"== {name}, {instructions}: {state} in {time.perf_counter() - begun:.0f} s", flush=True)
+            process = subprocess.run(command, cwd=ROOT, env=environment, check=False)
+            failed += process.returncode != 0
+            state = "failed" if process.returncode else "done"
+            print(f"== {name}, {instructions}: {state} in {time.perf_counter() - start:.0f} s", flush=True)
     return failed
 
 

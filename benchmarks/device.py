@@ -128,16 +128,16 @@ def jobs(case: Case) -> list[Job]:
 def compare(job: Job, sides: Mapping[str, Way], repeats: int, budget_s: float, left_s: float) -> Json | str:
     """Seconds of all sides in turn; or why there are none."""
     short = {name: way.waiting(job.short) for name, way in sides.items()}
-    begun = Clock(left_s)
+    remaining = Clock(left_s)
     for side in short.values():  # libraries choose their algorithms, and what is captured is captured here
-        if begun.left < 0:
+        if remaining.left < 0:
             return "no time left"
         side()
     needed = sum(timed(side) for side in short.values()) / job.part
-    if needed > begun.left:
+    if needed > remaining.left:
         return f"no time left: about {needed:.0f} s"
     whole = {name: way.waiting(job.whole) for name, way in sides.items()}
-    return alternate(whole, repeats, warm=short, budget_s=min(budget_s, begun.left))
+    return alternate(whole, repeats, warm=short, budget_s=min(budget_s, remaining.left))
 
 
 def checked(sides: Mapping[str, Way], ipc: int, steps: int) -> Json:
@@ -216,9 +216,9 @@ def main() -> None:
     clock = Clock(options.budget or LIMIT_S)
     name = torch.cuda.get_device_name() if options.device == "cuda" else "processor"
     result: Json = {"machine": machine(), "device": name, "device_gflop_per_s": rates(options.device), "cases": {}}
-    chosen = {"quick": QUICK} if options.quick else {title: CASES[title] for title in options.case or CASES}
-    for place, (title, case) in enumerate(chosen.items()):
-        result["cases"][title] = measure_case(case, options.device, clock, clock.left / (len(chosen) - place))
+    cases = {"quick": QUICK} if options.quick else {title: CASES[title] for title in options.case or CASES}
+    for place, (title, case) in enumerate(cases.items()):
+        result["cases"][title] = measure_case(case, options.device, clock, clock.left / (len(cases) - place))
     print(table(result))
     if options.out is not None:
         write(options.out / "device.json", result)

@@ -155,13 +155,13 @@ def results() -> dict[str, dict[str, Json]]:
 
 def main() -> None:
     """Fill the marked places of docs/performance.md."""
-    found = results()
+    tables = results()
 
     def sections(script: str, of: Callable[[Json], str]) -> str:
-        parts = [f"### {title(name)}\n\n{of(part[script])}" for name, part in found.items() if script in part]
+        parts = [f"### {title(name)}\n\n{of(part[script])}" for name, part in tables.items() if script in part]
         return "\n\n".join(parts)
 
-    growth = next(part["growth"] for part in found.values() if "growth" in part)
+    growth = next(part["growth"] for part in tables.values() if "growth" in part)
     texts = {
         "step": sections("step", of_step),
         "experts": sections("experts", lambda part: of_loops(part, {"one": ", one expert", "two": ", two experts"})),

@@ -1,6 +1,6 @@
 """Which implementation computes a network's derivatives here: explicit ones where they are right and faster.
 
-Explicit derivatives are compared with autograd once for a machine and a network, and what was found is kept beside the
+Explicit derivatives are compared with autograd once for a processor and a network. The measurement is stored beside the
 compiled library, so that the choice does not change in the middle of a run.
 """
 
@@ -12,7 +12,9 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from math import isfinite
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -93,8 +95,9 @@ def choose(model: FlatModel, shape: Shape, dtype: torch.dtype, device: str) -> C
 
 
 def _remembered(compiled: Compiled, model: FlatModel, shape: Shape) -> Measured:
-    """The measurement of this library and network, taken at the first time, by one process at a time."""
-    case = [*map(list, compiled.blocks), compiled.classes, list(shape), str(compiled.dtype), compiled.library.path.stem]
+    """The measurement of this library and network on this processor, taken the first time, by one process at a time."""
+    network = [*map(list, compiled.blocks), compiled.classes, list(shape), str(compiled.dtype)]
+    case = [*network, compiled.library.path.stem, processor(), str(torch.__version__)]
     path = compiled.library.path.with_name(
         f"measured-{hashlib.sha256(json.dumps(case).encode()).hexdigest()[:16]}.json"
     )
@@ -106,6 +109,20 @@ def _remembered(compiled: Compiled, model: FlatModel, shape: Shape) -> Measured:
             with suppress(OSError):  # a full disk: it is measured again
                 write_json(path, measured._asdict())
             return measured
+
+
+PROCESSOR = ("model name", "cpu family", "model", "CPU implementer", "CPU part")  # of /proc/cpuinfo
+
+
+@cache
+def processor() -> str:
+    """What Linux says of this processor, empty elsewhere: machines with different ones may share a home folder."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    except OSError:
+        return ""
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return " ".join(fields[name] for name in PROCESSOR if name in fields)
 
 
 def measure(compiled: Derivatives, model: FlatModel, shape: Shape) -> Measured:
@@ -127,10 +144,23 @@ def measure(compiled: Derivatives, model: FlatModel, shape: Shape) -> Measured:
         second = products(plain, theta, batch, direction, wanted)
         return _tensors(gradient(plain, theta, batch), second.theta, second.images)
 
-    pairs = zip(explicit(), by_autograd())
-    error = max(float((ours - exact).norm() / exact.norm()) for ours, exact in pairs)
-    times = [(_seconds(explicit), _seconds(by_autograd)) for _ in range(ROUNDS)]  # the least: others may be busy
-    return Measured(error if isfinite(error) else 1e9, min(t for _, t in times) / min(t for t, _ in times))
+    errors = [relative_error(ours, exact) for ours, exact in zip(explicit(), by_autograd())]
+    times = [(_seconds(explicit), _seconds(by_autograd)) for _ in range(ROUNDS)]
+    fastest = [min(column) for column in zip(*times)]  # other processes may be busy
+    return Measured(max(errors), fastest[1] / fastest[0])
+
+
+def relative_error(ours: torch.Tensor, exact: torch.Tensor) -> float:
+    """|ours - exact| / |exact|; 1e9 where that is not finite, 0 where both are 0.
+
+    >>> relative_error(torch.tensor([1.5]), torch.tensor([1.0])), relative_error(torch.zeros(1), torch.zeros(1))
+    (0.5, 0.0)
+    """
+    difference = float((ours - exact).norm())
+    if difference == 0:
+        return 0.0
+    error = difference / max(float(exact.norm()), 1e-30)
+    return error if isfinite(error) else 1e9
 
 
 def _tensors(*tensors: torch.Tensor | None) -> list[torch.Tensor]:

@@ -87,10 +87,10 @@ def run_distill(args: Any, listen: Listener) -> Any:
 
 def run_estimate(args: Any, listen: Listener) -> Any:
     """Call `limbeck.estimate`; the result is its numbers with --json, else a sentence is printed."""
-    begun = time.perf_counter()
+    parsed = time.perf_counter()
     common = {"method": args.method, "experts": args.experts, "device": args.device, "resize": args.resize}
     work = prepare(args.data, **common, **_job_options(args))
-    start = {"start": IMPORTS + time.perf_counter() - begun}
+    start = {"start": IMPORTS + time.perf_counter() - parsed}
     path = run_folder(work, args.out)
     if is_finished(work, path):
         result = Estimate(start, None, None, 0)

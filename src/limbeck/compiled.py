@@ -1,6 +1,6 @@
 """The derivatives of the field's ConvNet in one call of kernels/network.cpp: what `pearlmutter.py` writes in Python.
 
-While it lasts Python's lock is free, so that networks that are trained in parallel do not wait for each other.
+Python's lock is released during the call, so that networks that are trained in parallel do not wait for each other.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Compiled:
         return self._narrow(gradient)
 
     def products(self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, wanted: Wanted) -> Products:
-        """direction . gradient, and those of its derivatives that are asked for."""
+        """direction . gradient, and those of its derivatives that `wanted` names."""
         probabilities = self._probabilities(labels)
         dtheta = self._vector() if wanted.theta else None
         dimages = torch.empty(images.shape, dtype=self.dtype) if wanted.images else None
@@ -74,7 +74,7 @@ class Compiled:
         )
 
     def logits(self, theta: Tensor, images: Tensor) -> Tensor:
-        """The network's outputs (n, classes), of no image too; nothing here can be differentiated."""
+        """The network's outputs (n, classes), where n may be 0; they cannot be differentiated."""
         logits = torch.empty(len(images), self.classes, dtype=self.dtype)
         if len(images):
             self._compute(theta, images, None, logits=logits)
@@ -89,7 +89,7 @@ class Compiled:
         **outputs: Tensor | None,
     ) -> None:
         if not len(images):
-            raise ValueError("a batch without any image has no mean loss, and no gradient")
+            raise ValueError("a batch without images has no mean loss and no gradient")
         for vector in (theta, direction):
             if vector is not None and vector.shape != (self.parameters,):
                 raise ValueError(f"parameters of shape {tuple(vector.shape)}, not ({self.parameters},)")
@@ -111,17 +111,17 @@ class Compiled:
             sizes += [block.channels, block.out, height, width, block.padding]
             height, width = ((side + 2 * block.padding - 2) // 2 for side in (height, width))
         if channels != self.blocks[0].channels or self.blocks[-1].out * height * width != self.features:
-            raise ValueError(f"images of shape {tuple(images.shape)} are not those the network was built for")
+            raise ValueError(f"images of shape {tuple(images.shape)} do not fit the network")
         return torch.tensor(sizes)
 
     def _probabilities(self, labels: Tensor) -> Tensor:
-        """(n, classes), of classes (n,) too."""
-        whole = labels if labels.dtype.is_floating_point else F.one_hot(labels, self.classes)
-        return whole.to(self.dtype)
+        """Classes (n,) or probabilities (n, classes) -> (n, classes)."""
+        probabilities = labels if labels.dtype.is_floating_point else F.one_hot(labels, self.classes)
+        return probabilities.to(self.dtype)
 
     @cached_property
     def _wide_blocks(self) -> tuple[Block, ...]:
-        """The blocks with whole panels of channels: what is added has zero weights, and stays zero."""
+        """The blocks with whole panels of channels; channels that are added have zero weights, and stay zero."""
         panel = self.library.panel(self.dtype)
         outs = [-(-block.out // panel) * panel for block in self.blocks]
         inputs = [self.blocks[0].channels, *outs]
@@ -129,7 +129,7 @@ class Compiled:
 
     @cached_property
     def _places(self) -> tuple[Tensor | None, int]:
-        """Where every parameter lies among those of the wide blocks, None where nothing is added; and their number."""
+        """The place of every parameter among those of the wide blocks, None where they are the same; and their number."""
         places, count = list[Tensor](), 0
 
         def place(shape: tuple[int, ...], used: tuple[slice, ...]) -> None:
@@ -151,7 +151,7 @@ class Compiled:
         return torch.empty(self._places[1], dtype=self.dtype)
 
     def _wide(self, vector: Tensor) -> Tensor:
-        """(P,) -> that of the wide blocks."""
+        """(P,) -> the same vector for the wide blocks."""
         places, count = self._places
         vector = vector.detach().to(self.dtype)
         if places is None:
@@ -159,11 +159,11 @@ class Compiled:
         return torch.zeros(count, dtype=self.dtype).index_copy_(0, places, vector)
 
     def _narrow(self, vector: Tensor) -> Tensor:
-        """That of the wide blocks -> (P,)."""
+        """A vector for the wide blocks -> (P,)."""
         places, _ = self._places
         return vector if places is None else vector[places]
 
 
 def supports(blocks: Sequence[Block], dtype: torch.dtype) -> bool:
-    """Whether network.cpp can compute this network: padding 1 but in the first block, and not too many blocks."""
+    """Whether network.cpp can compute this network: padding 1 after the first block, and not too many blocks."""
     return dtype in NAMES and len(blocks) <= MOST_BLOCKS and all(block.padding == 1 for block in blocks[1:])

@@ -162,8 +162,8 @@ def build(work: Work, limit: float) -> tuple[Plan, float, float]:
         plan = work.method.plan(options, Material(each, paths, config.ipc, config.seed))
         stop = time.perf_counter()
         took = stop - start
-        if paths and paths[0].asked and paths[1].asked:  # the method goes through all of them
-            took += (stop - paths[1].asked) * max(0, (config.count or 0) - 2)
+        if paths and paths[0].first_use and paths[1].first_use:  # the method goes through all of them
+            took += (stop - paths[1].first_use) * max(0, (config.count or 0) - 2)
         scale = len(task.data.train) / len(each.data.train)
         if took * scale > limit:
             break

@@ -15,12 +15,15 @@ def size_of(path: Path) -> int:
 
 def home() -> Path:
     """Where experts, baselines and decoded images are kept for reuse: $LIMBECK_HOME, else the user's cache folder."""
-    given = os.environ.get("LIMBECK_HOME")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "limbeck"
+    folder = os.environ.get("LIMBECK_HOME")
+    return Path(folder) if folder else user_cache()
 
 
 def kernels_folder() -> Path:
-    """Where compiled kernels are kept: in the user's own cache, whatever $LIMBECK_HOME is, which a group may share."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "limbeck" / "kernels"
+    """Where compiled kernels are kept: in the user's own cache, since a group may share $LIMBECK_HOME."""
+    return user_cache() / "kernels"
+
+
+def user_cache() -> Path:
+    """limbeck's folder in the user's cache: below $XDG_CACHE_HOME, else ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "limbeck"

@@ -246,9 +246,9 @@ def _experts(job: Job, work: Work) -> list[Trajectory]:
         return []
     kind = work.method.experts or "any"
     with job.timed("experts"):
-        found = work.given or _read(_own_store(job), job.config.count, kind)
-    inspect_experts(job, found.store, found.indices, found.experts)
-    return [path for each in found.experts if (path := each.trajectory(kind)) is not None]
+        store, indices, experts = work.given or _read(_own_store(job), job.config.count, kind)
+    inspect_experts(job, store, indices, experts)
+    return [path for expert in experts if (path := expert.trajectory(kind)) is not None]
 
 
 def _own_store(job: Job) -> Store:

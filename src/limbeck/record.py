@@ -77,9 +77,9 @@ class Run:
         path = self.path / "set-last.safetensors"
         if not path.exists():
             return True
-        done: int = read_header(path)["provenance"]["step"]
-        wanted: int = config.get("iterations", 0)
-        return done < wanted
+        steps: int = read_header(path)["provenance"]["step"]
+        iterations: int = config.get("iterations", 0)
+        return steps < iterations
 
     def is_finished(self, config: dict[str, Any]) -> bool:
         """Whether there are results of exactly this configuration."""
@@ -91,14 +91,11 @@ class Run:
     def take_up(self, config: dict[str, Any], facts: dict[str, Any]) -> None:
         """Let the run go on as `config` asks: to its end, to more iterations than it had, or to another evaluation.
 
-        Raises UserError where anything else differs, and where steps are left that the conditions or the validations of
-        the earlier ones do not fit. More iterations are recorded at once.
+        Raises UserError where anything else differs, and where steps are left and the conditions or the validations are
+        not those of the earlier steps. More iterations are recorded at once.
         """
-        head, recorded, wanted = (
-            read_json(self.path / "run.json", FORMAT),
-            self.config(),
-            json.loads(json.dumps(config)),
-        )
+        head, recorded = read_json(self.path / "run.json", FORMAT), self.config()
+        wanted = json.loads(json.dumps(config))
         self._require_same(recorded, wanted)
         if self.steps_left(wanted):
             before, now = head.get("validation"), facts.get("validation")
@@ -119,13 +116,12 @@ class Run:
             if recorded.get(name) == wanted.get(name) or name == "eval" or (name == "iterations" and not fewer):
                 continue
             before, now = difference(recorded.get(name), wanted.get(name))
-            more = wanted.get("iterations") != recorded.get("iterations") and name != "iterations"
-            hint = (
-                f" A run goes on to more iterations where its other options stay; {name} was {before}." if more else ""
-            )
+            hint = ""
+            if name != "iterations" and wanted.get("iterations") != recorded.get("iterations"):
+                hint = f" A run can go on to more iterations only with its other options; {name} was {before}."
             raise UserError(
-                f"{self.path} holds a run with {name} {before}, and {now} is asked for; repeat its command, or name a "
-                f"new folder with --out.{hint}"
+                f"{self.path} holds a run with {name} {before}, not {now}; repeat its command, or name a new folder "
+                f"with --out.{hint}"
             )
 
     def record(self, config: dict[str, Any]) -> None:

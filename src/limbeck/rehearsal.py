@@ -21,26 +21,26 @@ class StandIn:
 
     def __init__(self, start: Tensor, stop: Tensor, end: int):
         self.start, self.stop, self.end = start, stop, end
-        self.asked: float | None = None
+        self.first_use: float | None = None
 
     def at(self, t: float) -> Tensor:
-        """Parameters (P,) at epoch `t`; it keeps when it was first asked."""
-        self.asked = self.asked or time.perf_counter()
+        """Parameters (P,) at epoch `t`; `first_use` becomes the time of the first call."""
+        self.first_use = self.first_use or time.perf_counter()
         return torch.lerp(self.start, self.stop, t / self.end)
 
 
 def stand_ins(task: Task, end: int, seed: int) -> list[StandIn]:
-    """Two of them."""
+    """Two stand-ins for experts of `end` epochs, on one line."""
     start = task.model.fresh(seed, "estimate")
     stop = start + 0.1 * start.std() * torch.randn(start.shape, generator=stream(seed, "estimate"))
     return [StandIn(start, stop, end) for _ in range(2)]
 
 
 def fewer(task: Task, most: int) -> Task:
-    """The same with at most so many training images a class."""
-    held = task.data.train
-    rows = torch.cat([(held.labels == c).nonzero().squeeze(1)[:most] for c in range(task.data.num_classes)])
-    return replace(task, data=replace(task.data, train=Split(held.images[rows], held.labels[rows])))
+    """The same task with at most so many training images a class."""
+    train = task.data.train
+    rows = torch.cat([(train.labels == c).nonzero().squeeze(1)[:most] for c in range(task.data.num_classes)])
+    return replace(task, data=replace(task.data, train=Split(train.images[rows], train.labels[rows])))
 
 
 def images_to_start(options: Any, ipc: int) -> int:
@@ -52,9 +52,9 @@ def images_to_start(options: Any, ipc: int) -> int:
 def refuse_impossible(method: Method, options: Any, task: Task, ipc: int, seed: int, epochs: int | None) -> None:
     """Raise the UserError by which the method's plan refuses its options, before anything is trained.
 
-    epochs: of the experts there are going to be; None for a method without. The plan is built on few real images, which
-    takes a moment, and what it then refuses it has to refuse with all images too, so that no job is turned away that
-    only the few could not do.
+    epochs: those of the experts that will be trained; None for a method without experts.
+    The plan is built on few real images, which takes a moment. If it refuses them, it is built on all images, so that no
+    job is refused because the few were too few.
     """
     paths = [] if epochs is None else stand_ins(task, epochs, seed)[:1]
 

@@ -25,6 +25,11 @@ def total(x: Tensor) -> Tensor:
     return flat[:whole].view(-1, ROW).sum(1).sum() + flat[whole:].sum()
 
 
+def length(x: Tensor) -> Tensor:
+    """The Euclidean norm of all elements of a tensor: a scalar."""
+    return total(x.square()).sqrt()
+
+
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """The inner product of two tensors of one shape: a scalar."""
     return total(a * b)

@@ -37,14 +37,14 @@ def _module_of(value: Any) -> str:
 
 
 class _Walk:
-    """Visits values and what their code names; `texts` holds what is the user's. packages: those of the roots."""
+    """Visits values and what their code uses; `texts` holds the user's source by name. packages: those of the roots."""
 
     def __init__(self, packages: set[str]):
         self.packages = packages
         self.texts: dict[str, str] = {}
 
     def visit(self, value: Any, name: str) -> None:
-        """name: where the value stands, for what has no name of its own."""
+        """Add a value and what it uses. name: where the value stands, for values without a name of their own."""
         if isinstance(value, partial):
             self.visit(value.func, name)
             if self.is_users(_module_of(value)):
@@ -74,11 +74,10 @@ class _Walk:
             uses = [*((base.__qualname__, base) for base in value.__bases__), *vars(value).items()]
         else:
             uses = [*self.used(value), ("wrapped", getattr(value, "__wrapped__", None))]
-        for key, each in uses:
-            if not isinstance(value, type) or not isinstance(
-                each, (*CONSTANTS, dict, tuple)
-            ):  # those are in its source
-                self.visit(each, f"{key} of {name}")
+        for key, use in uses:
+            is_in_source = isinstance(value, type) and isinstance(use, (*CONSTANTS, dict, tuple))
+            if not is_in_source:
+                self.visit(use, f"{key} of {name}")
 
     def is_users(self, module: str) -> bool:
         """Whether the code of a module is the user's."""
@@ -97,7 +96,7 @@ class _Walk:
             value = function.__globals__.get(name)
             yield name, value
             if isinstance(value, ModuleType) and self.is_users(value.__name__):
-                yield from ((f"{name}.{each}", getattr(value, each)) for each in names if hasattr(value, each))
+                yield from ((f"{name}.{part}", getattr(value, part)) for part in names if hasattr(value, part))
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
             if cell != type(cell)():  # a variable that has a value
                 yield name, cell.cell_contents
@@ -122,5 +121,5 @@ def _source(value: FunctionType | type) -> str:
 
 
 def _compiled(code: CodeType) -> str:
-    constants = [_compiled(each) if isinstance(each, CodeType) else repr(each) for each in code.co_consts]
+    constants = [_compiled(constant) if isinstance(constant, CodeType) else repr(constant) for constant in code.co_consts]
     return f"{code.co_code.hex()} {code.co_names} {constants}"

@@ -20,9 +20,10 @@ from limbeck import METHODS
 from limbeck.data import ImageData, fit_preprocess
 from limbeck.methods import Facts, Material
 from limbeck.models import ModelConfig
-from limbeck.sums import inner, total
+from limbeck.sums import inner, length, total
 from limbeck.task import Task, make_task
 from limbeck.trajectory import ExpertConfig, Recorded
+from limbeck.trajectory.expert import train_expert
 from limbeck.trajectory.store import make_path
 
 WIDE = ModelConfig(width=64, depth=2)  # 40,000 parameters
@@ -52,12 +53,12 @@ def run(
     """A whole run in a home of its own; stop_at: interrupted when so many units of work are done, and run again."""
     torch.set_num_threads(threads)
     monkeypatch.setenv("LIMBECK_HOME", str(folder / "home"))
-    done = 0
+    advances = 0
 
     def listen(event: dict[str, Any]) -> None:
-        nonlocal done
-        done += event["event"] == "advance"
-        if done == stop_at:
+        nonlocal advances
+        advances += event["event"] == "advance"
+        if advances == stop_at:
             raise KeyboardInterrupt
 
     arguments = {**SMALL, **options, "out": folder / "run"}
@@ -87,9 +88,9 @@ def test_one_result_by_any_number_of_threads_interrupted_or_not(
     assert sum("expert" in name for name in expected) >= 6
     for name, threads, stop_at in (("two", 2, None), ("experts", 2, 3), ("steps", 2, 9), ("back", 3, 14)):
         other = run(tmp_path / name, monkeypatch, threads, stop_at, count=3)
-        found = tensors(other)
-        assert found.keys() == expected.keys()
-        assert [key for key in expected if not found[key].equal(expected[key])] == [], name
+        results = tensors(other)
+        assert results.keys() == expected.keys()
+        assert [key for key in expected if not results[key].equal(expected[key])] == [], name
         assert accuracies(other) == scores, name
     fewer = tensors(run(tmp_path / "fewer", monkeypatch, 2, count=1))
     same = [key for key in fewer if key.startswith("expert-0000")]
@@ -117,13 +118,34 @@ def test_the_gradient_of_every_method_by_any_number_of_threads(name: str, wide: 
         torch.set_num_threads(threads)
         options = method.resolve(method.config(), Facts(len(wide.data.train), 1, config))
         plan = method.plan(options, Material(wide, [path] if method.experts else [], 1, 0))
-        found = [plan.synthetic.images.detach().clone()]
+        values = [plan.synthetic.images.detach().clone()]
         if plan.iterations:
             loss = plan.objective(plan.synthetic, 0, 0)
             loss.backward()
             gradients = [parameter.grad for parameter in plan.synthetic.parameters().values()]
-            found += [loss.detach(), *(gradient for gradient in gradients if gradient is not None)]
-        results.append(found)
+            values += [loss.detach(), *(gradient for gradient in gradients if gradient is not None)]
+        results.append(values)
+    assert all(a.equal(b) for result in results[1:] for a, b in zip(result, results[0], strict=True))
+
+
+PATHS = ({}, {"smoothing": "mct"}, {"schedule": "projected"}, {"form": "bezier"})
+
+
+def test_an_expert_and_its_paths_by_any_number_of_threads(wide: Task) -> None:
+    """One of the network's tensors has more numbers than torch sums by one thread. FTD trains by GSAM."""
+    layout = wide.model.layout
+    assert max(layout.sizes) > 32768
+    images, labels = (tensor[:96] for tensor in wide.train)
+    config = ExpertConfig(epochs=4, batch_size=32, keep="recorded", sam_rho=0.1, sam_adaptive=True)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        theta0, measures = wide.model.fresh(0), (lambda epoch, theta: 0.5, lambda theta: 0.5)
+        expert = train_expert(wide.loss, theta0, images, labels, config, layout, 0, *measures)
+        assert expert.recorded is not None
+        points = expert.recorded.points
+        paths = [make_path(points, layout, ExpertConfig(epochs=4, waypoints=3, **options)) for options in PATHS]
+        results.append([points, *(tensor for path in paths for tensor in (path.waypoints, path.beta))])
     assert all(a.equal(b) for result in results[1:] for a, b in zip(result, results[0], strict=True))
 
 
@@ -136,6 +158,6 @@ def test_sums_and_whitening_by_any_number_of_threads() -> None:
         torch.set_num_threads(threads)
         whitening = fit_preprocess("zca", images)
         assert torch.get_num_threads() == threads
-        results.append([total(x), inner(x, x), *(t for t in vars(whitening).values() if isinstance(t, Tensor))])
+        results.append([total(x), inner(x, x), length(x), *(t for t in vars(whitening).values() if isinstance(t, Tensor))])
     assert all(a.equal(b) for result in results[1:] for a, b in zip(result, results[0], strict=True))
     assert float(total(x.double())) == pytest.approx(float(x.double().sum()), abs=1e-9)

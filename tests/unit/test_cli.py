@@ -595,8 +595,8 @@ def test_an_output_folder_that_holds_something_else(refused: Any, made: dict[str
 def test_an_output_folder_with_another_run(refused: Any, made: dict[str, Path]) -> None:
     before = {path: path.stat().st_mtime_ns for path in made["run"].iterdir()}
     said = refused("distill", "digits", *TINY, "--lr-img", "6", "--out", made["run"])
-    assert "lr_img 5.0, and 6.0 is asked for" in said
-    assert "ipc 1, and 2 is asked for" in refused("distill", "digits", *TINY, "--ipc", "2", "--out", made["run"])
+    assert "lr_img 5.0, not 6.0" in said
+    assert "ipc 1, not 2" in refused("distill", "digits", *TINY, "--ipc", "2", "--out", made["run"])
     assert {path: path.stat().st_mtime_ns for path in made["run"].iterdir()} == before
 
 

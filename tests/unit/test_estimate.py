@@ -295,8 +295,8 @@ def test_a_stand_in_answers_as_an_expert_does(task: Task) -> None:
     assert first.at(0).equal(first.start)
     assert first.at(5).equal(first.stop)
     assert isinstance(first, StandIn)
-    assert (first.asked, second.asked) != (None, None)
-    assert second.asked is None
+    assert (first.first_use, second.first_use) != (None, None)
+    assert second.first_use is None
     assert second.end == 5
 
 

@@ -174,7 +174,7 @@ def test_a_finished_run_repeated_changes_nothing(run: Path) -> None:
 def test_another_run_in_the_folder_is_refused(run: Path) -> None:
     before = stamps(run)
     for options, words in (
-        ({"lr_img": 6.0}, "lr_img 5.0, and 6.0 is asked for"),
+        ({"lr_img": 6.0}, "lr_img 5.0, not 6.0"),
         ({"seed": 1}, "seed 0, and 1"),
         ({"expert": ExpertConfig()}, "expert batch_size 64, and batch_size 256"),
         ({"iterations": 4}, "iterations 6, and 4"),

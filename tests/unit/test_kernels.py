@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from limbeck import choice, kernels
 from limbeck.choice import Measured, choose
 from limbeck.compiled import Compiled
 from limbeck.data import ImageData
+from limbeck.derivatives import Products
 from limbeck.flat import FlatModel
 from limbeck.kernels import build
 from limbeck.models import ModelConfig, flat_model
@@ -182,6 +184,46 @@ def test_kernels_that_are_wrong_here_are_refused(model: FlatModel, monkeypatch: 
     assert chosen.derivatives is None
     assert chosen.slow
     assert "wrong on this machine" in chosen.reason
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_result_that_is_not_a_number_is_wrong_wherever_it_is(place: int, digits: ImageData) -> None:
+    """The largest of the errors once passed over a NaN behind a number."""
+    task = make_task(digits, ModelConfig(width=32))
+    right = task.choice.derivatives
+    assert right is not None
+
+    class Wrong:
+        """The right derivatives, one of them NaN: the gradient, H v, or that in the images."""
+
+        dtype = torch.float32
+
+        def gradient(self, *inputs: torch.Tensor) -> torch.Tensor:
+            gradient = right.gradient(*inputs)
+            return gradient * torch.nan if place == 0 else gradient
+
+        def products(self, *inputs: Any) -> Products:
+            second = right.products(*inputs)
+            name = ("", "theta", "images")[place]
+            return second._replace(**{name: getattr(second, name) * torch.nan}) if name else second
+
+    assert not choice.measure(Wrong(), task.model, digits.shape).right  # type: ignore[arg-type]
+
+
+def test_another_processor_and_another_torch_measure_anew(
+    model: FlatModel, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    """Machines that share a home folder share the library, and may not agree on what is faster."""
+    ratios = iter((5.0, 0.5, 3.0))
+    monkeypatch.setattr(choice, "measure", lambda *_: Measured(1e-6, next(ratios)))
+    here = choose(model, SHAPE, torch.float32, "cpu")
+    monkeypatch.setattr(choice, "processor", lambda: "another")
+    assert choose(model, SHAPE, torch.float32, "cpu").derivatives is None
+    monkeypatch.setattr(torch, "__version__", "9.9")
+    assert "3.0 times" in choose(model, SHAPE, torch.float32, "cpu").reason
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parents[1]))
+    assert choose(model, SHAPE, torch.float32, "cpu").reason == here.reason
 
 
 def test_the_faster_one_is_taken_and_remembered(model: FlatModel, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:

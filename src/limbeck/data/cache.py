@@ -2,7 +2,7 @@
 
 An entry is one file in `folder()`, named by the content of its description: path, names, sizes and times of the files
 that were read, size of the images, and the versions of our reader and of Pillow. So an entry is never out of date; a
-changed file gives a new one. What is kept in all is limited, and what was used least recently is removed first.
+changed file gives a new one. The size of all entries together is limited, and those used least recently are removed first.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def folder() -> Path:
 
 
 def cached(source: Path, files: Callable[[], Iterable[Path]], size: Size | None, read: Callable[[], Raw]) -> Raw:
-    """What `read` gives, from the cache where it is there, else read and kept.
+    """The result of `read`, from the cache where it has an entry; else it is read, and stored there.
 
     files: everything below `source` that the result depends on, files and folders.
-    A cache that cannot be written costs one warning; an entry that is damaged is made again.
+    A cache that cannot be written costs one warning; a damaged entry is made again.
     """
     description = _description(source, files, size)
     if description is None or _limit() == 0:
@@ -77,14 +77,14 @@ def _limit() -> float:
 
 
 def _description(source: Path, files: Callable[[], Iterable[Path]], size: Size | None) -> dict[str, Any] | None:
-    """What an entry is the result of; None where a file cannot be looked at, which the reader will say better."""
+    """The inputs of an entry; None where a file cannot be examined, about which the reader raises a better error."""
     names = hashlib.sha256()
     try:
         for path in files():
             facts = path.stat()
             # The time of the last change of the inode too: tools that copy files may set the other one back.
             state = (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns) if path.is_file() else ()
-            names.update(repr((str(path), state)).encode("utf-8", "surrogateescape"))
+            names.update(repr((str(path.relative_to(source)), state)).encode("utf-8", "surrogateescape"))
         place = str(source.resolve())
     except OSError:
         return None
@@ -105,7 +105,7 @@ def _load(path: Path, description: dict[str, Any]) -> Raw | None:
         return None
     with suppress(OSError):
         now = time.time_ns()
-        os.utime(path, ns=(now, now))  # used just now; the kernel's own time is as coarse as 4 ms
+        os.utime(path, ns=(now, now))  # the last use; the kernel's own time is as coarse as 4 ms
     parts: dict[str, dict[str, Array]] = {"images": {}, "labels": {}}
     for name, tensor in tensors.items():
         kind, split = name.split(".")

@@ -41,14 +41,14 @@ def read_parquet(source: Any, size: Size | None) -> Raw:
         if split is None:
             notes.append(f"{file.name} was left out: not named train-, validation- or test-")
             continue
-        found, targets, told, column = _rows(file, size)
-        names = names or told
-        pictures.setdefault(split, []).extend(found)
+        rows, targets, classes, column = _rows(file, size)
+        names = names or classes
+        pictures.setdefault(split, []).extend(rows)
         labels.setdefault(split, []).append(targets)
         notes += [f"labels are the column {column}"] if column not in ("label", "labels") else []
     if not pictures.get("train"):
         raise UserError(f"{path}: no rows to train on; name a parquet file with rows train-*.parquet")
-    images, remarks = stack({split: found for split, found in pictures.items() if found})
+    images, remarks = stack({split: rows for split, rows in pictures.items() if rows})
     targets_of = {split: np.concatenate(labels[split]) for split in images}
     name = path.resolve().name.removesuffix(".parquet")
     return Raw(name, images, targets_of, names, (*dict.fromkeys(notes), *remarks))
@@ -69,13 +69,13 @@ def _rows(file: Path, size: Size | None) -> tuple[list[Picture], Array, list[str
             image, label = _columns(file, schema, pa.types)
             announce(table.metadata.num_rows, file)
             for batch in table.iter_batches(1000, columns=[image, label]):
-                held = batch.column(image)
-                held = held.field("bytes") if pa.types.is_struct(held.type) else held
-                if held.null_count or batch.column(label).null_count:
+                cells = batch.column(image)
+                cells = cells.field("bytes") if pa.types.is_struct(cells.type) else cells
+                if cells.null_count or batch.column(label).null_count:
                     raise UserError(f"{file}: empty cells in {image} (its bytes) or {label}; give every row both")
                 labels.append(batch.column(label).to_numpy())
                 start = len(pictures)
-                pictures += [decode(b, f"{file} row {start + i}", size) for i, b in enumerate(held.to_pylist())]
+                pictures += [decode(b, f"{file} row {start + i}", size) for i, b in enumerate(cells.to_pylist())]
     except pa.ArrowException as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{file}: not a readable parquet file ({reason}); fetch it again") from error
@@ -95,9 +95,9 @@ def _columns(file: Path, schema: Any, types: Any) -> tuple[str, str]:
     whole = [field.name for field in schema if types.is_integer(field.type)]
     label = next((c for c in LABEL_COLUMNS if c in whole), None)
     if image is None or label is None:
-        kind, known = ("image", IMAGE_COLUMNS) if image is None else ("integer label", LABEL_COLUMNS)
+        kind, usual = ("image", IMAGE_COLUMNS) if image is None else ("integer label", LABEL_COLUMNS)
         columns = ", ".join(schema.names)
-        raise UserError(f"{file}: no {kind} column ({', '.join(known)}) among {columns}; rename the one that is meant")
+        raise UserError(f"{file}: no {kind} column ({', '.join(usual)}) among {columns}; rename the one that is meant")
     return image, label
 
 

@@ -236,9 +236,12 @@ def _class_files(folder: Path) -> tuple[dict[str, list[Path]], int]:
 
 
 def _tree(folder: Path) -> list[Path]:
-    """All files and folders below one, in order; hidden files count nowhere."""
-    walk = os.walk(folder, followlinks=True)
-    return sorted(Path(root, name) for root, inside, names in walk for name in (*inside, *names) if name[0] != ".")
+    """All files and folders below one, in order, but for hidden ones and what they hold."""
+    paths = list[Path]()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if name[0] != "."]
+        paths += [Path(root, name) for name in (*folders, *files) if name[0] != "."]
+    return sorted(paths)
 
 
 def _read_folder(source: Any, size: Size | None) -> Raw:

@@ -29,7 +29,7 @@ BUFFERS = (
 
 @dataclass(frozen=True, eq=False)
 class Library:
-    """network.cpp compiled; name: instruction set and compiler, which decide the bits together with the inputs."""
+    """network.cpp as a loaded library; name: instruction set and compiler, which with the inputs decide the bits."""
 
     path: Path
     name: str
@@ -53,9 +53,9 @@ class Library:
     def compute(
         self, dtype: torch.dtype, sizes: Tensor, eps: float, count: int, buffers: Mapping[str, Tensor | None]
     ) -> None:
-        """`compute` of network.cpp on a batch of `count` images; sizes: as its `Net` reads them.
+        """Call `compute` of network.cpp on a batch of `count` images; sizes: as its `Net` reads them.
 
-        Raises ValueError for a buffer of another type, device, layout or length, MemoryError where there is none.
+        Raises ValueError for a buffer of another type, device, layout or length, MemoryError where memory is short.
         """
         tensors = [buffers.get(name) for name in BUFFERS]
         for name, tensor in zip(BUFFERS, tensors):
@@ -75,17 +75,17 @@ class Library:
             threads,
         )
         if code == 1:
-            raise MemoryError("the compiled network found no memory for a pass; use fewer threads")
+            raise MemoryError("there is not enough memory for a pass of the compiled network; use fewer threads")
         if code:
-            given = {name: tuple(t.shape) for name, t in zip(BUFFERS, tensors) if t is not None}
-            raise ValueError(f"the compiled network was given {given}, which do not fit {sizes.tolist()}")
+            shapes = {name: tuple(t.shape) for name, t in zip(BUFFERS, tensors) if t is not None}
+            raise ValueError(f"tensors of shapes {shapes} do not fit the compiled network of sizes {sizes.tolist()}")
 
 
 def _check(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
     if tensor.dtype is not dtype or tensor.device.type != "cpu" or not tensor.is_contiguous():
         raise ValueError(
-            f"the compiled network was given {name} of {tensor.dtype} on {tensor.device}, "
-            f"contiguous: {tensor.is_contiguous()}; it needs contiguous {dtype} on the processor"
+            f"the compiled network needs {name} as a contiguous {dtype} tensor on the processor, not "
+            f"{tensor.dtype} on {tensor.device}{'' if tensor.is_contiguous() else ', not contiguous'}"
         )
 
 
@@ -95,7 +95,7 @@ def _loaded() -> tuple[Library | None, str]:
     if os.environ.get("LIMBECK_KERNELS") == "0":
         return None, "they are switched off (LIMBECK_KERNELS=0)"
     try:
-        compiler, instructions = find_compiler(), target()
+        instructions, compiler = target(), find_compiler()
         number = re.search(r"\d+(\.\d+)+", compiler.version)
         kind = "clang" if "clang" in compiler.version else "g++"
         name = f"{instructions}, {kind} {number[0] if number else compiler.version}"
@@ -112,5 +112,5 @@ def load() -> Library | None:
 
 
 def unavailable_reason() -> str:
-    """Why there are no kernels, as half a sentence; empty where there are."""
+    """A clause that says why there are no kernels; empty where there are."""
     return _loaded()[1]

@@ -33,19 +33,20 @@ TARGETS = {
     "sse": ("-msse4.2",),
     "neon": (),
 }
-"""Instruction sets that vectors.hpp has a width of vectors for, with the compiler's flags.
+"""Instruction sets for which vectors.hpp has a width of vectors, with the compiler's flags.
 
-Flags name instructions instead of -march=native, so that all processors of a kind give the same bits."""
+The flags name instructions instead of -march=native, so that all processors of a kind give the same bits.
+"""
 
 log = logging.getLogger("limbeck")
 
 
 class Unavailable(Exception):
-    """There can be no kernels here; its text is half a sentence that says why."""
+    """The kernels cannot be built here; the text is a clause that says why."""
 
 
 class Compiler(NamedTuple):
-    """How it is called, and the first line of what it says of its version."""
+    """The command that calls it, and the first line that it prints of its version."""
 
     command: tuple[str, ...]
     version: str
@@ -59,20 +60,20 @@ def target() -> str:
     if machine in ("aarch64", "arm64"):
         return "neon"
     if machine not in ("x86_64", "amd64"):
-        raise Unavailable(f"there are none for processors of kind {machine}")
+        raise Unavailable(f"they are not built for {machine} processors")
     capability = torch.backends.cpu.get_cpu_capability()
     return {"AVX512": "avx512", "AVX2": "avx2"}.get(capability, "sse")
 
 
 def find_compiler() -> Compiler:
     """$CXX, else c++, g++ or clang++; Unavailable where there is none."""
-    chosen = shlex.split(os.environ.get("CXX", "")) or next(
+    command = shlex.split(os.environ.get("CXX", "")) or next(
         ([path] for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), []
     )
-    if not chosen or shutil.which(chosen[0]) is None:
-        named = f"$CXX is {chosen[0]}, which is not there" if chosen else "there is no C++ compiler"
-        raise Unavailable(f"{named} (a Debian package called g++ has one)")
-    return Compiler(tuple(chosen), _run([*chosen, "--version"]).splitlines()[0])
+    if not command or shutil.which(command[0]) is None:
+        problem = f"$CXX is {command[0]}, which does not exist" if command else "there is no C++ compiler"
+        raise Unavailable(f"{problem} (Debian's package g++ has one)")
+    return Compiler(tuple(command), _run([*command, "--version"]).splitlines()[0])
 
 
 def library(compiler: Compiler, instructions: str) -> Path:
@@ -83,8 +84,8 @@ def library(compiler: Compiler, instructions: str) -> Path:
     """
     sources = [path.read_text() for path in (SOURCE, *HEADERS)]
     flags = (*FLAGS, *LIBRARY, *TARGETS[instructions])
-    described = "\n".join([*sources, *compiler.command, compiler.version, *flags])
-    key = hashlib.sha256(described.encode()).hexdigest()[:16]
+    inputs = "\n".join([*sources, *compiler.command, compiler.version, *flags])
+    key = hashlib.sha256(inputs.encode()).hexdigest()[:16]
     folder = private_folder()
     path = folder / f"kernels-{instructions}-{key}.so"
     with locked(folder):
@@ -114,7 +115,7 @@ def private_folder() -> Path:
     """Where compiled code lies: in the user's cache, else among temporary files; of mode 700 and the user's own.
 
     It does not follow $LIMBECK_HOME, which a group may share: whoever can write a library there could run code here.
-    Raises Unavailable where it belongs to somebody else, or others can write to it.
+    Raises Unavailable where the folder belongs to somebody else, or others can write to it.
     """
     cache = kernels_folder()
     spare = Path(tempfile.gettempdir()) / f"limbeck-kernels-{os.getuid()}"
@@ -156,14 +157,13 @@ def _digest(path: Path) -> str:
 
 def _run(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        process = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     except OSError as error:
         raise Unavailable(f"{command[0]} cannot be run: {error.strerror}") from None
-    if done.returncode:
-        lines = (
-            [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["no reason"]
-        )
-        openmp = "-fopenmp" in command and any(name in done.stderr for name in ("fopenmp", "omp.h", "libomp", "lomp"))
-        why = f"{command[0]} has no OpenMP" if openmp else f"{command[0]} could not build them: {lines[0].strip()}"
-        raise Unavailable(why)
-    return done.stdout or done.stderr
+    if process.returncode == 0:
+        return process.stdout or process.stderr
+    lines = process.stderr.splitlines() or ["no reason"]
+    message = next((line for line in lines if "error" in line), lines[0]).strip()
+    if "-fopenmp" in command and any(name in process.stderr for name in ("fopenmp", "omp.h", "libomp", "lomp")):
+        raise Unavailable(f"{command[0]} has no OpenMP")
+    raise Unavailable(f"{command[0]} could not build them: {message}")

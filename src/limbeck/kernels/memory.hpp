@@ -64,9 +64,13 @@ class Pool {
 #endif
         return at;
     }
-    void give(char* at, size_t size) {
+    void give(char* at, size_t size) noexcept {
         const std::lock_guard<std::mutex> lock(mutex);
-        free_ones.push_back({at, size});
+        try {
+            free_ones.push_back({at, size});
+        } catch (const std::bad_alloc&) {
+            std::free(at);
+        }
     }
 };
 inline Pool pool;

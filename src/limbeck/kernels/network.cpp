@@ -1,4 +1,4 @@
-// The derivatives of cross-entropy of the field's ConvNet, a whole pass in one call: what pearlmutter.py says in Python.
+// The derivatives of cross-entropy of the field's ConvNet, a whole pass in one call: pearlmutter.py has the same in Python.
 //
 // Instance norm looks at one image at a time, so images are independent of each other until their gradients are summed.
 // A thread takes a part of a chunk of the batch through the whole network and back, in its cache, and leaves behind the
@@ -29,13 +29,13 @@ struct Worker {
     // images (n, in, height, width) -> (n, height + 2 padding, width + 2 padding, in).
     void border(int64_t n, const A* images, A* out) const {
         const Block& b = net.first();
-        const int64_t wide = net.border_columns(), each = net.bordered();
-        std::memset(out, 0, n * each * sizeof(A));
+        const int64_t wide = net.border_columns(), size = net.bordered();
+        std::memset(out, 0, n * size * sizeof(A));
         for (int64_t i = 0; i < n; ++i)
             for (int64_t k = 0; k < b.in; ++k)
                 for (int64_t row = 0; row < b.height; ++row) {
                     const A* from = images + ((i * b.in + k) * b.height + row) * b.width;
-                    A* to = out + i * each + ((row + b.padding) * wide + b.padding) * b.in + k;
+                    A* to = out + i * size + ((row + b.padding) * wide + b.padding) * b.in + k;
                     for (int64_t column = 0; column < b.width; ++column) to[column * b.in] = from[column];
                 }
     }
@@ -283,7 +283,7 @@ struct Worker {
 template <class A>
 void add_up(const Net& net, const Terms<A>& terms, const Terms<A>* terms1, const Sum<A>& sum, bool add) {
     const Terms<A>& last = terms1 ? *terms1 : terms;
-    const int64_t elements = 36 * (net.depth - 1), panels = (net.features + Of<A>::panel - 1) / Of<A>::panel;
+    const int64_t elements = 36 * (net.depth - 1), panels = net.features / Of<A>::panel;
 #pragma omp for nowait schedule(static, 1)
     for (int64_t job = 0; job < elements; ++job) {
         const int64_t b = 1 + job / 36, e = job % 36, tiles = terms.tiles(net.blocks[b]);
@@ -291,14 +291,15 @@ void add_up(const Net& net, const Terms<A>& terms, const Terms<A>* terms1, const
         correlate<A>(e, tiles, block.in, block.out, terms.x_tiles[b], last.dz_tiles[b], sum.weights[b], add);
         if (terms1) correlate<A>(e, tiles, block.in, block.out, terms1->x_tiles[b], terms.dz_tiles[b], sum.weights[b], true);
     }
-    const auto head = [&](const A* dlogits, const A* features, int64_t column, bool more) {
-        product<A>(net.classes, std::min(Of<A>::panel, net.features - column), 1, terms.images, {dlogits, 1, net.classes},
-                   {features + column, net.features, Of<A>::panel}, sum.head + column, net.features, more);
+    const auto head = [&](const A* dlogits, const A* features, int64_t panel, bool add) {
+        const int64_t column = panel * Of<A>::panel;
+        product<A>(net.classes, Of<A>::panel, 1, terms.images, {dlogits, 1, net.classes},
+                   {features + column, net.features, Of<A>::panel}, sum.head + column, net.features, add);
     };
 #pragma omp for nowait
     for (int64_t panel = 0; panel < panels; ++panel) {
-        head(last.dlogits, terms.features, panel * Of<A>::panel, add);
-        if (terms1) head(terms.dlogits, terms1->features, panel * Of<A>::panel, true);
+        head(last.dlogits, terms.features, panel, add);
+        if (terms1) head(terms.dlogits, terms1->features, panel, true);
     }
     const auto rows = [&](const A* from, int64_t wide, A* to) {
         for (int64_t k = 0; k < wide; ++k) {
@@ -348,7 +349,7 @@ void write_gradient(const Net& net, const Sum<A>& sum, A* out) {
     }
 }
 
-// The inputs of a call, and what it is to fill; null is for what is not asked for.
+// The inputs of a call and its outputs; null stands for an output that is not needed.
 template <class A>
 struct Request {
     int64_t count;
@@ -365,8 +366,7 @@ struct Request {
             {dlabels, labels_size}, {directional, 1},
         };
         for (const auto& [buffer, length] : buffers)
-            if (buffer && *lengths++ != length) return false;
-            else if (!buffer) ++lengths;
+            if (const int64_t actual = *lengths++; buffer && actual != length) return false;
         const bool differentiates = gradient || direction;
         return theta && images && count > 0 && (labels || !differentiates) && (!direction || (dlabels && directional)) &&
                (logits || differentiates) && !(gradient && direction) && !(dtheta && !direction);
@@ -407,7 +407,7 @@ template <class A>
 void compute(const Net& net, const Request<A>& ask, int threads) {
     const bool moving = ask.direction, adding = ask.gradient || ask.dtheta;
     const int64_t longest = std::min(ask.count, CHUNK);
-    threads = std::min<int64_t>(threads, longest);
+    threads = std::clamp<int64_t>(threads, 1, longest);
     const int64_t part = std::min((longest + threads - 1) / threads, PART);
     Room<A> for_thread{nullptr}, for_all{nullptr};
     Worker<A>(net, part, for_thread);
@@ -439,18 +439,19 @@ void compute(const Net& net, const Request<A>& ask, int threads) {
         const int64_t chunks = (ask.count + CHUNK - 1) / CHUNK;
         for (int64_t c = 0; c < chunks; ++c) {
             const int64_t begin = c * ask.count / chunks, n = (c + 1) * ask.count / chunks - begin;
-            Room<A> rest{shared.at, before_terms};
-            const Terms<A> terms(net, n, adding, rest), terms1(net, n, adding && moving, rest);
+            Room<A> for_terms{shared.at, before_terms};
+            const Terms<A> terms(net, n, adding, for_terms), terms1(net, n, adding && moving, for_terms);
 #pragma omp barrier
 #pragma omp for schedule(static)
             for (int64_t thread = 0; thread < threads; ++thread) {
-                Room<A> mine{own.at + thread * for_thread.used};
-                const Worker<A> worker(net, part, mine);
+                Room<A> workspace{own.at + thread * for_thread.used};
+                const Worker<A> worker(net, part, workspace);
                 const int64_t end = (thread + 1) * n / threads, first = thread * n / threads;
                 const int64_t parts = (end - first + part - 1) / part;
                 for (int64_t k = 0; k < parts; ++k) {
                     const int64_t at = first + k * (end - first) / parts;
-                    computation.run(worker, terms, terms1, begin, at, first + (k + 1) * (end - first) / parts - at, mine);
+                    computation.run(worker, terms, terms1, begin, at, first + (k + 1) * (end - first) / parts - at,
+                                    workspace);
                 }
             }
             if (adding) add_up<A>(net, terms, moving ? &terms1 : nullptr, all.sum, c > 0);
@@ -466,15 +467,15 @@ void compute(const Net& net, const Request<A>& ask, int threads) {
 
 }  // namespace
 
-// Hidden otherwise (-fvisibility): two of these libraries in one process must not share their templates' tables.
+// All else is hidden (-fvisibility): two of these libraries in one process must not share their templates' tables.
 #define VISIBLE extern "C" __attribute__((visibility("default")))
 
-// 0; or 1: no memory, 2: a buffer does not fit the network, 3: a network that these files do not have.
+// Returns 0; or 1: too little memory, 2: a buffer does not fit the network, 3: the network is not supported.
 #define EXPORT(NAME, A)                                                                                                \
     VISIBLE int compute_##NAME(int64_t depth, const int64_t* sizes, double eps, int64_t count, const int64_t* lengths, \
                                const A* theta, const A* images, const A* labels, const A* direction, A* logits,        \
                                A* gradient, A* dtheta, A* dimages, A* dlabels, double* directional, int threads) {     \
-        if (!Net::has<A>(depth, sizes)) return 3;                                                                      \
+        if (!Net::supports<A>(depth, sizes)) return 3;                                                                      \
         try {                                                                                                          \
             const Net net(depth, sizes, eps);                                                                          \
             const Request<A> ask{count,    theta,  images,  labels,  direction,   logits,                              \

@@ -1,4 +1,4 @@
-// The network, and all that a pass through it and back makes and leaves behind, piece by piece.
+// The network, and the buffers of a forward and backward pass and of its tangent.
 #pragma once
 
 #include <algorithm>
@@ -51,9 +51,9 @@ struct Net {
         }
         count = at + classes * features + classes;
     }
-    // Whether this network can be computed here: whole panels of channels (matrix.hpp), padding 1 but in the first block.
+    // Whether this network can be computed here: whole panels of channels (matrix.hpp), padding 1 after the first block.
     template <class A>
-    static bool has(int64_t depth, const int64_t* sizes) {
+    static bool supports(int64_t depth, const int64_t* sizes) {
         if (depth < 1 || depth > MOST_BLOCKS || sizes[0] < 1) return false;
         for (int64_t b = 0; b < depth; ++b) {
             const int64_t* s = sizes + 1 + 5 * b;
@@ -77,9 +77,9 @@ struct Net {
 template <class A>
 struct Weights {
     const A* theta;
-    PerBlock<A*> w_fwd, w_bwd;  // of each block but the first: see winograd.hpp
-    A *first, *first_transposed;          // (9 in, out) in panels; (out, padded 9 in)
-    A *head, *head_transposed;            // (classes, features), features in NHWC order; (features, padded classes)
+    PerBlock<A*> w_fwd, w_bwd;    // of each block but the first: see winograd.hpp
+    A *first, *first_transposed;  // (9 in, out) in panels; (out, padded 9 in)
+    A *head, *head_transposed;    // (classes, features), features in NHWC order; (features, padded classes)
 
     Weights(const Net& net, const A* theta, Room<A>& room) : theta(theta) {
         for (int64_t b = 0; b < net.depth; ++b) {
@@ -130,8 +130,8 @@ struct Weights {
     }
 };
 
-// What images leave behind for the gradient: it is the sum over images of products of these. One of a forward and
-// backward pass, one of its tangent.
+// The terms of the gradient, which is the sum over images of products of these. A forward and backward pass has some, and
+// its tangent has others.
 template <class A>
 struct Terms {
     int64_t images;
@@ -139,7 +139,7 @@ struct Terms {
     PerBlock<A*> sums;               // of each block, (n, 2, out): see block.hpp
     A *first, *features, *dlogits;   // (n, 9 in, out) of the first block's weight; (n, features); (n, classes)
 
-    // adding: whether a gradient is asked for.
+    // adding: whether a gradient is needed.
     Terms(const Net& net, int64_t n, bool adding, Room<A>& room) : images(n) {
         for (int64_t b = 0; b < net.depth; ++b) {
             const Block& block = net.blocks[b];
@@ -179,21 +179,21 @@ struct Tape {
     A* bordered;                    // the images (n, height + 2 padding, width + 2 padding, in)
     PerBlock<A*> z, stats, dy, dz;  // of each block: see block.hpp
     A *p, *label_sums;
-    int64_t first_dz;  // from one image's dz of the first block to the next's: 0 where nobody will ask for it again
+    int64_t first_dz;  // from one image's dz of the first block to the next's: 0 where no tangent needs it again
 
-    // kept: whether a tangent follows.
-    Tape(const Net& net, int64_t n, bool kept, Room<A>& room) : images(n) {
+    // moving: whether a tangent follows.
+    Tape(const Net& net, int64_t n, bool moving, Room<A>& room) : images(n) {
         bordered = room.take(n * net.bordered());
         for (int64_t b = 0; b < net.depth; ++b) {
             const Shape s = net.blocks[b].shape();
             z[b] = room.take(n * s.size());
-            dz[b] = room.take((b || kept ? n : 1) * s.size());
+            dz[b] = room.take((b || moving ? n : 1) * s.size());
             dy[b] = room.take(n * s.pooled_size());
             stats[b] = room.take(n * s.norms());
         }
         p = room.take(n * padded<A>(net.classes));
         label_sums = room.take(n);
-        first_dz = kept ? net.first().shape().size() : 0;
+        first_dz = moving ? net.first().shape().size() : 0;
     }
 };
 
@@ -218,7 +218,7 @@ struct Tangent {
     }
 };
 
-// Room that every part needs and none leaves anything in.
+// Room for intermediate results, which the next part overwrites.
 template <class A>
 struct Scratch {
     A *zero, *sink, *tiles, *product, *y, *columns, *dimage;
