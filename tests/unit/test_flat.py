@@ -15,7 +15,7 @@ import limbeck
 from limbeck import EvalConfig, ExpertConfig, ImageData, ModelConfig
 from limbeck.errors import UserError
 from limbeck.flat import FlatModel
-from limbeck.models import MLP, MODELS
+from limbeck.models import MLP, MODELS, flat_model
 from limbeck.random import stream
 from limbeck.student import Backprop, CrossEntropy, Replay, linearised, unroll
 from limbeck.task import make_task
@@ -249,3 +249,9 @@ def test_a_transformer_is_distilled(digits: ImageData, tmp_path: Path, monkeypat
         validate_epochs=2,
     )
     assert (run / "results.json").exists()
+
+
+def test_group_norm_refuses_a_width_that_it_cannot_divide() -> None:
+    """`--model.norm group --model.width 33` ended in torch's own error, with a traceback."""
+    with pytest.raises(UserError, match="width of 33"):
+        flat_model(ModelConfig(width=33, norm="group"), (1, 8, 8), 3)

@@ -7,18 +7,24 @@ import os
 import stat
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from limbeck import choice, kernels
 from limbeck.choice import Measured, choose
 from limbeck.compiled import Compiled
 from limbeck.data import ImageData
+from limbeck.derivatives import Products
+from limbeck.errors import UserError
 from limbeck.flat import FlatModel
+from limbeck.home import home
 from limbeck.kernels import build
 from limbeck.models import ModelConfig, flat_model
 from limbeck.pearlmutter import explicit_derivatives
@@ -59,6 +65,8 @@ VERSION = 'if [ "$1" = --version ]; then echo "g++ (made up) 1.2.3"; exit 0; fi\
         (VERSION + "echo 'x.cpp:1: error: it does not like this' >&2; exit 1", "could not build them: x.cpp:1: error"),
         (VERSION + "echo \"clang: error: unsupported option '-fopenmp'\" >&2; exit 1", "has no OpenMP"),
         ("exit 1", "could not build them"),
+        ("exit 0", "does not say its version"),
+        ("exec sleep 100", "did not end within"),
     ],
 )
 def test_without_kernels_autograd_is_chosen_with_the_reason(
@@ -74,12 +82,19 @@ def test_without_kernels_autograd_is_chosen_with_the_reason(
         monkeypatch.delenv("CXX", raising=False)
     else:
         monkeypatch.setenv("CXX", script(tmp_path / "compiler", compiler))
+        monkeypatch.setattr(build, "COMPILER_SECONDS", 1.0)
     chosen = choose(model, SHAPE, torch.float32, "cpu")
     assert chosen.derivatives is None
     assert chosen.implementation == "autograd"
     assert chosen.slow
     assert reason in chosen.reason
     assert not list(cache.glob("*.so")) if cache.exists() else True
+
+
+def test_a_compiler_whose_name_cannot_be_read_is_no_error(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "'g++")
+    assert kernels.load() is None
+    assert "quotation" in kernels.unavailable_reason()
 
 
 def test_switched_off_says_so(cache: Path, monkeypatch: pytest.MonkeyPatch, model: FlatModel) -> None:
@@ -154,6 +169,38 @@ def test_a_home_that_cannot_be_written_to_leaves_temporary_files(
         build.private_folder()
 
 
+def test_a_user_without_a_home_has_a_folder_of_his_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container that runs under a number, say: Path.home() raises RuntimeError there."""
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("LIMBECK_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setattr(build.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert build.private_folder() == tmp_path / f"limbeck-kernels-{os.getuid()}"
+    with pytest.raises(UserError, match="set HOME"):
+        home()
+
+
+def test_waiting_for_another_process_is_said(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache.mkdir(parents=True)
+    locked = threading.Event()
+
+    def compile_elsewhere() -> None:
+        with FileLock(cache / "lock"):
+            locked.set()
+            time.sleep(1.2)
+
+    other = threading.Thread(target=compile_elsewhere)
+    other.start()
+    locked.wait()
+    with caplog.at_level(logging.INFO, "limbeck"), build.locked(cache):
+        assert "waiting for another process" in caplog.text
+    other.join()
+
+
 LOAD = "from limbeck.kernels.build import find_compiler, library; library(find_compiler(), 'avx2')"
 
 
@@ -182,6 +229,22 @@ def test_kernels_that_are_wrong_here_are_refused(model: FlatModel, monkeypatch: 
     assert chosen.derivatives is None
     assert chosen.slow
     assert "wrong on this machine" in chosen.reason
+
+
+@pytest.mark.parametrize("output", ["theta", "images"])
+def test_kernels_that_give_no_number_are_refused(output: str, model: FlatModel) -> None:
+    """The maximum of errors passed over a NaN that was not the first of them."""
+    compiled = explicit_derivatives(model, torch.float32, "cpu")
+    assert isinstance(compiled, Compiled)
+
+    class Broken:
+        dtype, gradient = compiled.dtype, compiled.gradient
+
+        def products(self, *arguments: object) -> Products:
+            right = compiled.products(*arguments)  # type: ignore[arg-type]
+            return right._replace(**{output: torch.full_like(getattr(right, output), torch.nan)})
+
+    assert not choice.measure(Broken(), model, SHAPE).right  # type: ignore[arg-type]
 
 
 def test_the_faster_one_is_taken_and_remembered(model: FlatModel, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
