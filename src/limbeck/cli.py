@@ -75,9 +75,16 @@ def _usage() -> str:
     return "\n".join(["usage: limbeck COMMAND ...", "", *lines, "", "limbeck COMMAND --help tells the options."])
 
 
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `limbeck --help | head -1`: nobody reads on, and Python is not to flush again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _show(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(result, indent=2))
+        _print(json.dumps(result, indent=2))
         return
     from rich.console import Console
 
@@ -99,10 +106,10 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point: exit status 0, 2 for a user's mistake, 1 for ours or the machine's, 130 when interrupted."""
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["--version"]:
-        print(f"limbeck {__version__}")
+        _print(f"limbeck {__version__}")
         return
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_usage())
+        _print(_usage())
         sys.exit(0 if arguments else 2)
     debug = "--debug" in arguments
     try:

@@ -217,6 +217,16 @@ def test_a_method_of_the_users_own_is_listed(limbeck: Any, monkeypatch: pytest.M
     assert limbeck("methods", "--json").json["methods"][-1]["name"] == "mine"
 
 
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["methods", "--json"]])
+def test_a_reader_that_goes_away_is_no_error(words: list[str]) -> None:
+    """`limbeck --help | head -1` printed a traceback."""
+    read, write = os.pipe()
+    os.close(read)
+    real = subprocess.run([sys.executable, "-m", "limbeck", *words], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (real.returncode, real.stderr) == (0, "")
+
+
 def test_the_package_is_a_command() -> None:
     real = subprocess.run([sys.executable, "-m", "limbeck", "--version"], capture_output=True, text=True, check=True)
     assert real.stdout == f"limbeck {__version__}\n"
