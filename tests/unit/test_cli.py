@@ -410,6 +410,7 @@ def test_bad_options_found_too_late(limbeck: Any, tmp_path: Path, words: list[st
         ["--eval.weight-decay", "inf"],
         ["--eval.networks", "0"],
         ["--eval.baseline-lrs"],
+        ["--eval.baseline-lrs", "0"],
         ["--gradient", "nope"],
         ["--preprocess", "nope"],
         ["--threads", "0"],
