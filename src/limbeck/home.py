@@ -31,4 +31,6 @@ def _user_cache() -> Path:
     try:
         return Path(given or Path.home() / ".cache") / "limbeck"
     except RuntimeError:
-        raise UserError("the user has no home folder; set HOME, or XDG_CACHE_HOME, to a folder for the cache.") from None
+        raise UserError(
+            "the user has no home folder; set HOME, or XDG_CACHE_HOME, to a folder for the cache."
+        ) from None
