@@ -61,6 +61,10 @@ COMMANDS = {
 }
 
 
+HIDDEN = {"results", "format", "version", "key", "computed", "protocol", "seconds", "bytes", "data"}
+"""Parts of results.json that are for programs, and not printed below the table."""
+
+
 def find_command(name: str) -> Command:
     """Import the command of this name; UserError lists the names there are."""
     if name not in COMMANDS:
@@ -98,7 +102,7 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
         name = f"{data}, {result['ipc']} per class, {result['method']}" if "ipc" in result else "test"
         console.print(results_table(rows, name))
     for key, value in result.items():
-        if key not in ("results", "format", "version", "protocol", "seconds", "bytes", "data") or not rows:
+        if key not in HIDDEN or not rows:
             console.print(f"{key}: {value}", soft_wrap=True, highlight=False, markup=False)
 
 

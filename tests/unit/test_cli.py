@@ -263,6 +263,7 @@ def test_distill_prints_a_table(limbeck: Any, made: dict[str, Path]) -> None:
     assert str(made["run"]) in result.out
     rows = json.loads((made["run"] / "results.json").read_text())["results"]
     assert {(row["n"], row["accuracy_std"], row["balanced_accuracy_std"]) for row in rows} == {(1, None, None)}
+    assert "computed" not in result.out  # that is for programs
     assert "± – %" in result.out  # one network has no deviation
     assert "± 0.0" not in result.out
 
