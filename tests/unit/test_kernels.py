@@ -102,6 +102,9 @@ def test_switched_off_says_so(cache: Path, monkeypatch: pytest.MonkeyPatch, mode
     assert "switched off" in choose(model, SHAPE, torch.float32, "cpu").reason
     mlp = flat_model(ModelConfig(name="mlp"), SHAPE, 3)
     assert choose(mlp, SHAPE, torch.float32, "cpu").reason == ""  # they have nothing to do with it
+    monkeypatch.setenv("LIMBECK_KERNELS", "off")  # which left them on
+    with pytest.raises(UserError, match="give 0 for autograd"):
+        choose(model, SHAPE, torch.float32, "cpu")
 
 
 @pytest.mark.parametrize("system", ["Windows", "Plan9"])
