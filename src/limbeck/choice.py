@@ -21,6 +21,7 @@ import torch
 
 from limbeck.compiled import Compiled
 from limbeck.derivatives import Derivatives, Wanted, gradient, products
+from limbeck.errors import UserError
 from limbeck.files import write_json
 from limbeck.flat import FlatModel
 from limbeck.kernels import build, unavailable_reason
@@ -75,7 +76,14 @@ def choose(model: FlatModel, shape: Shape, dtype: torch.dtype, device: str) -> C
     """The fastest right implementation for images of this shape (channels, height, width).
 
     $LIMBECK_KERNELS: 0 takes autograd, 1 takes the kernels however fast they are; wrong ones are never taken.
+    Raises UserError where it is something else.
     """
+    switch = os.environ.get("LIMBECK_KERNELS", "")
+    if switch not in ("", "0", "1"):
+        raise UserError(
+            f"LIMBECK_KERNELS is '{switch}'; give 0 for autograd, 1 for compiled kernels however fast they are, or "
+            "leave it out."
+        )
     derivatives = explicit_derivatives(model, dtype, device)
     if derivatives is None:
         missing = unavailable_reason() if device == "cpu" and in_torch_operations(model, dtype) is not None else ""
@@ -89,7 +97,7 @@ def choose(model: FlatModel, shape: Shape, dtype: torch.dtype, device: str) -> C
     if not measured.right:
         text = f"the compiled kernels are wrong on this machine (relative error {measured.error:.1g}) and are not used"
         return Choice(None, text, slow=True)
-    if measured.ratio < 1 and os.environ.get("LIMBECK_KERNELS") != "1":
+    if measured.ratio < 1 and switch != "1":
         return Choice(None, f"autograd is {1 / measured.ratio:.1f} times as fast as compiled kernels for this network")
     return Choice(derivatives, f"compiled kernels, {measured.ratio:.1f} times as fast as autograd")
 

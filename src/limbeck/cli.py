@@ -61,6 +61,10 @@ COMMANDS = {
 }
 
 
+HIDDEN = {"results", "format", "version", "key", "computed", "protocol", "seconds", "bytes", "data"}
+"""Parts of results.json that are for programs, and not printed below the table."""
+
+
 def find_command(name: str) -> Command:
     """Import the command of this name; UserError lists the names there are."""
     if name not in COMMANDS:
@@ -75,9 +79,16 @@ def _usage() -> str:
     return "\n".join(["usage: limbeck COMMAND ...", "", *lines, "", "limbeck COMMAND --help tells the options."])
 
 
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `limbeck --help | head -1`: nobody reads on, and Python is not to flush again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _show(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(result, indent=2))
+        _print(json.dumps(result, indent=2))
         return
     from rich.console import Console
 
@@ -91,7 +102,7 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
         name = f"{data}, {result['ipc']} per class, {result['method']}" if "ipc" in result else "test"
         console.print(results_table(rows, name))
     for key, value in result.items():
-        if key not in ("results", "format", "version", "protocol", "seconds", "bytes", "data") or not rows:
+        if key not in HIDDEN or not rows:
             console.print(f"{key}: {value}", soft_wrap=True, highlight=False, markup=False)
 
 
@@ -99,10 +110,10 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point: exit status 0, 2 for a user's mistake, 1 for ours or the machine's, 130 when interrupted."""
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["--version"]:
-        print(f"limbeck {__version__}")
+        _print(f"limbeck {__version__}")
         return
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_usage())
+        _print(_usage())
         sys.exit(0 if arguments else 2)
     debug = "--debug" in arguments
     try:

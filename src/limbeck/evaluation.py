@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
@@ -37,7 +37,7 @@ class EvalConfig(BaseModel):
     """of SGD"""
     weight_decay: float = Field(default=5e-4, ge=0)
     """of SGD"""
-    baseline_lrs: tuple[float, ...] = Field(default=(0.003, 0.01, 0.03), min_length=1)
+    baseline_lrs: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(0.003, 0.01, 0.03), min_length=1)
     """step sizes tried for sets that bring none of their own, as real images; chosen on validation"""
     full_epochs: int = Field(default=30, ge=1)
     """passes over the whole training part, for the full-data figure"""

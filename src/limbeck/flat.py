@@ -70,6 +70,20 @@ def lecun_normal(layout: Layout, generator: torch.Generator) -> Tensor:
     return layout.join(parts)
 
 
+def _refuse_unfinished(module: object) -> None:
+    """UserError for what is no module, and for one whose parameters have no shape yet."""
+    if not isinstance(module, nn.Module):
+        raise UserError(
+            f"the function that builds a network returns {type(module).__name__}, expected torch.nn.Module."
+        )
+    lazy = [name for name, parameter in module.named_parameters() if nn.parameter.is_lazy(parameter)]
+    if lazy:
+        raise UserError(
+            f"the parameter '{lazy[0]}' of the network {type(module).__name__} is lazy, so that a student cannot be "
+            "built; give the layer its sizes."
+        )
+
+
 def _refuse_impure_layers(module: nn.Module) -> None:
     """UserError that names a layer of torch that is random or keeps statistics, whatever it is called on."""
     for name, part in module.named_modules():
@@ -156,6 +170,7 @@ class FlatModel:
         self.build = build
         with isolated(0, "shell"):
             self.module = build()
+        _refuse_unfinished(self.module)
         _refuse_impure_layers(self.module)
         for parameter in self.module.parameters():
             parameter.requires_grad_(False)

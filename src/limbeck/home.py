@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from limbeck.errors import UserError
+
 
 def size_of(path: Path) -> int:
     """Bytes of a file, or of all files below a folder."""
@@ -26,4 +28,9 @@ def kernels_folder() -> Path:
 
 def user_cache() -> Path:
     """limbeck's folder in the user's cache: below $XDG_CACHE_HOME, else ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "limbeck"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "limbeck"
+    except RuntimeError:
+        raise UserError(
+            "the user has no home folder; set HOME, or XDG_CACHE_HOME, to a folder for the cache."
+        ) from None

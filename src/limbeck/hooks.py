@@ -169,7 +169,7 @@ class Progress:
 
 
 WARNINGS = {
-    "far": "step {step}: the matching loss is {loss:,.1f}, where 1 is a student that did not move: it goes far past "
+    "far": "step {step}: the matching loss is {loss}, where 1 is a student that did not move: it goes far past "
     "its target, and the images wait until its step size has come down. Start from a smaller one (--lr-teacher "
     "{smaller:.1g}), or train the experts longer (--expert.epochs).",
     "bound": "step {step}: the learned step size is at its bound, {lr:.2g}. Lower --lr-lr, or start elsewhere with "
@@ -183,7 +183,7 @@ DEAD_ENDS = {
     "nothing brings it back. Lower --lr-lr, or train the experts longer (--expert.epochs), and run again in a new "
     "folder.",
     "stuck": "step {step}: the matching loss was far above 1 for {patience} steps in which nothing moved; the last is "
-    "{loss:,.1f}. Start from a smaller step size (--lr-teacher {smaller:.1g}), let it be learned (--lr-lr above 0), or "
+    "{loss}. Start from a smaller step size (--lr-teacher {smaller:.1g}), let it be learned (--lr-lr above 0), or "
     "train the experts longer (--expert.epochs), and run again in a new folder.",
 }
 
@@ -210,7 +210,13 @@ class StudentMonitor:
         far = loss > OVERSHOOT
         self._count(far, loss, (log_lr, float(synthetic.images.detach().sum())))
         still = self.still >= self.patience
-        facts = {"step": step, "loss": loss, "lr": lr, "patience": self.patience, "smaller": lr / max(loss, 1.0) ** 0.5}
+        facts = {
+            "step": step,
+            "loss": f"{loss:,.1f}" if loss < 1e6 else f"{loss:.0e}",
+            "lr": lr,
+            "patience": self.patience,
+            "smaller": lr / max(loss, 1.0) ** 0.5,
+        }
         low, high = LOG_LR_RANGE
         for name, holds in {"far": far, "bound": not low < log_lr < high, "still": still}.items():
             if holds and name not in self.warned:

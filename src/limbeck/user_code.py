@@ -21,7 +21,8 @@ def source_key(*roots: object) -> str:
     """12 hex digits over the source of the user's functions and classes that `roots` are or use; "" where none is.
 
     Nothing of limbeck, the standard library and installed packages counts, but for the packages of the roots.
-    A change of comments or of layout changes nothing; one of code, or of a constant that it uses, does.
+    A change of comments or of layout changes nothing; one of code, of a constant that it uses, or of an attribute of
+    an instance does.
 
     >>> source_key(len, Path)
     ''
@@ -42,6 +43,7 @@ class _Walk:
     def __init__(self, packages: set[str]):
         self.packages = packages
         self.texts: dict[str, str] = {}
+        self.visited: dict[int, object] = {}  # containers and instances, which may hold themselves
 
     def visit(self, value: Any, name: str) -> None:
         """Add a value and what it uses. name: where the value stands, for values without a name of their own."""
@@ -51,18 +53,29 @@ class _Walk:
                 self.visit([*value.args, *value.keywords.values()], f"arguments of {name}")
         elif isinstance(value, CONSTANTS):
             self.texts[name] = repr(value)
+        elif isinstance(value, set | frozenset):
+            self.texts[name] = _constant(value)
         elif isinstance(value, list | tuple | dict):
-            items = value.items() if isinstance(value, dict) else enumerate(value)
-            for key, item in items:
-                self.visit(item, f"{name}[{key}]")
+            self.visit_items(value, value if isinstance(value, dict) else dict(enumerate(value)), name)
         elif isinstance(value, FunctionType | type):
             self.visit_code(value)
         elif isinstance(value, staticmethod | classmethod | MethodType):
             self.visit(value.__func__, name)
+            if isinstance(value, MethodType):
+                self.visit(value.__self__, f"self of {name}")
         elif isinstance(value, property):
             self.visit(value.fget, name)
         elif not isinstance(value, ModuleType):
             self.visit_code(type(value))
+            if self.is_users(type(value).__module__):  # Network(width=64), say: what it was built with counts
+                self.visit_items(value, getattr(value, "__dict__", {}), name)
+
+    def visit_items(self, owner: object, items: dict[Any, Any], name: str) -> None:
+        """Values by key of a container, or attributes of an instance, once."""
+        if id(owner) not in self.visited:
+            self.visited[id(owner)] = owner
+            for key, item in items.items():
+                self.visit(item, f"{name}[{key}]")
 
     def visit_code(self, value: FunctionType | type) -> None:
         """A function and what it uses, or a class with its bases and members."""
@@ -121,5 +134,10 @@ def _source(value: FunctionType | type) -> str:
 
 
 def _compiled(code: CodeType) -> str:
-    constants = [_compiled(constant) if isinstance(constant, CodeType) else repr(constant) for constant in code.co_consts]
+    constants = [_compiled(each) if isinstance(each, CodeType) else _constant(each) for each in code.co_consts]
     return f"{code.co_code.hex()} {code.co_names} {constants}"
+
+
+def _constant(value: object) -> str:
+    """A constant as text; of a set, whose order differs from process to process, in one order."""
+    return f"{{{sorted(map(repr, value))}}}" if isinstance(value, set | frozenset) else repr(value)

@@ -48,7 +48,7 @@ NETWORKS: dict[str, tuple[Callable[[int], nn.Module], bool]] = {  # and whether 
 def user_network(name: str, channels: int) -> tuple[CrossEntropy, Tensor, Batch, Tensor]:
     """A loss, parameters, augmented images with soft labels, and a direction."""
     build, _ = NETWORKS[name]
-    model = FlatModel(lambda: build(channels).double())
+    model = FlatModel(lambda: build(channels).double(), (channels, 8, 8))  # checked here: hooks see the loss alone
     generator = torch.Generator().manual_seed(3)
     images = torch.randn(IMAGES, channels, 8, 8, generator=generator, dtype=torch.double)
     labels = torch.randn(IMAGES, CLASSES, generator=generator, dtype=torch.double).softmax(1)

@@ -217,6 +217,16 @@ def test_a_method_of_the_users_own_is_listed(limbeck: Any, monkeypatch: pytest.M
     assert limbeck("methods", "--json").json["methods"][-1]["name"] == "mine"
 
 
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["methods", "--json"]])
+def test_a_reader_that_goes_away_is_no_error(words: list[str]) -> None:
+    """`limbeck --help | head -1` printed a traceback."""
+    read, write = os.pipe()
+    os.close(read)
+    real = subprocess.run([sys.executable, "-m", "limbeck", *words], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (real.returncode, real.stderr) == (0, "")
+
+
 def test_the_package_is_a_command() -> None:
     real = subprocess.run([sys.executable, "-m", "limbeck", "--version"], capture_output=True, text=True, check=True)
     assert real.stdout == f"limbeck {__version__}\n"
@@ -253,6 +263,7 @@ def test_distill_prints_a_table(limbeck: Any, made: dict[str, Path]) -> None:
     assert str(made["run"]) in result.out
     rows = json.loads((made["run"] / "results.json").read_text())["results"]
     assert {(row["n"], row["accuracy_std"], row["balanced_accuracy_std"]) for row in rows} == {(1, None, None)}
+    assert "computed" not in result.out  # that is for programs
     assert "± – %" in result.out  # one network has no deviation
     assert "± 0.0" not in result.out
 
@@ -400,6 +411,7 @@ def test_bad_options_found_too_late(limbeck: Any, tmp_path: Path, words: list[st
         ["--eval.weight-decay", "inf"],
         ["--eval.networks", "0"],
         ["--eval.baseline-lrs"],
+        ["--eval.baseline-lrs", "0"],
         ["--gradient", "nope"],
         ["--preprocess", "nope"],
         ["--threads", "0"],

@@ -15,7 +15,7 @@ import limbeck
 from limbeck import EvalConfig, ExpertConfig, ImageData, ModelConfig
 from limbeck.errors import UserError
 from limbeck.flat import FlatModel
-from limbeck.models import MLP, MODELS
+from limbeck.models import MLP, MODELS, flat_model
 from limbeck.random import stream
 from limbeck.student import Backprop, CrossEntropy, Replay, linearised, unroll
 from limbeck.task import make_task
@@ -249,3 +249,41 @@ def test_a_transformer_is_distilled(digits: ImageData, tmp_path: Path, monkeypat
         validate_epochs=2,
     )
     assert (run / "results.json").exists()
+
+
+def test_group_norm_refuses_a_width_that_it_cannot_divide() -> None:
+    """`--model.norm group --model.width 33` ended in torch's own error, with a traceback."""
+    with pytest.raises(UserError, match="width of 33"):
+        flat_model(ModelConfig(width=33, norm="group"), (1, 8, 8), 3)
+
+
+UNFIT: dict[str, tuple[Callable[..., Any], str]] = {
+    "too few logits": (
+        lambda c, size, classes: nn.Sequential(nn.Flatten(), nn.Linear(64, 5)),
+        r"logits of shape \(2, 10\)",
+    ),
+    "one result": (
+        lambda c, size, classes: nn.Sequential(nn.Flatten(0), nn.Linear(128, classes)),
+        r"shape \(10,\) for 2 images",
+    ),
+    "double precision": (lambda c, size, classes: MLP(c, size, classes).double(), "build it in torch.float32"),
+    "no parameters": (lambda c, size, classes: nn.Flatten(), "no parameters to train"),
+    "lazy": (
+        lambda c, size, classes: nn.Sequential(nn.Flatten(), nn.LazyLinear(classes)),
+        "'1.weight'.*give the layer",
+    ),
+    "no module": (lambda c, size, classes: 3, "returns int"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+@pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(
+    name: str, digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They ended in torch's own errors, some of them after the run was begun."""
+    build, sentence = UNFIT[name]
+    monkeypatch.setitem(MODELS, "unfit", build)
+    with pytest.raises(UserError, match=sentence):
+        limbeck.distill(digits, model=ModelConfig(name="unfit"), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -7,6 +7,8 @@ import os
 import stat
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +16,16 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 from limbeck import choice, kernels
 from limbeck.choice import Measured, choose
 from limbeck.compiled import Compiled
 from limbeck.data import ImageData
 from limbeck.derivatives import Products
+from limbeck.errors import UserError
 from limbeck.flat import FlatModel
+from limbeck.home import home
 from limbeck.kernels import build
 from limbeck.models import ModelConfig, flat_model
 from limbeck.pearlmutter import explicit_derivatives
@@ -61,6 +66,8 @@ VERSION = 'if [ "$1" = --version ]; then echo "g++ (made up) 1.2.3"; exit 0; fi\
         (VERSION + "echo 'x.cpp:1: error: it does not like this' >&2; exit 1", "could not build them: x.cpp:1: error"),
         (VERSION + "echo \"clang: error: unsupported option '-fopenmp'\" >&2; exit 1", "has no OpenMP"),
         ("exit 1", "could not build them"),
+        ("exit 0", "does not say its version"),
+        ("exec sleep 100", "did not end within"),
     ],
 )
 def test_without_kernels_autograd_is_chosen_with_the_reason(
@@ -76,6 +83,7 @@ def test_without_kernels_autograd_is_chosen_with_the_reason(
         monkeypatch.delenv("CXX", raising=False)
     else:
         monkeypatch.setenv("CXX", script(tmp_path / "compiler", compiler))
+        monkeypatch.setattr(build, "COMPILER_SECONDS", 1.0)
     chosen = choose(model, SHAPE, torch.float32, "cpu")
     assert chosen.derivatives is None
     assert chosen.implementation == "autograd"
@@ -84,11 +92,20 @@ def test_without_kernels_autograd_is_chosen_with_the_reason(
     assert not list(cache.glob("*.so")) if cache.exists() else True
 
 
+def test_a_compiler_whose_name_cannot_be_read_is_no_error(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "'g++")
+    assert kernels.load() is None
+    assert "quotation" in kernels.unavailable_reason()
+
+
 def test_switched_off_says_so(cache: Path, monkeypatch: pytest.MonkeyPatch, model: FlatModel) -> None:
     monkeypatch.setenv("LIMBECK_KERNELS", "0")
     assert "switched off" in choose(model, SHAPE, torch.float32, "cpu").reason
     mlp = flat_model(ModelConfig(name="mlp"), SHAPE, 3)
     assert choose(mlp, SHAPE, torch.float32, "cpu").reason == ""  # they have nothing to do with it
+    monkeypatch.setenv("LIMBECK_KERNELS", "off")  # which left them on
+    with pytest.raises(UserError, match="give 0 for autograd"):
+        choose(model, SHAPE, torch.float32, "cpu")
 
 
 @pytest.mark.parametrize("system", ["Windows", "Plan9"])
@@ -154,6 +171,38 @@ def test_a_home_that_cannot_be_written_to_leaves_temporary_files(
     monkeypatch.setattr(build.tempfile, "gettempdir", lambda: str(tmp_path / "file"))
     with pytest.raises(build.Unavailable, match="can be written to"):
         build.private_folder()
+
+
+def test_a_user_without_a_home_has_a_folder_of_his_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container that runs under a number, say: Path.home() raises RuntimeError there."""
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("LIMBECK_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setattr(build.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert build.private_folder() == tmp_path / f"limbeck-kernels-{os.getuid()}"
+    with pytest.raises(UserError, match="set HOME"):
+        home()
+
+
+def test_waiting_for_another_process_is_said(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache.mkdir(parents=True)
+    locked = threading.Event()
+
+    def compile_elsewhere() -> None:
+        with FileLock(cache / "lock"):
+            locked.set()
+            time.sleep(1.2)
+
+    other = threading.Thread(target=compile_elsewhere)
+    other.start()
+    locked.wait()
+    with caplog.at_level(logging.INFO, "limbeck"), build.locked(cache):
+        assert "waiting for another process" in caplog.text
+    other.join()
 
 
 LOAD = "from limbeck.kernels.build import find_compiler, library; library(find_compiler(), 'avx2')"

@@ -175,11 +175,12 @@ def test_a_healthy_student_is_not_mentioned() -> None:
     ("losses", "log_lr", "words"),
     [
         ([16900.0] * 9, log(0.02), "16,900.0.*--lr-teacher 0.0002"),
+        ([3.8e27] * 9, HIGH - 1, "loss is 4e[+]27, where"),
         ([1.0005] * 9, -9.0, "within 0.001 of 1 for 3 steps"),
         ([0.9] * 9, LOW, "at its bound, 1.1e-07"),
         ([0.9] * 9, HIGH, r"at its bound, 1.5e\+02"),
     ],
-    ids=["far", "still", "low", "high"],
+    ids=["far", "very far", "still", "low", "high"],
 )
 def test_what_goes_wrong_is_said_once(losses: list[float], log_lr: float, words: str) -> None:
     (text,) = monitored(losses, log_lr)[1]

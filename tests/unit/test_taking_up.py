@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -481,3 +483,38 @@ def test_nothing_of_limbeck_is_the_users_code(finished: Path) -> None:
     assert "code" not in read(finished / "run.json")["config"]
     for method in limbeck.METHODS.values():
         assert source_key(method.plan, method.resolve, method.config) == ""
+
+
+class Scaled:
+    """A user's builder of networks, with an option."""
+
+    def __init__(self, width: int):
+        self.width = width
+        self.itself = self
+
+    def build(self) -> int:
+        return self.width
+
+
+def test_an_attribute_of_the_users_instance_is_part_of_the_key() -> None:
+    """A finished run answered for Network(width=64) where it was of Network(width=4)."""
+    assert source_key(Scaled(4)) == source_key(Scaled(4)) != source_key(Scaled(64))
+    assert source_key(Scaled(4).build) != source_key(Scaled(64).build)
+
+
+KEY_OF_A_SET = """
+KINDS = {"a", "b", "c", "d"}
+from limbeck.user_code import source_key
+print(source_key(lambda name: name in {"a", "b", "c", "d"} or name in KINDS))
+"""
+
+
+def test_the_order_of_a_set_is_not_part_of_the_key() -> None:
+    """It differs from process to process, so that an interrupted run was refused as another one."""
+    keys = set()
+    for seed in "12":
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        words = [sys.executable, "-c", KEY_OF_A_SET]
+        keys.add(subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert len(keys) == 1
+    assert keys != {"\n"}

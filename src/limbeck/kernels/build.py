@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
+from limbeck.errors import UserError
 from limbeck.home import kernels_folder
 
 SOURCE = Path(__file__).with_name("network.cpp")
@@ -37,6 +38,8 @@ TARGETS = {
 
 The flags name instructions instead of -march=native, so that all processors of a kind give the same bits.
 """
+
+COMPILER_SECONDS = 300.0  # a slow machine needs a minute; a compiler that waits for something would stop the command
 
 log = logging.getLogger("limbeck")
 
@@ -67,13 +70,19 @@ def target() -> str:
 
 def find_compiler() -> Compiler:
     """$CXX, else c++, g++ or clang++; Unavailable where there is none."""
-    command = shlex.split(os.environ.get("CXX", "")) or next(
-        ([path] for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), []
-    )
+    setting = os.environ.get("CXX", "")
+    try:
+        words = shlex.split(setting)
+    except ValueError:
+        raise Unavailable(f"$CXX is {setting}, in which a quotation has no end") from None
+    command = words or next(([path] for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), [])
     if not command or shutil.which(command[0]) is None:
         problem = f"$CXX is {command[0]}, which does not exist" if command else "there is no C++ compiler"
         raise Unavailable(f"{problem} (Debian's package g++ has one)")
-    return Compiler(tuple(command), _run([*command, "--version"]).splitlines()[0])
+    version = _run([*command, "--version"]).splitlines()
+    if not version:
+        raise Unavailable(f"{command[0]} does not say its version")
+    return Compiler(tuple(command), version[0])
 
 
 def library(compiler: Compiler, instructions: str) -> Path:
@@ -107,8 +116,16 @@ def compile_source(command: tuple[str, ...], sources: tuple[Path, ...], path: Pa
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes of this user out of the folder's files."""
-    with FileLock(folder / "lock"):
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        log.info("waiting for another process that compiles or measures the kernels")
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def private_folder() -> Path:
@@ -117,15 +134,14 @@ def private_folder() -> Path:
     It does not follow $LIMBECK_HOME, which a group may share: whoever can write a library there could run code here.
     Raises Unavailable where the folder belongs to somebody else, or others can write to it.
     """
-    cache = kernels_folder()
-    spare = Path(tempfile.gettempdir()) / f"limbeck-kernels-{os.getuid()}"
     try:
-        return _private(cache)
-    except OSError:  # a home that cannot be written to
+        return _private(kernels_folder())
+    except (OSError, UserError):  # a home that cannot be written to, or none
+        spare = Path(tempfile.gettempdir()) / f"limbeck-kernels-{os.getuid()}"
         try:
             return _private(spare)
         except OSError as error:
-            raise Unavailable(f"neither {cache} nor {spare} can be written to ({error.strerror})") from None
+            raise Unavailable(f"neither the user's cache nor {spare} can be written to ({error.strerror})") from None
 
 
 def _private(folder: Path) -> Path:
@@ -157,9 +173,13 @@ def _digest(path: Path) -> str:
 
 def _run(command: list[str]) -> str:
     try:
-        process = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        process = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False, timeout=COMPILER_SECONDS
+        )
     except OSError as error:
         raise Unavailable(f"{command[0]} cannot be run: {error.strerror}") from None
+    except subprocess.TimeoutExpired:
+        raise Unavailable(f"{command[0]} did not end within {COMPILER_SECONDS:.0f} seconds") from None
     if process.returncode == 0:
         return process.stdout or process.stderr
     lines = process.stderr.splitlines() or ["no reason"]

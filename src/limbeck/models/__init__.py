@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
@@ -61,7 +62,27 @@ class ModelConfig(BaseModel):
 
 
 def flat_model(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> FlatModel:
-    """The network for images of `shape` (channels, height, width) as a function of one flat vector."""
+    """The network for images of `shape` (channels, height, width) as a function of one flat vector.
+
+    Raises UserError for a network that cannot be trained to tell `classes` apart, and as `FlatModel` does.
+    """
     options = config.options()
     channels, height, width = shape
-    return FlatModel(lambda: MODELS[config.name](channels, (height, width), classes, **options), shape)
+    model = FlatModel(lambda: MODELS[config.name](channels, (height, width), classes, **options), shape)
+    _require_classifier(model, config.name, shape, classes)
+    return model
+
+
+@torch.no_grad()
+def _require_classifier(model: FlatModel, name: str, shape: tuple[int, int, int], classes: int) -> None:
+    if not model.layout.count:
+        raise UserError(f"the network '{name}' has no parameters to train.")
+    theta = model.fresh(0)
+    if theta.dtype is not torch.float32:
+        raise UserError(f"the parameters of the network '{name}' are {theta.dtype}; build it in torch.float32.")
+    result = tuple(model(theta, torch.zeros(2, *shape)).shape)
+    if result != (2, classes):
+        raise UserError(
+            f"the network '{name}' returns a tensor of shape {result} for 2 images; with {classes} classes it has to "
+            f"return logits of shape (2, {classes})."
+        )

@@ -12,6 +12,7 @@ from limbeck.errors import UserError
 
 NORMS = ("instance", "layer", "group", "none")
 POOLINGS = ("avg", "max", "none")
+GROUPS = 4  # of group norm
 SHARPNESS = 60  # of softplus, as RCIG has it: a ReLU that can be differentiated twice. Its threshold stays torch's 20:
 # a large one overflows float32, and forward-mode derivatives become NaN.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -35,7 +36,7 @@ def _norm(kind: str, channels: int, size: tuple[int, int]) -> nn.Module:
     if kind == "instance":  # the field's "instancenorm": affine, and without running statistics
         return nn.GroupNorm(channels, channels)
     if kind == "group":
-        return nn.GroupNorm(4, channels)
+        return nn.GroupNorm(GROUPS, channels)
     if kind == "layer":
         return nn.LayerNorm([channels, *size])
     return nn.Identity()
@@ -70,6 +71,8 @@ class ConvNet(nn.Module):
         ):
             if value not in known:
                 raise UserError(f"unknown {what} '{value}' for a ConvNet; choose one of {', '.join(known)}.")
+        if norm == "group" and width % GROUPS:
+            raise UserError(f"group norm has {GROUPS} groups, and a width of {width} cannot be divided by them.")
         depth = default_depth(min(size)) if depth is None else depth
         layers: list[nn.Module] = []
         for block in range(depth):
