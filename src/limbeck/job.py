@@ -285,7 +285,8 @@ def _check_kept(expert: ExpertConfig, kind: Kind, method: str) -> None:
 def _facts(work: Work, source: object) -> dict[str, Any]:
     """What the record keeps beside the configuration."""
     task = work.task
-    threads = {"threads": torch.get_num_threads()} if work.method is not None and work.method.threads_matter else {}
+    sums_vary = work.method is not None and work.method.threads_matter(work.options)
+    threads = {"threads": torch.get_num_threads()} if sums_vary else {}
     return {
         "command": shlex.join(["limbeck", *sys.argv[1:]]) if Path(sys.argv[0]).name == "limbeck" else "(from Python)",
         "data": task.data.describe(),

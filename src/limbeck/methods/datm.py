@@ -11,7 +11,7 @@ from torch import Tensor
 from limbeck.errors import UserError
 from limbeck.methods.coreset import Init
 from limbeck.methods.ftd import FLAT
-from limbeck.methods.parts import RecordedConfig, logits_of, match, optimisers, real_set, whole_epochs
+from limbeck.methods.parts import RecordedConfig, keeps_graph, logits_of, match, optimisers, real_set, whole_epochs
 from limbeck.methods.plan import Facts, Material, Method, Plan
 from limbeck.synthetic import SyntheticSet
 from limbeck.trajectory.segments import GrownEpochs
@@ -108,6 +108,7 @@ DATM = Method(
     experts="recorded",
     plan=plan,
     resolve=resolve,
+    threads_matter=keeps_graph,
     expert_defaults=FLAT,
     learns=("images", "labels", "log_lr"),
 )

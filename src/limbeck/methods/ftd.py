@@ -8,7 +8,7 @@ from pydantic import Field
 
 from limbeck.hooks import Ema
 from limbeck.methods.coreset import Init
-from limbeck.methods.parts import RecordedConfig, match, optimisers, real_set, whole_epochs
+from limbeck.methods.parts import RecordedConfig, keeps_graph, match, optimisers, real_set, whole_epochs
 from limbeck.methods.plan import Material, Method, Plan
 from limbeck.trajectory.segments import WholeEpochs
 
@@ -45,5 +45,6 @@ FTD = Method(
     experts="recorded",
     plan=plan,
     resolve=whole_epochs,
+    threads_matter=keeps_graph,
     expert_defaults=FLAT,
 )

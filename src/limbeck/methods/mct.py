@@ -17,6 +17,7 @@ from limbeck.methods.parts import (
     StartNoise,
     TeacherAt,
     image_optimiser,
+    keeps_graph,
     lr_optimiser,
     real_set,
     span_and_start,
@@ -137,4 +138,5 @@ MCT = Method(
     experts="convex",
     plan=plan,
     resolve=resolve,
+    threads_matter=keeps_graph,
 )

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from limbeck.methods.coreset import Init
-from limbeck.methods.parts import RecordedConfig, match, optimisers, real_set, whole_epochs
+from limbeck.methods.parts import RecordedConfig, keeps_graph, match, optimisers, real_set, whole_epochs
 from limbeck.methods.plan import Material, Method, Plan
 from limbeck.trajectory.segments import WholeEpochs
 
@@ -41,5 +41,6 @@ MTT = Method(
     experts="recorded",
     plan=plan,
     resolve=whole_epochs,
+    threads_matter=keeps_graph,
     expert_defaults={"keep": "both"},
 )

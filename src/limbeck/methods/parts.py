@@ -29,6 +29,11 @@ GRADIENTS: dict[str, Adjoint] = {
 }
 
 
+def keeps_graph(options: Any) -> bool:
+    """Whether the student's gradient is that of autograd's graph, whose sums depend on the number of threads."""
+    return bool(options.gradient == "backprop")
+
+
 class RecordedConfig(MethodConfig):
     """Options of every method that matches whole epochs; N, M and U are the papers' symbols, in epochs where times."""
 

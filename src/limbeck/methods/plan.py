@@ -65,6 +65,16 @@ def as_asked(config: Any, facts: Facts) -> Any:
     return config
 
 
+def threads_never_matter(options: Any) -> bool:
+    """Whatever the options are."""
+    return False
+
+
+def threads_always_matter(options: Any) -> bool:
+    """Whatever the options are."""
+    return True
+
+
 class MethodConfig(BaseModel):
     """Options of a method: its fields are its command-line flags."""
 
@@ -79,8 +89,8 @@ class Method:
     experts: which trajectories it needs, any, or none: then no experts are trained for it.
     expert_defaults: fields of `ExpertConfig` that experts trained for this method have unless told otherwise.
     learns: names of the raw parameters of the set that it optimises.
-    threads_matter: whether its bits depend on the number of threads although the network is compiled, since some of its
-        gradients go through autograd.
+    threads_matter: options -> whether its bits depend on the number of threads although the network is compiled, since
+        some of its gradients go through autograd.
     """
 
     name: str
@@ -92,4 +102,4 @@ class Method:
     resolve: Callable[[Any, Facts], Any] = as_asked
     expert_defaults: Mapping[str, Any] = field(default_factory=dict)
     learns: tuple[str, ...] = ("images", "log_lr")
-    threads_matter: bool = False
+    threads_matter: Callable[[Any], bool] = threads_never_matter

@@ -15,7 +15,7 @@ from limbeck.flat import FlatModel
 from limbeck.hooks import Ema
 from limbeck.methods.coreset import Init
 from limbeck.methods.parts import real_set
-from limbeck.methods.plan import Material, Method, MethodConfig, Plan
+from limbeck.methods.plan import Material, Method, MethodConfig, Plan, threads_always_matter
 from limbeck.models import ModelConfig, flat_model
 from limbeck.objectives.fit import Fit, Solved
 from limbeck.objectives.rcig_pool import Pool
@@ -162,5 +162,5 @@ RCIG = Method(
     experts=None,
     plan=plan,
     learns=LEARNED,
-    threads_matter=True,
+    threads_matter=threads_always_matter,
 )
