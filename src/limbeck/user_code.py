@@ -121,5 +121,5 @@ def _source(value: FunctionType | type) -> str:
 
 
 def _compiled(code: CodeType) -> str:
-    constants = [_compiled(constant) if isinstance(constant, CodeType) else repr(constant) for constant in code.co_consts]
+    constants = [_compiled(part) if isinstance(part, CodeType) else repr(part) for part in code.co_consts]
     return f"{code.co_code.hex()} {code.co_names} {constants}"
