@@ -129,7 +129,7 @@ class Compiled:
 
     @cached_property
     def _places(self) -> tuple[Tensor | None, int]:
-        """The place of every parameter among those of the wide blocks, None where they are the same; and their number."""
+        """Places of the parameters in the vector of the wide blocks, None where none is added; that vector's length."""
         places, count = list[Tensor](), 0
 
         def place(shape: tuple[int, ...], used: tuple[slice, ...]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from limbeck.data import Preprocess
 from limbeck.loop import Diverged
 from limbeck.objectives.trajectory import OVERSHOOT
+from limbeck.sums import total
 from limbeck.synthetic import LOG_LR_RANGE, SyntheticSet
 from limbeck.trajectory.segments import WholeEpochs
 
@@ -208,7 +209,7 @@ class StudentMonitor:
     def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
         lr, log_lr = float(synthetic.lr.detach()), float(synthetic.log_lr.detach())
         far = loss > OVERSHOOT
-        self._count(far, loss, (log_lr, float(synthetic.images.detach().sum())))
+        self._count(far, loss, (log_lr, float(total(synthetic.images.detach()))))
         still = self.still >= self.patience
         facts = {
             "step": step,
@@ -238,8 +239,8 @@ class StudentMonitor:
 
     def restore(self, state: dict[str, Tensor], step: int) -> None:
         """Take them up again."""
-        still, stuck, log_lr, total, *flags = state["numbers"].tolist()
-        self.still, self.stuck, self.position = int(still), int(stuck), (log_lr, total)
+        still, stuck, log_lr, pixels, *flags = state["numbers"].tolist()
+        self.still, self.stuck, self.position = int(still), int(stuck), (log_lr, pixels)
         self.warned = {name for name, flag in zip(WARNINGS, flags) if flag}
 
 

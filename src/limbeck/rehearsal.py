@@ -53,8 +53,8 @@ def refuse_impossible(method: Method, options: Any, task: Task, ipc: int, seed: 
     """Raise the UserError by which the method's plan refuses its options, before anything is trained.
 
     epochs: those of the experts that will be trained; None for a method without experts.
-    The plan is built on few real images, which takes a moment. If it refuses them, it is built on all images, so that no
-    job is refused because the few were too few.
+    The plan is built on few real images, which takes a moment. If it refuses them, it is built on all images, so that
+    no job is refused because the few were too few.
     """
     paths = [] if epochs is None else stand_ins(task, epochs, seed)[:1]
 

@@ -1,14 +1,14 @@
 """Sums of long vectors whose bits do not depend on the number of threads.
 
-torch splits the sum of more than 32,768 numbers to one among its threads, and so do libraries of linear algebra a dot
-product. Sums of rows are split between rows.
+torch splits a sum of more than 32,768 numbers among its threads, and libraries of linear algebra split a dot product.
+Sums of rows are split between rows, and torch's `norm` is not split.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-ROW = 4096  # at most 32,768 rows are one thread's work in the second sum: up to 134 million numbers
+ROW = 4096  # the second sum is one thread's work up to 32,768 rows: 134 million numbers
 
 
 def total(x: Tensor) -> Tensor:
@@ -23,11 +23,6 @@ def total(x: Tensor) -> Tensor:
     if not whole:
         return flat.sum()
     return flat[:whole].view(-1, ROW).sum(1).sum() + flat[whole:].sum()
-
-
-def length(x: Tensor) -> Tensor:
-    """The Euclidean norm of all elements of a tensor: a scalar."""
-    return total(x.square()).sqrt()
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:

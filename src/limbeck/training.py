@@ -12,7 +12,7 @@ from torch import Tensor
 
 from limbeck.derivatives import gradient
 from limbeck.random import derive, stream
-from limbeck.sums import inner, length, total
+from limbeck.sums import inner, total
 from limbeck.types import Batch, PureLoss
 
 
@@ -48,7 +48,7 @@ class Gsam:
         here = gradient(loss, theta, batch)
         size = theta.detach().abs() if self.adaptive else torch.ones_like(here)
         scaled = size * here
-        ahead = theta.detach() + self.rho * size * scaled / (length(scaled) + 1e-12)
+        ahead = theta.detach() + self.rho * size * scaled / (scaled.norm() + 1e-12)
         perturbed = gradient(loss, ahead, batch)
         along = inner(here, perturbed) / (total(perturbed.square()) + 1e-12)
         return perturbed - self.alpha * (here - along * perturbed)

@@ -134,7 +134,7 @@ def _source(value: FunctionType | type) -> str:
 
 
 def _compiled(code: CodeType) -> str:
-    constants = [_compiled(each) if isinstance(each, CodeType) else _constant(each) for each in code.co_consts]
+    constants = [_compiled(part) if isinstance(part, CodeType) else _constant(part) for part in code.co_consts]
     return f"{code.co_code.hex()} {code.co_names} {constants}"
 
 

@@ -20,7 +20,7 @@ from limbeck import METHODS
 from limbeck.data import ImageData, fit_preprocess
 from limbeck.methods import Facts, Material
 from limbeck.models import ModelConfig
-from limbeck.sums import inner, length, total
+from limbeck.sums import inner, total
 from limbeck.task import Task, make_task
 from limbeck.trajectory import ExpertConfig, Recorded
 from limbeck.trajectory.expert import train_expert
@@ -175,7 +175,7 @@ def test_sums_and_whitening_by_any_number_of_threads() -> None:
         whitening = fit_preprocess("zca", images)
         assert torch.get_num_threads() == threads
         results.append(
-            [total(x), inner(x, x), length(x), *(t for t in vars(whitening).values() if isinstance(t, Tensor))]
+            [total(x), inner(x, x), x.norm(), *(t for t in vars(whitening).values() if isinstance(t, Tensor))]
         )
     assert all(a.equal(b) for result in results[1:] for a, b in zip(result, results[0], strict=True))
     assert float(total(x.double())) == pytest.approx(float(x.double().sum()), abs=1e-9)

@@ -121,6 +121,31 @@ def test_the_same_file_under_another_name_is_another_entry(tmp_path: Path) -> No
     assert one != other
 
 
+def test_one_entry_however_the_source_is_named(
+    tmp_path: Path, decodes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its full path, from inside another folder, and through a link."""
+    source = a_folder(tmp_path / "pictures")
+    (tmp_path / "link").symlink_to(source)
+    load_data(source)
+    decodes.clear()
+    monkeypatch.chdir(tmp_path)
+    for name in ("pictures", "./pictures", "link"):
+        load_data(name)
+    assert decodes == []
+
+
+def test_hidden_folders_do_not_count(tmp_path: Path, decodes: list[str]) -> None:
+    source = a_folder(tmp_path / "pictures")
+    load_data(source)
+    decodes.clear()
+    hidden = source / ".history" / "file"
+    hidden.parent.mkdir()
+    hidden.touch()
+    load_data(source)
+    assert decodes == []
+
+
 def replace_with_its_time(source: Path) -> None:
     """Other pixels in a file of the same size and modification time, as tools that copy files leave it."""
     file = source / "cat" / "00.png"

@@ -175,9 +175,9 @@ def test_another_run_in_the_folder_is_refused(run: Path) -> None:
     before = stamps(run)
     for options, words in (
         ({"lr_img": 6.0}, "lr_img 5.0, not 6.0"),
-        ({"seed": 1}, "seed 0, and 1"),
-        ({"expert": ExpertConfig()}, "expert batch_size 64, and batch_size 256"),
-        ({"iterations": 4}, "iterations 6, and 4"),
+        ({"seed": 1}, "seed 0, not 1"),
+        ({"expert": ExpertConfig()}, "expert batch_size 64, not batch_size 256"),
+        ({"iterations": 4}, "iterations 6, not 4"),
     ):
         with pytest.raises(UserError, match=words):
             job(run, **options)

@@ -322,7 +322,7 @@ def test_a_whole_pass_refuses_what_does_not_fit() -> None:
         lambda: made.gradient(theta, *none),
         lambda: made.products(theta, *none, direction, ALL),
     ):
-        with pytest.raises(ValueError, match="without any image"):
+        with pytest.raises(ValueError, match="without images"):
             asked()
     assert made.logits(theta, none[0]).shape == (0, 5)
     with pytest.raises(ValueError, match="parameters of shape"):

@@ -2,7 +2,7 @@
 
 An entry is one file in `folder()`, named by the content of its description: path, names, sizes and times of the files
 that were read, size of the images, and the versions of our reader and of Pillow. So an entry is never out of date; a
-changed file gives a new one. The size of all entries together is limited, and those used least recently are removed first.
+changed file gives a new one. All entries together have a limit, and those used least recently are removed first.
 """
 
 from __future__ import annotations

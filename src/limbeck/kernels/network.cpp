@@ -439,8 +439,8 @@ void compute(const Net& net, const Request<A>& ask, int threads) {
         const int64_t chunks = (ask.count + CHUNK - 1) / CHUNK;
         for (int64_t c = 0; c < chunks; ++c) {
             const int64_t begin = c * ask.count / chunks, n = (c + 1) * ask.count / chunks - begin;
-            Room<A> for_terms{shared.at, before_terms};
-            const Terms<A> terms(net, n, adding, for_terms), terms1(net, n, adding && moving, for_terms);
+            Room<A> for_terms{shared.at, before_terms}, none{nullptr};
+            const Terms<A> terms(net, n, adding, for_terms), terms1(net, n, adding, moving ? for_terms : none);
 #pragma omp barrier
 #pragma omp for schedule(static)
             for (int64_t thread = 0; thread < threads; ++thread) {

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from limbeck.flat import Layout
-from limbeck.sums import length
 from limbeck.trajectory.convexified import arc_length
 
 
@@ -49,7 +48,7 @@ def fit_bezier(points: Tensor, layout: Layout, dtype: torch.dtype = torch.float3
     A trajectory of one epoch has nothing between its ends; its control point is their mean, a straight line.
     """
     epochs = len(points) - 1
-    moved = [torch.stack([length(part) for part in layout.split(b - a)]) for a, b in pairwise(points)]
+    moved = [torch.stack([part.norm() for part in layout.split(b - a)]) for a, b in pairwise(points)]
     beta = arc_length(torch.stack(moved).double(), (0, epochs))
     start, stop = points[0].double(), points[-1].double()
     above, below = torch.zeros_like(start), torch.zeros_like(start)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from limbeck.errors import UserError
 from limbeck.flat import Layout
-from limbeck.sums import inner, length, total
+from limbeck.sums import total
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +144,7 @@ class Convexifier:
         if self.settled is not None:
             moved = self.layout.split(point - self.settled)
             # on the processor: a GPU adds a cumulative sum up in no fixed order
-            self.lengths.append(torch.stack([length(part) for part in moved]).double().cpu())
+            self.lengths.append(torch.stack([part.norm() for part in moved]).double().cpu())
         self.settled = point.clone()
 
     def finish(self) -> Convexified:
@@ -221,8 +221,7 @@ def projected(points: Tensor, epochs: tuple[int, ...], tensors: int) -> Tensor:
     parts = []
     for first, last in pairwise(epochs):
         line = (points[last] - points[first]).double()
-        steps = (points[first + 1 : last + 1] - points[first]).double()
-        along = torch.stack([inner(step, line) for step in steps]) / total(line.square())
+        along = (points[first + 1 : last + 1] - points[first]).double() @ line / total(line.square())
         along[-1] = 1.0
         parts.append(along)
     return torch.cat(parts).float()[:, None].expand(epochs[-1], tensors).contiguous()
