@@ -304,7 +304,9 @@ def test_training_never_waits(elsewhere: Elsewhere, task: Task) -> None:
 def test_experts_are_trained_scored_and_written(
     elsewhere: Elsewhere, task: Task, expert_config: ExpertConfig, tmp_path: Path
 ) -> None:
-    store = Store.create(tmp_path / "store", describe_experts(task, expert_config, seed=7))
+    with elsewhere:
+        description = describe_experts(moved(elsewhere, task), expert_config, seed=7)
+    store = Store.create(tmp_path / "store", description)
     sam = expert_config.model_copy(update={"sam_rho": 0.01, "epochs": 2, "schedule": "projected"})
     for index, config in ((0, expert_config), (1, sam)):
         with elsewhere:

@@ -21,11 +21,10 @@ import torch
 from PIL import Image
 
 import limbeck as limbeck_package
-from limbeck import METHODS, ModelConfig, __version__, load_data
+from limbeck import METHODS, ModelConfig, __version__
 from limbeck.catalogue import as_text, catalogue, registered
 from limbeck.cli import COMMANDS, find_command, main
-from limbeck.job import _facts
-from limbeck.task import make_task
+from limbeck.job import _facts, prepare
 
 EXPERTS = ["--model.width", "4", "--count", "1", "--epochs", "2"]
 TINY = [
@@ -238,8 +237,8 @@ def test_a_recorded_command_can_be_typed_again(
 ) -> None:
     words = ["distill", "my pictures", "--out", "it's $HERE", "--augment", ""]
     monkeypatch.setattr(sys, "argv", [name, *words])
-    told = _facts(make_task(load_data("digits"), ModelConfig(width=4)), "digits")["command"]
-    assert shlex.split(told) == ["limbeck", *words]
+    command = _facts(prepare("digits", model=ModelConfig(width=4)), "digits")["command"]
+    assert shlex.split(command) == ["limbeck", *words]
 
 
 # Each command
