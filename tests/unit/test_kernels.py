@@ -110,9 +110,12 @@ def test_switched_off_says_so(cache: Path, monkeypatch: pytest.MonkeyPatch, mode
 
 @pytest.mark.parametrize("system", ["Windows", "Plan9"])
 def test_other_systems_go_on_by_autograd(
-    system: str, cache: Path, monkeypatch: pytest.MonkeyPatch, model: FlatModel
+    system: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: FlatModel
 ) -> None:
+    """The reason is the system, not the compiler that is missing there as well."""
     monkeypatch.setattr(build.platform, "system", lambda: system)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
     assert f"not built on {system}" in choose(model, SHAPE, torch.float32, "cpu").reason
 
 
@@ -139,6 +142,9 @@ def test_the_library_lies_in_a_folder_that_is_the_users_alone(
     kernels._loaded.cache_clear()
     assert kernels.load() is not None
     assert "compiling" not in caplog.text
+    assert build._is_intact(again.path)
+    monkeypatch.setattr(build.os, "getuid", lambda: 12345)  # another user's file, from when others could write here
+    assert not build._is_intact(again.path)
 
 
 def test_a_folder_that_others_can_write_to_or_own_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

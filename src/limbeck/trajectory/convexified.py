@@ -12,7 +12,6 @@ from torch import Tensor
 
 from limbeck.errors import UserError
 from limbeck.flat import Layout
-from limbeck.sums import total
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,7 +220,7 @@ def projected(points: Tensor, epochs: tuple[int, ...], tensors: int) -> Tensor:
     parts = []
     for first, last in pairwise(epochs):
         line = (points[last] - points[first]).double()
-        along = (points[first + 1 : last + 1] - points[first]).double() @ line / total(line.square())
+        along = (points[first + 1 : last + 1] - points[first]).double() @ line / line.square().sum()
         along[-1] = 1.0
         parts.append(along)
     return torch.cat(parts).float()[:, None].expand(epochs[-1], tensors).contiguous()
