@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.cases import make, random_data
 from benchmarks.measure import Clock, Json, arguments, in_child, machine, write
-from benchmarks.step import TUNED, Case
+from benchmarks.step import TUNED, Case, task_of
 from limbeck.experts import describe_experts
 from limbeck.random import stream
 from limbeck.task import Task
@@ -53,6 +53,7 @@ def of_steps(field: str, points: tuple[int, ...], base: Case, clock: Clock) -> l
                 point[name] = "no time left"
                 continue
             case = Case(**{**vars(base), field: value})
+            _ = task_of(case).choice  # measured in this process: autograd's memory is not to count in the child
             call = {"case": vars(case), "name": name, "steps": case.steps}
             point[name] = in_child("benchmarks.step", "prepare", call, kernels=name in TUNED)
         found.append(point)

@@ -211,6 +211,19 @@ def test_waiting_for_another_process_is_said(cache: Path, caplog: pytest.LogCapt
     other.join()
 
 
+@pytest.mark.parametrize("error", [NotImplementedError, OSError])
+def test_a_file_system_without_locks_has_kernels_too(
+    error: type[Exception], cache: Path, monkeypatch: pytest.MonkeyPatch, model: FlatModel
+) -> None:
+    """filelock raises where flock is missing; that once ended the command."""
+
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise error("no locks")
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    assert isinstance(choose(model, SHAPE, torch.float32, "cpu").derivatives, Compiled)
+
+
 LOAD = "from limbeck.kernels.build import find_compiler, library; library(find_compiler(), 'avx2')"
 
 

@@ -12,7 +12,7 @@ import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -115,13 +115,17 @@ def compile_source(command: tuple[str, ...], sources: tuple[Path, ...], path: Pa
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes of this user out of the folder's files."""
+    """Keep other processes of this user out of the folder's files.
+
+    On a file system without locks two processes may do the same work: files are renamed into place either way.
+    """
     lock = FileLock(folder / "lock")
-    try:
-        lock.acquire(timeout=1)
-    except Timeout:
-        log.info("waiting for another process that compiles or measures the kernels")
-        lock.acquire()
+    with suppress(OSError, NotImplementedError):
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            log.info("waiting for another process that compiles or measures the kernels")
+            lock.acquire()
     try:
         yield
     finally:
