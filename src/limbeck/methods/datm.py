@@ -11,8 +11,8 @@ from torch import Tensor
 from limbeck.errors import UserError
 from limbeck.methods.coreset import Init
 from limbeck.methods.ftd import FLAT
-from limbeck.methods.parts import RecordedConfig, keeps_graph, logits_of, match, optimisers, real_set, whole_epochs
-from limbeck.methods.plan import Facts, Material, Method, Plan
+from limbeck.methods.parts import RecordedConfig, logits_of, match, optimisers, real_set, whole_epochs
+from limbeck.methods.plan import Facts, Material, Method, Plan, threads_always_matter
 from limbeck.synthetic import SyntheticSet
 from limbeck.trajectory.segments import GrownEpochs
 
@@ -73,7 +73,7 @@ def start(config: DATMConfig, material: Material) -> SyntheticSet:
     made = real_set(config.init, material, config.lr_teacher)
     images, labels = made.images.detach(), made.labels
     ends = [each.at(each.end) for each in material.trajectories]
-    said = torch.stack([logits_of(material.task.model, theta, images) for theta in ends])
+    said = torch.stack([logits_of(material.task.logits, theta, images) for theta in ends])
     learned = ("images", "labels", "log_lr")
     return SyntheticSet.start(images, label_logits(said, labels), config.lr_teacher, learned)
 
@@ -108,7 +108,7 @@ DATM = Method(
     experts="recorded",
     plan=plan,
     resolve=resolve,
-    threads_matter=keeps_graph,
+    threads_matter=threads_always_matter,  # torch's softmax, backward, by AVX2: the labels' gradient
     expert_defaults=FLAT,
     learns=("images", "labels", "log_lr"),
 )

@@ -101,7 +101,7 @@ def plan(config: MCTConfig, material: Material) -> Plan:
         steps=config.syn_steps,
         batch_size=config.batch_syn,
         adjoint=GRADIENTS[config.gradient],
-        labels=TeacherAt(task.model, config.max_start_epoch or 0.0) if config.teacher_labels else None,
+        labels=TeacherAt(task.logits, config.max_start_epoch or 0.0) if config.teacher_labels else None,
         perturb=StartNoise(task.model.layout, config.noise_start) if config.noise_start else None,
     )
     hooks: list[Hook] = [Decay(images, config.lr_img_every, 0.5)] if config.lr_img_every else []

@@ -12,13 +12,14 @@ from pydantic import Field
 from torch import Tensor
 
 from limbeck.errors import UserError
-from limbeck.flat import FlatModel, Layout
+from limbeck.flat import Layout
 from limbeck.methods.coreset import choose_real
 from limbeck.methods.plan import Facts, Material, MethodConfig, itself
 from limbeck.objectives.combine import averaged
 from limbeck.objectives.trajectory import Labeller, MatchTrajectory
 from limbeck.student.unroll import Backprop, Replay
 from limbeck.synthetic import LOG_LR_RANGE, SyntheticSet
+from limbeck.training import Network
 from limbeck.types import Adjoint, Objective, Sampler, Segment
 
 GRADIENTS: dict[str, Adjoint] = {
@@ -169,7 +170,7 @@ def match(
 
 
 @torch.no_grad()
-def logits_of(model: FlatModel, theta: Tensor, images: Tensor, chunk: int = 500) -> Tensor:
+def logits_of(model: Network, theta: Tensor, images: Tensor, chunk: int = 500) -> Tensor:
     """(n, classes) of un-augmented images."""
     return torch.cat([model(theta.to(images.device), part) for part in images.split(chunk)])
 
@@ -178,7 +179,7 @@ def logits_of(model: FlatModel, theta: Tensor, images: Tensor, chunk: int = 500)
 class TeacherLabels:
     """TESLA's labels: what the expert says of the images, un-augmented, at the end of the segment."""
 
-    model: FlatModel
+    model: Network
 
     def __call__(self, images: Tensor, segment: Segment) -> Tensor:
         return logits_of(self.model, segment.target, images).softmax(1)
@@ -188,7 +189,7 @@ class TeacherLabels:
 class TeacherAt:
     """MCT's labels: what the expert says of the images, un-augmented, at one epoch (U in its code, not the target)."""
 
-    model: FlatModel
+    model: Network
     t: float
 
     def __call__(self, images: Tensor, segment: Segment) -> Tensor:
@@ -219,7 +220,7 @@ class ShowTaught:
 
     def __call__(self, synthetic: SyntheticSet) -> SyntheticSet:
         shown = self.show(synthetic).snapshot()
-        model, trajectories = self.material.task.model, self.material.trajectories
+        model, trajectories = self.material.task.logits, self.material.trajectories
         said = torch.stack(
             [logits_of(model, each.at(min(self.t, each.end)), shown.images).softmax(1) for each in trajectories]
         )

@@ -35,7 +35,7 @@ def plan(config: TESLAConfig, material: Material) -> Plan:
     assert config.expert_epochs is not None
     synthetic = real_set(config.init, material, config.lr_teacher)
     sampler = WholeEpochs(config.max_start_epoch, config.expert_epochs)
-    labels = TeacherLabels(material.task.model) if config.teacher_labels else None
+    labels = TeacherLabels(material.task.logits) if config.teacher_labels else None
     show = ShowTaught(material, config.max_start_epoch - 1 + config.expert_epochs) if labels else itself
     objective = match(config, material, sampler, config.gradient, labels)
     return Plan(objective, synthetic, optimisers(config, synthetic), config.iterations, show=show)
