@@ -70,12 +70,12 @@ def label_logits(said: Tensor, labels: Tensor) -> Tensor:
 
 def start(config: DATMConfig, material: Material) -> SyntheticSet:
     """Real images and their label logits; all three parts are learned."""
-    made = real_set(config.init, material, config.lr_teacher)
-    images, labels = made.images.detach(), made.labels
+    chosen = real_set(config.init, material, config.lr_teacher)
+    images, labels = chosen.images.detach(), chosen.labels
     ends = [each.at(each.end) for each in material.trajectories]
-    said = torch.stack([logits_of(material.task.logits, theta, images) for theta in ends])
+    logits = torch.stack([logits_of(material.task.logits, theta, images) for theta in ends])
     learned = ("images", "labels", "log_lr")
-    return SyntheticSet.start(images, label_logits(said, labels), config.lr_teacher, learned)
+    return SyntheticSet.start(images, label_logits(logits, labels), config.lr_teacher, learned)
 
 
 def plan(config: DATMConfig, material: Material) -> Plan:

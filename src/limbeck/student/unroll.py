@@ -91,14 +91,14 @@ class _Replayed(torch.autograd.Function):
             images, labels, seed, rows = ctx.plan[i]
             batch = select(Batch(leaves[images].detach(), leaves[labels].detach(), seed, rows))
             wanted = Wanted(ctx.how.curvature and (i > 0 or needs_theta0), needs[images], needs[labels])
-            made = products(ctx.loss, ctx.states[i], batch, adjoint, wanted)
+            second = products(ctx.loss, ctx.states[i], batch, adjoint, wanted)
             if i == len(ctx.plan) - 1 and ctx.last_gradient is not None:
-                _check_repeats(made.along, adjoint, ctx.last_gradient)
-            lr_total[i] = -made.along
-            _accumulate(totals[images], rows, made.images, factors[i] * ctx.how.image_gain)
-            _accumulate(totals[labels], rows, made.labels, factors[i])
-            if made.theta is not None:
-                adjoint = adjoint - lr[i] * made.theta
+                _check_repeats(second.along, adjoint, ctx.last_gradient)
+            lr_total[i] = -second.along
+            _accumulate(totals[images], rows, second.images, factors[i] * ctx.how.image_gain)
+            _accumulate(totals[labels], rows, second.labels, factors[i])
+            if second.theta is not None:
+                adjoint = adjoint - lr[i] * second.theta
         return (None, None, None, adjoint if needs_theta0 else None, lr_total if needs_lr else None, *totals)
 
 
