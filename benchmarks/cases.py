@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from limbeck.core.rng import isolated, stream
 from limbeck.data import ImageData, Split
 from limbeck.data.images import fingerprint
-from limbeck.models import ModelConfig
-from limbeck.random import isolated, stream
+from limbeck.networks.registry import ModelConfig
 from limbeck.task import Task, make_task
 
 CLASSES = 10

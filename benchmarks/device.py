@@ -18,11 +18,11 @@ from benchmarks.cases import convolution_flops, make, random_data, synthetic
 from benchmarks.measure import Clock, Json, Side, alternate, machine, matmul_rate, parser, timed, write
 from benchmarks.reference import Step
 from benchmarks.step import eager_loss, our_step
-from limbeck.evaluation import EvalConfig
-from limbeck.random import derive
+from limbeck.core.rng import derive
+from limbeck.core.types import PureLoss
+from limbeck.evaluation.protocol import EvalConfig
 from limbeck.task import Precision, Task, allow_tf32
-from limbeck.training import Network, Schedule, last, score, train
-from limbeck.types import PureLoss
+from limbeck.training.plain import Network, Schedule, last, score, train
 
 LIMIT_S = 440
 BATCH, LR = 256, 0.01

@@ -1,4 +1,4 @@
-"""Judging a small synthetic set by fresh networks: the field's loop against `limbeck.evaluation.evaluate_set`."""
+"""Judging a small synthetic set by fresh networks: the field's loop against `evaluation.protocol.evaluate_set`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.cases import EVERYWHERE, make, random_data, synthetic
 from benchmarks.experts import show
 from benchmarks.measure import Clock, Json, Side, alternate, arguments, machine, with_default_allocator, write
 from benchmarks.reference import evaluate_synset, reference_dsa
-from limbeck.evaluation import EvalConfig, evaluate_set
+from limbeck.evaluation.protocol import EvalConfig, evaluate_set
 from limbeck.task import Task
 
 LIMIT_S = 240

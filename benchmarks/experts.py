@@ -1,4 +1,4 @@
-"""Training experts, one epoch: the field's loop against `limbeck.training.train`, one and two experts at a time.
+"""Training experts, one epoch: the field's loop against `limbeck.training.plain.train`, one and two experts at a time.
 
 Both sides end the epoch with the parameters kept and all test images classified.
 """
@@ -14,9 +14,9 @@ from torch import Tensor
 from benchmarks.cases import EVERYWHERE, make, random_data
 from benchmarks.measure import Clock, Json, Side, alternate, arguments, machine, with_default_allocator, write
 from benchmarks.reference import expert_epochs, reference_dsa
-from limbeck.side_by_side import side_by_side
+from limbeck.core.parallel import side_by_side
 from limbeck.task import Task
-from limbeck.training import Schedule, last, score, train
+from limbeck.training.plain import Schedule, last, score, train
 
 LIMIT_S = 300
 LR, BATCH = 0.01, 256

@@ -14,11 +14,11 @@ import torch
 from benchmarks.cases import make, random_data
 from benchmarks.measure import Clock, Json, arguments, in_child, machine, write
 from benchmarks.step import TUNED, Case, task_of
-from limbeck.experts import describe_experts
-from limbeck.random import stream
+from limbeck.core.rng import stream
+from limbeck.experts import Expert, ExpertConfig, Recorded, Store
+from limbeck.experts.make import describe_experts
+from limbeck.experts.store import make_path
 from limbeck.task import Task
-from limbeck.trajectory import Expert, ExpertConfig, Recorded, Store
-from limbeck.trajectory.store import make_path
 
 LIMIT_S = 240
 BASE = Case(3, 32, 32, 5, 10)

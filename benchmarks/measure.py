@@ -26,9 +26,9 @@ import torch
 import torch.nn.functional as F
 
 import limbeck
-from limbeck.allocator import keep_freed_memory
-from limbeck.files import write_json
-from limbeck.kernels import load
+from limbeck.cli.allocator import keep_freed_memory
+from limbeck.core.files import write_json
+from limbeck.derivatives.kernels.library import load
 
 Side = Callable[[], object]
 Json = dict[str, Any]
@@ -111,7 +111,7 @@ ALLOCATOR = (
 )
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # malloc.h
 ADAPTED = (32 << 20, 64 << 20)
-KEEPING = (1 << 30, (1 << 31) - 1)  # as limbeck.allocator sets them
+KEEPING = (1 << 30, (1 << 31) - 1)  # as limbeck.cli.allocator sets them
 
 
 def kernels_loaded() -> bool:
@@ -246,7 +246,7 @@ def machine() -> Json:
 
 BUILD = """
 import time
-from limbeck import kernels
+from limbeck.derivatives.kernels import library as kernels
 start = time.perf_counter()
 built = kernels.load() is not None
 print(time.perf_counter() - start if built else "")

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from limbeck.flat import FlatModel
-from limbeck.random import derive, isolated, stream
+from limbeck.core.rng import derive, isolated, stream
+from limbeck.networks.flat import FlatModel
 
 Augment = Callable[[Tensor, int], Tensor]
 """(images (n, c, h, w), seed) -> images of the same shape."""

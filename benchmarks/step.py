@@ -28,16 +28,16 @@ from benchmarks.measure import (
     write,
 )
 from benchmarks.reference import Step, mtt_step, reference_dsa, released_step
-from limbeck.allocator import keep_freed_memory
+from limbeck.cli.allocator import keep_freed_memory
+from limbeck.core.rng import stream
+from limbeck.core.types import Batch, PureLoss
 from limbeck.data.augment import CropThen
+from limbeck.experts import Recorded, WholeEpochs
 from limbeck.objectives import MatchTrajectory
 from limbeck.objectives.distance import displacement
-from limbeck.random import stream
-from limbeck.student import CrossEntropy, unroll
-from limbeck.synthetic import SyntheticSet
+from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task
-from limbeck.trajectory import Recorded, WholeEpochs
-from limbeck.types import Batch, PureLoss
+from limbeck.training import CrossEntropy, unroll
 
 LIMIT_S = 420
 LR = 0.01

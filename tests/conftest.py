@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from limbeck.data import ImageData, Split, load_data
-from limbeck.experts import describe_experts
-from limbeck.models import ModelConfig
+from limbeck.experts import Expert, ExpertConfig, Store
+from limbeck.experts.make import describe_experts
+from limbeck.experts.train import train_expert
+from limbeck.networks.registry import ModelConfig
 from limbeck.task import Task, make_task
-from limbeck.trajectory import Expert, ExpertConfig, Store
-from limbeck.trajectory.expert import train_expert
 
 
 def pytest_configure(config: pytest.Config) -> None:

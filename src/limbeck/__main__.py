@@ -2,7 +2,7 @@
 
 import sys
 
-from limbeck.cli import main
+from limbeck.cli.main import main
 
 if __name__ == "__main__":
     sys.argv[0] = "limbeck"  # the name under which a run records its command

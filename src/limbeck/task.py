@@ -11,19 +11,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from limbeck.choice import Choice, choose
-from limbeck.conditions import NUMERICS
+from limbeck.core.conditions import NUMERICS
+from limbeck.core.errors import UserError
+from limbeck.core.types import PureLoss
+from limbeck.core.user_code import source_key
 from limbeck.data import ImageData, Preprocess, Split, fit_preprocess
 from limbeck.data.augment import DSA, CropThen, default_strategy
-from limbeck.derivatives import Derivatives
-from limbeck.errors import UserError
-from limbeck.flat import FlatModel
-from limbeck.models import MODELS, ModelConfig, flat_model
-from limbeck.pearlmutter import Fast
-from limbeck.student.losses import Augment, CrossEntropy
-from limbeck.training import Network
-from limbeck.types import PureLoss
-from limbeck.user_code import source_key
+from limbeck.derivatives.autograd import Derivatives
+from limbeck.derivatives.choice import Choice, choose
+from limbeck.derivatives.convnet import Fast
+from limbeck.networks.flat import FlatModel
+from limbeck.networks.losses import Augment, CrossEntropy
+from limbeck.networks.registry import MODELS, ModelConfig, flat_model
+from limbeck.training.plain import Network
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}

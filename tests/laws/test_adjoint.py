@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck import UserError
+from limbeck.core.types import Adjoint, Batch
 from limbeck.data.augment import DSA, FAMILIES
-from limbeck.flat import FlatModel
-from limbeck.models import ConvNet
+from limbeck.networks.flat import FlatModel
+from limbeck.networks.registry import ConvNet
 from limbeck.objectives import displacement
-from limbeck.student import Backprop, CrossEntropy, Replay, unroll
-from limbeck.types import Adjoint, Batch
+from limbeck.training import Backprop, CrossEntropy, Replay, unroll
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 

@@ -19,31 +19,31 @@ from elsewhere import DEVICE, Elsewhere, MixedDevices, ReadBack, There
 from torch import Tensor
 
 from limbeck import METHODS
-from limbeck.captured import Captured
-from limbeck.choice import Choice
+from limbeck.core.rng import stream
+from limbeck.core.types import Batch
 from limbeck.data import ImageData, Split
 from limbeck.data.augment import DSA, FAMILIES, Layered, toroidal_crop
 from limbeck.data.cutmix import cutmix
-from limbeck.decode import Partition
-from limbeck.derivatives import Wanted
-from limbeck.evaluation import EvalConfig, best_lr
-from limbeck.experts import describe_experts, make_experts, path_accuracy
-from limbeck.hooks import Decay, Ema, Progress, clamp
-from limbeck.loop import descend
+from limbeck.derivatives.autograd import Wanted
+from limbeck.derivatives.choice import Choice
+from limbeck.derivatives.convnet import Fast, in_torch_operations
+from limbeck.derivatives.cuda_graph import Captured
+from limbeck.evaluation.protocol import EvalConfig, best_lr
+from limbeck.experts import Expert, ExpertConfig, Store
+from limbeck.experts.make import describe_experts, make_experts, path_accuracy
+from limbeck.experts.train import train_expert
+from limbeck.jobs.checkpoint import Stateful
 from limbeck.methods import Facts, Material, Method, Plan
-from limbeck.models import ModelConfig
-from limbeck.overlap import Overlap
-from limbeck.pearlmutter import Fast, in_torch_operations
-from limbeck.random import stream
-from limbeck.scores import features
-from limbeck.student.losses import CrossEntropy
-from limbeck.synthetic import SyntheticSet
+from limbeck.methods.overlap import Overlap
+from limbeck.networks.losses import CrossEntropy
+from limbeck.networks.registry import ModelConfig
+from limbeck.select.scores import features
+from limbeck.synthetic.decode import Partition
+from limbeck.synthetic.hooks import Decay, Ema, Progress, clamp
+from limbeck.synthetic.loop import descend
+from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task, make_task
-from limbeck.training import Schedule, last, train
-from limbeck.trajectory import Expert, ExpertConfig, Store
-from limbeck.trajectory.expert import train_expert
-from limbeck.types import Batch
-from limbeck.watch import Stateful
+from limbeck.training.plain import Schedule, last, train
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 
@@ -100,7 +100,7 @@ def moved(elsewhere: Elsewhere, task: Task) -> Task:
 
 def waits(elsewhere: Elsewhere) -> list[str]:
     """Where the processor waited, but for the check of what is captured, which is once for each shape."""
-    return [place for place in elsewhere.reads if place != "captured.agree"]
+    return [place for place in elsewhere.reads if place != "derivatives.cuda_graph.agree"]
 
 
 # --- the device itself
@@ -194,9 +194,9 @@ SMALL = {
     "pool_batch": 7,
     "batch_real": 16,
 }
-EVERY_STEP = {"loop.descend": 1}  # the loss; and, for each part that is learned, whether its gradient is finite
+EVERY_STEP = {"synthetic.loop.descend": 1}  # the loss; and whether the gradient of each part is finite
 REPLAY = {
-    "student.unroll._Replayed.backward": 1,  # the step sizes
+    "training.unroll._Replayed.backward": 1,  # the step sizes
     "objectives.trajectory.MatchTrajectory.__call__": 1,  # whether the student went far past its target
 }
 BY_CLASS = {"objectives.classes.MatchClasses.__call__": 1}  # the labels
@@ -204,7 +204,7 @@ READS = {
     **dict.fromkeys(("mct", "mtt", "tesla", "ftd", "datm"), REPLAY),
     "ptm": REPLAY | {"objectives.combine.Finite.__call__": 1},  # whether the loss may be used
     **dict.fromkeys(("dc", "dsa", "dm", "idc", "dream", "dream-plus"), BY_CLASS),
-    "rcig": {"student.implicit.System.factor": 1},  # whether float32 was enough
+    "rcig": {"training.implicit.System.factor": 1},  # whether float32 was enough
 }
 """Where an outer step waits for the device, and how often: beside these nothing does."""
 
@@ -242,7 +242,7 @@ def test_an_outer_step_waits_where_it_is_listed(
         losses += steps(recipe, 1, 1)
         shown = [tensor.cpu() for tensor in recipe.show(recipe.synthetic).state().values()]
     if method.learns:
-        expected = EVERY_STEP | {"loop._check": len(method.learns)} | READS[method.name]
+        expected = EVERY_STEP | {"synthetic.loop._check": len(method.learns)} | READS[method.name]
         assert counts == expected
     in_order(elsewhere)
     assert losses == pytest.approx(steps(here, 0, 2), rel=2e-3)
@@ -328,7 +328,7 @@ def test_networks_are_evaluated(elsewhere: Elsewhere, task: Task) -> None:
         assert there.validation[0].device == DEVICE
         elsewhere.reads.clear()
         lr = best_lr(there, lambda _seed: sent, config, 5)
-    assert Counter(waits(elsewhere)) == {"training.score": 4 * len(config.baseline_lrs) * config.networks}
+    assert Counter(waits(elsewhere)) == {"training.plain.score": 4 * len(config.baseline_lrs) * config.networks}
     assert lr == best_lr(task, lambda _seed: pair, config, 5)
     in_order(elsewhere)
 
@@ -369,7 +369,7 @@ def test_images_are_changed_as_here(elsewhere: Elsewhere, change: str, shape: tu
         waited = list(elsewhere.reads)
         assert torch.equal(changed.cpu(), y)
         torch.testing.assert_close(gradient.cpu(), expected, rtol=1e-5, atol=1e-5)
-    assert waited == (["decode.bound_factors"] if change == "tiles, bound" else [])
+    assert waited == (["synthetic.decode.bound_factors"] if change == "tiles, bound" else [])
     in_order(elsewhere)
 
 

@@ -14,14 +14,14 @@ import torch
 from torch.utils.data import TensorDataset
 
 from limbeck import EvalConfig, ExpertConfig, ModelConfig, UserError, load_data
-from limbeck.baselines import kept_row
+from limbeck.core.rng import stream
 from limbeck.data import Preprocess
 from limbeck.data.preprocess import CONSTANTS, Name
-from limbeck.experts import default_store, describe_experts
-from limbeck.inspection import inspect_store
-from limbeck.random import stream
+from limbeck.evaluation.baselines import kept_row
+from limbeck.experts import Expert, Store
+from limbeck.experts.make import default_store, describe_experts
+from limbeck.jobs.inspection import inspect_store
 from limbeck.task import Task, make_task
-from limbeck.trajectory import Expert, Store
 
 
 def colours(seed: int) -> TensorDataset:
@@ -96,7 +96,7 @@ def test_a_store_says_which_numbers_its_images_were_normalised_by(tmp_path: Path
 
 def test_a_store_of_constants_is_inspected_with_its_own_images(tmp_path: Path) -> None:
     """Its preprocessing was looked up by kind, so that 'imagenet' came back as the images' own mean."""
-    from limbeck.job import train_experts
+    from limbeck.jobs.job import train_experts
 
     data = load_data(colours(0))
     few = {"count": 1, "model": ModelConfig(name="mlp", width=4), "expert": ExpertConfig(epochs=2, batch_size=32)}

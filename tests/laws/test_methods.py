@@ -9,13 +9,13 @@ import torch
 from pydantic import ValidationError
 
 from limbeck import METHODS, JobConfig
-from limbeck.loop import descend
+from limbeck.experts import Expert, ExpertConfig
+from limbeck.jobs.checkpoint import Choose, Log, Save, Stateful
+from limbeck.jobs.record import Run
 from limbeck.methods import Facts, Material, Method, MethodConfig, Plan, find_method
-from limbeck.record import Run
-from limbeck.synthetic import SyntheticSet
+from limbeck.synthetic.loop import descend
+from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task
-from limbeck.trajectory import Expert, ExpertConfig
-from limbeck.watch import Choose, Log, Save, Stateful
 
 pytestmark = [
     pytest.mark.usefixtures("untouched_generators"),

@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from limbeck.loop import Diverged, descend
+from limbeck.core.types import Adjoint, Segment
+from limbeck.experts import Continuous, Expert, WholeEpochs
+from limbeck.jobs.record import Run
 from limbeck.methods.parts import GRADIENTS
 from limbeck.objectives import MatchTrajectory
-from limbeck.record import Run
 from limbeck.select import choose
-from limbeck.synthetic import SyntheticSet
+from limbeck.synthetic.loop import Diverged, descend
+from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task
-from limbeck.trajectory import Continuous, Expert, WholeEpochs
-from limbeck.types import Adjoint, Segment
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 

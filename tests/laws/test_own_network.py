@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from limbeck.core.types import Batch
 from limbeck.data.augment import DSA
-from limbeck.derivatives import Wanted, gradient, products
-from limbeck.flat import FlatModel
-from limbeck.models import MLP, ConvNet
-from limbeck.scores import grand
-from limbeck.student import CrossEntropy
-from limbeck.student.losses import cross_entropy
-from limbeck.types import Batch
+from limbeck.derivatives.autograd import Wanted, gradient, products
+from limbeck.networks.flat import FlatModel
+from limbeck.networks.losses import cross_entropy
+from limbeck.networks.registry import MLP, ConvNet
+from limbeck.select.scores import grand
+from limbeck.training import CrossEntropy
 
 IMAGES, CLASSES = 5, 3
 

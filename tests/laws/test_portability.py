@@ -17,13 +17,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from limbeck.compiled import Compiled
-from limbeck.derivatives import Wanted
-from limbeck.flat import FlatModel
-from limbeck.kernels import Library
-from limbeck.kernels.build import FLAGS, LIBRARY, SOURCE, TARGETS, Unavailable, compile_source, target
-from limbeck.models import ModelConfig, flat_model
-from limbeck.pearlmutter import _blocks, in_torch_operations
+from limbeck.derivatives.autograd import Wanted
+from limbeck.derivatives.compiled import Compiled
+from limbeck.derivatives.convnet import _blocks, in_torch_operations
+from limbeck.derivatives.kernels.build import FLAGS, LIBRARY, SOURCE, TARGETS, Unavailable, compile_source, target
+from limbeck.derivatives.kernels.library import Library
+from limbeck.networks.flat import FlatModel
+from limbeck.networks.registry import ModelConfig, flat_model
 
 CAPABLE = {"AVX512": ["sse", "avx2", "avx512"], "AVX2": ["sse", "avx2"]}
 HERE = (
@@ -157,8 +157,8 @@ class _FourLanes(Library):
 @cache
 def digest() -> str:
     """Of the sources and flags, so that a build in pytest's cache is not taken for another."""
-    from limbeck.files import content_key
-    from limbeck.kernels.build import HEADERS
+    from limbeck.core.files import content_key
+    from limbeck.derivatives.kernels.build import HEADERS
 
     texts = [path.read_text() for path in (SOURCE, *HEADERS, MAIN)]
     return content_key(

@@ -13,15 +13,15 @@ import torch
 
 import limbeck
 from limbeck import METHODS, UserError
+from limbeck.core.types import Trajectory
 from limbeck.data import fit_preprocess
+from limbeck.experts import Expert, ExpertConfig
+from limbeck.experts.recorded import Recorded
+from limbeck.experts.store import make_path
+from limbeck.jobs.rehearsal import refuse_impossible
 from limbeck.methods import Facts, Material, Method
-from limbeck.models import ModelConfig
-from limbeck.rehearsal import refuse_impossible
+from limbeck.networks.registry import ModelConfig
 from limbeck.task import Task, make_task
-from limbeck.trajectory import Expert, ExpertConfig
-from limbeck.trajectory.recorded import Recorded
-from limbeck.trajectory.store import make_path
-from limbeck.types import Trajectory
 
 EXPERT = ExpertConfig(epochs=3, batch_size=32)
 
@@ -139,7 +139,7 @@ def test_a_job_that_cannot_work_leaves_nothing_behind(
     method: str, options: dict[str, Any], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LIMBECK_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("limbeck.job.make_experts", lambda *args: pytest.fail("an expert is trained"))
+    monkeypatch.setattr("limbeck.jobs.job.make_experts", lambda *args: pytest.fail("an expert is trained"))
     common = TINY if METHODS[method].experts else {"model": TINY["model"]}
     with pytest.raises(UserError, match=words):
         limbeck.distill("digits", method=method, out=tmp_path / "run", **{**common, **options})

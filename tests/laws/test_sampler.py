@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limbeck.errors import UserError
-from limbeck.random import stream
-from limbeck.trajectory import Continuous, WholeEpochs
-from limbeck.types import Sampler
+from limbeck.core.errors import UserError
+from limbeck.core.rng import stream
+from limbeck.core.types import Sampler
+from limbeck.experts import Continuous, WholeEpochs
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 

@@ -17,14 +17,14 @@ from torch import Tensor
 
 import limbeck
 from limbeck import METHODS
+from limbeck.core.sums import inner, total
 from limbeck.data import ImageData, fit_preprocess
+from limbeck.experts import ExpertConfig, Recorded
+from limbeck.experts.store import make_path
+from limbeck.experts.train import train_expert
 from limbeck.methods import Facts, Material
-from limbeck.models import ModelConfig
-from limbeck.sums import inner, total
+from limbeck.networks.registry import ModelConfig
 from limbeck.task import Task, make_task
-from limbeck.trajectory import ExpertConfig, Recorded
-from limbeck.trajectory.expert import train_expert
-from limbeck.trajectory.store import make_path
 
 WIDE = ModelConfig(width=64, depth=2)  # 40,000 parameters
 SMALL: dict[str, Any] = {

@@ -15,11 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from limbeck.errors import UserError
-from limbeck.experts import describe_experts
-from limbeck.flat import Layout
-from limbeck.task import Task
-from limbeck.trajectory import (
+from limbeck.core.errors import UserError
+from limbeck.experts import (
     SCHEDULES,
     SMOOTHING,
     Convexified,
@@ -32,7 +29,10 @@ from limbeck.trajectory import (
     fit_bezier,
     waypoint_epochs,
 )
-from limbeck.trajectory.store import make_path
+from limbeck.experts.make import describe_experts
+from limbeck.experts.store import make_path
+from limbeck.networks.flat import Layout
+from limbeck.task import Task
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 

@@ -11,13 +11,13 @@ import torch
 from kornia.geometry.transform import warp_affine
 from torch import Tensor
 
-from limbeck import decode
+from limbeck.core.errors import UserError
+from limbeck.core.linear import _Linear
+from limbeck.core.rng import isolated
 from limbeck.data import augment
 from limbeck.data.augment import DSA, FAMILIES, Draw, default_strategy, toroidal_crop
-from limbeck.decode import enlarge
-from limbeck.errors import UserError
-from limbeck.linear import _Linear
-from limbeck.random import isolated
+from limbeck.synthetic import decode
+from limbeck.synthetic.decode import enlarge
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from limbeck.core.types import Adjoint, Batch, PureLoss
 from limbeck.data.augment import DSA, CropThen
-from limbeck.derivatives import gradient
+from limbeck.derivatives.autograd import gradient
 from limbeck.objectives.distance import displacement
-from limbeck.student import Backprop, CrossEntropy, Replay, unroll
 from limbeck.task import Task
-from limbeck.training import Schedule, train
-from limbeck.types import Adjoint, Batch, PureLoss
+from limbeck.training import Backprop, CrossEntropy, Replay, unroll
+from limbeck.training.plain import Schedule, train
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the folder `benchmarks` is not installed
 reference: Any = importlib.import_module("benchmarks.reference")

@@ -19,8 +19,8 @@ import pytest
 import torch
 from PIL import Image
 
+from limbeck.core.errors import UserError
 from limbeck.data import ImageData, cache, load_data, parquet, sources
-from limbeck.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -343,7 +343,7 @@ def test_many_images_are_announced(
 def test_the_command_shows_and_clears(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from limbeck.cli import main
+    from limbeck.cli.main import main
 
     def call(*words: str) -> str:
         with pytest.raises(SystemExit) as end:
@@ -373,7 +373,7 @@ def test_the_command_shows_and_clears(
 
 
 def test_the_command_clears_nothing_it_does_not_know(tmp_path: Path) -> None:
-    from limbeck.cli import main
+    from limbeck.cli.main import main
 
     with pytest.raises(SystemExit) as end:
         main(["cache", "--clear", "everything"])

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 import limbeck
+from limbeck.core.errors import UserError
+from limbeck.core.rng import stream
 from limbeck.data.augment import DSA, CropThen, toroidal_crop
-from limbeck.errors import UserError
+from limbeck.experts import ExpertConfig
 from limbeck.methods import Material
 from limbeck.methods.parts import real_set
-from limbeck.random import stream
 from limbeck.select import choose
 from limbeck.task import Task, make_task
-from limbeck.trajectory import ExpertConfig
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from limbeck.captured import Captured, Made, agree
-from limbeck.derivatives import Products, Wanted
+from limbeck.derivatives.autograd import Products, Wanted
+from limbeck.derivatives.cuda_graph import Captured, Made, agree
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 

@@ -22,9 +22,9 @@ from PIL import Image
 
 import limbeck as limbeck_package
 from limbeck import METHODS, ModelConfig, __version__
-from limbeck.catalogue import as_text, catalogue, registered
-from limbeck.cli import COMMANDS, find_command, main
-from limbeck.job import _facts, prepare
+from limbeck.cli.catalogue import as_text, catalogue, registered
+from limbeck.cli.main import COMMANDS, find_command, main
+from limbeck.jobs.job import _facts, prepare
 
 EXPERTS = ["--model.width", "4", "--count", "1", "--epochs", "2"]
 TINY = [
@@ -150,7 +150,7 @@ def test_unknown_commands_and_methods(refused: Any) -> None:
 
 LIGHT = """
 import json, sys
-from limbeck.cli import main
+from limbeck.cli.main import main
 loaded = {}
 for words in json.loads(sys.argv[1]):
     try:
@@ -201,13 +201,13 @@ def test_a_report_loads_no_torch(made: dict[str, Path], tmp_path: Path) -> None:
 def test_the_list_of_commands_says_what_the_commands_say(name: str) -> None:
     command = find_command(name)
     assert command.options.__doc__ == COMMANDS[name].summary
-    module = sys.modules[f"limbeck.{COMMANDS[name].module}"]
+    module = sys.modules[f"limbeck.cli.{COMMANDS[name].module}"]
     assert set(module.COMMANDS) == {other for other in COMMANDS if COMMANDS[other].module == COMMANDS[name].module}
 
 
 def test_the_catalogue_is_the_registry() -> None:
-    kept = Path(limbeck_package.__file__).with_name("catalogue.json").read_text(encoding="utf-8")
-    assert kept == as_text(registered()), "write it anew: python -m limbeck.catalogue"
+    kept = (Path(limbeck_package.__file__).parent / "cli" / "catalogue.json").read_text(encoding="utf-8")
+    assert kept == as_text(registered()), "write it anew: python -m limbeck.cli.catalogue"
     assert catalogue() == registered()
 
 
@@ -672,7 +672,7 @@ def test_a_place_that_cannot_be_written(
 
 LIMITED = """
 import resource, sys
-from limbeck.cli import main
+from limbeck.cli.main import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))  # what a full disk is like, for real
 main(sys.argv[1:])
 """
@@ -690,7 +690,7 @@ def test_a_disk_that_fills_up_while_an_expert_is_written(tmp_path: Path) -> None
 INTERRUPTED = """
 import os, signal, sys
 from importlib.abc import MetaPathFinder
-from limbeck.cli import main
+from limbeck.cli.main import main
 
 class Interrupt(MetaPathFinder):
     def find_spec(self, name, path, target=None):
@@ -703,7 +703,7 @@ main(sys.argv[2:])
 """
 
 
-@pytest.mark.parametrize("module", ["tyro", "limbeck.cli_common", "torch", "torch.nn", "limbeck.job"])
+@pytest.mark.parametrize("module", ["tyro", "limbeck.cli.common", "torch", "torch.nn", "limbeck.jobs.job"])
 def test_ctrl_c_while_it_starts(module: str) -> None:
     """Forty lines of torch's traceback otherwise."""
     words = [sys.executable, "-c", INTERRUPTED, module, "distill", "digits"]
@@ -748,7 +748,7 @@ def test_ctrl_c_and_the_same_command_again(limbeck: Any, made: dict[str, Path], 
 def test_threads_do_not_spin_for_each_other() -> None:
     """Set before torch is loaded; a value of the user's own stays."""
     check = "import sys, os, limbeck; assert 'torch' not in sys.modules"
-    code = f"{check}\nimport limbeck.cli\nprint(os.environ['GOMP_SPINCOUNT'])"
+    code = f"{check}\nimport limbeck.cli.main\nprint(os.environ['GOMP_SPINCOUNT'])"
     clean = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     for env, wanted in ((clean, "1000"), ({**clean, "GOMP_SPINCOUNT": "7"}, "7")):
         told = subprocess.run(

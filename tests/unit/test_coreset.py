@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from limbeck import METHODS, EvalConfig, ImageData, ModelConfig, distill, load
-from limbeck.errors import UserError
-from limbeck.evaluation import evaluate_set
-from limbeck.files import read_json
+from limbeck.core.errors import UserError
+from limbeck.core.files import read_json
+from limbeck.core.rng import derive
+from limbeck.core.types import Batch
+from limbeck.evaluation.protocol import evaluate_set
+from limbeck.experts import Expert, Recorded, Store
 from limbeck.methods import Material
 from limbeck.methods.coreset import CORESETS, Init, choose_real
 from limbeck.methods.parts import real_set
-from limbeck.random import derive
-from limbeck.scores import early, el2n, features, forgetting, grand
-from limbeck.student import CrossEntropy
+from limbeck.select.scores import early, el2n, features, forgetting, grand
 from limbeck.task import Task, make_task
-from limbeck.trajectory import Expert, Recorded, Store
-from limbeck.types import Batch
+from limbeck.training import CrossEntropy
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 

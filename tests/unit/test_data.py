@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
+from limbeck.core.errors import UserError
+from limbeck.core.rng import stream
 from limbeck.data import ImageData, Split, load_data, sources
 from limbeck.data.images import fingerprint, held_out
-from limbeck.errors import UserError
-from limbeck.random import stream
 
 RNG = np.random.default_rng
 

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from limbeck.core.errors import UserError
 from limbeck.data import fit_preprocess
-from limbeck.decode import How, Partition, bound_factors, cut, grey, mosaic, tile_sides
-from limbeck.errors import UserError
-from limbeck.synthetic import SyntheticSet
+from limbeck.synthetic.decode import How, Partition, bound_factors, cut, grey, mosaic, tile_sides
+from limbeck.synthetic.set import SyntheticSet
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import limbeck
+from limbeck.core.errors import UserError
+from limbeck.core.files import write_tensors
 from limbeck.data import fit_preprocess
-from limbeck.distilled import DistilledSet, load
-from limbeck.errors import UserError
-from limbeck.files import write_tensors
+from limbeck.synthetic.distilled import DistilledSet, load
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "set.safetensors"
 KINDS = [(kind, labels) for kind in ("normalise", "zca") for labels in ("hard", "soft")]

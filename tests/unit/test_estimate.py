@@ -12,18 +12,18 @@ import torch
 
 import limbeck
 from limbeck import EvalConfig, ExpertConfig, ModelConfig, UserError
-from limbeck.baselines import kept_row
-from limbeck.cli import main
-from limbeck.cli_common import Foretell
-from limbeck.estimate import Account, build, estimate, missing_experts, rhythm
-from limbeck.experts import default_store, describe_experts
-from limbeck.files import size_of
-from limbeck.job import Work, prepare, run_folder
+from limbeck.cli.common import Foretell
+from limbeck.cli.main import main
+from limbeck.core.files import size_of
+from limbeck.core.rng import derive
+from limbeck.evaluation.baselines import kept_row
+from limbeck.experts.make import default_store, describe_experts
+from limbeck.jobs.estimate import Account, build, estimate, missing_experts, rhythm
+from limbeck.jobs.job import Work, prepare, run_folder
+from limbeck.jobs.rehearsal import StandIn, fewer, stand_ins
+from limbeck.jobs.stopwatch import Estimate, Piece, measure
 from limbeck.methods import METHODS
 from limbeck.objectives.pool import Ageing
-from limbeck.random import derive
-from limbeck.rehearsal import StandIn, fewer, stand_ins
-from limbeck.stopwatch import Estimate, Piece, measure
 from limbeck.task import Task
 
 SMALL: dict[str, Any] = {
@@ -40,7 +40,7 @@ TRAJECTORY: dict[str, Any] = {"count": 2, "expert": ExpertConfig(epochs=2, lr=0.
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty home for every test, but for what was compiled once."""
     monkeypatch.setenv("LIMBECK_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("limbeck.stopwatch.QUICK", 0.0)  # as little time as it does with
+    monkeypatch.setattr("limbeck.jobs.stopwatch.QUICK", 0.0)  # as little time as it does with
     return tmp_path / "home"
 
 
@@ -113,7 +113,7 @@ def test_pieces_at_work_at_the_same_time_are_timed_so() -> None:
 
 
 def test_what_matters_most_is_timed_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("limbeck.stopwatch.QUICK", 0.05)
+    monkeypatch.setattr("limbeck.jobs.stopwatch.QUICK", 0.05)
     made = [piece([], 1000), piece([], 1)]
     measure(made, lambda: sum(each.times * each.once() for each in made))
     assert len(made[0].seconds) > len(made[1].seconds) >= 1
@@ -255,7 +255,7 @@ def test_it_agrees_with_a_real_run(method: str, tmp_path: Path, monkeypatch: pyt
         perf_counter = staticmethod(time.process_time)
 
     for module in ("stopwatch", "estimate"):
-        monkeypatch.setattr(f"limbeck.{module}.time", ProcessorTime)
+        monkeypatch.setattr(f"limbeck.jobs.{module}.time", ProcessorTime)
     long = {**SMALL, "eval": EvalConfig(networks=2, epochs=60, full_epochs=1, full_networks=1), "validate_epochs": 30}
     work, out = work_of(method, **long), tmp_path / "run"
     found = estimate(work, out)

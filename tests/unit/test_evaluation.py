@@ -8,13 +8,21 @@ from typing import Any
 import pytest
 import torch
 
-from limbeck.baselines import real_images
+from limbeck.core.errors import UserError
 from limbeck.data import load_data
-from limbeck.errors import UserError
-from limbeck.evaluation import EvalConfig, Summary, best_lr, evaluate_set, evaluated_network, scores_of, trials
-from limbeck.models import ModelConfig
+from limbeck.evaluation.baselines import real_images
+from limbeck.evaluation.protocol import (
+    EvalConfig,
+    Summary,
+    best_lr,
+    evaluate_set,
+    evaluated_network,
+    scores_of,
+    trials,
+)
+from limbeck.networks.registry import ModelConfig
 from limbeck.task import Task, make_task
-from limbeck.training import Score
+from limbeck.training.plain import Score
 
 LRS = (1e-8, 0.05, 1e-7)  # only one of them learns anything
 

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from limbeck.errors import UserError
-from limbeck.files import (
+from limbeck.core.errors import UserError
+from limbeck.core.files import (
     content_key,
     digest,
     read_header,
@@ -25,8 +25,8 @@ from limbeck.files import (
     write_json,
     write_tensors,
 )
-from limbeck.flat import Layout
-from limbeck.trajectory import Expert, ExpertConfig, Recorded, Store, convexify
+from limbeck.experts import Expert, ExpertConfig, Recorded, Store, convexify
+from limbeck.networks.flat import Layout
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 HEADER = {"format": "limbeck-test", "version": 1, "note": "ä"}

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from limbeck import ImageData
-from limbeck.models import ModelConfig
+from limbeck.networks.registry import ModelConfig
 from limbeck.objectives.fit import Fit, Trained
-from limbeck.student import Backprop, CrossEntropy, Replay
-from limbeck.synthetic import SyntheticSet
+from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import make_task
+from limbeck.training import Backprop, CrossEntropy, Replay
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 

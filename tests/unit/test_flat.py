@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 import limbeck
 from limbeck import EvalConfig, ExpertConfig, ImageData, ModelConfig
-from limbeck.errors import UserError
-from limbeck.flat import FlatModel
-from limbeck.models import MLP, MODELS, flat_model
-from limbeck.random import stream
-from limbeck.student import Backprop, CrossEntropy, Replay, linearised, unroll
+from limbeck.core.errors import UserError
+from limbeck.core.rng import stream
+from limbeck.core.types import Batch
+from limbeck.networks.flat import FlatModel
+from limbeck.networks.registry import MLP, MODELS, flat_model
 from limbeck.task import make_task
-from limbeck.types import Batch
+from limbeck.training import Backprop, CrossEntropy, Replay, linearised, unroll
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 

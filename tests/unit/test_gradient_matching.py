@@ -11,23 +11,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from limbeck.core.errors import UserError
+from limbeck.core.rng import stream
 from limbeck.data.augment import DSA, Draw, Layered
-from limbeck.decode import Partition
-from limbeck.errors import UserError
-from limbeck.hooks import clamp
-from limbeck.loop import descend
+from limbeck.experts import ExpertConfig
 from limbeck.methods import METHODS, Facts, Material, Plan
 from limbeck.methods.matching import pixel_variance
-from limbeck.models import ModelConfig, flat_model
+from limbeck.networks.losses import CrossEntropy
+from limbeck.networks.registry import ModelConfig, flat_model
 from limbeck.objectives.classes import Discrepancy, MatchClasses, Sum, unchanged
 from limbeck.objectives.features import FeatureDistance
 from limbeck.objectives.gradient import DISTANCES, GradientDistance, convolutions, weights
 from limbeck.objectives.query import RandomRows, rows_by_class
-from limbeck.random import stream
-from limbeck.student.losses import CrossEntropy
-from limbeck.synthetic import Decode, SyntheticSet, identity
+from limbeck.synthetic.decode import Partition
+from limbeck.synthetic.hooks import clamp
+from limbeck.synthetic.loop import descend
+from limbeck.synthetic.set import Decode, SyntheticSet, identity
 from limbeck.task import Task, make_task
-from limbeck.trajectory import ExpertConfig
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 

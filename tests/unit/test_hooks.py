@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from limbeck.hooks import Decay, Ema, Progress, forget
-from limbeck.loop import Diverged, descend
+from limbeck.core.rng import derive, stream
+from limbeck.experts import Expert, ExpertConfig, Recorded
 from limbeck.methods import METHODS, Facts, Material
+from limbeck.methods.overlap import Overlap, alike
 from limbeck.methods.ptm import windows
 from limbeck.objectives.combine import Average, Finite
-from limbeck.overlap import Overlap, alike
-from limbeck.random import derive, stream
-from limbeck.synthetic import SyntheticSet
+from limbeck.synthetic.hooks import Decay, Ema, Progress, forget
+from limbeck.synthetic.loop import Diverged, descend
+from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task
-from limbeck.trajectory import Expert, ExpertConfig, Recorded
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 

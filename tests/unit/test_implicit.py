@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from limbeck.core.types import Batch
 from limbeck.data.augment import DSA
-from limbeck.flat import FlatModel
-from limbeck.models import ConvNet
+from limbeck.networks.flat import FlatModel
+from limbeck.networks.registry import ConvNet
 from limbeck.objectives.fit import Fit, Solved, Trained
-from limbeck.student import Backprop, CrossEntropy, Implicit, Replay, cross_entropy, linearised, solve
-from limbeck.student.implicit import HEAD, Cholesky, ConjugateGradient, PrimalAdam, Solver, System
-from limbeck.synthetic import SyntheticSet
-from limbeck.types import Batch
+from limbeck.synthetic.set import SyntheticSet
+from limbeck.training import Backprop, CrossEntropy, Implicit, Replay, cross_entropy, linearised, solve
+from limbeck.training.implicit import HEAD, Cholesky, ConjugateGradient, PrimalAdam, Solver, System
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from limbeck.errors import UserError
-from limbeck.experts import describe_experts
-from limbeck.inspection import cosine_of_updates, distance_to_line, inspect_store, plane, storage
+from limbeck.core.errors import UserError
+from limbeck.experts import Expert, ExpertConfig, Recorded, Store
+from limbeck.experts.make import describe_experts
+from limbeck.jobs.inspection import cosine_of_updates, distance_to_line, inspect_store, plane, storage
 from limbeck.task import Task
-from limbeck.training import score
-from limbeck.trajectory import Expert, ExpertConfig, Recorded, Store
+from limbeck.training.plain import score
 
 
 def points() -> torch.Tensor:
@@ -93,5 +93,5 @@ def test_what_cannot_be_inspected_is_refused(task: Task, tmp_path: Path) -> None
 
 
 def test_the_page_needs_no_torch() -> None:
-    code = "import sys, limbeck.report_inspection; assert 'torch' not in sys.modules"
+    code = "import sys, limbeck.report.inspection; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

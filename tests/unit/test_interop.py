@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 
 import limbeck
-from limbeck.cli import main
+from limbeck.cli.info import describe
+from limbeck.cli.main import main
+from limbeck.core.errors import UserError
 from limbeck.data import ImageData, fit_preprocess
-from limbeck.distilled import load
-from limbeck.errors import UserError
-from limbeck.evaluation import evaluate
-from limbeck.experts import describe_experts
-from limbeck.info import describe
+from limbeck.evaluation.protocol import evaluate
+from limbeck.experts import Convexified, Expert, ExpertConfig, Recorded, Store
+from limbeck.experts.make import describe_experts
 from limbeck.interop import export_experts, export_set, import_experts, import_set
 from limbeck.interop.read import guess_network
-from limbeck.models import ModelConfig, flat_model
+from limbeck.networks.registry import ModelConfig, flat_model
+from limbeck.synthetic.distilled import load
 from limbeck.task import Task, make_task
-from limbeck.trajectory import Convexified, Expert, ExpertConfig, Recorded, Store
 
 Path_ = list[list[Tensor]]  # of one expert: checkpoints of parameter tensors
 NETWORK = ModelConfig(depth=2, width=3)

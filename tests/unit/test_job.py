@@ -17,9 +17,10 @@ import torch
 from torch.utils.data import TensorDataset
 
 import limbeck
-from limbeck import EvalConfig, ExpertConfig, ImageData, ModelConfig, UserError, files
+from limbeck import EvalConfig, ExpertConfig, ImageData, ModelConfig, UserError
+from limbeck.core import files
 from limbeck.data import Split
-from limbeck.record import Run
+from limbeck.jobs.record import Run
 
 TINY: dict[str, Any] = {
     "ipc": 1,
@@ -356,10 +357,10 @@ def test_a_line_that_a_crash_cut_off_costs_no_other_line(tmp_path: Path) -> None
 # A child of its own runs the job and dies by SIGKILL the moment the n-th event of a kind in a stage arrives.
 CHILD = """
 import os, signal, sys, time
-import limbeck, limbeck.watch
+import limbeck, limbeck.jobs.checkpoint
 from test_job import TINY
 out, stage, kind, at, saving, pause = sys.argv[1:]
-limbeck.watch.SAVE_SECONDS = float(saving)
+limbeck.jobs.checkpoint.SAVE_SECONDS = float(saving)
 seen = {}
 now = ""
 def listen(event):
@@ -425,9 +426,9 @@ def test_a_run_stopped_at_any_write_gives_the_same_bits(tmp_path: Path, monkeypa
             raise KeyboardInterrupt
         whole(*args)
 
-    monkeypatch.setattr("limbeck.files.write_atomically", write)
-    monkeypatch.setattr("limbeck.pictures.write_atomically", write)
-    monkeypatch.setattr("limbeck.job.write_report", lambda path: None)
+    monkeypatch.setattr("limbeck.core.files.write_atomically", write)
+    monkeypatch.setattr("limbeck.synthetic.pictures.write_atomically", write)
+    monkeypatch.setattr("limbeck.jobs.job.write_report", lambda path: None)
     while written == stop:  # the try before this one was stopped
         written, stop, out = 0, stop + 1, tmp_path / f"{stop + 1}"
         with suppress(KeyboardInterrupt):
@@ -508,8 +509,8 @@ def test_two_processes_do_not_work_on_one_run(tmp_path: Path) -> None:
 
 
 def test_says_once_where_kernels_cannot_be_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("limbeck.choice.explicit_derivatives", lambda model, dtype, device: None)
-    monkeypatch.setattr("limbeck.choice.unavailable_reason", lambda: "there is no C++ compiler")
+    monkeypatch.setattr("limbeck.derivatives.choice.explicit_derivatives", lambda model, dtype, device: None)
+    monkeypatch.setattr("limbeck.derivatives.choice.unavailable_reason", lambda: "there is no C++ compiler")
     heard: list[dict[str, Any]] = []
     limbeck.distill("digits", out=tmp_path / "run", listen=heard.append, **TINY)
     warnings = [event["text"] for event in heard if event["event"] == "warning" and "kernels" in event["text"]]

@@ -18,17 +18,18 @@ import pytest
 import torch
 from filelock import FileLock
 
-from limbeck import choice, kernels
-from limbeck.choice import Measured, choose
-from limbeck.compiled import Compiled
+from limbeck.core.errors import UserError
+from limbeck.core.home import home
 from limbeck.data import ImageData
-from limbeck.derivatives import Products
-from limbeck.errors import UserError
-from limbeck.flat import FlatModel
-from limbeck.home import home
-from limbeck.kernels import build
-from limbeck.models import ModelConfig, flat_model
-from limbeck.pearlmutter import explicit_derivatives
+from limbeck.derivatives import choice
+from limbeck.derivatives.autograd import Products
+from limbeck.derivatives.choice import Measured, choose
+from limbeck.derivatives.compiled import Compiled
+from limbeck.derivatives.convnet import explicit_derivatives
+from limbeck.derivatives.kernels import build
+from limbeck.derivatives.kernels import library as kernels
+from limbeck.networks.flat import FlatModel
+from limbeck.networks.registry import ModelConfig, flat_model
 from limbeck.task import make_task
 
 pytestmark = pytest.mark.skipif(kernels.load() is None, reason=f"no kernels: {kernels.unavailable_reason()}")
@@ -224,7 +225,7 @@ def test_a_file_system_without_locks_has_kernels_too(
     assert isinstance(choose(model, SHAPE, torch.float32, "cpu").derivatives, Compiled)
 
 
-LOAD = "from limbeck.kernels.build import find_compiler, library; library(find_compiler(), 'avx2')"
+LOAD = "from limbeck.derivatives.kernels.build import find_compiler, library; library(find_compiler(), 'avx2')"
 
 
 def test_two_processes_compile_once(cache: Path, tmp_path: Path) -> None:

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from limbeck.flat import Layout
-from limbeck.loop import descend
+from limbeck.core.rng import stream
+from limbeck.core.types import Segment
+from limbeck.experts import Continuous, Expert, ExpertConfig
 from limbeck.methods import Facts, Material, Plan
 from limbeck.methods.mct import MCTConfig, plan, resolve
 from limbeck.methods.parts import StartNoise, TeacherAt
+from limbeck.networks.flat import Layout
 from limbeck.objectives import MatchTrajectory
-from limbeck.random import stream
+from limbeck.synthetic.loop import descend
 from limbeck.task import Task
-from limbeck.trajectory import Continuous, Expert, ExpertConfig
-from limbeck.types import Segment
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 

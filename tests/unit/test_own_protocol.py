@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from limbeck import ImageData, distill
-from limbeck.cli_presets import comparison
-from limbeck.files import read_json
-from limbeck.presets import load_preset
-from limbeck.report_table import write_table
-from limbeck.screen import results_table
+from limbeck.cli.presets import comparison
+from limbeck.cli.screen import results_table
+from limbeck.core.files import read_json
+from limbeck.jobs.presets import load_preset
+from limbeck.report.table import write_table
 
 TINY: dict[str, Any] = {
     "model": {"width": 4},
@@ -48,7 +48,7 @@ def test_every_set_has_both_protocols_and_random_images_too(run: Path) -> None:
 
 def test_what_was_judged_is_not_judged_again(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without results.json, as after a crash, the same rows come from the log."""
-    monkeypatch.setattr("limbeck.stages.regression_rows", lambda *args: pytest.fail("judged again"))
+    monkeypatch.setattr("limbeck.jobs.stages.regression_rows", lambda *args: pytest.fail("judged again"))
     held = rows(run)
     (run / "results.json").rename(tmp_path / "results.json")
     config = json.loads((run / "run.json").read_text())

@@ -10,19 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from limbeck.derivatives import gradient
-from limbeck.loop import descend
+from limbeck.core.rng import derive, stream
+from limbeck.core.types import Batch
+from limbeck.derivatives.autograd import gradient
+from limbeck.experts import Expert, ExpertConfig
+from limbeck.experts.segments import GrownEpochs
 from limbeck.methods import METHODS, Facts, Material, Plan
 from limbeck.methods.datm import label_logits
 from limbeck.methods.parts import ShowTaught
-from limbeck.random import derive, stream
 from limbeck.select import choose
 from limbeck.select.correct import choose_correct
+from limbeck.synthetic.loop import descend
 from limbeck.task import Task
-from limbeck.training import Gsam, Schedule, train
-from limbeck.trajectory import Expert, ExpertConfig
-from limbeck.trajectory.segments import GrownEpochs
-from limbeck.types import Batch
+from limbeck.training.plain import Gsam, Schedule, train
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 

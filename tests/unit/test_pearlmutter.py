@@ -12,18 +12,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from limbeck import kernels
-from limbeck.captured import Captured, Made
-from limbeck.compiled import Compiled
+from limbeck.core.types import Batch
 from limbeck.data.augment import DSA
-from limbeck.derivatives import Wanted, gradient, products
-from limbeck.flat import FlatModel
-from limbeck.kernels.composed import arithmetic
-from limbeck.models import ModelConfig, flat_model
-from limbeck.pearlmutter import Fast, Pearlmutter, explicit_derivatives, in_torch_operations
-from limbeck.student.losses import CrossEntropy
-from limbeck.student.unroll import Backprop, Replay, unroll
-from limbeck.types import Batch
+from limbeck.derivatives.autograd import Wanted, gradient, products
+from limbeck.derivatives.compiled import Compiled
+from limbeck.derivatives.convnet import Fast, Pearlmutter, explicit_derivatives, in_torch_operations
+from limbeck.derivatives.cuda_graph import Captured, Made
+from limbeck.derivatives.kernels import library as kernels
+from limbeck.derivatives.kernels.composed import arithmetic
+from limbeck.networks.flat import FlatModel
+from limbeck.networks.losses import CrossEntropy
+from limbeck.networks.registry import ModelConfig, flat_model
+from limbeck.training.unroll import Backprop, Replay, unroll
 
 pytestmark = pytest.mark.skipif(kernels.load() is None, reason=f"no kernels: {kernels.unavailable_reason()}")
 
@@ -371,8 +371,8 @@ def test_the_library_refuses_buffers_of_another_type_device_layout_or_length() -
 
 MEMORY = """
 import resource, torch
-from limbeck.models import ModelConfig, flat_model
-from limbeck.pearlmutter import explicit_derivatives
+from limbeck.networks.registry import ModelConfig, flat_model
+from limbeck.derivatives.convnet import explicit_derivatives
 torch.set_num_threads(1)
 model = flat_model(ModelConfig(width=128), (3, 32, 32), 10)
 written, theta, images = explicit_derivatives(model, torch.float32, "cpu"), model.fresh(0), torch.rand(5, 3, 32, 32)

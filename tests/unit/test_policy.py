@@ -8,10 +8,10 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
+from limbeck.core.rng import derive
 from limbeck.objectives.query import Query, RandomRows, rows_by_class
-from limbeck.random import derive
 from limbeck.select.policy import POLICIES, Dream, boundary, centre
-from limbeck.synthetic import SyntheticSet
+from limbeck.synthetic.set import SyntheticSet
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 

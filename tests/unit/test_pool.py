@@ -13,9 +13,9 @@ from torch import Tensor
 from limbeck.data.augment import DSA
 from limbeck.data.cutmix import cutmix
 from limbeck.objectives.pool import Ageing, Fresh, Lessons, RealLessons, Sgd, SyntheticLessons, WarmUp
-from limbeck.synthetic import SyntheticSet
+from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task
-from limbeck.training import Schedule
+from limbeck.training.plain import Schedule
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 

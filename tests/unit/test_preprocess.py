@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from limbeck.core.errors import UserError
+from limbeck.core.rng import stream
 from limbeck.data import Preprocess, fit_preprocess, load_data, preprocess
-from limbeck.errors import UserError
-from limbeck.random import stream
 
 KINDS = ["normalise", "zca"]
 

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import tyro
 
-from limbeck.cli import COMMANDS, main
-from limbeck.cli_distill import Distill, with_method
-from limbeck.cli_presets import changes, comparison, reproduce
-from limbeck.config import JobConfig, checked
+from limbeck.cli.distill import Distill, with_method
+from limbeck.cli.main import COMMANDS, main
+from limbeck.cli.presets import changes, comparison, reproduce
+from limbeck.core.errors import UserError
 from limbeck.data import ImageData
-from limbeck.errors import UserError
-from limbeck.evaluation import EvalConfig
+from limbeck.evaluation.protocol import EvalConfig
+from limbeck.experts import ExpertConfig
+from limbeck.jobs.config import JobConfig, checked
+from limbeck.jobs.presets import all_presets, load_preset, markdown, preset_arguments, preset_options
 from limbeck.methods import METHODS
-from limbeck.models import ModelConfig
-from limbeck.presets import all_presets, load_preset, markdown, preset_arguments, preset_options
-from limbeck.trajectory import ExpertConfig
+from limbeck.networks.registry import ModelConfig
 
 NAMES = list(all_presets())
 DOCS = Path(__file__).parents[2] / "docs"

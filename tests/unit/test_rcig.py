@@ -12,23 +12,23 @@ import pytest
 import torch
 from torch import Tensor
 
+from limbeck.core.errors import UserError
+from limbeck.core.rng import stream
 from limbeck.data import load_data
-from limbeck.distilled import DistilledSet, load
-from limbeck.errors import UserError
-from limbeck.flat import FlatModel, lecun_normal
-from limbeck.hooks import Ema
-from limbeck.loop import descend
+from limbeck.evaluation.regression import RegressionConfig, evaluate_targets, fit_targets, regression_rows
 from limbeck.methods import Material, Plan
 from limbeck.methods.rcig import RCIG, RCIGConfig, platt, pool_network, solver
-from limbeck.models import ConvNet, ModelConfig, flat_model
+from limbeck.methods.rcig_pool import Pool
+from limbeck.networks.flat import FlatModel, lecun_normal
+from limbeck.networks.registry import ConvNet, ModelConfig, flat_model
 from limbeck.objectives.fit import Fit, Solved
-from limbeck.objectives.rcig_pool import Pool
-from limbeck.random import stream
-from limbeck.regression import RegressionConfig, evaluate_targets, fit_targets, regression_rows
-from limbeck.student import Implicit
-from limbeck.student.implicit import Cholesky, ConjugateGradient, PrimalAdam
-from limbeck.synthetic import SyntheticSet
+from limbeck.synthetic.distilled import DistilledSet, load
+from limbeck.synthetic.hooks import Ema
+from limbeck.synthetic.loop import descend
+from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task, make_task
+from limbeck.training import Implicit
+from limbeck.training.implicit import Cholesky, ConjugateGradient, PrimalAdam
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from limbeck.errors import UserError
-from limbeck.report import write_comparison, write_report
-from limbeck.report_files import read_run
-from limbeck.report_plots import Line, plot
+from limbeck.core.errors import UserError
+from limbeck.report.page import write_comparison, write_report
+from limbeck.report.plots import Line, plot
+from limbeck.report.records import read_run
 
 META: dict[str, Any] = {
     "format": "limbeck-run",
@@ -366,7 +366,7 @@ def test_plots_of_long_and_odd_curves() -> None:
 
 
 def test_the_report_needs_no_torch() -> None:
-    code = "import sys, limbeck.report; assert 'torch' not in sys.modules, 'torch'"
+    code = "import sys, limbeck.report.page; assert 'torch' not in sys.modules, 'torch'"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

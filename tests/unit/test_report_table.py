@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from limbeck.errors import UserError
-from limbeck.report_table import pooled, write_table
+from limbeck.core.errors import UserError
+from limbeck.report.table import pooled, write_table
 
 
 def run(path: Path, method: str, mean: float, seed: int = 0, **config: Any) -> Path:

@@ -11,8 +11,8 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import pairwise_distances_argmin
 from torch import Tensor
 
-from limbeck.errors import UserError
-from limbeck.random import derive
+from limbeck.core.errors import UserError
+from limbeck.core.rng import derive
 from limbeck.select import SELECTORS, choose, herding, highest, kcentre, kmeans
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")

@@ -9,7 +9,7 @@ import weakref
 import pytest
 import torch
 
-from limbeck.side_by_side import Check, GivenUp, one_at_a_time, side_by_side
+from limbeck.core.parallel import Check, GivenUp, one_at_a_time, side_by_side
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 5])

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import limbeck
-from limbeck.cli import main
+from limbeck.cli.main import main
 
 TINY = [
     *("--model.width", "4", "--count", "1", "--expert.epochs", "2", "--expert.batch-size", "16", "--iterations", "4"),

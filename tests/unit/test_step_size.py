@@ -15,17 +15,17 @@ from safetensors.torch import load_file
 
 import limbeck
 from limbeck import EvalConfig, ExpertConfig, ImageData, ModelConfig, UserError
+from limbeck.core.rng import stream
 from limbeck.data import Split
-from limbeck.hooks import StudentMonitor
-from limbeck.loop import Diverged, descend
+from limbeck.experts import Expert, WholeEpochs
 from limbeck.methods.parts import MAX_LOG_CHANGE, StepSizeSGD, lr_optimiser
 from limbeck.objectives import MatchTrajectory
 from limbeck.objectives.combine import Average
-from limbeck.random import stream
 from limbeck.select import choose
-from limbeck.synthetic import LOG_LR_RANGE, SyntheticSet
+from limbeck.synthetic.hooks import StudentMonitor
+from limbeck.synthetic.loop import Diverged, descend
+from limbeck.synthetic.set import LOG_LR_RANGE, SyntheticSet
 from limbeck.task import Task
-from limbeck.trajectory import Expert, WholeEpochs
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 LOW, HIGH = LOG_LR_RANGE

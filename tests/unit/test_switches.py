@@ -9,9 +9,11 @@ import pytest
 import torch
 
 import limbeck
-from limbeck import UserError, evaluation, inspection, job
-from limbeck.inspection import inspect_store
+from limbeck import UserError
+from limbeck.evaluation import protocol as evaluation
 from limbeck.interop import experts, import_experts
+from limbeck.jobs import inspection, job
+from limbeck.jobs.inspection import inspect_store
 from limbeck.task import allow_tf32
 
 MATMUL, CUDNN = torch.backends.cuda.matmul, torch.backends.cudnn

@@ -19,12 +19,13 @@ import pytest
 import torch
 
 import limbeck
-from limbeck import EvalConfig, ExpertConfig, ModelConfig, UserError, files
-from limbeck.inspection import inspect_store
-from limbeck.job import is_finished, prepare
-from limbeck.record import Run
+from limbeck import EvalConfig, ExpertConfig, ModelConfig, UserError
+from limbeck.core import files
+from limbeck.core.user_code import source_key
+from limbeck.jobs.inspection import inspect_store
+from limbeck.jobs.job import is_finished, prepare
+from limbeck.jobs.record import Run
 from limbeck.task import Task, make_task
-from limbeck.user_code import source_key
 
 EVAL = EvalConfig(networks=1, epochs=3, baseline_lrs=(0.01,), full_networks=0)
 TINY: dict[str, Any] = {
@@ -162,8 +163,8 @@ def test_a_schedule_that_follows_from_the_iterations_is_not_continued(tmp_path: 
 def test_another_evaluation_does_not_distil_again(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = EVAL.model_copy(update={"networks": 2, "epochs": 4})
     fresh = job(tmp_path / "fresh", eval=other)
-    monkeypatch.setattr("limbeck.job.optimise", None)
-    monkeypatch.setattr("limbeck.job.make_experts", None)
+    monkeypatch.setattr("limbeck.jobs.job.optimise", None)
+    monkeypatch.setattr("limbeck.jobs.job.make_experts", None)
     before = (run / "report.html").read_text()
     job(run, eval=other)
     assert bits(run) == bits(fresh)
@@ -172,7 +173,7 @@ def test_another_evaluation_does_not_distil_again(run: Path, tmp_path: Path, mon
     assert read(run / "run.json")["config"]["eval"] == other.model_dump(mode="json")
     assert (run / "report.html").read_text() != before
     assert limbeck.evaluate(run) == rows(run)[:2]
-    monkeypatch.setattr("limbeck.stages.evaluate_distilled", None)
+    monkeypatch.setattr("limbeck.jobs.stages.evaluate_distilled", None)
     job(run)  # the first evaluation again, from the log
     assert read(run / "results.json")["results"][0]["n"] == 1
 
@@ -219,9 +220,9 @@ def test_a_run_stopped_at_any_write_while_it_is_changed_ends_the_same(
             raise Stop
         write(*args)
 
-    for module in ("limbeck.files", "limbeck.pictures"):
+    for module in ("limbeck.core.files", "limbeck.synthetic.pictures"):
         monkeypatch.setattr(f"{module}.write_atomically", count)
-    monkeypatch.setattr("limbeck.job.write_report", lambda path: None)
+    monkeypatch.setattr("limbeck.jobs.job.write_report", lambda path: None)
     while written >= stop:
         written, stop, out = 0, stop + 1, Path(shutil.copytree(finished, tmp_path / f"{stop + 1}"))
         with suppress(Stop):
@@ -504,7 +505,7 @@ def test_an_attribute_of_the_users_instance_is_part_of_the_key() -> None:
 
 KEY_OF_A_SET = """
 KINDS = {"a", "b", "c", "d"}
-from limbeck.user_code import source_key
+from limbeck.core.user_code import source_key
 print(source_key(lambda name: name in {"a", "b", "c", "d"} or name in KINDS))
 """
 

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from torch import Tensor, nn
 
-from limbeck.errors import UserError
-from limbeck.flat import FlatModel, Layout
-from limbeck.models import MLP, ConvNet
-from limbeck.random import stream
-from limbeck.student import CrossEntropy
-from limbeck.training import Schedule, last, predict, score, train
+from limbeck.core.errors import UserError
+from limbeck.core.rng import stream
+from limbeck.networks.flat import FlatModel, Layout
+from limbeck.networks.registry import MLP, ConvNet
+from limbeck.training import CrossEntropy
+from limbeck.training.plain import Schedule, last, predict, score, train
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from limbeck.errors import UserError
-from limbeck.linear import linear
-from limbeck.random import stream
+from limbeck.core.errors import UserError
+from limbeck.core.linear import linear
+from limbeck.core.rng import stream
 
 Family = Callable[["DSA", Tensor, Tensor], Tensor]
 

@@ -23,9 +23,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from limbeck.core.errors import UserError
+from limbeck.core.files import content_key, home, read_tensors, write_tensors
 from limbeck.data.images import Array, Raw, Size
-from limbeck.errors import UserError
-from limbeck.files import content_key, home, read_tensors, write_tensors
 
 FORMAT, VERSION = "limbeck-images", 1
 READER = 1  # to be raised whenever the pixels or the notes of the same files change

@@ -16,8 +16,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from limbeck.errors import UserError
-from limbeck.random import stream
+from limbeck.core.errors import UserError
+from limbeck.core.rng import stream
 
 Array = npt.NDArray[Any]
 Size = tuple[int, int]  # height, width

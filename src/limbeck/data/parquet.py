@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from limbeck.core.errors import UserError
 from limbeck.data.cache import announce
 from limbeck.data.images import SPLITS, Array, Picture, Raw, Size, decode, stack
-from limbeck.errors import UserError
 
 IMAGE_COLUMNS = ("img", "image", "images", "picture", "jpg", "png")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class")

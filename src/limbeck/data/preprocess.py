@@ -11,8 +11,8 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from limbeck.errors import UserError
-from limbeck.threads import one_thread
+from limbeck.core.errors import UserError
+from limbeck.core.threads import one_thread
 
 Kind = Literal["normalise", "zca"]
 TENSORS: dict[str, tuple[str, ...]] = {"normalise": ("mean", "std"), "zca": ("mean", "whiten", "colour")}

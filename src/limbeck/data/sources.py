@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from limbeck.core.errors import UserError
+from limbeck.core.files import refuse_own_folder
 from limbeck.data.cache import announce, cached
 from limbeck.data.images import SPLITS, Array, ImageData, Picture, Raw, Size, as_picture, assemble, decode, stack
 from limbeck.data.parquet import parquet_files, read_parquet
-from limbeck.errors import UserError
-from limbeck.files import refuse_own_folder
 
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from limbeck.errors import UserError
+from limbeck.core.errors import UserError
 from limbeck.interop.read import NAME, STEPS, as_list, as_tensors, guess_network, open_pt
 
 

@@ -11,10 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limbeck.core.errors import UserError
+from limbeck.core.types import Listener
 from limbeck.data import ImageData, Preprocess, load_data
-from limbeck.errors import UserError
-from limbeck.experts import describe_experts
-from limbeck.flat import Layout
+from limbeck.experts.convexified import Convexified, waypoint_epochs
+from limbeck.experts.make import describe_experts
+from limbeck.experts.recorded import Recorded
+from limbeck.experts.store import Expert, ExpertConfig, Store
 from limbeck.interop.read import (
     Buffer,
     all_alike,
@@ -25,13 +28,10 @@ from limbeck.interop.read import (
     guess_network,
     open_pt,
 )
-from limbeck.models import ModelConfig
+from limbeck.networks.flat import Layout
+from limbeck.networks.registry import ModelConfig
 from limbeck.task import Task, kept_switches, make_task
-from limbeck.training import score
-from limbeck.trajectory.convexified import Convexified, waypoint_epochs
-from limbeck.trajectory.recorded import Recorded
-from limbeck.trajectory.store import Expert, ExpertConfig, Store
-from limbeck.types import Listener
+from limbeck.training.plain import score
 
 SCHEDULE = {
     "waypoint_buffer_uni": "uniform",

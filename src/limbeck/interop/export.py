@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from limbeck.distilled import DistilledSet
-from limbeck.errors import UserError
-from limbeck.files import write_atomically
-from limbeck.flat import Layout
-from limbeck.pictures import save_png
-from limbeck.trajectory.convexified import Convexified
-from limbeck.trajectory.store import Store
+from limbeck.core.errors import UserError
+from limbeck.core.files import write_atomically
+from limbeck.experts.convexified import Convexified
+from limbeck.experts.store import Store
+from limbeck.networks.flat import Layout
+from limbeck.synthetic.distilled import DistilledSet
+from limbeck.synthetic.pictures import save_png
 
 EXPERTS_A_FILE = 10
 LOGIT_FLOOR = 1e-9  # the smallest probability whose logarithm is written

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from limbeck.errors import UserError
-from limbeck.flat import Layout
-from limbeck.models import ModelConfig, flat_model
+from limbeck.core.errors import UserError
+from limbeck.networks.flat import Layout
+from limbeck.networks.registry import ModelConfig, flat_model
 
 NAME = re.compile(
     r"(?P<kind>(?:convexified_(?:v[23]_)?)?replay_buffer|waypoint_buffer(?:_uni|_dec|_proj|_ip\d+)?)_(?P<number>\d+)\.pt"

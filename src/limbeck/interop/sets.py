@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limbeck.core.errors import UserError
 from limbeck.data import ImageData, fit_preprocess, load_data
 from limbeck.data.augment import DSA, default_strategy
-from limbeck.distilled import DistilledSet
-from limbeck.errors import UserError
-from limbeck.evaluation import EvalConfig
+from limbeck.evaluation.protocol import EvalConfig
 from limbeck.interop.read import open_pt
-from limbeck.models import ModelConfig
+from limbeck.networks.registry import ModelConfig
+from limbeck.synthetic.distilled import DistilledSet
 
 NAME = re.compile(r"(?P<ema>ema_)?images(?P<ipc>_ipc-\d+)?_(?P<which>\d+|best)\.pt")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from limbeck.errors import UserError
+from limbeck.core.errors import UserError
 from limbeck.methods.coreset import CORESET_METHODS
 from limbeck.methods.datm import DATM
 from limbeck.methods.dc import DC

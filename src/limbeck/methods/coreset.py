@@ -10,16 +10,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from limbeck.errors import UserError
+from limbeck.core.errors import UserError
+from limbeck.experts.store import Kind
 from limbeck.methods.plan import Material, Method, MethodConfig, Plan
-from limbeck.scores import early, el2n, features, forgetting, grand
+from limbeck.networks.losses import CrossEntropy
 from limbeck.select import herding, highest, kcentre, kmeans, random
 from limbeck.select.coresets import Selector, choose_by
 from limbeck.select.correct import choose_correct
-from limbeck.student.losses import CrossEntropy
-from limbeck.synthetic import SyntheticSet
-from limbeck.training import predict
-from limbeck.trajectory.store import Kind
+from limbeck.select.scores import early, el2n, features, forgetting, grand
+from limbeck.synthetic.set import SyntheticSet
+from limbeck.training.plain import predict
 
 View = Callable[[Material], Tensor]
 """What a selector looks at, (training images, ...)."""

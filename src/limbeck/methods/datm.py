@@ -8,13 +8,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from limbeck.errors import UserError
+from limbeck.core.errors import UserError
+from limbeck.experts.segments import GrownEpochs
 from limbeck.methods.coreset import Init
 from limbeck.methods.ftd import FLAT
 from limbeck.methods.parts import RecordedConfig, logits_of, match, optimisers, real_set, whole_epochs
 from limbeck.methods.plan import Facts, Material, Method, Plan, threads_always_matter
-from limbeck.synthetic import SyntheticSet
-from limbeck.trajectory.segments import GrownEpochs
+from limbeck.synthetic.set import SyntheticSet
 
 
 class DATMConfig(RecordedConfig):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from limbeck.core.rng import derive
 from limbeck.methods.matching import LR_NET, MatchingConfig, image_sgd, real_rows, start
 from limbeck.methods.plan import Facts, Material, Method, Plan
 from limbeck.objectives.classes import Augment, MatchClasses, unchanged
 from limbeck.objectives.gradient import DISTANCES, GradientDistance, weights
 from limbeck.objectives.pool import Ageing, Fresh, Sgd, SyntheticLessons
-from limbeck.random import derive
 
 
 class DCConfig(MatchingConfig):

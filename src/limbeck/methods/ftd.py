@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from limbeck.hooks import Ema
+from limbeck.experts.segments import WholeEpochs
 from limbeck.methods.coreset import Init
 from limbeck.methods.parts import RecordedConfig, keeps_graph, match, optimisers, real_set, whole_epochs
 from limbeck.methods.plan import Material, Method, Plan
-from limbeck.trajectory.segments import WholeEpochs
+from limbeck.synthetic.hooks import Ema
 
 FLAT = {"keep": "both", "sam_rho": 0.01, "sam_alpha": 0.3, "sam_adaptive": True}
 

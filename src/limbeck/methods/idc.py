@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from limbeck.core.rng import derive
 from limbeck.data.augment import DSA, Layered
-from limbeck.hooks import clamp
 from limbeck.methods.matching import (
     LR_NET,
     MatchingConfig,
@@ -22,9 +22,9 @@ from limbeck.objectives.classes import Discrepancy, MatchClasses, Sum
 from limbeck.objectives.features import FeatureDistance
 from limbeck.objectives.gradient import DISTANCES, GradientDistance, convolutions
 from limbeck.objectives.pool import Ageing, Fresh, RealLessons, Sgd, WarmUp
-from limbeck.random import derive
+from limbeck.synthetic.hooks import clamp
 from limbeck.task import Task
-from limbeck.training import Schedule
+from limbeck.training.plain import Schedule
 
 
 class IDCConfig(MatchingConfig):

@@ -9,20 +9,20 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from limbeck.core.errors import UserError
+from limbeck.core.rng import derive, stream
+from limbeck.core.types import Hook
 from limbeck.data import Preprocess
-from limbeck.decode import Partition, grey, mosaic
-from limbeck.errors import UserError
 from limbeck.methods.coreset import Init, choose_real
 from limbeck.methods.plan import Material, MethodConfig
 from limbeck.objectives.classes import Rows
 from limbeck.objectives.pool import Ageing
 from limbeck.objectives.query import Query, RandomRows, rows_by_class
-from limbeck.random import derive, stream
-from limbeck.scores import features
 from limbeck.select.coresets import Selector
 from limbeck.select.policy import POLICIES, Dream
-from limbeck.synthetic import Decode, SyntheticSet, identity
-from limbeck.types import Hook
+from limbeck.select.scores import features
+from limbeck.synthetic.decode import Partition, grey, mosaic
+from limbeck.synthetic.set import Decode, SyntheticSet, identity
 
 LR_NET = 0.01  # the papers' step size of networks, and what a set of these methods starts with as its own
 

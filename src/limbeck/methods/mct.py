@@ -8,8 +8,9 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from limbeck.errors import UserError
-from limbeck.hooks import Decay, Ema
+from limbeck.core.errors import UserError
+from limbeck.core.types import Hook, Sampler
+from limbeck.experts.segments import Continuous, WholeEpochs
 from limbeck.methods.coreset import Init
 from limbeck.methods.parts import (
     GRADIENTS,
@@ -25,9 +26,8 @@ from limbeck.methods.parts import (
 from limbeck.methods.plan import Facts, Material, Method, MethodConfig, Plan, itself
 from limbeck.objectives.combine import averaged
 from limbeck.objectives.trajectory import MatchTrajectory
-from limbeck.synthetic import SyntheticSet
-from limbeck.trajectory.segments import Continuous, WholeEpochs
-from limbeck.types import Hook, Sampler
+from limbeck.synthetic.hooks import Decay, Ema
+from limbeck.synthetic.set import SyntheticSet
 
 
 class MCTConfig(MethodConfig):

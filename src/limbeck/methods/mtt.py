@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from limbeck.experts.segments import WholeEpochs
 from limbeck.methods.coreset import Init
 from limbeck.methods.parts import RecordedConfig, keeps_graph, match, optimisers, real_set, whole_epochs
 from limbeck.methods.plan import Material, Method, Plan
-from limbeck.trajectory.segments import WholeEpochs
 
 
 class MTTConfig(RecordedConfig):

@@ -11,16 +11,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from limbeck.errors import UserError
-from limbeck.flat import Layout
+from limbeck.core.errors import UserError
+from limbeck.core.types import Adjoint, Objective, Sampler, Segment
 from limbeck.methods.coreset import choose_real
 from limbeck.methods.plan import Facts, Material, MethodConfig, itself
+from limbeck.networks.flat import Layout
 from limbeck.objectives.combine import averaged
 from limbeck.objectives.trajectory import Labeller, MatchTrajectory
-from limbeck.student.unroll import Backprop, Replay
-from limbeck.synthetic import LOG_LR_RANGE, SyntheticSet
-from limbeck.training import Network
-from limbeck.types import Adjoint, Objective, Sampler, Segment
+from limbeck.synthetic.set import LOG_LR_RANGE, SyntheticSet
+from limbeck.training.plain import Network
+from limbeck.training.unroll import Backprop, Replay
 
 GRADIENTS: dict[str, Adjoint] = {
     "exact": Replay(),

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from limbeck.loop import always
-from limbeck.synthetic import SyntheticSet
+from limbeck.core.types import Hook, Objective, Trajectory
+from limbeck.experts.store import ExpertConfig, Kind
+from limbeck.synthetic.loop import always
+from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task
-from limbeck.trajectory.store import ExpertConfig, Kind
-from limbeck.types import Hook, Objective, Trajectory
 
 
 class Material(NamedTuple):

@@ -14,16 +14,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from limbeck.hooks import Progress
+from limbeck.core.rng import derive
+from limbeck.core.types import Hook
 from limbeck.methods.coreset import Init
+from limbeck.methods.overlap import Overlap
 from limbeck.methods.parts import RecordedConfig, match, optimisers, real_set, whole_epochs
 from limbeck.methods.plan import Facts, Material, Method, Plan
 from limbeck.objectives.combine import Finite
-from limbeck.overlap import Overlap
-from limbeck.random import derive
 from limbeck.select import choose
-from limbeck.synthetic import SyntheticSet
-from limbeck.types import Hook
+from limbeck.synthetic.hooks import Progress
+from limbeck.synthetic.set import SyntheticSet
 
 
 class PTMConfig(RecordedConfig):

@@ -11,18 +11,18 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from limbeck.flat import FlatModel
-from limbeck.hooks import Ema
 from limbeck.methods.coreset import Init
 from limbeck.methods.parts import real_set
 from limbeck.methods.plan import Material, Method, MethodConfig, Plan, threads_always_matter
-from limbeck.models import ModelConfig, flat_model
+from limbeck.methods.rcig_pool import Pool
+from limbeck.networks.flat import FlatModel
+from limbeck.networks.losses import cross_entropy
+from limbeck.networks.registry import ModelConfig, flat_model
 from limbeck.objectives.fit import Fit, Solved
-from limbeck.objectives.rcig_pool import Pool
-from limbeck.student.implicit import Cholesky, ConjugateGradient, Implicit, PrimalAdam, Solver
-from limbeck.student.losses import cross_entropy
-from limbeck.synthetic import SyntheticSet
+from limbeck.synthetic.hooks import Ema
+from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task
+from limbeck.training.implicit import Cholesky, ConjugateGradient, Implicit, PrimalAdam, Solver
 
 LEARNED = ("images", "labels", "tau")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from limbeck.experts.segments import WholeEpochs
 from limbeck.methods.coreset import Init
 from limbeck.methods.parts import (
     RecordedConfig,
@@ -15,7 +16,6 @@ from limbeck.methods.parts import (
     whole_epochs,
 )
 from limbeck.methods.plan import Material, Method, Plan, itself
-from limbeck.trajectory.segments import WholeEpochs
 
 
 class TESLAConfig(RecordedConfig):

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from limbeck.core.rng import derive, stream
 from limbeck.objectives.combine import with_gradients
-from limbeck.random import derive, stream
-from limbeck.synthetic import SyntheticSet
+from limbeck.synthetic.set import SyntheticSet
 
 Pair = tuple[Tensor, Tensor]
 """Images (n, c, h, w) and their labels: classes (n,) or probabilities (n, classes)."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from limbeck.random import derive
-from limbeck.synthetic import SyntheticSet
-from limbeck.types import Objective
+from limbeck.core.rng import derive
+from limbeck.core.types import Objective
+from limbeck.synthetic.set import SyntheticSet
 
 Gradients = Sequence[Tensor | None]
 

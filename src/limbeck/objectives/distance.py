@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from limbeck.sums import total
+from limbeck.core.sums import total
 
 
 def displacement(theta: Tensor, start: Tensor, target: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from limbeck.flat import FlatModel
+from limbeck.networks.flat import FlatModel
 from limbeck.objectives.classes import Pair
 from limbeck.objectives.gradient import TensorDistance, mse
 

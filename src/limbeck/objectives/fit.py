@@ -9,14 +9,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from limbeck.flat import FlatModel
-from limbeck.pearlmutter import Fast
-from limbeck.random import stream
-from limbeck.student.implicit import Implicit, linearised, solve
-from limbeck.student.losses import CrossEntropy, cross_entropy
-from limbeck.student.unroll import Replay, unroll
-from limbeck.synthetic import SyntheticSet
-from limbeck.types import Adjoint, Batch
+from limbeck.core.rng import stream
+from limbeck.core.types import Adjoint, Batch
+from limbeck.derivatives.convnet import Fast
+from limbeck.networks.flat import FlatModel
+from limbeck.networks.losses import CrossEntropy, cross_entropy
+from limbeck.synthetic.set import SyntheticSet
+from limbeck.training.implicit import Implicit, linearised, solve
+from limbeck.training.unroll import Replay, unroll
 
 EXACT, IMPLICIT = Replay(), Implicit()
 Predictor = Callable[[Tensor], Tensor]
@@ -45,7 +45,7 @@ class Fit:
     Back-propagation through training and implicit gradients differ in the student alone:
 
     >>> from limbeck.data import load_data
-    >>> from limbeck.models import ModelConfig
+    >>> from limbeck.networks.registry import ModelConfig
     >>> from limbeck.task import make_task
     >>> task = make_task(load_data("digits"), ModelConfig(width=32))
     >>> bptt = Fit(Trained(task.loss, steps=3, adjoint=Replay()), task.train, 64)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from limbeck.derivatives import differentiable_gradient, gradient
-from limbeck.errors import UserError
-from limbeck.flat import Layout
+from limbeck.core.errors import UserError
+from limbeck.core.sums import total
+from limbeck.core.types import Batch, PureLoss
+from limbeck.derivatives.autograd import differentiable_gradient, gradient
+from limbeck.networks.flat import Layout
 from limbeck.objectives.classes import Pair
-from limbeck.sums import total
-from limbeck.types import Batch, PureLoss
 
 TensorDistance = Callable[[Tensor, Tensor], Tensor]
 """Between two gradients of one tensor, both (out, ...) -> scalar; a row is what leads to one output."""

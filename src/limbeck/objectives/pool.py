@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from limbeck.core.rng import derive, stream
+from limbeck.core.types import Batch, PureLoss
 from limbeck.data.cutmix import cutmix
-from limbeck.derivatives import gradient
-from limbeck.flat import FlatModel
+from limbeck.derivatives.autograd import gradient
+from limbeck.networks.flat import FlatModel
 from limbeck.objectives.classes import Augment, Pair, unchanged
-from limbeck.random import derive, stream
-from limbeck.synthetic import SyntheticSet
-from limbeck.training import Schedule, last, train
-from limbeck.types import Batch, PureLoss
+from limbeck.synthetic.set import SyntheticSet
+from limbeck.training.plain import Schedule, last, train
 
 Begin = Callable[[int], Tensor]
 """Number of the network -> its first parameters (P,)."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from limbeck.random import derive, stream
+from limbeck.core.rng import derive, stream
 from limbeck.select.coresets import Selector
-from limbeck.synthetic import SyntheticSet
+from limbeck.synthetic.set import SyntheticSet
 
 
 def rows_by_class(labels: Tensor, classes: int) -> tuple[Tensor, ...]:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from limbeck.core.rng import stream
+from limbeck.core.types import Adjoint, Batch, Distance, PureLoss, Sampler, Segment, Trajectory
 from limbeck.objectives.combine import of_step_size
 from limbeck.objectives.distance import displacement
-from limbeck.random import stream
-from limbeck.student.unroll import Replay, unroll
-from limbeck.synthetic import SyntheticSet
-from limbeck.types import Adjoint, Batch, Distance, PureLoss, Sampler, Segment, Trajectory
+from limbeck.synthetic.set import SyntheticSet
+from limbeck.training.unroll import Replay, unroll
 
 EXACT = Replay()
 OVERSHOOT = 2.0  # a normalised loss above it: the student ends well farther from the target than where it started

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck.errors import UserError
-from limbeck.random import derive, stream
+from limbeck.core.errors import UserError
+from limbeck.core.rng import derive, stream
 
 Selector = Callable[[Tensor, int, int], Tensor]
 """(features of one class (m, d), how many, seed) -> distinct rows (k,)."""

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from limbeck.errors import UserError
-from limbeck.random import stream
+from limbeck.core.errors import UserError
+from limbeck.core.rng import stream
 
 Classify = Callable[[Tensor], Tensor]
 """images (n, ...) -> classes (n,)."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck.random import derive
+from limbeck.core.rng import derive
 from limbeck.select.coresets import Selector, random
 
 __all__ = ["POLICIES", "Dream", "boundary", "centre", "random"]

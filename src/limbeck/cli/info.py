@@ -1,0 +1,93 @@
+"""What any file or folder of ours is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from limbeck.core.errors import UserError
+from limbeck.core.files import read_header, read_json, size_of
+from limbeck.data import load_data
+from limbeck.data.sources import NAMES
+from limbeck.experts.store import Store
+from limbeck.interop import describe_pt
+from limbeck.synthetic.distilled import load
+
+
+def describe(source: str, resize: int | None = None) -> dict[str, Any]:
+    """Facts of a data set, a store of experts, a distilled set, a run or a .pt file of the field, JSON-able.
+
+    What it is stands under "kind". resize: pixels a side, of a data set. Raises UserError when it is none of these, or
+    damaged.
+    """
+    path = Path(source)
+    if source in NAMES:
+        return {"kind": "data set", **load_data(source, resize=resize).describe()}
+    if not path.exists():
+        raise UserError(f"{source} does not exist, and is not a data set known by name ({', '.join(NAMES)}).")
+    if (path / "store.json").exists():
+        return _store(path)
+    if (path / "run.json").exists():
+        return _run(path)
+    if path.suffix == ".safetensors":
+        return _tensors(path)
+    if path.suffix == ".pt":
+        return describe_pt(path)
+    return {"kind": "data set", **load_data(source, resize=resize).describe()}
+
+
+def _store(path: Path) -> dict[str, Any]:
+    store = Store.open(path)
+    indices = store.indices()
+    experts = [read_header(store.file(index)) for index in indices]
+    return {
+        "kind": "store of experts",
+        "experts": len(indices),
+        "data": store.header["data"]["name"],
+        "fingerprint": store.header["data"]["fingerprint"],
+        "model": store.header["model"],
+        "preprocess": store.header["preprocess"]["kind"],
+        "expert": store.header["expert"],
+        "seed": store.header["seed"],
+        "validation_accuracy": [round(expert["validation"][-1], 4) for expert in experts],
+        "test_accuracy": [round(expert["test"], 4) for expert in experts],
+        "bytes": store.bytes_of(indices),
+    }
+
+
+def _run(path: Path) -> dict[str, Any]:
+    head = read_json(path / "run.json", "limbeck-run")
+    finished = (path / "results.json").exists()
+    results = read_json(path / "results.json", "limbeck-results")["results"] if finished else []
+    return {
+        "kind": "run",
+        "finished": finished,
+        "command": head["command"],
+        "method": head["config"]["method"],
+        "data": head["data"]["name"],
+        "ipc": head["config"]["ipc"],
+        "results": results,
+        "bytes": size_of(path),
+    }
+
+
+def _tensors(path: Path) -> dict[str, Any]:
+    header = read_header(path)
+    if header.get("format") != "limbeck-set":
+        kept = ("index", "store", "validation", "test", "waypoint_epochs", "step")
+        facts = {name: header[name] for name in kept if name in header}
+        return {"kind": str(header.get("format")).replace("limbeck-", ""), **facts, "bytes": size_of(path)}
+    made = load(path)
+    return {
+        "kind": "distilled set",
+        "images": list(made.images.shape),
+        "labels": "soft" if made.labels.dtype.is_floating_point else "hard",
+        "classes": list(made.classes),
+        "step_size": made.lr,
+        "preprocess": made.preprocess.kind,
+        "recipe": made.recipe,
+        "method": made.provenance.get("method"),
+        "step": made.provenance.get("step"),
+        "data": made.provenance.get("data"),
+        "bytes": size_of(path),
+    }

@@ -1,0 +1,145 @@
+"""Commands that read and write files of other code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from pydantic import Field
+
+from limbeck.cli.common import Command, Common, Listener
+from limbeck.cli.info import describe
+from limbeck.core.errors import UserError
+from limbeck.data import fit_preprocess, load_data
+from limbeck.data.preprocess import Name
+from limbeck.experts.store import ExpertConfig, Store
+from limbeck.interop import EXPERT_STYLES, export_experts, export_set, import_experts, import_set
+from limbeck.networks.registry import ModelConfig
+from limbeck.synthetic.distilled import load
+
+NO_NETWORK = ModelConfig()  # no option given: find out what fits
+
+
+class Foreign(Common):
+    """Options of commands that read files of other code."""
+
+    what: tyro.conf.Positional[str]
+    """the file, or its folder"""
+    data: tyro.conf.Positional[str]
+    """what they were trained on: a name or a path, as for 'limbeck distill'"""
+    out: str
+    """where to write what was read"""
+    preprocess: Name = "normalise"
+    """the space of the images: fitted on our train, or the constants of the authors' code (cifar, imagenet)"""
+    augment: str | None = None
+    """DSA families joined by '_', or none; by default all"""
+    resize: int | None = Field(default=None, ge=1)
+    """resize every image to this many pixels a side"""
+    seed: int = 0
+    """of the split of the data"""
+    model: ModelConfig = NO_NETWORK
+
+
+class ImportExperts(Foreign):
+    """Experts of MTT, TESLA, FTD, DATM or MCT (.pt files) into a store."""
+
+    kind: str | None = None
+    """which files, where a folder holds several kinds: waypoint_buffer_ip4, say"""
+    count: int | None = Field(default=None, ge=1)
+    """at most so many experts"""
+    epochs: int | None = Field(default=None, ge=1)
+    """how long they were trained; others are refused"""
+    lr: float = Field(default=0.01, gt=0)
+    """step size they were trained with"""
+    batch_size: int = Field(default=256, ge=1)
+    """batch size they were trained with"""
+    measure: int = Field(default=1000, ge=1)
+    """validation images for the accuracy after every epoch"""
+
+
+class ImportSet(Foreign):
+    """A distilled set of MTT, TESLA, FTD, DATM or MCT (.pt files) into a file of ours."""
+
+    lr: float | None = Field(default=None, gt=0)
+    """the learned step size, where no lr_*.pt has it"""
+
+
+class Export(Common):
+    """A store of experts, a distilled set or a run as .pt files of other code."""
+
+    what: tyro.conf.Positional[str]
+    """a store, a set file or a run folder"""
+    out: str
+    """the folder to write to"""
+    style: Literal["mtt", "mct", "datm", "ddranking"] = "mtt"
+    """mtt or mct for experts; mtt, datm or ddranking for a set"""
+    seed: int = 0
+    """accepted by every command; nothing here is random"""
+
+
+def run_import_experts(args: ImportExperts, listen: Listener) -> Any:
+    """Call `limbeck.interop.import_experts`; the result describes the store."""
+    images = load_data(args.data, seed=args.seed, resize=args.resize)
+    store = import_experts(
+        args.what,
+        args.out,
+        images,
+        model=None if args.model == NO_NETWORK else args.model,
+        preprocess=fit_preprocess(args.preprocess, images.train.images),
+        augment=args.augment,
+        kind=args.kind,
+        count=args.count,
+        epochs=args.epochs,
+        trained=ExpertConfig(lr=args.lr, batch_size=args.batch_size),
+        measure=args.measure,
+        seed=args.seed,
+        device=args.device,
+        listen=listen,
+    )
+    notes = ["trained on all of train, so that validation accuracy flatters"]
+    if args.preprocess == "zca":
+        notes.append("no ZCA matrix in the files: fitted anew on our train part with eps 0.1")
+    if args.preprocess in ("cifar", "imagenet"):
+        notes.append(
+            "measured with the authors' constants; 'limbeck distill' will normalise by those of our train part"
+        )
+    return {**describe(str(store.path)), "store": str(store.path), "notes": notes}
+
+
+def run_import_set(args: ImportSet, listen: Listener) -> Any:
+    """Call `limbeck.interop.import_set`, write the file; the result describes it."""
+    out = Path(args.out)
+    if out.suffix != ".safetensors":
+        raise UserError(f"--out is the file to write and ends in .safetensors, unlike {out}.")
+    made = import_set(
+        args.what,
+        args.data,
+        preprocess=args.preprocess,
+        lr=args.lr,
+        model=args.model,
+        augment=args.augment,
+        seed=args.seed,
+        resize=args.resize,
+    )
+    made.save(out)
+    return {**describe(str(out)), "set": str(out), "notes": made.provenance["imported"]["notes"]}
+
+
+def run_export(args: Export, listen: Listener) -> Any:
+    """Call `export_experts` or `export_set`; the result lists the files."""
+    path = Path(args.what)
+    if (path / "store.json").exists():
+        files = export_experts(Store.open(path), args.out, args.style)
+    else:
+        if args.style in EXPERT_STYLES and args.style != "mtt":
+            raise UserError(f"the style {args.style} is for stores of experts; {path} is none.")
+        files = export_set(load(path), args.out, args.style)
+    return {"style": args.style, "folder": args.out, "files": len(files), "names": sorted({f.name for f in files})[:12]}
+
+
+COMMANDS = {
+    "import-experts": Command(ImportExperts, run_import_experts),
+    "import-set": Command(ImportSet, run_import_set),
+    "export": Command(Export, run_export),
+}

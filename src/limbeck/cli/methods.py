@@ -1,0 +1,47 @@
+"""The command that lists the methods."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+
+from limbeck.cli.catalogue import Entry, catalogue
+from limbeck.cli.common import Command, Common, Listener
+
+WORDS = {"log_lr": "step size", "tau": "temperature"}
+EXPERTS = {
+    None: "no experts",
+    "any": "experts of any kind",
+    "convex": "convexified experts",
+    "recorded": "recorded experts",
+}
+
+
+class Methods(Common):
+    """List the methods: what each does, what it learns, where it comes from."""
+
+    seed: int = 0
+    """accepted by every command; nothing here is random"""
+
+
+def learned(entry: Entry) -> str:
+    """What a method optimises, in words."""
+    return ", ".join(WORDS.get(name, name) for name in entry.learns) or "nothing"
+
+
+def run_methods(args: Methods, listen: Listener) -> Any:
+    """The methods, as data with --json, else two lines a method."""
+    entries = catalogue()
+    if args.as_json:
+        return {"methods": [entry._asdict() for entry in entries]}
+    width = max(len(entry.name) for entry in entries)
+    console = Console(highlight=False)
+    for entry in entries:
+        console.print(f"[bold]{entry.name:<{width}}[/]  {entry.summary}", soft_wrap=True)
+        facts = f"learns {learned(entry)}; {EXPERTS[entry.experts]}; {entry.source}"
+        console.print(f"{'':<{width}}  [dim]{facts}[/]", soft_wrap=True)
+    return {}
+
+
+COMMANDS = {"methods": Command(Methods, run_methods)}

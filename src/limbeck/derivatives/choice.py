@@ -1,0 +1,182 @@
+"""Which implementation computes a network's derivatives here: explicit ones where they are right and faster.
+
+Explicit derivatives are compared with autograd once for a processor and a network. The measurement is stored beside the
+compiled library, so that the choice does not change in the middle of a run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from math import isfinite
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from limbeck.core.errors import UserError
+from limbeck.core.files import write_json
+from limbeck.core.rng import stream
+from limbeck.core.types import Batch
+from limbeck.derivatives.autograd import Derivatives, Wanted, gradient, products
+from limbeck.derivatives.compiled import Compiled
+from limbeck.derivatives.convnet import explicit_derivatives, in_torch_operations
+from limbeck.derivatives.kernels import build
+from limbeck.derivatives.kernels.library import unavailable_reason
+from limbeck.networks.flat import FlatModel
+from limbeck.networks.losses import CrossEntropy
+
+Shape = tuple[int, int, int]
+TOLERANCE = 1e-2
+"""Relative error against autograd in float32 beyond which the kernels are refused. Rounding gives 1e-6; an activation
+that rounding puts on the other side of a ReLU's kink changes the derivative of a batch by up to a thousandth."""
+ROUNDS = 5
+
+
+class Measured(NamedTuple):
+    """Compiled derivatives against autograd: the largest relative error, and how many times as fast they are."""
+
+    error: float
+    ratio: float
+
+    @property
+    def right(self) -> bool:
+        """Whether the results agree to rounding."""
+        return self.error <= TOLERANCE
+
+
+class Choice(NamedTuple):
+    """derivatives: None for autograd. reason: a sentence for the person who waits, or empty.
+
+    slow: whether it could be faster, so that the sentence is a warning.
+    """
+
+    derivatives: Derivatives | None
+    reason: str
+    slow: bool = False
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether gradients have the same bits by any number of threads."""
+        return isinstance(self.derivatives, Compiled)
+
+    @property
+    def implementation(self) -> str:
+        """A name: the same name and inputs give the same bits."""
+        if isinstance(self.derivatives, Compiled):
+            return f"compiled ({self.derivatives.library.name})"
+        return "autograd" if self.derivatives is None else "explicit"
+
+
+def choose(model: FlatModel, shape: Shape, dtype: torch.dtype, device: str) -> Choice:
+    """The fastest right implementation for images of this shape (channels, height, width).
+
+    $LIMBECK_KERNELS: 0 takes autograd, 1 takes the kernels however fast they are; wrong ones are never taken.
+    Raises UserError where it is something else.
+    """
+    switch = os.environ.get("LIMBECK_KERNELS", "")
+    if switch not in ("", "0", "1"):
+        raise UserError(
+            f"LIMBECK_KERNELS is '{switch}'; give 0 for autograd, 1 for compiled kernels however fast they are, or "
+            "leave it out."
+        )
+    derivatives = explicit_derivatives(model, dtype, device)
+    if derivatives is None:
+        missing = unavailable_reason() if device == "cpu" and in_torch_operations(model, dtype) is not None else ""
+        reason = (
+            f"no compiled kernels: {missing}; autograd computes the same, two to six times as slow" if missing else ""
+        )
+        return Choice(None, reason, slow=bool(reason))
+    if not isinstance(derivatives, Compiled):
+        return Choice(derivatives, "")
+    measured = _remembered(derivatives, model, shape)
+    if not measured.right:
+        text = f"the compiled kernels are wrong on this machine (relative error {measured.error:.1g}) and are not used"
+        return Choice(None, text, slow=True)
+    if measured.ratio < 1 and switch != "1":
+        return Choice(None, f"autograd is {1 / measured.ratio:.1f} times as fast as compiled kernels for this network")
+    return Choice(derivatives, f"compiled kernels, {measured.ratio:.1f} times as fast as autograd")
+
+
+def _remembered(compiled: Compiled, model: FlatModel, shape: Shape) -> Measured:
+    """The measurement of this library and network on this processor, taken the first time, by one process at a time."""
+    network = [*map(list, compiled.blocks), compiled.classes, list(shape), str(compiled.dtype)]
+    case = [*network, compiled.library.path.stem, processor(), str(torch.__version__)]
+    path = compiled.library.path.with_name(
+        f"measured-{hashlib.sha256(json.dumps(case).encode()).hexdigest()[:16]}.json"
+    )
+    with build.locked(path.parent):
+        try:
+            return Measured(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
+            measured = measure(compiled, model, shape)
+            with suppress(OSError):  # a full disk: it is measured again
+                write_json(path, measured._asdict())
+            return measured
+
+
+PROCESSOR = ("model name", "cpu family", "model", "CPU implementer", "CPU part")  # of /proc/cpuinfo
+
+
+@cache
+def processor() -> str:
+    """What Linux says of this processor, empty elsewhere: machines with different ones may share a home folder."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    except OSError:
+        return ""
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return " ".join(fields[name] for name in PROCESSOR if name in fields)
+
+
+def measure(compiled: Derivatives, model: FlatModel, shape: Shape) -> Measured:
+    """A gradient and its products of a few images, as an outer step takes them, by both in turns."""
+    draws = stream(0, "kernels", *shape)
+    classes = model.layout.shapes[-1][0]
+    count = max(2, min(10, 10 * 32 * 32 // (shape[1] * shape[2])))
+    images = torch.randn(count, *shape, generator=draws).to(compiled.dtype)
+    theta = model.fresh(0).to(compiled.dtype)
+    direction = torch.randn(len(theta), generator=draws).to(compiled.dtype)
+    labels, plain, wanted = torch.arange(count) % classes, CrossEntropy(model), Wanted(True, True, False)
+
+    def explicit() -> list[torch.Tensor]:
+        second = compiled.products(theta, images, labels, direction, wanted)
+        return _tensors(compiled.gradient(theta, images, labels), second.theta, second.images)
+
+    def by_autograd() -> list[torch.Tensor]:
+        batch = Batch(images, labels)
+        second = products(plain, theta, batch, direction, wanted)
+        return _tensors(gradient(plain, theta, batch), second.theta, second.images)
+
+    errors = [relative_error(ours, exact) for ours, exact in zip(explicit(), by_autograd())]
+    times = [(_seconds(explicit), _seconds(by_autograd)) for _ in range(ROUNDS)]
+    fastest = [min(column) for column in zip(*times)]  # other processes may be busy
+    return Measured(max(errors), fastest[1] / fastest[0])
+
+
+def relative_error(ours: torch.Tensor, exact: torch.Tensor) -> float:
+    """|ours - exact| / |exact|; 1e9 where that is not finite, 0 where both are 0.
+
+    >>> relative_error(torch.tensor([1.5]), torch.tensor([1.0])), relative_error(torch.zeros(1), torch.zeros(1))
+    (0.5, 0.0)
+    """
+    difference = float((ours - exact).norm())
+    if difference == 0:
+        return 0.0
+    error = difference / max(float(exact.norm()), 1e-30)
+    return error if isfinite(error) else 1e9
+
+
+def _tensors(*tensors: torch.Tensor | None) -> list[torch.Tensor]:
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start

@@ -1,0 +1,169 @@
+"""The derivatives of the field's ConvNet in one call of kernels/network.cpp: what `pearlmutter.py` writes in Python.
+
+Python's lock is released during the call, so that networks that are trained in parallel do not wait for each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from limbeck.derivatives.autograd import Products, Wanted
+from limbeck.derivatives.kernels.library import NAMES, Library
+
+MOST_BLOCKS = 8  # of network.hpp
+
+
+class Block(NamedTuple):
+    """A convolution with padding, from `channels` to `out`; then instance norm, ReLU and pooling."""
+
+    channels: int
+    out: int
+    padding: int
+
+
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """Derivatives of cross-entropy of a ConvNet on a batch of images that are augmented already.
+
+    parameters: P, of which the last layer has `features` for each class. The same bits by any number of threads.
+    Raises ValueError where a tensor does not fit.
+    """
+
+    library: Library
+    blocks: tuple[Block, ...]
+    classes: int
+    features: int
+    parameters: int
+    eps: float
+    dtype: torch.dtype
+
+    def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """The gradient (P,) of the mean over n images (n, c, h, w); labels are classes (n,) or probabilities."""
+        gradient = self._vector()
+        self._compute(theta, images, self._probabilities(labels), gradient=gradient)
+        return self._narrow(gradient)
+
+    def products(self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, wanted: Wanted) -> Products:
+        """direction . gradient, and those of its derivatives that `wanted` names."""
+        probabilities = self._probabilities(labels)
+        dtheta = self._vector() if wanted.theta else None
+        dimages = torch.empty(images.shape, dtype=self.dtype) if wanted.images else None
+        dlabels, directional = torch.empty_like(probabilities), torch.zeros((), dtype=torch.float64)
+        self._compute(
+            theta,
+            images,
+            probabilities,
+            direction,
+            dtheta=dtheta,
+            dimages=dimages,
+            dlabels=dlabels,
+            directional=directional,
+        )
+        return Products(
+            directional.to(self.dtype),
+            None if dtheta is None else self._narrow(dtheta),
+            dimages,
+            dlabels if wanted.labels else None,
+        )
+
+    def logits(self, theta: Tensor, images: Tensor) -> Tensor:
+        """The network's outputs (n, classes), where n may be 0; they cannot be differentiated."""
+        logits = torch.empty(len(images), self.classes, dtype=self.dtype)
+        if len(images):
+            self._compute(theta, images, None, logits=logits)
+        return logits
+
+    def _compute(
+        self,
+        theta: Tensor,
+        images: Tensor,
+        labels: Tensor | None,
+        direction: Tensor | None = None,
+        **outputs: Tensor | None,
+    ) -> None:
+        if not len(images):
+            raise ValueError("a batch without images has no mean loss and no gradient")
+        for vector in (theta, direction):
+            if vector is not None and vector.shape != (self.parameters,):
+                raise ValueError(f"parameters of shape {tuple(vector.shape)}, not ({self.parameters},)")
+        if labels is not None and labels.shape != (len(images), self.classes):
+            raise ValueError(f"labels of shape {tuple(labels.shape)} for {len(images)} images, {self.classes} classes")
+        buffers = {
+            "theta": self._wide(theta),
+            "images": images.detach().to(self.dtype).contiguous(),
+            "labels": None if labels is None else labels.detach().contiguous(),
+            "direction": None if direction is None else self._wide(direction),
+            **outputs,
+        }
+        self.library.compute(self.dtype, self._sizes(images), self.eps, len(images), buffers)
+
+    def _sizes(self, images: Tensor) -> Tensor:
+        """The network for images of this size, as `Net` of network.hpp reads it."""
+        sizes, (channels, height, width) = [self.classes], images.shape[1:]
+        for block in self._wide_blocks:
+            sizes += [block.channels, block.out, height, width, block.padding]
+            height, width = ((side + 2 * block.padding - 2) // 2 for side in (height, width))
+        if channels != self.blocks[0].channels or self.blocks[-1].out * height * width != self.features:
+            raise ValueError(f"images of shape {tuple(images.shape)} do not fit the network")
+        return torch.tensor(sizes)
+
+    def _probabilities(self, labels: Tensor) -> Tensor:
+        """Classes (n,) or probabilities (n, classes) -> (n, classes)."""
+        probabilities = labels if labels.dtype.is_floating_point else F.one_hot(labels, self.classes)
+        return probabilities.to(self.dtype)
+
+    @cached_property
+    def _wide_blocks(self) -> tuple[Block, ...]:
+        """The blocks with whole panels of channels; channels that are added have zero weights, and stay zero."""
+        panel = self.library.panel(self.dtype)
+        outs = [-(-block.out // panel) * panel for block in self.blocks]
+        inputs = [self.blocks[0].channels, *outs]
+        return tuple(Block(inputs[i], outs[i], block.padding) for i, block in enumerate(self.blocks))
+
+    @cached_property
+    def _places(self) -> tuple[Tensor | None, int]:
+        """Places of the parameters in the vector of the wide blocks, None where none is added; that vector's length."""
+        places, count = list[Tensor](), 0
+
+        def place(shape: tuple[int, ...], used: tuple[slice, ...]) -> None:
+            nonlocal count
+            size = torch.Size(shape).numel()
+            places.append(torch.arange(count, count + size).view(shape)[used].flatten())
+            count += size
+
+        for block, wide in zip(self.blocks, self._wide_blocks):
+            place((wide.out, wide.channels, 9), (slice(block.out), slice(block.channels)))
+            for _ in ("bias", "gamma", "beta"):
+                place((wide.out,), (slice(block.out),))
+        out, wide_out = self.blocks[-1].out, self._wide_blocks[-1].out
+        place((self.classes, wide_out, self.features // out), (slice(None), slice(out)))
+        place((self.classes,), (slice(None),))
+        return (None if count == self.parameters else torch.cat(places)), count
+
+    def _vector(self) -> Tensor:
+        return torch.empty(self._places[1], dtype=self.dtype)
+
+    def _wide(self, vector: Tensor) -> Tensor:
+        """(P,) -> the same vector for the wide blocks."""
+        places, count = self._places
+        vector = vector.detach().to(self.dtype)
+        if places is None:
+            return vector.contiguous()
+        return torch.zeros(count, dtype=self.dtype).index_copy_(0, places, vector)
+
+    def _narrow(self, vector: Tensor) -> Tensor:
+        """A vector for the wide blocks -> (P,)."""
+        places, _ = self._places
+        return vector if places is None else vector[places]
+
+
+def supports(blocks: Sequence[Block], dtype: torch.dtype) -> bool:
+    """Whether network.cpp can compute this network: padding 1 after the first block, and not too many blocks."""
+    return dtype in NAMES and len(blocks) <= MOST_BLOCKS and all(block.padding == 1 for block in blocks[1:])

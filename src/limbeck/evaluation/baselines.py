@@ -1,0 +1,109 @@
+"""What a distilled set is judged against at equal budget: real images, and all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from limbeck.core.files import content_key, home, read_json, write_json
+from limbeck.core.rng import derive
+from limbeck.core.types import Listener
+from limbeck.evaluation.protocol import EvalConfig, SetForSeed, best_lr, evaluate_set, result_row
+from limbeck.select import choose
+from limbeck.task import Task
+from limbeck.training.plain import Schedule
+
+FORMAT = "limbeck-baseline"
+
+
+def real_images(task: Task, selector: str, ipc: int) -> SetForSeed:
+    """`ipc` real images a class, chosen anew for every network's seed."""
+    images, labels = task.train
+
+    def make(seed: int) -> tuple[Tensor, Tensor]:
+        rows = choose(selector, images, labels, task.data.num_classes, ipc, seed).to(images.device)
+        return images[rows], labels[rows]
+
+    return make
+
+
+def selected(task: Task, selector: str, ipc: int, config: EvalConfig, seed: int, listen: Listener) -> dict[str, Any]:
+    """The row of a coreset: its step size is chosen on validation, its accuracy is measured on test."""
+    make = real_images(task, selector, ipc)
+
+    def advance() -> None:
+        listen({"event": "advance", "text": f"{selector} images"})
+
+    child = derive(seed, "baseline", selector)
+    lr = best_lr(task, make, config, derive(child, "tune"), advance)
+    summary = evaluate_set(task, make, config.schedule(lr), config.networks, task.test, child, advance)
+    return result_row(selector, None, task, "test", summary, lr=lr)
+
+
+def full(task: Task, config: EvalConfig, seed: int, listen: Listener) -> dict[str, Any]:
+    """The row of the same network trained on all training images with the same recipe."""
+    lr = 0.01
+    schedule = Schedule(
+        config.full_epochs,
+        lr,
+        config.full_batch_size,
+        config.momentum,
+        config.weight_decay,
+        config.full_epochs // 2 + 1,
+    )
+    summary = evaluate_set(
+        task,
+        lambda _seed: task.train,
+        schedule,
+        config.full_networks,
+        task.test,
+        derive(seed, "baseline", "full"),
+        lambda: listen({"event": "advance", "text": "all training images"}),
+    )
+    return result_row("full", None, task, "test", summary, lr=lr)
+
+
+def baselines(task: Task, ipc: int, config: EvalConfig, seed: int, listen: Listener) -> list[dict[str, Any]]:
+    """Rows for random, k-means and full data. Kept for reuse: they do not depend on the method."""
+    rows = []
+    for name in ("random", "kmeans", *(("full",) if config.full_networks else ())):
+        path, description = kept_row(task, name, ipc, config, seed)
+        if path.exists():
+            rows.append(read_json(path, FORMAT)["row"])
+            continue
+        row = full(task, config, seed, listen) if name == "full" else selected(task, name, ipc, config, seed, listen)
+        write_json(path, {"format": FORMAT, "version": 1, "description": description, "row": row})
+        rows.append(row)
+    return rows
+
+
+def kept_row(task: Task, name: str, ipc: int, config: EvalConfig, seed: int) -> tuple[Path, dict[str, Any]]:
+    """Where `baselines` keeps the row of this name, and all that it depends on."""
+    matters = _of_full if name == "full" else _of_selected
+    description = {
+        **task.describe(),
+        "computed": task.computed(),
+        "baseline": name,
+        **matters(config, ipc),
+        "seed": seed,
+    }
+    return home() / "baselines" / f"{task.data.name}-{name}-{content_key(description)}.json", description
+
+
+def _of_full(config: EvalConfig, ipc: int) -> dict[str, Any]:
+    """What the full-data figure depends on, so that it is shared by runs that differ in other things."""
+    return config.model_dump(include={"momentum", "weight_decay", *FULL})
+
+
+def _of_selected(config: EvalConfig, ipc: int) -> dict[str, Any]:
+    return {"ipc": ipc, **config.model_dump(exclude=FULL)}
+
+
+FULL = {"full_epochs", "full_batch_size", "full_networks"}
+
+
+def networks_to_train(config: EvalConfig) -> int:
+    """How many networks `baselines` trains at most, for progress."""
+    return 2 * config.networks * (len(config.baseline_lrs) + 1) + config.full_networks

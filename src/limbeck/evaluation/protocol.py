@@ -1,0 +1,268 @@
+"""Evaluation: fresh networks trained on a small set, n seeds, mean, standard deviation and n together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from limbeck.core.errors import UserError
+from limbeck.core.parallel import Check, side_by_side
+from limbeck.core.rng import derive
+from limbeck.core.types import Batch, Listener, PureLoss
+from limbeck.data import ImageData, load_data
+from limbeck.derivatives.autograd import gradient
+from limbeck.networks.registry import ModelConfig
+from limbeck.synthetic.distilled import DistilledSet, load
+from limbeck.task import Precision, Task, kept_switches, make_task
+from limbeck.training.plain import Schedule, Score, last, score, train
+
+
+class EvalConfig(BaseModel):
+    """The field's protocol: SGD on the set from a random start, with the set's own step size."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    networks: int = Field(default=5, ge=1)
+    """fresh networks, each from its own seed"""
+    epochs: int = Field(default=1000, ge=1)
+    """passes over the set; the step size drops to a tenth after half of them"""
+    batch_size: int = Field(default=256, ge=1)
+    """images per step"""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """of SGD"""
+    weight_decay: float = Field(default=5e-4, ge=0)
+    """of SGD"""
+    baseline_lrs: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(0.003, 0.01, 0.03), min_length=1)
+    """step sizes tried for sets that bring none of their own, as real images; chosen on validation"""
+    full_epochs: int = Field(default=30, ge=1)
+    """passes over the whole training part, for the full-data figure"""
+    full_batch_size: int = Field(default=64, ge=1)
+    """images per step, for the full-data figure"""
+    full_networks: int = Field(default=3, ge=0)
+    """networks for the full-data figure; 0 leaves it out"""
+
+    def schedule(self, lr: float, epochs: int | None = None) -> Schedule:
+        """The schedule with the step size `lr`."""
+        epochs = self.epochs if epochs is None else epochs
+        return Schedule(epochs, lr, self.batch_size, self.momentum, self.weight_decay, epochs // 2 + 1)
+
+
+class Summary(NamedTuple):
+    """Accuracies of n networks, plain and balanced over classes; std is of the sample, and None where n is 1."""
+
+    accuracy_mean: float
+    accuracy_std: float | None
+    balanced_accuracy_mean: float
+    balanced_accuracy_std: float | None
+    n: int
+
+    @classmethod
+    def of(cls, scores: Iterable[Score]) -> Summary:
+        """Summarise one score per network."""
+        plain, balanced = zip(*scores)
+        spread = [stdev(values) if len(values) > 1 else None for values in (plain, balanced)]
+        return cls(fmean(plain), spread[0], fmean(balanced), spread[1], len(plain))
+
+
+SetForSeed = Callable[[int], tuple[Tensor, Tensor]]
+"""seed -> (images, labels) to train one network on."""
+
+
+class Trial(NamedTuple):
+    """One fresh network to train on `images` and `labels`, from `seed`."""
+
+    images: Tensor
+    labels: Tensor
+    schedule: Schedule
+    seed: int
+
+
+def trials(task: Task, make: SetForSeed, schedule: Schedule, networks: int, seed: int) -> list[Trial]:
+    """One trial per network, each on `make(its seed)`."""
+    children = [derive(seed, "network", network) for network in range(networks)]
+    return [Trial(*make(child), schedule, child) for child in children]
+
+
+def scores_of(
+    task: Task, tried: Sequence[Trial], split: tuple[Tensor, Tensor], done: Callable[[], None] = lambda: None
+) -> list[Score]:
+    """Train the network of every trial and score it once on `split`, un-augmented; several at the same time.
+
+    done: called after every network.
+    """
+    starts = [task.model.fresh(trial.seed).to(task.device) for trial in tried]
+
+    def job(trial: Trial, start: Tensor) -> Callable[[Check], Score]:
+        def work(check: Check) -> Score:
+            def rule(loss: PureLoss, theta: Tensor, batch: Batch) -> Tensor:
+                check()
+                return gradient(loss, theta, batch)
+
+            path = train(task.loss, start, trial.images, trial.labels, trial.schedule, trial.seed, rule)
+            return score(task.logits, last(path), *split)
+
+        return work
+
+    scores: dict[int, Score] = {}
+    for place, each in side_by_side([job(*pair) for pair in zip(tried, starts)], task.at_once):
+        scores[place] = each
+        done()
+    return [scores[place] for place in range(len(tried))]
+
+
+def evaluate_set(
+    task: Task,
+    make: SetForSeed,
+    schedule: Schedule,
+    networks: int,
+    split: tuple[Tensor, Tensor],
+    seed: int,
+    done: Callable[[], None] = lambda: None,
+) -> Summary:
+    """Train `networks` fresh networks, each on `make(its seed)`, and score them once on `split`, un-augmented.
+
+    done: called after every network.
+    """
+    return Summary.of(scores_of(task, trials(task, make, schedule, networks, seed), split, done))
+
+
+def best_lr(
+    task: Task,
+    make: SetForSeed,
+    config: EvalConfig,
+    seed: int,
+    done: Callable[[], None] = lambda: None,
+) -> float:
+    """The step size of `config.baseline_lrs` whose networks do best on validation: for sets that bring none."""
+    tried = [trials(task, make, config.schedule(lr), config.networks, seed) for lr in config.baseline_lrs]
+    scores = scores_of(task, [trial for each in tried for trial in each], task.validation, done)
+    means = [Summary.of(scores[i : i + config.networks]).accuracy_mean for i in range(0, len(scores), config.networks)]
+    return config.baseline_lrs[max(range(len(means)), key=means.__getitem__)]
+
+
+def result_row(
+    which_set: str, which: str | None, task: Task, split: str, summary: Summary, **more: Any
+) -> dict[str, Any]:
+    """One row of results.json."""
+    return {
+        "set": which_set,
+        "which": which,
+        "model": task.model_config.name,
+        "split": split,
+        **summary._asdict(),
+        **more,
+    }
+
+
+def evaluate_distilled(
+    task: Task, made: DistilledSet, config: EvalConfig, seed: int, which: str | None, listen: Listener
+) -> dict[str, Any]:
+    """The row of a distilled set: fresh networks trained with the step size that was learned with it, on test."""
+    pair = made.images.to(task.device), made.labels.to(task.device)
+    summary = evaluate_set(
+        task,
+        lambda _seed: pair,
+        config.schedule(made.lr),
+        config.networks,
+        task.test,
+        derive(seed, "evaluate"),
+        lambda: listen({"event": "advance", "text": f"distilled, {which}"}),
+    )
+    return result_row("distilled", which, task, "test", summary, lr=made.lr, step=made.provenance.get("step"))
+
+
+@kept_switches()
+def evaluate(
+    made: DistilledSet | str | Path,
+    *,
+    data: str | Path | ImageData | None = None,
+    networks: int | None = None,
+    epochs: int | None = None,
+    model: ModelConfig | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    resize: int | None = None,
+    precision: Precision = "float32",
+    listen: Listener = lambda event: None,
+) -> list[dict[str, Any]]:
+    """Rows for a distilled set, its file, or both sets of a run folder, on the test part of its data.
+
+    data:  where the images are; by default where the set says it came from.
+    model: another network than the one it was distilled with, see `evaluated_network`.
+    networks, epochs: by default the set's own.
+    Raises UserError when there is no set, or when the data is not what the set was made from.
+    """
+    sets = sets_of(made)
+    rows = []
+    for which, each in sets:
+        held = each.provenance.get("data", {})
+        source = data if data is not None else held.get("source")
+        if source is None:
+            raise UserError("the set does not say where its data lies; name it with --data.")
+        images = load_data(
+            source, seed=each.provenance.get("config", {}).get("seed", 0), resize=resize or held.get("resize")
+        )
+        require_same_data(images, each)
+        recipe = dict(each.recipe)
+        network, augment = evaluated_network(recipe.pop("model"), model), recipe.pop("augment")
+        task = make_task(images, network, each.preprocess, augment, device, precision)
+        changed = {"networks": networks, "epochs": epochs}
+        protocol = EvalConfig(**{**recipe, **{name: value for name, value in changed.items() if value is not None}})
+        listen({"event": "stage", "name": "evaluate", "total": protocol.networks, "unit": "network"})
+        rows.append(evaluate_distilled(task, each, protocol, seed, which, listen))
+    return rows
+
+
+OWN_NETWORK = ModelConfig(name="same")
+
+
+def evaluated_network(own: dict[str, Any], model: ModelConfig | None) -> ModelConfig:
+    """The network that a set is evaluated on: `model`, or by default the set's own, as its recipe describes it.
+
+    A `model` of the name "same" is the set's own network, changed by those options that `model` sets.
+
+    >>> evaluated_network({"name": "convnet", "depth": 3, "width": 128}, ModelConfig(name="same", width=64))
+    ModelConfig(name='convnet', depth=3, width=64, norm=None, activation=None, pooling=None)
+    """
+    if model is None or model.name == OWN_NETWORK.name:
+        options = {} if model is None else model.model_dump(exclude={"name"}, exclude_none=True)
+        return ModelConfig(**{**own, **options})
+    return model
+
+
+def sets_of(made: DistilledSet | str | Path) -> list[tuple[str | None, DistilledSet]]:
+    """A set, that of a file, or both of a run folder, each with which of the run it is."""
+    if isinstance(made, DistilledSet):
+        return [(made.provenance.get("which"), made)]
+    path = Path(made)
+    if path.is_dir():
+        files = [path / f"set-{which}.safetensors" for which in ("last", "chosen")]
+        found = [load(file) for file in files if file.exists()]
+        return [(each.provenance.get("which"), each) for each in found or [load(path)]]
+    each = load(path)
+    return [(each.provenance.get("which"), each)]
+
+
+def require_same_data(images: ImageData, made: DistilledSet) -> None:
+    """A set judged on other data, or with its classes in another order, gives a number that means nothing."""
+    if tuple(images.classes) != made.classes:
+        raise UserError(
+            f"{images.name} has the classes {', '.join(images.classes[:5])} ..., the set was made for "
+            f"{', '.join(made.classes[:5])} ...; give the data it was distilled from with --data."
+        )
+    canvas = made.provenance.get("config", {}).get("canvas") or 1
+    if tuple(made.images.shape[1:]) != (images.channels, *(canvas * side for side in images.size)):
+        raise UserError(
+            f"{images.name} has images of shape {images.shape}, the set {tuple(made.images.shape[1:])}; use --resize."
+        )
+    fingerprint = made.provenance.get("data", {}).get("fingerprint")
+    if fingerprint is not None and fingerprint != images.fingerprint:
+        raise UserError(
+            f"{images.name} has fingerprint {images.fingerprint}, the set was distilled from {fingerprint}: "
+            "other images or another split, so its test images may have been trained on."
+        )

@@ -1,0 +1,35 @@
+"""Trajectories: what an expert's training leaves behind, and which part of it to match."""
+
+from limbeck.experts.bezier import Bezier, fit_bezier
+from limbeck.experts.convexified import (
+    SCHEDULES,
+    SMOOTHING,
+    Convexified,
+    Convexifier,
+    Smoothing,
+    arc_length,
+    convexify,
+    waypoint_epochs,
+)
+from limbeck.experts.recorded import Recorded
+from limbeck.experts.segments import Continuous, WholeEpochs
+from limbeck.experts.store import Expert, ExpertConfig, Store
+
+__all__ = [
+    "SCHEDULES",
+    "SMOOTHING",
+    "Bezier",
+    "Continuous",
+    "Convexified",
+    "Convexifier",
+    "Expert",
+    "ExpertConfig",
+    "Recorded",
+    "Smoothing",
+    "Store",
+    "WholeEpochs",
+    "arc_length",
+    "convexify",
+    "fit_bezier",
+    "waypoint_epochs",
+]

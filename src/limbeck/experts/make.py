@@ -1,0 +1,98 @@
+"""Make the experts that a run needs, and only those that are missing."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limbeck.core.files import content_key, home
+from limbeck.core.parallel import Check, one_at_a_time, side_by_side
+from limbeck.core.rng import derive
+from limbeck.core.types import Listener
+from limbeck.experts.store import Expert, ExpertConfig, Store
+from limbeck.experts.train import train_expert
+from limbeck.task import Task
+from limbeck.training.plain import score
+
+
+def describe_experts(task: Task, config: ExpertConfig, seed: int) -> dict[str, Any]:
+    """All that an expert depends on, JSON-able; its hash names the default store."""
+    layout = task.model.layout
+    return {
+        **task.describe(),
+        "computed": task.computed(),
+        "expert": config.model_dump(mode="json"),
+        "seed": seed,
+        "layout": {"names": list(layout.names), "shapes": [list(shape) for shape in layout.shapes]},
+    }
+
+
+def default_store(description: dict[str, Any]) -> Path:
+    """Where experts of this description live unless told otherwise: two descriptions never share a folder."""
+    name = f"{description['data']['name']}-{description['model']['name']}-{content_key(description)}"
+    return home() / "experts" / name
+
+
+def make_experts(
+    task: Task, config: ExpertConfig, count: int, seed: int, store: Store, listen: Listener = lambda event: None
+) -> None:
+    """Train experts 0 ... count - 1 that the store lacks; each is written when it ends.
+
+    Raises UserError where those it has were computed under other conditions.
+    """
+    have = set(store.indices())
+    missing = [index for index in range(count) if index not in have]
+    if not missing:
+        return
+    store.require_conditions(task.computed())
+    listen({"event": "stage", "name": "experts", "total": len(missing) * config.epochs, "unit": "epoch"})
+    tell = one_at_a_time(listen)
+    seeds, pair = {index: derive(seed, "expert", index) for index in missing}, task.train
+    starts = {index: task.model.fresh(seeds[index]).to(task.device) for index in missing}
+    jobs = [partial(_expert, task, pair, config, index, seeds[index], starts[index], tell) for index in missing]
+    for place, expert in side_by_side(jobs, task.at_once):
+        store.write(missing[place], expert)
+
+
+def _expert(
+    task: Task,
+    pair: tuple[Tensor, Tensor],
+    config: ExpertConfig,
+    index: int,
+    seed: int,
+    start: Tensor,
+    listen: Listener,
+    check: Check,
+) -> Expert:
+    """Train one expert from `start` on images and labels; `check` is called at every step."""
+
+    def watch(epoch: int, theta: Tensor) -> float:
+        accuracy = score(task.logits, theta, *task.validation).accuracy
+        if epoch:
+            listen({"event": "advance", "text": f"expert {index + 1}, validation {accuracy:.3f}"})
+        return accuracy
+
+    def test(theta: Tensor) -> float:
+        return score(task.logits, theta, *task.test).accuracy
+
+    return train_expert(task.loss, start, *pair, config, task.model.layout, seed, watch, test, check)
+
+
+def path_accuracy(task: Task, experts: list[Expert], points: int = 11) -> dict[str, Any]:
+    """Validation accuracy along the recorded and the convexified path of each expert, as experts.json holds it."""
+    end = len(experts[0].validation) - 1
+    times = torch.linspace(0, end, points, dtype=torch.double).tolist()
+    curves = [
+        [score(task.logits, expert.convex.at(t).to(task.device), *task.validation).accuracy for t in times]
+        for expert in experts
+        if expert.convex is not None
+    ]
+    return {
+        "validation_per_epoch": [list(expert.validation) for expert in experts],
+        "recorded_path": {"t": list(range(end + 1)), "accuracy": [list(expert.validation) for expert in experts]},
+        "convexified_path": {"t": times, "accuracy": curves} if curves else None,
+    }

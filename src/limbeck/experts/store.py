@@ -1,0 +1,243 @@
+"""The store of experts: a folder with `store.json` and one safetensors file an expert."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from limbeck.core.conditions import difference, require_same_conditions
+from limbeck.core.errors import UserError
+from limbeck.core.files import content_key, open_tensors, read_json, size_of, write_json, write_tensors
+from limbeck.experts.bezier import Bezier, fit_bezier
+from limbeck.experts.convexified import SCHEDULES, SMOOTHING, Convexified, convexify, waypoint_epochs
+from limbeck.experts.recorded import Recorded
+from limbeck.networks.flat import Layout
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+Kind = Literal["convex", "recorded", "any"]
+
+
+class ExpertConfig(BaseModel):
+    """How an expert is trained, and what is kept of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    epochs: int = Field(default=30, ge=1)
+    """passes over the training images (the papers use 50)"""
+    lr: float = Field(default=0.01, gt=0)
+    """step size of SGD"""
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    """0 in every paper: the student that has to follow takes plain steps"""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """0 in every paper"""
+    batch_size: int = Field(default=256, ge=1)
+    """real images per step"""
+    waypoints: int = Field(default=2, ge=2)
+    """points of the trajectory to store (MCT's paper 2, its code 4)"""
+    waypoint_at: tuple[int, ...] = ()
+    """epochs of the waypoints, from 0 to the last, instead of equally spaced ones"""
+    smoothing: str = "none"
+    """none; mct: the training script's averages around interior and last waypoints; mct-older: the parallel script's"""
+    schedule: str = "arc"
+    """beta by arc length per tensor; MCT's ablations: uniform, decreasing, decreasing-authors, projected"""
+    form: Literal["convex", "bezier"] = "convex"
+    """straight lines between waypoints, or one quadratic Bezier curve fitted to all epochs"""
+    keep: Literal["convex", "recorded", "both"] = "convex"
+    """the convexified trajectory, every epoch's parameters, or both"""
+    dtype: Literal["float32", "float16"] = "float32"
+    """storage type of parameters"""
+    sam_rho: float = Field(default=0.0, ge=0)
+    """radius in which SAM looks for the sharpest point (FTD and DATM 0.01); 0 trains by plain gradients"""
+    sam_alpha: float = Field(default=0.3, ge=0)
+    """how much GSAM makes of the gradient across the perturbed one (FTD 0.3 or 1); 0 is SAM"""
+    sam_adaptive: bool = True
+    """scale the radius by each parameter's size (ASAM), as FTD's code does"""
+
+    def waypoint_epochs(self) -> tuple[int, ...]:
+        """Epochs of the waypoints; UserError where they do not fit, or smoothing or schedule are unknown."""
+        if self.smoothing not in SMOOTHING:
+            raise UserError(f"there is no smoothing called '{self.smoothing}'; choose one of {', '.join(SMOOTHING)}.")
+        if self.schedule not in (*SCHEDULES, "projected"):
+            names = ", ".join((*SCHEDULES, "projected"))
+            raise UserError(f"there is no schedule called '{self.schedule}'; choose one of {names}.")
+        given = self.waypoint_at
+        if not given:
+            return waypoint_epochs(self.waypoints, self.epochs)
+        if given[0] != 0 or given[-1] != self.epochs or list(given) != sorted(set(given)):
+            raise UserError(f"waypoints go up from 0 to the expert's last epoch, {self.epochs}; {given} do not.")
+        return given
+
+    def whole_path(self) -> bool:
+        """Whether the path can only be made once the expert has ended, from all its epochs."""
+        return self.form == "bezier" or self.schedule == "projected"
+
+
+def make_path(points: Tensor, layout: Layout, config: ExpertConfig) -> Convexified | Bezier:
+    """The path that `config` asks for, from recorded points (K + 1, P)."""
+    dtype = DTYPES[config.dtype]
+    if config.form == "bezier":
+        return fit_bezier(points, layout, dtype)
+    return convexify(points, layout, config.waypoint_epochs(), SMOOTHING[config.smoothing], dtype, config.schedule)
+
+
+@dataclass(frozen=True, eq=False)
+class Expert:
+    """One trained expert: its trajectories and what was measured on the way.
+
+    validation: accuracy on the validation part after every epoch, 0 ... K; test: after the last, for reports only.
+    """
+
+    convex: Convexified | Bezier | None
+    recorded: Recorded | None
+    validation: tuple[float, ...]
+    test: float
+
+    def trajectory(self, kind: Kind) -> Convexified | Bezier | Recorded | None:
+        """That of this kind, None where it was not kept; of any kind, the recorded one first."""
+        if kind == "any":
+            return self.convex if self.recorded is None else self.recorded
+        return self.convex if kind == "convex" else self.recorded
+
+
+@dataclass(frozen=True, eq=False)
+class Store:
+    """A folder of experts that share data, network, preprocessing and hyper-parameters: its `header`."""
+
+    path: Path
+    header: dict[str, Any]
+
+    FORMAT = "limbeck-store"
+
+    @classmethod
+    def create(cls, path: Path, description: dict[str, Any]) -> Store:
+        """Open the store at `path`, or begin one; UserError when it was made from something else.
+
+        description: what the experts depend on; two descriptions that differ never share a store. Its `computed`, the
+        conditions, does not have to agree for reading: whoever adds experts calls `require_conditions` before.
+        """
+        description = json.loads(json.dumps(description))  # as it will be read: lists, not tuples
+        header = {"format": cls.FORMAT, "version": 1, "key": content_key(description), **description}
+        if (path / "store.json").exists():
+            store = cls.open(path)
+            store.require({name: value for name, value in description.items() if name != "computed"})
+            return store
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{path} exists and is not a store of experts; name a new folder.")
+        write_json(path / "store.json", header)
+        return cls(path, header)
+
+    @classmethod
+    def open(cls, path: Path) -> Store:
+        """An existing store; UserError when `path` is none."""
+        if not (path / "store.json").exists():
+            raise UserError(f"{path} is not a store of experts: it has no store.json; make one with 'limbeck experts'.")
+        return cls(path, read_json(path / "store.json", cls.FORMAT))
+
+    def require(self, description: dict[str, Any]) -> None:
+        """UserError that names the first thing in which this store differs from `description`.
+
+        A store from before preprocessing was described by its numbers says only its kind, and that has to agree.
+        """
+        for name, wanted in description.items():
+            recorded = self.header.get(name)
+            if name == "preprocess" and recorded is not None and "mean" not in recorded:
+                wanted = {key: wanted[key] for key in ("kind", "eps", "shape")}
+            if recorded != wanted:
+                before, now = difference(recorded, wanted)
+                raise UserError(
+                    f"the store {self.path} was made with {name} {before}, "
+                    f"this run needs {now}; use another store or change the option."
+                )
+
+    def require_conditions(self, computed: dict[str, Any] | None) -> None:
+        """UserError unless the experts of this store were computed under these conditions (`Task.computed`)."""
+        require_same_conditions(f"the store {self.path}", self.header.get("computed"), computed)
+
+    @property
+    def layout(self) -> Layout:
+        names, shapes = self.header["layout"]["names"], self.header["layout"]["shapes"]
+        return Layout(tuple(names), tuple(tuple(shape) for shape in shapes))
+
+    @property
+    def config(self) -> ExpertConfig:
+        return ExpertConfig(**self.header["expert"])
+
+    def file(self, index: int) -> Path:
+        return self.path / f"expert-{index:04d}.safetensors"
+
+    def indices(self) -> list[int]:
+        """Which experts are there, in order."""
+        names = (re.fullmatch(r"expert-(\d+)\.safetensors", file.name) for file in self.path.iterdir())
+        return sorted(int(name[1]) for name in names if name)
+
+    def write(self, index: int, expert: Expert) -> None:
+        """Add one finished expert."""
+        tensors: dict[str, Tensor] = {}
+        if expert.convex is not None:
+            tensors |= {"waypoints": expert.convex.waypoints, "beta": expert.convex.beta}
+        if expert.recorded is not None:
+            tensors["points"] = expert.recorded.tensor()
+        header = {
+            "format": "limbeck-expert",
+            "version": 1,
+            "index": index,
+            "store": self.header["key"],
+            "beta0": getattr(expert.convex, "beta0", 0.0),
+            "waypoint_epochs": None if expert.convex is None else list(expert.convex.epochs),
+            "validation": list(expert.validation),
+            "test": expert.test,
+            **{name: self.header[name] for name in ("data", "model", "expert", "seed", "layout")},
+        }
+        write_tensors(self.file(index), tensors, header)
+
+    def read(self, index: int, lazy: bool = False) -> Expert:
+        """One expert, verified; UserError when its file is damaged or belongs to another store.
+
+        lazy: recorded points stay in the file and are read one at a time; only the verification reads them all.
+        """
+        tensors, rows, header = open_tensors(self.file(index), "limbeck-expert", ("points",) if lazy else ())
+        if header["store"] != self.header["key"]:
+            raise UserError(f"{self.file(index)} belongs to another store; take it out of {self.path}.")
+        convex: Convexified | Bezier | None = None
+        recorded = None
+        if "waypoints" in tensors:
+            common = (self.layout, tuple(header["waypoint_epochs"]), tensors["waypoints"], tensors["beta"])
+            convex = Bezier(*common) if self.config.form == "bezier" else Convexified(*common, header.get("beta0", 0.0))
+        points = rows.get("points") if lazy else tensors.get("points")
+        if points is not None:
+            recorded = Recorded(points)
+        return Expert(convex, recorded, tuple(header["validation"]), header["test"])
+
+    def bytes_of(self, indices: Sequence[int]) -> int:
+        """Bytes on disk of these experts' files."""
+        return sum(size_of(self.file(index)) for index in indices)
+
+    def convexified(self, path: Path, **changed: Any) -> Store:
+        """A new store at `path` with this one's recorded experts convexified; UserError if any was not recorded.
+
+        changed: fields of `ExpertConfig` that say how (waypoints, waypoint_at, smoothing, schedule, form, dtype).
+        """
+        if not self.indices():
+            raise UserError(f"the store {self.path} holds no finished experts; run 'limbeck experts' first.")
+        config = ExpertConfig(**{**self.config.model_dump(), "keep": "convex", **changed})
+        config.waypoint_epochs()
+        description = {k: v for k, v in self.header.items() if k not in ("format", "version", "key")}
+        for index in self.indices():  # all of them before the new store is begun, one at a time for memory
+            if self.read(index, lazy=True).recorded is None:
+                raise UserError(f"{self.file(index)} holds no recorded trajectory; train with '--keep recorded'.")
+        target = Store.create(path, {**description, "expert": config.model_dump(mode="json")})
+        target.require_conditions(self.header.get("computed"))
+        for index in sorted(set(self.indices()) - set(target.indices())):
+            expert = self.read(index, lazy=True)
+            assert expert.recorded is not None
+            points = torch.stack([expert.recorded.at(epoch) for epoch in range(expert.recorded.end + 1)])
+            target.write(index, replace(expert, convex=make_path(points, self.layout, config), recorded=None))
+        return target

@@ -1,0 +1,70 @@
+"""Train one expert, and keep only what its trajectory needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from limbeck.core.errors import UserError
+from limbeck.core.types import Batch, PureLoss
+from limbeck.derivatives.autograd import gradient
+from limbeck.experts.bezier import Bezier
+from limbeck.experts.convexified import SMOOTHING, Convexified, Convexifier
+from limbeck.experts.recorded import Recorded
+from limbeck.experts.store import DTYPES, Expert, ExpertConfig, make_path
+from limbeck.networks.flat import Layout
+from limbeck.training.plain import Gsam, Schedule, train
+
+Watch = Callable[[int, Tensor], float]
+"""(epoch, theta (P,)) -> accuracy on the validation part."""
+
+
+def train_expert(
+    loss: PureLoss,
+    theta0: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    config: ExpertConfig,
+    layout: Layout,
+    seed: int,
+    watch: Watch,
+    test: Callable[[Tensor], float],
+    check: Callable[[], None] = lambda: None,
+) -> Expert:
+    """SGD from theta0 (P,) on preprocessed images (n, c, h, w); its trajectory is convexified as it passes by.
+
+    check: called before every step; what it raises ends the training.
+    Raises UserError when training diverges.
+    """
+    schedule = Schedule(config.epochs, config.lr, config.batch_size, config.momentum, config.weight_decay)
+    against = Gsam(config.sam_rho, config.sam_alpha, config.sam_adaptive) if config.sam_rho else gradient
+
+    def rule(loss: PureLoss, theta: Tensor, batch: Batch) -> Tensor:
+        check()
+        return against(loss, theta, batch)
+
+    convexifier = None
+    if config.keep != "recorded" and not config.whole_path():
+        smoothing, dtype = SMOOTHING[config.smoothing], DTYPES[config.dtype]
+        convexifier = Convexifier(layout, config.waypoint_epochs(), smoothing, dtype, config.schedule)
+    points, validation = [], []
+    theta = theta0
+    for epoch, theta in enumerate(train(loss, theta0, images, labels, schedule, seed, rule)):
+        if convexifier is not None:
+            convexifier.add(theta)
+        if config.keep != "convex" or config.whole_path():
+            points.append(theta.to("cpu", copy=True))
+        if not bool(torch.isfinite(theta).all()):
+            raise UserError(f"the expert diverged in epoch {epoch}; lower its step size ({config.lr:g}).")
+        validation.append(watch(epoch, theta))
+    path: Convexified | Bezier | None = None if convexifier is None else convexifier.finish()
+    if config.keep != "recorded" and config.whole_path():
+        path = make_path(torch.stack(points), layout, config)
+    return Expert(
+        path,
+        Recorded(torch.stack(points).to(DTYPES[config.dtype])) if config.keep != "convex" else None,
+        tuple(validation),
+        test(theta),
+    )

@@ -1,0 +1,109 @@
+"""Hooks of the outer loop: log each step, keep the best set by validation, save the state."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from limbeck.core.types import Hook, Listener
+from limbeck.jobs.record import Run
+from limbeck.synthetic.set import SyntheticSet
+
+SAVE_SECONDS = 20.0
+
+
+@dataclass
+class Log:
+    """One line per step in the run's log, and one event for whoever watches."""
+
+    run: Run
+    listen: Listener
+    before: float = 0.0
+    start: float = field(default_factory=time.perf_counter)
+
+    def seconds(self) -> float:
+        """Time spent on this run's outer loop, earlier sessions included."""
+        return self.before + time.perf_counter() - self.start
+
+    def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
+        lr = float(synthetic.lr.detach())
+        self.run.line("step", step=step, loss=loss, lr=lr, seconds=round(self.seconds(), 2))
+        self.listen({"event": "advance", "text": f"loss {loss:.3f}, step size {lr:.4f}"})
+
+
+@dataclass
+class Choose:
+    """Every `every` steps, and before the first: validate, and keep the set that did best so far.
+
+    measure: set -> (mean, std, n) on the validation part; keep: called with a better set and its step;
+    show: the set that is meant, from the one that is optimised.
+    """
+
+    run: Run
+    every: int
+    last: int
+    measure: Callable[[SyntheticSet], tuple[float, float | None, int]]
+    keep: Callable[[SyntheticSet, int], None]
+    listen: Listener
+    show: Callable[[SyntheticSet], SyntheticSet]
+    best: float = -1.0
+    step: int = 0
+
+    def __call__(self, synthetic: SyntheticSet, step: int, loss: float = 0.0) -> None:
+        if step % self.every and step != self.last:
+            return
+        shown = self.show(synthetic).snapshot()
+        mean, std, n = self.measure(shown)
+        fields = {"step": step, "which": "distilled", "accuracy_mean": mean, "accuracy_std": std, "n": n}
+        self.run.line("validate", **fields)
+        self.listen({"event": "validate", **fields})
+        if mean > self.best:
+            self.best, self.step = mean, step
+            self.keep(shown, step)
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A hook that remembers something between steps, and so has to be saved with the run."""
+
+    def state(self) -> dict[str, Tensor]: ...
+
+    def restore(self, state: dict[str, Tensor], step: int) -> None: ...
+
+
+@dataclass
+class Save:
+    """Write the state after every validation, at the end, and when the last one is older than SAVE_SECONDS."""
+
+    run: Run
+    optimisers: Sequence[torch.optim.Optimizer]
+    hooks: Sequence[Hook]
+    chooser: Choose
+    log: Log
+    written: float = field(default_factory=time.perf_counter)
+
+    def _stateful(self) -> dict[str, Stateful]:
+        return {str(i): hook for i, hook in enumerate(self.hooks) if isinstance(hook, Stateful)}
+
+    def restore(self, synthetic: SyntheticSet) -> int:
+        """Take up the saved state, in place; returns how many steps are done."""
+        done, more, extra = self.run.load_state(synthetic, self.optimisers)
+        if done:
+            self.chooser.best, self.chooser.step, self.log.before = more["best"], more["best_step"], more["seconds"]
+            for name, hook in self._stateful().items():
+                mine = {key.split(".", 1)[1]: value for key, value in extra.items() if key.split(".", 1)[0] == name}
+                hook.restore(mine, done)
+        return done
+
+    def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
+        due = step % self.chooser.every == 0 or step == self.chooser.last
+        if due or time.perf_counter() - self.written > SAVE_SECONDS:
+            more = {"best": self.chooser.best, "best_step": self.chooser.step, "seconds": self.log.seconds()}
+            extra = {f"{name}.{key}": t for name, hook in self._stateful().items() for key, t in hook.state().items()}
+            self.run.save_state(synthetic, self.optimisers, step, more, extra)
+            self.written = time.perf_counter()

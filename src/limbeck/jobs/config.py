@@ -1,0 +1,54 @@
+"""Configuration of a run beside its method's own options."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from limbeck.core.errors import UserError
+from limbeck.data.preprocess import Name
+from limbeck.evaluation.protocol import EvalConfig
+from limbeck.experts.store import ExpertConfig
+from limbeck.networks.registry import ModelConfig
+from limbeck.task import Precision
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+class JobConfig(BaseModel):
+    """What a run is made of beside its method's own options."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    ipc: int = 1
+    """images per class of the synthetic set"""
+    seed: int = 0
+    """of everything random"""
+    preprocess: Name = "normalise"
+    """per-channel mean and deviation, or ZCA whitening, fitted on train; cifar, imagenet: the authors' constants"""
+    augment: str | None = None
+    """DSA families joined by '_', or none; by default all, without flip where mirror images are wrong"""
+    count: int | None = Field(default=None, ge=1)
+    """experts; by default 10, or all of the store given with --experts"""
+    validate_every: int | None = Field(default=None, ge=1)
+    """outer steps between validations; by default a tenth of all"""
+    validate_networks: int = Field(default=3, ge=1)
+    """networks per validation"""
+    validate_epochs: int = Field(default=300, ge=1)
+    """epochs of each of them"""
+    precision: Precision = "float32"
+    """of activations in training; tf32 and bfloat16 are for GPUs: on processors float32 is faster and exact"""
+    model: ModelConfig = ModelConfig()
+    expert: ExpertConfig = ExpertConfig()
+    eval: EvalConfig = EvalConfig()
+
+
+def checked(config: type[Config], options: dict[str, Any]) -> Config:
+    """A config from keyword options; UserError that names the option at fault."""
+    try:
+        return config(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"option {name}: {first['msg']} (given: {first.get('input')!r}).") from None

@@ -1,0 +1,167 @@
+"""The analyses of the MCT paper, on any store: accuracy along paths, update directions, straightness, storage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limbeck.core.errors import UserError
+from limbeck.core.files import write_json
+from limbeck.core.types import Listener, Trajectory
+from limbeck.data import ImageData, Preprocess, load_data
+from limbeck.experts.convexified import SCHEDULES, SMOOTHING, convexify, waypoint_epochs
+from limbeck.experts.store import Expert, Store
+from limbeck.networks.registry import ModelConfig
+from limbeck.report.inspection import write_inspection
+from limbeck.task import Task, kept_switches, make_task
+from limbeck.training.plain import score
+
+MOST_EXPERTS = 5
+
+
+@kept_switches()
+def inspect_store(
+    path: str | Path,
+    out: str | Path,
+    *,
+    data: str | Path | ImageData | None = None,
+    resize: int | None = None,
+    device: str = "cpu",
+    listen: Listener = lambda event: None,
+) -> Path:
+    """Analyse up to five experts of a store into `out`/inspect.json and inspect.html; returns the page's path.
+
+    data: the images the experts were trained on, for accuracies on the validation part; without it, geometry only.
+    resize: pixels a side of those images; by default they are brought to the size that the store was trained on.
+    Update directions, plane and straightness need recorded trajectories ('--keep recorded' or 'both').
+    Raises UserError for an empty store, and for data that is not the store's.
+    """
+    store = Store.open(Path(path))
+    indices = store.indices()
+    if not indices:
+        raise UserError(f"the store {store.path} holds no finished experts; run 'limbeck experts' first.")
+    experts = [store.read(index) for index in indices[:MOST_EXPERTS]]
+    task = None if data is None else _task(store, data, resize, device)
+    total = len(experts) * (1 if task is None else len(_paths(store, experts[0])))
+    listen({"event": "stage", "name": "inspect", "total": total, "unit": "path"})
+    value = {
+        "format": "limbeck-inspection",
+        "version": 1,
+        "store": str(store.path),
+        "data": store.header["data"]["name"],
+        "model": store.header["model"],
+        "expert": store.header["expert"],
+        "experts": len(experts),
+        "accuracy": None if task is None else _accuracy(task, store, experts, listen),
+        **_geometry(store, experts),
+        "storage": storage(store.layout.count, len(store.layout.names), store.config.epochs),
+    }
+    write_json(Path(out) / "inspect.json", value)
+    return write_inspection(Path(out))
+
+
+def _task(store: Store, data: str | Path | ImageData, resize: int | None, device: str) -> Task:
+    header = store.header
+    _, height, width = header["data"]["shape"]
+    size = (height, width) if resize is None else resize
+    images = load_data(data, seed=header["seed"], resize=None if isinstance(data, ImageData) else size)
+    preprocess = Preprocess.described(header["preprocess"])
+    task = make_task(images, ModelConfig(**header["model"]), preprocess, header["augment"], device)
+    store.require(task.describe())
+    return task
+
+
+def _points(expert: Expert) -> Tensor | None:
+    """(K + 1, P) as one tensor."""
+    if expert.recorded is None:
+        return None
+    return torch.stack([expert.recorded.at(epoch) for epoch in range(expert.recorded.end + 1)])
+
+
+def _paths(store: Store, expert: Expert) -> dict[str, Trajectory]:
+    """The stored paths, and from a recorded one every schedule with two waypoints and arc length with four."""
+    found: dict[str, Trajectory] = {}
+    points, config = _points(expert), store.config
+    if expert.recorded is not None and points is not None:
+        found["recorded"] = expert.recorded
+        for name in (*SCHEDULES, "projected"):
+            found[f"{name}, 2 waypoints"] = convexify(points, store.layout, (0, config.epochs), schedule=name)
+        if config.epochs >= 3:
+            four = waypoint_epochs(4, config.epochs)
+            found["arc, 4 waypoints"] = convexify(points, store.layout, four, SMOOTHING["none"])
+    elif expert.convex is not None:
+        found["stored"] = expert.convex
+    return found
+
+
+def _accuracy(task: Task, store: Store, experts: list[Expert], listen: Listener) -> dict[str, Any]:
+    """Validation accuracy at whole epochs (at most 26 of them) along every path of every expert."""
+    end = store.config.epochs
+    times = sorted({round(i * end / min(end, 25)) for i in range(min(end, 25) + 1)})
+    curves: dict[str, list[list[float]]] = {}
+    for expert in experts:
+        for name, path in _paths(store, expert).items():
+            thetas = (path.at(t).to(task.device) for t in times)
+            curve = [score(task.logits, theta, *task.validation).accuracy for theta in thetas]
+            curves.setdefault(name, []).append(curve)
+            listen({"event": "advance", "text": name})
+    return {"t": times, "curves": curves}
+
+
+def _geometry(store: Store, experts: list[Expert]) -> dict[str, Any]:
+    """Cosines between updates, distance to the straight line (means over experts), and the first expert's plane."""
+    recorded = [points for points in map(_points, experts) if points is not None]
+    if not recorded:
+        return {"cosine": None, "straightness": None, "plane": None}
+    cosines = torch.stack([cosine_of_updates(points) for points in recorded]).mean(0)
+    away = torch.stack([distance_to_line(points) for points in recorded]).mean(0)
+    paths = {name: path for name, path in _paths(store, experts[0]).items() if name.startswith(("rec", "arc"))}
+    return {"cosine": cosines.tolist(), "straightness": away.tolist(), "plane": plane(recorded[0], paths)}
+
+
+def cosine_of_updates(points: Tensor) -> Tensor:
+    """points (K + 1, P) -> (K, K) cosines between the updates of epochs i and j."""
+    updates = torch.nn.functional.normalize(points.double().diff(dim=0), dim=1)
+    cosines: Tensor = updates @ updates.T
+    return cosines
+
+
+def distance_to_line(points: Tensor) -> Tensor:
+    """points (K + 1, P) -> (K + 1,) distance to the line from first to last, as a fraction of that line's length."""
+    line = (points[-1] - points[0]).double()
+    gone = (points - points[0]).double()
+    along = gone @ line / line.square().sum()
+    away: Tensor = (gone - along[:, None] * line).norm(dim=1) / line.norm()
+    return away
+
+
+def plane(points: Tensor, paths: dict[str, Trajectory]) -> dict[str, Any]:
+    """Paths in the plane of the first two principal components of recorded points (K + 1, P), at their epochs."""
+    centre = points.double().mean(0)
+    _, sizes, axes = torch.linalg.svd(points.double() - centre, full_matrices=False)
+    axes = axes[:2]
+    share = (sizes.square() / sizes.square().sum())[:2]
+    shown = {
+        name: torch.stack([(path.at(t).double() - centre) @ axes.T for t in range(len(points))]).T.tolist()
+        for name, path in paths.items()
+    }
+    return {"explained": share.tolist(), "paths": shown}
+
+
+def storage(parameters: int, tensors: int, epochs: int) -> list[dict[str, Any]]:
+    """Bytes of one expert by form: models of P parameters, and beta of K x L float32 beside waypoints.
+
+    >>> [row["bytes"] for row in storage(320010, 14, 50)][:3]
+    [65282040, 5122960, 2562880]
+    """
+    beta = 4 * epochs * tensors
+    rows = [
+        (f"recorded, {epochs + 1} epochs", 4 * parameters * (epochs + 1)),
+        ("4 waypoints", 16 * parameters + beta),
+        ("2 waypoints", 8 * parameters + beta),
+        ("2 waypoints in float16", 4 * parameters + beta),
+    ]
+    return [{"form": form, "bytes": size, "ratio": rows[0][1] / size} for form, size in rows]

@@ -1,0 +1,68 @@
+"""A method's plan before there are experts: on a stand-in for them, and on few real images."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limbeck.core.errors import UserError
+from limbeck.core.rng import stream
+from limbeck.data import Split
+from limbeck.methods import Material, Method
+from limbeck.task import Task
+
+
+class StandIn:
+    """A trajectory in place of an expert that is not trained yet: a straight line between two random networks."""
+
+    def __init__(self, start: Tensor, stop: Tensor, end: int):
+        self.start, self.stop, self.end = start, stop, end
+        self.first_use: float | None = None
+
+    def at(self, t: float) -> Tensor:
+        """Parameters (P,) at epoch `t`; `first_use` becomes the time of the first call."""
+        self.first_use = self.first_use or time.perf_counter()
+        return torch.lerp(self.start, self.stop, t / self.end)
+
+
+def stand_ins(task: Task, end: int, seed: int) -> list[StandIn]:
+    """Two stand-ins for experts of `end` epochs, on one line."""
+    start = task.model.fresh(seed, "estimate")
+    stop = start + 0.1 * start.std() * torch.randn(start.shape, generator=stream(seed, "estimate"))
+    return [StandIn(start, stop, end) for _ in range(2)]
+
+
+def fewer(task: Task, most: int) -> Task:
+    """The same task with at most so many training images a class."""
+    train = task.data.train
+    rows = torch.cat([(train.labels == c).nonzero().squeeze(1)[:most] for c in range(task.data.num_classes)])
+    return replace(task, data=replace(task.data, train=Split(train.images[rows], train.labels[rows])))
+
+
+def images_to_start(options: Any, ipc: int) -> int:
+    """Real images of a class that a set starts from: one for every tile of every image."""
+    tiles: int = max(getattr(options, "canvas", 1), getattr(options, "factor", 1)) ** 2
+    return ipc * tiles
+
+
+def refuse_impossible(method: Method, options: Any, task: Task, ipc: int, seed: int, epochs: int | None) -> None:
+    """Raise the UserError by which the method's plan refuses its options, before anything is trained.
+
+    epochs: those of the experts that will be trained; None for a method without experts.
+    The plan is built on few real images, which takes a moment. If it refuses them, it is built on all images, so that
+    no job is refused because the few were too few.
+    """
+    paths = [] if epochs is None else stand_ins(task, epochs, seed)[:1]
+
+    def build(part: Task) -> None:
+        plan = method.plan(options, Material(part, paths, ipc, seed))
+        plan.show(plan.synthetic).training_pair()
+
+    try:
+        build(fewer(task, 2 * images_to_start(options, ipc)))
+    except UserError:
+        build(task)

@@ -1,0 +1,1 @@
+"""A network as a function of its flat parameters theta, and its loss."""

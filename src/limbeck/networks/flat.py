@@ -1,0 +1,212 @@
+"""A network as a pure function of one flat parameter vector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from limbeck.core.errors import UserError
+from limbeck.core.rng import isolated
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each named parameter tensor lies in the flat vector, in the module's own order.
+
+    >>> Layout(("weight", "bias"), ((2, 3), (2,))).count
+    8
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Number of elements of each tensor."""
+        return [prod(shape) for shape in self.shapes]
+
+    @property
+    def count(self) -> int:
+        """P, the length of the flat vector."""
+        return sum(self.sizes)
+
+    def split(self, theta: Tensor) -> list[Tensor]:
+        """Views of a (P,) vector, one per tensor, each in its own shape."""
+        return [part.view(shape) for part, shape in zip(theta.split(self.sizes), self.shapes)]
+
+    def join(self, tensors: list[Tensor]) -> Tensor:
+        """One new (P,) vector from tensors in layout order; ValueError where a shape differs."""
+        for name, shape, tensor in zip(self.names, self.shapes, tensors, strict=True):
+            if tuple(tensor.shape) != shape:
+                raise ValueError(f"parameter {name} has shape {tuple(tensor.shape)}, expected {shape}")
+        return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+    def per_tensor(self, values: Tensor) -> Tensor:
+        """Spread one value per tensor (L,) over the elements of each: (P,)."""
+        return values.repeat_interleave(torch.tensor(self.sizes, device=values.device), output_size=self.count)
+
+
+def lecun_normal(layout: Layout, generator: torch.Generator) -> Tensor:
+    """Parameters (P,): weights N(0, 1/fan-in) cut off at two standard deviations, other tensors 0: flax's start.
+
+    The variance is 1/fan-in after the cut (LeCun et al. 1998). torch's own start has a third of it, so that features of
+    three blocks without normalisation come out 5 times smaller, and the ridge weighs more. Tensors of one dimension
+    are taken to be biases: for networks without normalisation.
+    """
+    parts = []
+    for shape in layout.shapes:
+        part = torch.zeros(shape)
+        if len(shape) > 1:
+            scale = part[0].numel() ** -0.5 / 0.87962566103423978  # the standard deviation of N(0, 1) cut at 2
+            torch.nn.init.trunc_normal_(part, 0.0, scale, -2 * scale, 2 * scale, generator=generator)
+        parts.append(part)
+    return layout.join(parts)
+
+
+def _refuse_unfinished(module: object) -> None:
+    """UserError for what is no module, and for one whose parameters have no shape yet."""
+    if not isinstance(module, nn.Module):
+        raise UserError(
+            f"the function that builds a network returns {type(module).__name__}, expected torch.nn.Module."
+        )
+    lazy = [name for name, parameter in module.named_parameters() if nn.parameter.is_lazy(parameter)]
+    if lazy:
+        raise UserError(
+            f"the parameter '{lazy[0]}' of the network {type(module).__name__} is lazy, so that a student cannot be "
+            "built; give the layer its sizes."
+        )
+
+
+def _refuse_impure_layers(module: nn.Module) -> None:
+    """UserError that names a layer of torch that is random or keeps statistics, whatever it is called on."""
+    for name, part in module.named_modules():
+        if getattr(part, "running_mean", None) is not None:
+            raise UserError(
+                f"layer '{name}' ({type(part).__name__}) keeps running statistics, which are not among the parameters "
+                "that are matched; build it with track_running_stats=False, or use instance, layer or group "
+                "normalisation."
+            )
+        is_dropout = isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0
+        if is_dropout or (isinstance(part, nn.MultiheadAttention) and part.training and part.dropout > 0):
+            raise UserError(f"layer '{name}' ({type(part).__name__}) is random; build the network without dropout.")
+
+
+@contextmanager
+def _differentiable_attention() -> Iterator[None]:
+    """Attention by products and softmax, which can be differentiated twice; torch's fused kernels cannot."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def _call_twice(module: nn.Module, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Results of two calls on the same images, each with the state that it leaves the global generator in.
+
+    Raises UserError for a module that cannot be called on them, or whose result is no tensor.
+    """
+    name, shape = type(module).__name__, tuple(images.shape[1:])
+    try:
+        with isolated(0, "check"), torch.no_grad(), _differentiable_attention():
+            results = [(module(images), torch.get_rng_state()) for _ in range(2)]
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"the network {name} cannot be called on images of shape {shape}: {reason}") from error
+    if not isinstance(results[0][0], Tensor):
+        raise UserError(f"the network {name} returns {type(results[0][0]).__name__}, expected logits (n, classes).")
+    return results
+
+
+def _refuse_impure_calls(module: nn.Module, shape: Sequence[int]) -> None:
+    """UserError where two calls on the same two images of `shape` differ, draw random numbers or change a buffer."""
+    name, count = type(module).__name__, 2 * prod(shape)
+    images = torch.arange(float(count)).cos().view(2, *shape).to(next(module.parameters(), torch.empty(0)))
+    before = {buffer: tensor.clone() for buffer, tensor in module.named_buffers()}
+    results = _call_twice(module, images)
+    changed = [buffer for buffer, tensor in module.named_buffers() if not _same_bits(tensor, before[buffer])]
+    if changed:
+        raise UserError(
+            f"a call of the network {name} changes its buffer '{changed[0]}', which is not among the parameters that "
+            "are matched; build normalisation layers with track_running_stats=False, others without state."
+        )
+    if not all(_same_bits(*pair) for pair in zip(*results)):
+        raise UserError(
+            f"the network {name} is random or keeps state: two calls on the same images differ, so that a student "
+            "cannot compute a step again; build it without dropout (F.dropout and that of attention too)."
+        )
+
+
+class FlatModel:
+    """`model(theta, images) -> logits`, a module with its parameters handed in as one vector.
+
+    build: makes a new module; it is called once for the shell, and again by `fresh` for each new initialisation.
+    shape: of one image (channels, height, width); None where it is not known before the first call.
+    The same arguments must give the same bits, since a student computes its steps again. Hence the module is called
+    twice on the same images when it is built, or before its first call where no shape is given.
+    Attention is computed by products and softmax, because torch's fused kernels have no second derivative.
+    Raises UserError for a module that is random or keeps state, and for one that cannot be called on such images.
+    """
+
+    def __init__(self, build: Callable[[], nn.Module], shape: tuple[int, ...] | None = None):
+        if isinstance(build, nn.Module):
+            raise UserError(
+                f"FlatModel takes a function that builds a network, not the {type(build).__name__} itself, so that it "
+                "can build new initialisations: write FlatModel(lambda: Network(...))."
+            )
+        self.build = build
+        with isolated(0, "shell"):
+            self.module = build()
+        _refuse_unfinished(self.module)
+        _refuse_impure_layers(self.module)
+        for parameter in self.module.parameters():
+            parameter.requires_grad_(False)
+        named = list(self.module.named_parameters())
+        self.layout = Layout(tuple(name for name, _ in named), tuple(tuple(p.shape) for _, p in named))
+        self.is_checked = shape is not None
+        if shape is not None:
+            _refuse_impure_calls(self.module, shape)
+
+    def __call__(self, theta: Tensor, images: Tensor) -> Tensor:
+        """theta (P,), images (n, channels, height, width) -> logits (n, classes)."""
+        if not self.is_checked and images.is_floating_point():
+            _refuse_impure_calls(self.module, images.shape[1:])
+            self.is_checked = True
+        parameters = dict(zip(self.layout.names, self.layout.split(theta)))
+        with _differentiable_attention():
+            logits: Tensor = torch.func.functional_call(self.module, parameters, (images,))
+        return logits
+
+    def fresh(self, seed: int, *path: str | int) -> Tensor:
+        """A new random initialisation (P,), the module's own, from (seed, path) alone."""
+        with isolated(seed, "fresh", *path), torch.no_grad():
+            return self.layout.join([parameter.detach() for parameter in self.build().parameters()])
+
+    def features(self, theta: Tensor, images: Tensor) -> Tensor:
+        """What enters the last linear layer (n, d): the network's representation of the images.
+
+        Raises UserError for a module without a `classifier`.
+        """
+        classifier = getattr(self.module, "classifier", None)
+        if classifier is None:
+            raise UserError(f"{type(self.module).__name__} has no layer called 'classifier', so no features to read.")
+        seen: list[Tensor] = []
+        handle = classifier.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].flatten(1)))
+        try:
+            self(theta, images)
+        finally:
+            handle.remove()
+        return seen[0]

@@ -1,0 +1,88 @@
+"""Networks by name. To add one: a module built from (channels, size, classes, **options), and a line in MODELS."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from limbeck.core.errors import UserError
+from limbeck.networks.convnet import MLP, ConvNet, default_depth, widening
+from limbeck.networks.flat import FlatModel
+
+__all__ = ["MLP", "MODELS", "ConvNet", "ModelConfig", "default_depth", "flat_model", "widening"]
+
+MODELS: dict[str, Callable[..., nn.Module]] = {"convnet": ConvNet, "widening": widening, "mlp": MLP}
+
+
+class ModelConfig(BaseModel):
+    """Which network, and its options; None means the network's own default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: str = "convnet"
+    """convnet, widening (a convnet whose channels double from block to block) or mlp"""
+    depth: int | None = Field(default=None, ge=1)
+    """blocks of a convnet; by default from the image size (3 at 28 and 32 pixels)"""
+    width: int | None = Field(default=None, ge=1)
+    """channels of every block, of the first one of widening (the papers use 128)"""
+    norm: str | None = None
+    """instance, layer, group or none"""
+    activation: str | None = None
+    """relu, leaky-relu, sigmoid or softplus"""
+    pooling: str | None = None
+    """avg, max or none"""
+
+    def options(self) -> dict[str, Any]:
+        """What was set, as keyword arguments of the network; UserError for what this network does not have."""
+        if self.name not in MODELS:
+            raise UserError(f"there is no network called '{self.name}'; choose one of {', '.join(sorted(MODELS))}.")
+        given = {key: value for key, value in self.model_dump(exclude={"name"}).items() if value is not None}
+        known = inspect.signature(MODELS[self.name]).parameters
+        for key in given:
+            if key not in known:
+                raise UserError(f"the network '{self.name}' has no option '{key}'.")
+        return given
+
+    def resolved(self, size: tuple[int, int]) -> ModelConfig:
+        """The same network with its defaults written out, so that a record does not depend on them."""
+        given = self.options()
+        defaults = {
+            key: parameter.default
+            for key, parameter in inspect.signature(MODELS[self.name]).parameters.items()
+            if key in type(self).model_fields and parameter.default is not inspect.Parameter.empty
+        }
+        if "depth" in defaults:
+            defaults["depth"] = default_depth(min(size))
+        return ModelConfig(name=self.name, **{**defaults, **given})
+
+
+def flat_model(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> FlatModel:
+    """The network for images of `shape` (channels, height, width) as a function of one flat vector.
+
+    Raises UserError for a network that cannot be trained to tell `classes` apart, and as `FlatModel` does.
+    """
+    options = config.options()
+    channels, height, width = shape
+    model = FlatModel(lambda: MODELS[config.name](channels, (height, width), classes, **options), shape)
+    _require_classifier(model, config.name, shape, classes)
+    return model
+
+
+@torch.no_grad()
+def _require_classifier(model: FlatModel, name: str, shape: tuple[int, int, int], classes: int) -> None:
+    if not model.layout.count:
+        raise UserError(f"the network '{name}' has no parameters to train.")
+    theta = model.fresh(0)
+    if theta.dtype is not torch.float32:
+        raise UserError(f"the parameters of the network '{name}' are {theta.dtype}; build it in torch.float32.")
+    result = tuple(model(theta, torch.zeros(2, *shape)).shape)
+    if result != (2, classes):
+        raise UserError(
+            f"the network '{name}' returns a tensor of shape {result} for 2 images; with {classes} classes it has to "
+            f"return logits of shape (2, {classes})."
+        )

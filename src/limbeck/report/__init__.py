@@ -1,0 +1,1 @@
+"""Records of runs as pages, tables and plots; imports no torch."""

@@ -1,0 +1,61 @@
+"""The one outer loop: draw, loss, backward, accept, step, hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import isfinite
+
+import torch
+
+from limbeck.core.errors import UserError
+from limbeck.core.types import Hook, Objective
+from limbeck.synthetic.set import SyntheticSet
+
+
+class Diverged(UserError):
+    """The loss or a gradient stopped being finite; the set still holds its last good values."""
+
+
+def always(loss: float) -> bool:
+    """Accept every step."""
+    return True
+
+
+def descend(
+    objective: Objective,
+    synthetic: SyntheticSet,
+    optimisers: Sequence[torch.optim.Optimizer],
+    steps: range,
+    seed: int,
+    accept: Callable[[float], bool] = always,
+    hooks: Sequence[Hook] = (),
+) -> None:
+    """Lower `objective` over `steps`, updating the learned parameters of `synthetic` in place.
+
+    Each step is random only through (seed, step), so that a run can be taken up again at any of them.
+    Hooks see the number of steps done. Raises Diverged before a step that is not finite is taken.
+    """
+    for step in steps:
+        for optimiser in optimisers:
+            optimiser.zero_grad()
+        loss = objective(synthetic, step, seed)
+        loss.backward()
+        value = float(loss.detach())
+        _check(value, synthetic, step)
+        if accept(value):
+            for optimiser in optimisers:
+                optimiser.step()
+        for hook in hooks:
+            hook(synthetic, step + 1, value)
+
+
+def _check(loss: float, synthetic: SyntheticSet, step: int) -> None:
+    grads = {name: parameter.grad for name, parameter in synthetic.parameters().items()}
+    broken = [name for name, grad in grads.items() if grad is not None and not bool(torch.isfinite(grad).all())]
+    if not isfinite(loss) or broken:
+        what = f"the gradient of {', '.join(broken)}" if broken else "the loss"
+        lr = float(synthetic.lr.detach())
+        raise Diverged(
+            f"step {step}: {what} is not finite (loss {loss:.4g}, student step size {lr:.4g}); the last good state "
+            "is kept. Lower --lr-img, --lr-lr or --syn-steps and run again in a new folder."
+        )

@@ -1,0 +1,121 @@
+"""Plain training of one network on tensors, shared by experts and evaluation; and its accuracy."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from limbeck.core.rng import derive, stream
+from limbeck.core.sums import inner, total
+from limbeck.core.types import Batch, PureLoss
+from limbeck.derivatives.autograd import gradient
+
+
+class Schedule(NamedTuple):
+    """SGD for `epochs` passes over shuffled batches; lr x 0.1, with a new optimiser, from epoch `drop` on."""
+
+    epochs: int
+    lr: float
+    batch_size: int = 256
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    drop: int | None = None
+
+
+GradientRule = Callable[[PureLoss, Tensor, Batch], Tensor]
+"""(loss, theta (P,), batch) -> what a step goes against (P,)."""
+
+
+@dataclass(frozen=True)
+class Gsam:
+    """GSAM (Zhuang et al. 2022), which FTD trains its experts by: the gradient at the sharpest point nearby.
+
+    With g at theta and p at theta + e on the same augmented batch, e = rho g / |g|: p - alpha (g's part across p).
+    rho is constant, as in FTD's code, where the step size is. Norms are over all parameters together.
+    adaptive: e = rho theta^2 g / |theta g|, as ASAM (Kwon et al. 2021). alpha = 0 is SAM (Foret et al. 2021).
+    """
+
+    rho: float
+    alpha: float = 0.0
+    adaptive: bool = False
+
+    def __call__(self, loss: PureLoss, theta: Tensor, batch: Batch) -> Tensor:
+        here = gradient(loss, theta, batch)
+        size = theta.detach().abs() if self.adaptive else torch.ones_like(here)
+        scaled = size * here
+        ahead = theta.detach() + self.rho * size * scaled / (scaled.norm() + 1e-12)
+        perturbed = gradient(loss, ahead, batch)
+        along = inner(here, perturbed) / (total(perturbed.square()) + 1e-12)
+        return perturbed - self.alpha * (here - along * perturbed)
+
+
+def train(
+    loss: PureLoss,
+    theta0: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    schedule: Schedule,
+    seed: int,
+    rule: GradientRule = gradient,
+) -> Iterator[Tensor]:
+    """Yield a copy of the parameters (P,) before training and after every epoch: epochs + 1 of them.
+
+    Batch order and augmentation come from (seed, epoch, step) alone. theta0 is not changed.
+    """
+    theta = theta0.detach().clone().requires_grad_()
+    yield theta.detach().clone()
+    lr = schedule.lr
+    optimiser = _sgd(theta, lr, schedule)
+    for epoch in range(schedule.epochs):
+        if epoch == schedule.drop:
+            optimiser = _sgd(theta, lr * 0.1, schedule)
+        order = torch.randperm(len(images), generator=stream(seed, "order", epoch)).to(images.device)
+        for step, rows in enumerate(order.split(schedule.batch_size)):
+            batch = Batch(images[rows], labels[rows], derive(seed, "augment", epoch, step))
+            theta.grad = rule(loss, theta, batch)
+            optimiser.step()
+        yield theta.detach().clone()
+
+
+def _sgd(theta: Tensor, lr: float, schedule: Schedule) -> torch.optim.Optimizer:
+    return torch.optim.SGD([theta], lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay)
+
+
+def last(path: Iterable[Tensor]) -> Tensor:
+    """The final parameters of a training run, without keeping those before."""
+    return deque(path, maxlen=1).pop()
+
+
+class Score(NamedTuple):
+    """Fraction of all images, and mean over classes of the fraction of that class, that are classified correctly."""
+
+    accuracy: float
+    balanced: float
+
+
+Network = Callable[[Tensor, Tensor], Tensor]
+"""(theta (P,), images (n, c, h, w)) -> logits (n, classes)."""
+
+
+@torch.no_grad()
+def predict(model: Network, theta: Tensor, images: Tensor, chunk: int = 500) -> Tensor:
+    """The most likely class of each image (n,)."""
+    return torch.cat([model(theta, part).argmax(1) for part in images.split(chunk)])
+
+
+def score(model: Network, theta: Tensor, images: Tensor, labels: Tensor) -> Score:
+    """Accuracy and balanced accuracy on un-augmented images; parameters that are not finite score zero."""
+    if not bool(torch.isfinite(theta).all()):
+        return Score(0.0, 0.0)
+    right = (predict(model, theta, images) == labels).double()
+    present, place = labels.unique(return_inverse=True)
+    count = torch.zeros(len(present), dtype=torch.double, device=labels.device).index_add_(
+        0, place, torch.ones_like(right)
+    )
+    hits = torch.zeros_like(count).index_add_(0, place, right)
+    return Score(float(right.mean()), float((hits / count).mean()))
