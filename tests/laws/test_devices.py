@@ -35,11 +35,12 @@ from limbeck.experts.train import train_expert
 from limbeck.jobs.checkpoint import Stateful
 from limbeck.methods import Facts, Material, Method, Plan
 from limbeck.methods.overlap import Overlap
+from limbeck.methods.ptm_progress import Progress
 from limbeck.networks.losses import CrossEntropy
 from limbeck.networks.registry import ModelConfig
 from limbeck.select.scores import features
 from limbeck.synthetic.decode import Partition
-from limbeck.synthetic.hooks import Decay, Ema, Progress, clamp
+from limbeck.synthetic.hooks import Decay, Ema, clamp
 from limbeck.synthetic.loop import descend
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task, make_task

@@ -16,8 +16,9 @@ from limbeck.experts import Expert, ExpertConfig, Recorded
 from limbeck.methods import METHODS, Facts, Material
 from limbeck.methods.overlap import Overlap, alike
 from limbeck.methods.ptm import windows
+from limbeck.methods.ptm_progress import Progress
 from limbeck.objectives.combine import Average, Finite
-from limbeck.synthetic.hooks import Decay, Ema, Progress, forget
+from limbeck.synthetic.hooks import Decay, Ema, forget
 from limbeck.synthetic.loop import Diverged, descend
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task

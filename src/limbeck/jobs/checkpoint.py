@@ -10,8 +10,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from limbeck.core.types import Hook, Listener
+from limbeck.core.types import Listener
 from limbeck.jobs.record import Run
+from limbeck.synthetic.loop import Hook
 from limbeck.synthetic.set import SyntheticSet
 
 SAVE_SECONDS = 20.0

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from limbeck.core.files import read_header
 from limbeck.core.rng import derive, stream
-from limbeck.core.types import Hook
 from limbeck.data import Split
 from limbeck.derivatives.autograd import gradient
 from limbeck.evaluation.baselines import kept_row, real_images
@@ -34,6 +33,7 @@ from limbeck.methods import Material, Plan
 from limbeck.networks.flat import lecun_normal
 from limbeck.networks.registry import ModelConfig, flat_model
 from limbeck.synthetic.distilled import DistilledSet
+from limbeck.synthetic.loop import Hook
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task
 from limbeck.training.plain import GradientRule, Gsam, Schedule, last, score, train

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.core.rng import derive, stream
-from limbeck.core.types import Hook
 from limbeck.data import Preprocess
 from limbeck.methods.coreset import Init, choose_real
 from limbeck.methods.plan import Material, MethodConfig
@@ -22,6 +21,7 @@ from limbeck.select.coresets import Selector
 from limbeck.select.policy import POLICIES, Dream
 from limbeck.select.scores import features
 from limbeck.synthetic.decode import Partition, grey, mosaic
+from limbeck.synthetic.loop import Hook
 from limbeck.synthetic.set import Decode, SyntheticSet, identity
 
 LR_NET = 0.01  # the papers' step size of networks, and what a set of these methods starts with as its own

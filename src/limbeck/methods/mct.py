@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 from limbeck.core.errors import UserError
-from limbeck.core.types import Hook, Sampler
+from limbeck.core.types import Sampler
 from limbeck.experts.segments import Continuous, WholeEpochs
 from limbeck.methods.coreset import Init
 from limbeck.methods.parts import (
@@ -27,6 +27,7 @@ from limbeck.methods.plan import Facts, Material, Method, MethodConfig, Plan, it
 from limbeck.objectives.combine import averaged
 from limbeck.objectives.trajectory import MatchTrajectory
 from limbeck.synthetic.hooks import Decay, Ema
+from limbeck.synthetic.loop import Hook
 from limbeck.synthetic.set import SyntheticSet
 
 

@@ -12,12 +12,13 @@ from pydantic import Field
 from torch import Tensor
 
 from limbeck.core.errors import UserError
-from limbeck.core.types import Adjoint, Objective, Sampler, Segment
+from limbeck.core.types import Adjoint, Sampler, Segment
 from limbeck.methods.coreset import choose_real
 from limbeck.methods.plan import Facts, Material, MethodConfig, itself
 from limbeck.networks.flat import Layout
 from limbeck.objectives.combine import averaged
 from limbeck.objectives.trajectory import Labeller, MatchTrajectory
+from limbeck.synthetic.loop import Objective
 from limbeck.synthetic.set import LOG_LR_RANGE, SyntheticSet
 from limbeck.training.plain import Network
 from limbeck.training.unroll import Backprop, Replay

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from limbeck.core.types import Hook, Objective, Trajectory
+from limbeck.core.types import Trajectory
 from limbeck.experts.store import ExpertConfig, Kind
-from limbeck.synthetic.loop import always
+from limbeck.synthetic.loop import Hook, Objective, always
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task
 

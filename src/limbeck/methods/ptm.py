@@ -15,14 +15,14 @@ from pydantic import Field
 from torch import Tensor
 
 from limbeck.core.rng import derive
-from limbeck.core.types import Hook
 from limbeck.methods.coreset import Init
 from limbeck.methods.overlap import Overlap
 from limbeck.methods.parts import RecordedConfig, match, optimisers, real_set, whole_epochs
 from limbeck.methods.plan import Facts, Material, Method, Plan
+from limbeck.methods.ptm_progress import Progress
 from limbeck.objectives.combine import Finite
 from limbeck.select import choose
-from limbeck.synthetic.hooks import Progress
+from limbeck.synthetic.loop import Hook
 from limbeck.synthetic.set import SyntheticSet
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.rng import derive
-from limbeck.core.types import Objective
+from limbeck.synthetic.loop import Objective
 from limbeck.synthetic.set import SyntheticSet
 
 Gradients = Sequence[Tensor | None]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from limbeck.core.rng import stream
 from limbeck.core.types import Adjoint, Batch
+from limbeck.data.augment import with_mirror_images
 from limbeck.derivatives.convnet import Fast
 from limbeck.networks.flat import FlatModel
 from limbeck.networks.losses import CrossEntropy, cross_entropy
@@ -93,11 +94,6 @@ class Trained:
         return partial(model, unroll(self.loss, theta0, batches, synthetic.lr, self.adjoint))
 
 
-def mirrored(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The images and their mirror images with the same labels: twice as many (RCIG's flip trick)."""
-    return torch.cat([images, images.flip(3)]), torch.cat([labels, labels])
-
-
 @dataclass(frozen=True)
 class Solved:
     """A network linearised at start(step), its ridge regression on the set solved; labels are the targets as they are.
@@ -123,7 +119,7 @@ class Solved:
             order = torch.randperm(count, generator=stream(seed, "through", step))
             rows = order[: self.through].to(images.device)
         if self.flip:
-            images, labels = mirrored(images, labels)
+            images, labels = with_mirror_images(images, labels)
             rows = None if rows is None else torch.cat([rows, rows + count])
         v = solve(self.model, theta0, Batch(images, labels), self.ridge, self.adjoint, rows)
         return partial(linearised, self.model, theta0, v)

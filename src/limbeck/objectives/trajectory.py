@@ -12,11 +12,11 @@ from limbeck.core.rng import stream
 from limbeck.core.types import Adjoint, Batch, Distance, PureLoss, Sampler, Segment, Trajectory
 from limbeck.objectives.combine import of_step_size
 from limbeck.objectives.distance import displacement
+from limbeck.synthetic.hooks import OVERSHOOT
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.training.unroll import Replay, unroll
 
 EXACT = Replay()
-OVERSHOOT = 2.0  # a normalised loss above it: the student ends well farther from the target than where it started
 Labeller = Callable[[Tensor, Segment], Tensor]
 """(images, segment) -> label probabilities (n, classes), made anew at every outer step."""
 

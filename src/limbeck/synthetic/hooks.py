@@ -1,18 +1,16 @@
-"""Values that act between the outer steps: averages, decays, and progress through stages."""
+"""Values that act between the outer steps: averages, decays, and what watches the student."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import inf, isnan, nan
+from math import nan
 
 import torch
 from torch import Tensor
 
 from limbeck.core.sums import total
 from limbeck.data import Preprocess
-from limbeck.experts.segments import WholeEpochs
-from limbeck.objectives.trajectory import OVERSHOOT
 from limbeck.synthetic.loop import Diverged
 from limbeck.synthetic.set import LOG_LR_RANGE, SyntheticSet
 
@@ -92,83 +90,7 @@ def forget(optimiser: torch.optim.Optimizer, parameter: Tensor, rows: Tensor | N
             slot[... if rows is None else rows] = 0
 
 
-@dataclass
-class Progress:
-    """A start range that widens when the loss stops falling, and a guard that steps back when it diverges.
-
-    Its three faces: `sample` is a `Sampler`, `accept` the loop's gate, and the value itself a hook.
-
-    bounds:    start epochs of stage k are whole and below bounds[k]; span: epochs to match.
-    patience:  steps without a new least running mean (of 0.9 memory) before the next stage.
-    limit:     a loss above it is refused: the set goes back to where its loss was last accepted, what the optimisers
-               remember is forgotten, and the range goes back a stage. Diverged after `patience` refusals in a row.
-    """
-
-    synthetic: SyntheticSet
-    optimisers: Sequence[torch.optim.Optimizer]
-    bounds: tuple[int, ...]
-    span: int
-    patience: int
-    limit: float
-    stage: int = 0
-    running: float = nan
-    best: float = inf
-    stale: int = 0
-    refused: int = 0
-    good: dict[str, Tensor] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.good = self._copy()
-
-    def _copy(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().clone() for name, tensor in self.synthetic.state().items()}
-
-    def sample(self, step: int, end: int, generator: torch.Generator) -> tuple[float, float]:
-        """A segment from the present start range."""
-        return WholeEpochs(self.bounds[self.stage], self.span)(step, end, generator)
-
-    def accept(self, loss: float) -> bool:
-        """Whether the step may be taken."""
-        if loss <= self.limit:
-            self.good, self.refused = self._copy(), 0
-            return True
-        self.refused += 1
-        if self.refused > self.patience:
-            raise Diverged(f"{self.refused} steps in a row had a loss above {self.limit:g}; lower --lr-img or --lr-lr.")
-        self.synthetic.load(self.good)
-        for optimiser in self.optimisers:
-            for group in optimiser.param_groups:
-                for parameter in group["params"]:
-                    forget(optimiser, parameter)
-        self._enter(max(self.stage - 1, 0))
-        return False
-
-    def _enter(self, stage: int) -> None:
-        self.stage, self.running, self.best, self.stale = stage, nan, inf, 0
-
-    def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
-        if self.refused:
-            return
-        self.running = loss if isnan(self.running) else 0.9 * self.running + 0.1 * loss
-        if self.running < 0.999 * self.best:
-            self.best, self.stale = self.running, 0
-            return
-        self.stale += 1
-        if self.stale >= self.patience and self.stage + 1 < len(self.bounds):
-            self._enter(self.stage + 1)
-
-    def state(self) -> dict[str, Tensor]:
-        """Stage, running means and the last good set."""
-        numbers = [self.stage, self.running, self.best, self.stale, self.refused]
-        return {"numbers": torch.tensor(numbers, dtype=torch.double), **{f"good.{k}": t for k, t in self.good.items()}}
-
-    def restore(self, state: dict[str, Tensor], step: int) -> None:
-        """Take them up again."""
-        stage, self.running, self.best, stale, refused = state["numbers"].tolist()
-        self.stage, self.stale, self.refused = int(stage), int(stale), int(refused)
-        self.good = {name: state[f"good.{name}"].to(tensor.device) for name, tensor in self.good.items()}
-
-
+OVERSHOOT = 2.0  # a normalised loss above it: the student ends well farther from the target than where it started
 WARNINGS = {
     "far": "step {step}: the matching loss is {loss}, where 1 is a student that did not move: it goes far past "
     "its target, and the images wait until its step size has come down. Start from a smaller one (--lr-teacher "

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import isfinite
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from limbeck.core.errors import UserError
-from limbeck.core.types import Hook, Objective
 from limbeck.synthetic.set import SyntheticSet
+
+
+class Objective(Protocol):
+    """What a method minimises: a differentiable scalar of the synthetic set, random only through (seed, step)."""
+
+    def __call__(self, synthetic: SyntheticSet, step: int, seed: int) -> Tensor: ...
+
+
+class Hook(Protocol):
+    """Called after every outer step, with the updated set and that step's loss."""
+
+    def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None: ...
 
 
 class Diverged(UserError):
