@@ -253,7 +253,7 @@ def test_an_outer_step_waits_where_it_is_listed(
 
 
 OPTIONS: list[tuple[str, dict[str, object]]] = [
-    ("mct", {"canvas": 2, "noise_start": 0.1, "draws": 2, "lr_img_every": 1}),
+    ("mct", {"canvas": 2, "noise_start": 0.1, "grad_accum": 2, "lr_img_every": 1}),
     (
         "mct",
         {"teacher_labels": True, "gradient": "backprop", "init": "kcentre", "optimizer": "sgd", "sampling": "whole"},

@@ -428,6 +428,14 @@ def test_values_out_of_range_are_told_by_the_parser(limbeck: Any, tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("words", [["--draws", "2"], ["--draws=2"]], ids=" ".join)
+def test_the_old_name_of_an_option_works_and_says_its_new_name(limbeck: Any, tmp_path: Path, words: list[str]) -> None:
+    result = limbeck("distill", "digits", *TINY, *words, "--out", tmp_path / "run", "--json")
+    assert result.status == 0
+    assert "limbeck: --draws is now called --grad-accum" in result.err
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["grad_accum"] == 2
+
+
 def test_segments_past_the_experts_end_are_drawn_in(limbeck: Any, tmp_path: Path) -> None:
     words = ["--max-start-epoch", "1000", "--expert-epochs", "1000"]
     assert limbeck("distill", "digits", *TINY, *words, "--out", tmp_path / "run").status == 0

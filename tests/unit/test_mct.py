@@ -121,7 +121,7 @@ OPTIONS: list[Mapping[str, Any]] = [
     {"gradient": "backprop", "optimizer": "sgd", "lr_img": 10.0},
     {"teacher_labels": True},
     {"noise_start": 0.01},
-    {"draws": 2},
+    {"grad_accum": 2},
     {"init": "kmeans", "ema_decay": 0.0},
 ]
 

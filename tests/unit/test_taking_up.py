@@ -21,6 +21,8 @@ import torch
 import limbeck
 from limbeck import EvalConfig, ExpertConfig, ModelConfig, UserError
 from limbeck.core import files
+from limbeck.core.aliases import old_config
+from limbeck.core.files import content_key
 from limbeck.core.user_code import source_key
 from limbeck.jobs.inspection import inspect_store
 from limbeck.jobs.job import is_finished, prepare
@@ -105,6 +107,35 @@ def stop_in(stage: str, at: int) -> Any:
             raise Stop
 
     return listen
+
+
+# --- options that were renamed
+
+
+def test_a_run_recorded_under_old_names_is_left_alone_and_continued(run: Path, tmp_path: Path) -> None:
+    """The last release wrote `draws` into run.json and into the key of results.json."""
+    names = ("run.json", "results.json")
+    head, results = (read(run / name) for name in names)
+    config = old_config(head["config"])
+    assert "draws" in config
+    for name, value in zip(names, ({**head, "config": config}, results)):
+        (run / name).write_text(json.dumps({**value, "key": content_key(config)}))
+    before = bits(run)
+    job(run)
+    assert bits(run) == before
+    assert read(run / "run.json")["config"] == head["config"]
+    job(run, iterations=8)
+    assert bits(run) == bits(job(tmp_path / "whole", iterations=8))
+
+
+def test_old_names_of_options_warn_and_count(run: Path) -> None:
+    with pytest.warns(DeprecationWarning, match="draws is now called grad_accum") as caught:
+        job(run, draws=1)
+    assert caught[0].filename == __file__
+    with pytest.warns(DeprecationWarning, match="draws"), pytest.raises(UserError, match="grad_accum 1, not 2"):
+        job(run, draws=2)
+    with pytest.raises(UserError, match="option draws: Extra inputs"):
+        job(run, draws=1, grad_accum=1)
 
 
 # --- more iterations
@@ -505,6 +536,8 @@ def test_an_attribute_of_the_users_instance_is_part_of_the_key() -> None:
 
 KEY_OF_A_SET = """
 KINDS = {"a", "b", "c", "d"}
+from limbeck.core.aliases import old_config
+from limbeck.core.files import content_key
 from limbeck.core.user_code import source_key
 print(source_key(lambda name: name in {"a", "b", "c", "d"} or name in KINDS))
 """

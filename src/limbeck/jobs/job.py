@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from limbeck.core.aliases import rename_keywords
 from limbeck.core.errors import UserError
 from limbeck.core.types import Listener, Trajectory
 from limbeck.core.user_code import source_key
@@ -47,7 +48,7 @@ def train_experts(
     options: fields of `JobConfig` (count, seed, model, expert, preprocess, augment).
     Raises UserError for input that cannot work and for a store made from something else.
     """
-    config = checked(JobConfig, options)
+    config = checked(JobConfig, rename_keywords(options, JobConfig.model_fields))
     task = make_task(
         _load(data, config.seed, resize), config.model, config.preprocess, config.augment, device, config.precision
     )
@@ -133,6 +134,7 @@ def prepare(
     Raises UserError for input that cannot work.
     """
     chosen = find_method(method)
+    options = rename_keywords(options, {*chosen.config.model_fields, *JobConfig.model_fields})
     own = {key: value for key, value in options.items() if key in chosen.config.model_fields}
     config = checked(JobConfig, {key: value for key, value in options.items() if key not in own})
     asked = checked(chosen.config, own)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limbeck.core.aliases import old_config, rename_options
 from limbeck.core.conditions import difference, require_same_conditions
 from limbeck.core.errors import UserError
 from limbeck.core.files import content_key, read_header, read_json, read_tensors, write_json, write_tensors
@@ -86,7 +87,7 @@ class Run:
         if not (self.path / "results.json").exists():
             return False
         key = read_json(self.path / "results.json", RESULTS).get("key", content_key(self.config()))
-        return bool(key == content_key(config))
+        return key in (content_key(config), content_key(old_config(config)))
 
     def take_up(self, config: dict[str, Any], facts: dict[str, Any]) -> None:
         """Let the run go on as `config` asks: to its end, to more iterations than it had, or to another evaluation.
@@ -94,8 +95,8 @@ class Run:
         Raises UserError where anything else differs, and where steps are left and the conditions or the validations are
         not those of the earlier steps. More iterations are recorded at once.
         """
-        head, recorded = read_json(self.path / "run.json", FORMAT), self.config()
-        wanted = json.loads(json.dumps(config))
+        head, wanted = read_json(self.path / "run.json", FORMAT), json.loads(json.dumps(config))
+        recorded = rename_options(self.config(), wanted)
         self._require_same(recorded, wanted)
         if self.steps_left(wanted):
             before, now = head.get("validation"), facts.get("validation")

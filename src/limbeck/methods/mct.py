@@ -64,8 +64,8 @@ class MCTConfig(MethodConfig):
     """step size of the student's step size, in the papers' unit (of the step size itself); 0 keeps it fixed"""
     batch_syn: int | None = Field(default=None, ge=1)
     """synthetic images per student step; by default all"""
-    draws: int = Field(default=1, ge=1)
-    """segments whose gradients are averaged in an outer step (gradient accumulation)"""
+    grad_accum: int = Field(default=1, ge=1)
+    """segments whose gradients are averaged in an outer step"""
     init: Init = "random"
     """real images to start from: a coreset's name"""
     canvas: int = Field(default=1, ge=1)
@@ -117,7 +117,7 @@ def plan(config: MCTConfig, material: Material) -> Plan:
         images,
         lr_optimiser(synthetic, config.lr_lr, config.lr_teacher, config.momentum),
     ]
-    mean = averaged(objective, config.draws)
+    mean = averaged(objective, config.grad_accum)
     return Plan(mean, synthetic, optimisers, config.iterations, hooks=hooks, show=show)
 
 

@@ -59,8 +59,8 @@ class RecordedConfig(MethodConfig):
     """step size of the student's step size, in the papers' unit (of the step size itself); 0 keeps it fixed"""
     batch_syn: int | None = Field(default=None, ge=1)
     """synthetic images per student step; by default all"""
-    draws: int = Field(default=1, ge=1)
-    """segments whose gradients are averaged in an outer step (gradient accumulation)"""
+    grad_accum: int = Field(default=1, ge=1)
+    """segments whose gradients are averaged in an outer step"""
 
 
 def span_and_start(facts: Facts, syn_steps: int, lr_teacher: float, span: float | None, start: float | None) -> Any:
@@ -167,7 +167,7 @@ def match(
         adjoint=GRADIENTS[gradient],
         labels=labels,
     )
-    return averaged(objective, config.draws)
+    return averaged(objective, config.grad_accum)
 
 
 @torch.no_grad()
