@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.cases import EVERYWHERE, make, random_data
 from benchmarks.measure import Clock, Json, Side, alternate, arguments, machine, with_default_allocator, write
 from benchmarks.reference import expert_epochs, reference_dsa
-from limbeck.core.parallel import side_by_side
+from limbeck.core.parallel import parallel_map
 from limbeck.task import Task
 from limbeck.training.plain import Schedule, last, score, train
 
@@ -57,10 +57,10 @@ def field(task: Task, train_on: Pair, test_on: Pair, seed: int) -> list[Tensor]:
 One = Callable[[Task, Pair, Pair, int], object]
 
 
-def together(one: One, task: Task, train_on: Pair, test_on: Pair, at_once: int) -> None:
-    """Two experts, `at_once` of them at the same time, each with its share of the threads."""
+def together(one: One, task: Task, train_on: Pair, test_on: Pair, max_workers: int) -> None:
+    """Two experts, `max_workers` of them at the same time, each with its share of the threads."""
     jobs = [lambda _check, seed=seed: one(task, train_on, test_on, seed) for seed in range(AT_ONCE)]
-    for _ in side_by_side(jobs, at_once):
+    for _ in parallel_map(jobs, max_workers):
         pass
 
 
@@ -74,9 +74,9 @@ def measure_case(case: Case, clock: Clock, share_s: float, quick: bool) -> Json:
     def plain(one: One) -> tuple[Side, Side]:
         return partial(one, task, task.train, task.test, 0), partial(one, task, few, few_tests, 0)
 
-    def pair(one: One, at_once: int) -> tuple[Side, Side]:
-        whole = partial(together, one, task, task.train, task.test, at_once)
-        return whole, partial(together, one, task, few, few_tests, at_once)
+    def pair(one: One, max_workers: int) -> tuple[Side, Side]:
+        whole = partial(together, one, task, task.train, task.test, max_workers)
+        return whole, partial(together, one, task, few, few_tests, max_workers)
 
     def compared(sides: dict[str, tuple[Side, Side]], budget_s: float) -> Json:
         def fair(name: str, call: Side) -> Side:

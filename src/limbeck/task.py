@@ -70,7 +70,7 @@ class Task:
         return self.choice.implementation
 
     @property
-    def at_once(self) -> int | None:
+    def max_workers(self) -> int | None:
         """Networks that may be trained at the same time: None for as many as there are threads.
 
         A module is one at a time: its parameters are exchanged while it is called. So are networks on a GPU.

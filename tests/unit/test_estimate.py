@@ -271,7 +271,7 @@ def test_it_agrees_with_a_real_run(method: str, tmp_path: Path, monkeypatch: pyt
 
 
 def test_jobs_at_the_same_time_count_in_rounds(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Task, "at_once", 2)
+    monkeypatch.setattr(Task, "max_workers", 2)
     account = Account(task)
     account.add("a", "one", lambda: lambda: None, 10, jobs=5, groups=3)
     account.add("b", "one", lambda: lambda: None, 10, jobs=2)

@@ -1,4 +1,4 @@
-"""Independent pieces of work at the same time, each with its share of the processor's threads."""
+"""Runs independent jobs in threads, each with its share of torch's threads."""
 
 from __future__ import annotations
 
@@ -12,64 +12,69 @@ import torch
 from limbeck.core.types import Listener
 
 T = TypeVar("T")
-Check = Callable[[], None]
-"""To be called now and then while working: raises where the others have been given up."""
+CheckCancelled = Callable[[], None]
+"""Call periodically; raises `Cancelled` once the pool is cancelled."""
 
 
-class GivenUp(Exception):
-    """Another piece of work failed, or was interrupted."""
+class Cancelled(Exception):
+    """The pool was cancelled: another job failed, or the caller stopped reading results."""
 
 
-def side_by_side(jobs: Sequence[Callable[[Check], T]], at_once: int | None = None) -> Iterator[tuple[int, T]]:
-    """Yield (place, result) of every job, in the order in which they end.
+def parallel_map(
+    jobs: Sequence[Callable[[CheckCancelled], T]], max_workers: int | None = None
+) -> Iterator[tuple[int, T]]:
+    """Run every job and yield (index, result) pairs in the order in which jobs end.
 
-    A small network does not keep several threads busy: they wait for each other in every layer. Several networks do.
-    at_once: how many jobs work at the same time; by default one per thread of torch, and 1 is a plain loop.
-    A job must not use torch's global generator. What one raises is raised here, after the others have stopped.
+    A small network cannot keep several threads busy, because they wait for each other in every layer. Several networks
+    can.
+    jobs:        Functions of a `CheckCancelled`. A job must not use torch's global generator.
+    max_workers: How many jobs run at the same time. The default is one per thread of torch; 1 is a plain loop.
+    An exception of a job is raised here, after the other jobs have stopped.
 
-    >>> sorted(side_by_side([lambda check: "a", lambda check: "b"], at_once=2))
+    >>> sorted(parallel_map([lambda check: "a", lambda check: "b"], max_workers=2))
     [(0, 'a'), (1, 'b')]
     """
     threads = torch.get_num_threads()
-    workers = min(len(jobs), threads if at_once is None else at_once)
+    workers = min(len(jobs), threads if max_workers is None else max_workers)
     if workers <= 1:
-        yield from ((place, job(lambda: None)) for place, job in enumerate(jobs))
+        yield from ((index, job(lambda: None)) for index, job in enumerate(jobs))
         return
-    even = len(jobs) - len(jobs) % workers  # what is left over then shares the threads anew
-    for begin, end in ((0, even), (even, len(jobs))):
-        if begin < end:
-            yield from _together(jobs, range(begin, end), min(workers, end - begin), threads)
+    remainder = len(jobs) % workers  # the last jobs share all threads among fewer workers
+    even = len(jobs) - remainder
+    for indices in (range(even), range(even, len(jobs))):
+        if indices:
+            yield from _run_pool(jobs, indices, min(workers, len(indices)), threads)
 
 
-def _together(
-    jobs: Sequence[Callable[[Check], T]], chosen: range, workers: int, threads: int
+def _run_pool(
+    jobs: Sequence[Callable[[CheckCancelled], T]], indices: range, workers: int, threads: int
 ) -> Iterator[tuple[int, T]]:
-    """These jobs, `workers` at a time."""
-    given_up = Event()
+    """Run the jobs of these indices in a pool of `workers` threads."""
+    cancelled = Event()
 
     def check() -> None:
-        if given_up.is_set():
-            raise GivenUp
+        if cancelled.is_set():
+            raise Cancelled
 
     share = max(1, threads // workers)
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,))
     try:
-        places: dict[Future[T], int] = {pool.submit(jobs[place], check): place for place in chosen}
-        for future in as_completed(list(places)):
-            yield places.pop(future), future.result()
-            del future  # a result is not kept until the last job ends
+        futures: dict[Future[T], int] = {pool.submit(jobs[index], check): index for index in indices}
+        for future in as_completed(list(futures)):
+            yield futures.pop(future), future.result()
+            del future  # otherwise every result would live until the last job ends
     finally:
-        given_up.set()
+        cancelled.set()
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # one setting of torch's is for all threads
+        torch.set_num_threads(threads)  # torch's setting is global: a worker's share would stay in force
 
 
-def one_at_a_time(listen: Listener) -> Listener:
-    """A listener that several threads may call."""
+def synchronized(listen: Listener) -> Listener:
+    """Wrap a listener so that several threads may call it: one event at a time gets through."""
     lock = Lock()
 
-    def hear(event: dict[str, Any]) -> None:
+    def forward(event: dict[str, Any]) -> None:
         with lock:
             listen(event)
 
-    return hear
+    return forward

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from limbeck.core.errors import UserError
-from limbeck.core.parallel import Check, side_by_side
+from limbeck.core.parallel import CheckCancelled, parallel_map
 from limbeck.core.rng import derive
 from limbeck.core.types import Batch, Listener, PureLoss
 from limbeck.data import ImageData, load_data
@@ -97,8 +97,8 @@ def scores_of(
     """
     starts = [task.model.fresh(trial.seed).to(task.device) for trial in tried]
 
-    def job(trial: Trial, start: Tensor) -> Callable[[Check], Score]:
-        def work(check: Check) -> Score:
+    def job(trial: Trial, start: Tensor) -> Callable[[CheckCancelled], Score]:
+        def work(check: CheckCancelled) -> Score:
             def rule(loss: PureLoss, theta: Tensor, batch: Batch) -> Tensor:
                 check()
                 return gradient(loss, theta, batch)
@@ -109,7 +109,7 @@ def scores_of(
         return work
 
     scores: dict[int, Score] = {}
-    for place, each in side_by_side([job(*pair) for pair in zip(tried, starts)], task.at_once):
+    for place, each in parallel_map([job(*pair) for pair in zip(tried, starts)], task.max_workers):
         scores[place] = each
         done()
     return [scores[place] for place in range(len(tried))]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.files import content_key, home
-from limbeck.core.parallel import Check, one_at_a_time, side_by_side
+from limbeck.core.parallel import CheckCancelled, parallel_map, synchronized
 from limbeck.core.rng import derive
 from limbeck.core.types import Listener
 from limbeck.experts.store import Expert, ExpertConfig, Store
@@ -50,11 +50,11 @@ def make_experts(
         return
     store.require_conditions(task.computed())
     listen({"event": "stage", "name": "experts", "total": len(missing) * config.epochs, "unit": "epoch"})
-    tell = one_at_a_time(listen)
+    tell = synchronized(listen)
     seeds, pair = {index: derive(seed, "expert", index) for index in missing}, task.train
     starts = {index: task.model.fresh(seeds[index]).to(task.device) for index in missing}
     jobs = [partial(_expert, task, pair, config, index, seeds[index], starts[index], tell) for index in missing]
-    for place, expert in side_by_side(jobs, task.at_once):
+    for place, expert in parallel_map(jobs, task.max_workers):
         store.write(missing[place], expert)
 
 
@@ -66,7 +66,7 @@ def _expert(
     seed: int,
     start: Tensor,
     listen: Listener,
-    check: Check,
+    check: CheckCancelled,
 ) -> Expert:
     """Train one expert from `start` on images and labels; `check` is called at every step."""
 

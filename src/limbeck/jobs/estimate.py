@@ -54,7 +54,7 @@ class Account:
         """A piece that each of `jobs` does `times` times, all of that `groups` times; jobs work at the same time."""
         if times * jobs * groups <= 0:
             return
-        most = torch.get_num_threads() if self.task.at_once is None else self.task.at_once
+        most = torch.get_num_threads() if self.task.max_workers is None else self.task.max_workers
         workers = min(jobs, most)
         piece = self.pieces.get((name, workers)) or Piece(make, workers, self.task.device)
         self.pieces[name, workers] = piece
@@ -331,8 +331,8 @@ def training_bytes(work: Work, missing: int) -> int:
     config, task = work.config.expert, work.task
     if not missing or (config.keep == "convex" and not config.whole_path()):
         return 0
-    at_once = min(missing, torch.get_num_threads() if task.at_once is None else task.at_once)
-    return 2 * at_once * 4 * (config.epochs + 1) * task.model.layout.count
+    max_workers = min(missing, torch.get_num_threads() if task.max_workers is None else task.max_workers)
+    return 2 * max_workers * 4 * (config.epochs + 1) * task.model.layout.count
 
 
 def held_bytes(work: Work, missing: int) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.core.parallel import Check, side_by_side
+from limbeck.core.parallel import CheckCancelled, parallel_map
 
 try:
     import resource
@@ -97,15 +97,15 @@ class Piece:
     def run(self) -> None:
         """Time it once more; calls that are short are made several times."""
 
-        def work(call: Callable[[], object]) -> Callable[[Check], None]:
-            def repeat(check: Check) -> None:
+        def work(call: Callable[[], object]) -> Callable[[CheckCancelled], None]:
+            def repeat(check: CheckCancelled) -> None:
                 for _ in range(self.repeats):
                     call()
 
             return repeat
 
         start = time.perf_counter()
-        for _ in side_by_side([work(call) for call in self.calls], len(self.calls)):
+        for _ in parallel_map([work(call) for call in self.calls], len(self.calls)):
             pass
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
