@@ -1,11 +1,12 @@
 # make run: install, then the main job on scikit-learn's digits.   make test: install the test tools, then everything CI runs.
+# make docs: the pages as a site, in build/docs.
 # make bench: ours against the field's way of doing it, about 20 minutes; results in benchmarks/results.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 RUN ?= runs/digits
 
-.PHONY: run test lint bench portability clean
+.PHONY: run test lint docs bench portability clean
 
 run: $(VENV)/.installed
 	$(BIN)/limbeck distill digits --ipc 1 --out $(RUN) --threads 1 --model.width 32 \
@@ -19,6 +20,11 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# warnings are errors; nothing is downloaded but the packages that build it
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -q -W --keep-going docs build/docs
+	@echo "open build/docs/index.html"
 
 # the compiled network by every compiler and for every processor that can be had here; skipped tests say what is missing
 portability: $(VENV)/.installed-test
@@ -38,6 +44,10 @@ $(VENV)/.python:
 $(VENV)/.installed: $(VENV)/.python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
