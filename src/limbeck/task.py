@@ -19,7 +19,7 @@ from limbeck.data import ImageData, Preprocess, Split, fit_preprocess
 from limbeck.data.augment import DSA, CropThen, default_strategy
 from limbeck.derivatives.autograd import Derivatives
 from limbeck.derivatives.choice import Choice, choose
-from limbeck.derivatives.convnet import Fast
+from limbeck.derivatives.convnet import FusedCrossEntropy
 from limbeck.networks.flat import FlatModel
 from limbeck.networks.losses import Augment, CrossEntropy
 from limbeck.networks.registry import MODELS, ModelConfig, flat_model
@@ -55,7 +55,7 @@ class Task:
     def loss_with(self, augment: Augment | None) -> PureLoss:
         """The same with another augmentation."""
         if self._fast is not None:
-            return Fast(CrossEntropy(self.model, augment), self._fast, self.device.type)
+            return FusedCrossEntropy(CrossEntropy(self.model, augment), self._fast, self.device.type)
         lower = torch.bfloat16 if self.precision == "bfloat16" else None
         return CrossEntropy(self.model, augment, lower)
 

@@ -24,10 +24,10 @@ from limbeck.core.types import Batch
 from limbeck.data import ImageData, Split
 from limbeck.data.augment import DSA, FAMILIES, Layered, toroidal_crop
 from limbeck.data.cutmix import cutmix
-from limbeck.derivatives.autograd import Wanted
+from limbeck.derivatives.autograd import NeedsGrad
 from limbeck.derivatives.choice import Choice
-from limbeck.derivatives.convnet import Fast, in_torch_operations
-from limbeck.derivatives.cuda_graph import Captured
+from limbeck.derivatives.convnet import FusedCrossEntropy, torch_derivatives
+from limbeck.derivatives.cuda_graph import CapturedDerivatives
 from limbeck.evaluation.protocol import EvalConfig, best_lr
 from limbeck.experts import Expert, ExpertConfig, Store
 from limbeck.experts.make import describe_experts, make_experts, path_accuracy
@@ -75,7 +75,7 @@ def elsewhere() -> Elsewhere:
     return Elsewhere()
 
 
-def captured(elsewhere: Elsewhere, task: Task) -> Captured:
+def captured(elsewhere: Elsewhere, task: Task) -> CapturedDerivatives:
     """The task's derivatives as a GPU has them, with a recorder that lets nothing cross."""
 
     def record(work: Callable[[], object]) -> Callable[[], object]:
@@ -86,16 +86,16 @@ def captured(elsewhere: Elsewhere, task: Task) -> Captured:
         again()
         return again
 
-    plain = in_torch_operations(task.model, torch.float32)
+    plain = torch_derivatives(task.model, torch.float32)
     assert plain is not None
-    return Captured(plain, record)  # type: ignore[arg-type]
+    return CapturedDerivatives(plain, record)  # type: ignore[arg-type]
 
 
 def moved(elsewhere: Elsewhere, task: Task) -> Task:
     """The same task on the other device."""
     there = replace(task, device=DEVICE, preprocess=task.preprocess.to(DEVICE))
     there.__dict__["choice"] = Choice(captured(elsewhere, task), "")
-    assert isinstance(there.loss, Fast)
+    assert isinstance(there.loss, FusedCrossEntropy)
     return there
 
 
@@ -377,19 +377,19 @@ def test_images_are_changed_as_here(elsewhere: Elsewhere, change: str, shape: tu
 # --- what is captured
 
 
-@pytest.mark.parametrize("wanted", [Wanted(True, True, True), Wanted(False, True, False)])
-def test_nothing_crosses_in_what_is_captured(elsewhere: Elsewhere, task: Task, wanted: Wanted) -> None:
+@pytest.mark.parametrize("wanted", [NeedsGrad(True, True, True), NeedsGrad(False, True, False)])
+def test_nothing_crosses_in_what_is_captured(elsewhere: Elsewhere, task: Task, wanted: NeedsGrad) -> None:
     """Several parts to a batch, hard and soft labels; and it is what autograd says."""
     theta, (images, labels) = task.model.fresh(0), (part[:20] for part in task.train)
     direction = torch.randn(len(theta), generator=torch.Generator().manual_seed(0))
-    plain = Fast(CrossEntropy(task.model), replace(captured(elsewhere, task).plain, room=1), DEVICE.type)  # type: ignore[type-var]
+    plain = FusedCrossEntropy(CrossEntropy(task.model), replace(captured(elsewhere, task).plain, room=1), DEVICE.type)  # type: ignore[type-var]
     for target in (labels, torch.eye(CLASSES)[labels]):
         with elsewhere:
             point = [tensor.to(DEVICE) for tensor in (theta, images, target, direction)]
             with elsewhere.nothing_crosses("in what is captured"):
                 gradient = plain.derivatives.gradient(*point[:3])
                 logits = plain.derivatives.logits(*point[:2])
-                plain.derivatives.products(*point, wanted)
+                plain.derivatives.hvp(*point, wanted)
             gradient_here, logits_here = gradient.cpu(), logits.cpu()
         torch.testing.assert_close(logits_here, task.model(theta, images), rtol=1e-4, atol=1e-4)
         leaf = theta.clone().requires_grad_()

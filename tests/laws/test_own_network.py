@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from limbeck.core.types import Batch
 from limbeck.data.augment import DSA
-from limbeck.derivatives.autograd import Wanted, gradient, products
+from limbeck.derivatives.autograd import NeedsGrad, gradient, hvp
 from limbeck.networks.flat import FlatModel
 from limbeck.networks.losses import cross_entropy
 from limbeck.networks.registry import MLP, ConvNet
@@ -66,9 +66,9 @@ def test_products_of_any_network_equal_double_backward_in_torchs_own_order(name:
     (expected,) = torch.autograd.grad(value, leaves[0], create_graph=True)
     second = torch.autograd.grad(expected @ direction, leaves)
     assert (gradient(loss, theta, batch) - expected).norm() <= 1e-12 * expected.norm()
-    for wanted in (Wanted(True, True, True), Wanted(False, True, False), Wanted(True, False, False)):
-        found = products(loss, theta, batch, direction, wanted)
-        torch.testing.assert_close(found.along, (expected @ direction).detach(), rtol=1e-12, atol=1e-14)
+    for wanted in (NeedsGrad(True, True, True), NeedsGrad(False, True, False), NeedsGrad(True, False, False)):
+        found = hvp(loss, theta, batch, direction, wanted)
+        torch.testing.assert_close(found.directional, (expected @ direction).detach(), rtol=1e-12, atol=1e-14)
         for derivative, exact, want in zip(found[1:], second, wanted):
             assert (derivative is not None) == want
             assert derivative is None or (derivative - exact).norm() <= 1e-12 * exact.norm()

@@ -17,9 +17,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from limbeck.derivatives.autograd import Wanted
-from limbeck.derivatives.compiled import Compiled
-from limbeck.derivatives.convnet import _blocks, in_torch_operations
+from limbeck.derivatives.autograd import NeedsGrad
+from limbeck.derivatives.compiled import CompiledDerivatives
+from limbeck.derivatives.convnet import _blocks, torch_derivatives
 from limbeck.derivatives.kernels.build import FLAGS, LIBRARY, SOURCE, TARGETS, Unavailable, compile_source, target
 from limbeck.derivatives.kernels.library import Library
 from limbeck.networks.flat import FlatModel
@@ -56,19 +56,19 @@ def exact(index: int, dtype: torch.dtype) -> list[Tensor]:
     """In torch's operations and float64, of inputs as they are in `dtype`."""
     model, tensors = inputs(CASES[index], dtype)
     theta, images, labels, direction = (tensor.double() for tensor in tensors)
-    reference = in_torch_operations(model, torch.float64)
+    reference = torch_derivatives(model, torch.float64)
     assert reference is not None
-    second = reference.products(theta, images, labels, direction, Wanted(True, True, True))
+    second = reference.hvp(theta, images, labels, direction, NeedsGrad(True, True, True))
     results = [reference.gradient(theta, images, labels), reference.logits(theta, images), second.theta, second.images]
     return [tensor for tensor in (*results, second.labels) if tensor is not None]
 
 
-def compiled(library: Library, model: FlatModel, dtype: torch.dtype) -> Compiled:
+def compiled(library: Library, model: FlatModel, dtype: torch.dtype) -> CompiledDerivatives:
     described = _blocks(model)
     assert described is not None
     blocks, eps = described
     classes, features = model.layout.shapes[-2]
-    return Compiled(library, blocks, classes, features, model.layout.count, eps, dtype)
+    return CompiledDerivatives(library, blocks, classes, features, model.layout.count, eps, dtype)
 
 
 def check(results: list[Tensor], index: int, dtype: torch.dtype) -> None:
@@ -104,7 +104,7 @@ def test_every_build_for_this_processor_computes_the_same(instructions: str, com
                 network, results = compiled(library, model, dtype), []
                 for threads in (1, 2, 5):
                     torch.set_num_threads(threads)
-                    second = network.products(theta, images, labels, direction, Wanted(True, True, True))
+                    second = network.hvp(theta, images, labels, direction, NeedsGrad(True, True, True))
                     tensors = [network.gradient(theta, images, labels), network.logits(theta, images), *second[1:]]
                     results.append([tensor for tensor in tensors if tensor is not None])
                 check(results[0], index, dtype)

@@ -509,7 +509,7 @@ def test_two_processes_do_not_work_on_one_run(tmp_path: Path) -> None:
 
 
 def test_says_once_where_kernels_cannot_be_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("limbeck.derivatives.choice.explicit_derivatives", lambda model, dtype, device: None)
+    monkeypatch.setattr("limbeck.derivatives.choice.convnet_derivatives", lambda model, dtype, device: None)
     monkeypatch.setattr("limbeck.derivatives.choice.unavailable_reason", lambda: "there is no C++ compiler")
     heard: list[dict[str, Any]] = []
     limbeck.distill("digits", out=tmp_path / "run", listen=heard.append, **TINY)

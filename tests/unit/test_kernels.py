@@ -22,10 +22,10 @@ from limbeck.core.errors import UserError
 from limbeck.core.home import home
 from limbeck.data import ImageData
 from limbeck.derivatives import choice
-from limbeck.derivatives.autograd import Products
-from limbeck.derivatives.choice import Measured, choose
-from limbeck.derivatives.compiled import Compiled
-from limbeck.derivatives.convnet import explicit_derivatives
+from limbeck.derivatives.autograd import Hvp
+from limbeck.derivatives.choice import Measurement, choose
+from limbeck.derivatives.compiled import CompiledDerivatives
+from limbeck.derivatives.convnet import convnet_derivatives
 from limbeck.derivatives.kernels import build
 from limbeck.derivatives.kernels import library as kernels
 from limbeck.networks.flat import FlatModel
@@ -222,7 +222,7 @@ def test_a_file_system_without_locks_has_kernels_too(
         raise error("no locks")
 
     monkeypatch.setattr(FileLock, "acquire", refuse)
-    assert isinstance(choose(model, SHAPE, torch.float32, "cpu").derivatives, Compiled)
+    assert isinstance(choose(model, SHAPE, torch.float32, "cpu").derivatives, CompiledDerivatives)
 
 
 LOAD = "from limbeck.derivatives.kernels.build import find_compiler, library; library(find_compiler(), 'avx2')"
@@ -242,11 +242,11 @@ def test_kernels_that_are_wrong_here_are_refused(model: FlatModel, monkeypatch: 
     """A compiler's mistake, say: here a network with another eps."""
 
     def wrong(*arguments: object) -> object:
-        right = explicit_derivatives(*arguments)  # type: ignore[arg-type]
-        assert isinstance(right, Compiled)
+        right = convnet_derivatives(*arguments)  # type: ignore[arg-type]
+        assert isinstance(right, CompiledDerivatives)
         return replace(right, eps=0.3)
 
-    monkeypatch.setattr(choice, "explicit_derivatives", wrong)
+    monkeypatch.setattr(choice, "convnet_derivatives", wrong)
     monkeypatch.setattr(choice, "_remembered", choice.measure)
     monkeypatch.setenv("LIMBECK_KERNELS", "1")  # not even then
     chosen = choose(model, SHAPE, torch.float32, "cpu")
@@ -271,8 +271,8 @@ def test_a_result_that_is_not_a_number_is_wrong_wherever_it_is(place: int, digit
             gradient = right.gradient(*inputs)
             return gradient * torch.nan if place == 0 else gradient
 
-        def products(self, *inputs: Any) -> Products:
-            second = right.products(*inputs)
+        def hvp(self, *inputs: Any) -> Hvp:
+            second = right.hvp(*inputs)
             name = ("", "theta", "images")[place]
             return second._replace(**{name: getattr(second, name) * torch.nan}) if name else second
 
@@ -284,7 +284,7 @@ def test_another_processor_and_another_torch_measure_anew(
 ) -> None:
     """Machines that share a home folder share the library, and may not agree on what is faster."""
     ratios = iter((5.0, 0.5, 3.0))
-    monkeypatch.setattr(choice, "measure", lambda *_: Measured(1e-6, next(ratios)))
+    monkeypatch.setattr(choice, "measure", lambda *_: Measurement(1e-6, next(ratios)))
     here = choose(model, SHAPE, torch.float32, "cpu")
     monkeypatch.setattr(choice, "processor", lambda: "another")
     assert choose(model, SHAPE, torch.float32, "cpu").derivatives is None
@@ -297,7 +297,7 @@ def test_another_processor_and_another_torch_measure_anew(
 
 def test_the_faster_one_is_taken_and_remembered(model: FlatModel, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     """Kernels were once four times as slow as autograd on processors without the vectors they were written for."""
-    measured = [Measured(1e-6, 0.25), Measured(1e-6, 5.2)]
+    measured = [Measurement(1e-6, 0.25), Measurement(1e-6, 5.2)]
     monkeypatch.setattr(choice, "measure", lambda *_: measured.pop(0))
     slow = choose(model, SHAPE, torch.float32, "cpu")
     assert slow.derivatives is None
@@ -305,18 +305,18 @@ def test_the_faster_one_is_taken_and_remembered(model: FlatModel, monkeypatch: p
     assert slow.reason == "autograd is 4.0 times as fast as compiled kernels for this network"
     assert choose(model, SHAPE, torch.float32, "cpu") == slow  # as it was, in the middle of a run too
     monkeypatch.setenv("LIMBECK_KERNELS", "1")
-    assert isinstance(choose(model, SHAPE, torch.float32, "cpu").derivatives, Compiled)
+    assert isinstance(choose(model, SHAPE, torch.float32, "cpu").derivatives, CompiledDerivatives)
     monkeypatch.delenv("LIMBECK_KERNELS")
     other = flat_model(ModelConfig(width=5, depth=2), SHAPE, 3)
     fast = choose(other, SHAPE, torch.float32, "cpu")
-    assert isinstance(fast.derivatives, Compiled)
+    assert isinstance(fast.derivatives, CompiledDerivatives)
     assert fast.reason == "compiled kernels, 5.2 times as fast as autograd"
     assert fast.implementation == f"compiled ({fast.derivatives.library.name})"
     files = sorted(cache.glob("measured-*.json"))
     assert len(files) == 2
     files[0].write_text("{")  # damaged: measured again
     files[1].write_text('{"other": 1}')
-    measured += [Measured(1e-6, 2.0)] * 2
+    measured += [Measurement(1e-6, 2.0)] * 2
     for network in (model, other):
         assert "2.0 times" in choose(network, SHAPE, torch.float32, "cpu").reason
 
@@ -325,7 +325,7 @@ def test_a_real_measurement_takes_the_kernels_on_the_default_path(digits: ImageD
     """At the width where they matter; without a network's name, a switch or a folder that a test prepared."""
     task = make_task(digits, ModelConfig(width=32))
     derivatives = task.choice.derivatives
-    assert isinstance(derivatives, Compiled)
+    assert isinstance(derivatives, CompiledDerivatives)
     measured = choice.measure(derivatives, task.model, digits.shape)
     assert measured.error < 1e-4
     assert measured.ratio > 1

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from limbeck.core.types import Batch, PureLoss
 
 
-class Wanted(NamedTuple):
+class NeedsGrad(NamedTuple):
     """Which derivatives of direction . gradient are asked for."""
 
     theta: bool
@@ -19,13 +19,13 @@ class Wanted(NamedTuple):
     labels: bool
 
 
-class Products(NamedTuple):
+class Hvp(NamedTuple):
     """With g = grad loss and v the direction: v . g, and its derivatives H v (P,), in images and in labels.
 
     None stands for one that was not asked for, and for one that is zero because nothing depends on it.
     """
 
-    along: Tensor
+    directional: Tensor
     theta: Tensor | None
     images: Tensor | None
     labels: Tensor | None
@@ -37,17 +37,15 @@ class WrittenOut(Protocol):
 
     def gradient(self, theta: Tensor, batch: Batch) -> Tensor | None: ...
 
-    def products(self, theta: Tensor, batch: Batch, direction: Tensor, wanted: Wanted) -> Products | None: ...
+    def hvp(self, theta: Tensor, batch: Batch, direction: Tensor, wanted: NeedsGrad) -> Hvp | None: ...
 
 
 class Derivatives(Protocol):
-    """Of cross-entropy on images that are augmented already, at theta (P,); see `pearlmutter.Pearlmutter`."""
+    """Of cross-entropy on images that are augmented already, at theta (P,); see `convnet.TorchDerivatives`."""
 
     def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor: ...
 
-    def products(
-        self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, wanted: Wanted
-    ) -> Products: ...
+    def hvp(self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, wanted: NeedsGrad) -> Hvp: ...
 
     def logits(self, theta: Tensor, images: Tensor) -> Tensor: ...
 
@@ -69,25 +67,25 @@ def gradient(loss: PureLoss, theta: Tensor, batch: Batch) -> Tensor:
     return found
 
 
-def products(loss: PureLoss, theta: Tensor, batch: Batch, direction: Tensor, wanted: Wanted) -> Products:
+def hvp(loss: PureLoss, theta: Tensor, batch: Batch, direction: Tensor, wanted: NeedsGrad) -> Hvp:
     """direction . grad loss at theta, and its derivatives, one step's graph at a time."""
-    if isinstance(loss, WrittenOut) and (known := loss.products(theta, batch, direction, wanted)) is not None:
+    if isinstance(loss, WrittenOut) and (known := loss.hvp(theta, batch, direction, wanted)) is not None:
         return known
-    return _products(loss, theta, batch, direction, wanted)
+    return _autograd_hvp(loss, theta, batch, direction, wanted)
 
 
-def _products(loss: PureLoss, theta: Tensor, batch: Batch, direction: Tensor, wanted: Wanted) -> Products:
+def _autograd_hvp(loss: PureLoss, theta: Tensor, batch: Batch, direction: Tensor, wanted: NeedsGrad) -> Hvp:
     """By autograd, twice backwards: forward mode was slower for every network measured (docs/LOG.md, 2026-11-26)."""
     leaf = theta.detach().requires_grad_()
     x, y = batch.images.detach().requires_grad_(wanted.images), batch.labels.detach().requires_grad_(wanted.labels)
     with torch.enable_grad():
         (slope,) = torch.autograd.grad(loss(leaf, Batch(x, y, batch.seed)), leaf, create_graph=True)
     inputs = [tensor for tensor, want in zip((leaf, x, y), wanted) if want]
-    along = torch.dot(direction, slope.detach())
+    directional = torch.dot(direction, slope.detach())
     if not inputs or not slope.requires_grad:  # the second: a loss that is linear in theta
-        return Products(along, None, None, None)
+        return Hvp(directional, None, None, None)
     derivatives = iter(torch.autograd.grad(slope, inputs, direction, allow_unused=True))
-    return Products(along, *(next(derivatives) if want else None for want in wanted))
+    return Hvp(directional, *(next(derivatives) if want else None for want in wanted))
 
 
 def differentiable_gradient(loss: PureLoss, theta: Tensor, batch: Batch) -> Tensor:
@@ -118,5 +116,5 @@ class _Gradient(torch.autograd.Function):
         theta, images, labels = ctx.saved_tensors
         _, _, _, *needs = ctx.needs_input_grad
         batch = Batch(images.detach(), labels.detach(), ctx.seed)
-        made = products(ctx.loss, theta, batch, direction, Wanted(False, *needs))
+        made = hvp(ctx.loss, theta, batch, direction, NeedsGrad(False, *needs))
         return None, None, None, made.images, made.labels

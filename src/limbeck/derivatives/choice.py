@@ -23,9 +23,9 @@ from limbeck.core.errors import UserError
 from limbeck.core.files import write_json
 from limbeck.core.rng import stream
 from limbeck.core.types import Batch
-from limbeck.derivatives.autograd import Derivatives, Wanted, gradient, products
-from limbeck.derivatives.compiled import Compiled
-from limbeck.derivatives.convnet import explicit_derivatives, in_torch_operations
+from limbeck.derivatives.autograd import Derivatives, NeedsGrad, gradient, hvp
+from limbeck.derivatives.compiled import CompiledDerivatives
+from limbeck.derivatives.convnet import convnet_derivatives, torch_derivatives
 from limbeck.derivatives.kernels import build
 from limbeck.derivatives.kernels.library import unavailable_reason
 from limbeck.networks.flat import FlatModel
@@ -38,7 +38,7 @@ that rounding puts on the other side of a ReLU's kink changes the derivative of 
 ROUNDS = 5
 
 
-class Measured(NamedTuple):
+class Measurement(NamedTuple):
     """Compiled derivatives against autograd: the largest relative error, and how many times as fast they are."""
 
     error: float
@@ -63,12 +63,12 @@ class Choice(NamedTuple):
     @property
     def is_compiled(self) -> bool:
         """Whether gradients have the same bits by any number of threads."""
-        return isinstance(self.derivatives, Compiled)
+        return isinstance(self.derivatives, CompiledDerivatives)
 
     @property
     def implementation(self) -> str:
         """A name: the same name and inputs give the same bits."""
-        if isinstance(self.derivatives, Compiled):
+        if isinstance(self.derivatives, CompiledDerivatives):
             return f"compiled ({self.derivatives.library.name})"
         return "autograd" if self.derivatives is None else "explicit"
 
@@ -85,14 +85,14 @@ def choose(model: FlatModel, shape: Shape, dtype: torch.dtype, device: str) -> C
             f"LIMBECK_KERNELS is '{switch}'; give 0 for autograd, 1 for compiled kernels however fast they are, or "
             "leave it out."
         )
-    derivatives = explicit_derivatives(model, dtype, device)
+    derivatives = convnet_derivatives(model, dtype, device)
     if derivatives is None:
-        missing = unavailable_reason() if device == "cpu" and in_torch_operations(model, dtype) is not None else ""
+        missing = unavailable_reason() if device == "cpu" and torch_derivatives(model, dtype) is not None else ""
         reason = (
             f"no compiled kernels: {missing}; autograd computes the same, two to six times as slow" if missing else ""
         )
         return Choice(None, reason, slow=bool(reason))
-    if not isinstance(derivatives, Compiled):
+    if not isinstance(derivatives, CompiledDerivatives):
         return Choice(derivatives, "")
     measured = _remembered(derivatives, model, shape)
     if not measured.right:
@@ -103,7 +103,7 @@ def choose(model: FlatModel, shape: Shape, dtype: torch.dtype, device: str) -> C
     return Choice(derivatives, f"compiled kernels, {measured.ratio:.1f} times as fast as autograd")
 
 
-def _remembered(compiled: Compiled, model: FlatModel, shape: Shape) -> Measured:
+def _remembered(compiled: CompiledDerivatives, model: FlatModel, shape: Shape) -> Measurement:
     """The measurement of this library and network on this processor, taken the first time, by one process at a time."""
     network = [*map(list, compiled.blocks), compiled.classes, list(shape), str(compiled.dtype)]
     case = [*network, compiled.library.path.stem, processor(), str(torch.__version__)]
@@ -112,7 +112,7 @@ def _remembered(compiled: Compiled, model: FlatModel, shape: Shape) -> Measured:
     )
     with build.locked(path.parent):
         try:
-            return Measured(**json.loads(path.read_text()))
+            return Measurement(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError):
             measured = measure(compiled, model, shape)
             with suppress(OSError):  # a full disk: it is measured again
@@ -134,7 +134,7 @@ def processor() -> str:
     return " ".join(fields[name] for name in PROCESSOR if name in fields)
 
 
-def measure(compiled: Derivatives, model: FlatModel, shape: Shape) -> Measured:
+def measure(compiled: Derivatives, model: FlatModel, shape: Shape) -> Measurement:
     """A gradient and its products of a few images, as an outer step takes them, by both in turns."""
     draws = stream(0, "kernels", *shape)
     classes = model.layout.shapes[-1][0]
@@ -142,21 +142,21 @@ def measure(compiled: Derivatives, model: FlatModel, shape: Shape) -> Measured:
     images = torch.randn(count, *shape, generator=draws).to(compiled.dtype)
     theta = model.fresh(0).to(compiled.dtype)
     direction = torch.randn(len(theta), generator=draws).to(compiled.dtype)
-    labels, plain, wanted = torch.arange(count) % classes, CrossEntropy(model), Wanted(True, True, False)
+    labels, plain, wanted = torch.arange(count) % classes, CrossEntropy(model), NeedsGrad(True, True, False)
 
     def explicit() -> list[torch.Tensor]:
-        second = compiled.products(theta, images, labels, direction, wanted)
+        second = compiled.hvp(theta, images, labels, direction, wanted)
         return _tensors(compiled.gradient(theta, images, labels), second.theta, second.images)
 
     def by_autograd() -> list[torch.Tensor]:
         batch = Batch(images, labels)
-        second = products(plain, theta, batch, direction, wanted)
+        second = hvp(plain, theta, batch, direction, wanted)
         return _tensors(gradient(plain, theta, batch), second.theta, second.images)
 
     errors = [relative_error(ours, exact) for ours, exact in zip(explicit(), by_autograd())]
     times = [(_seconds(explicit), _seconds(by_autograd)) for _ in range(ROUNDS)]
     fastest = [min(column) for column in zip(*times)]  # other processes may be busy
-    return Measured(max(errors), fastest[1] / fastest[0])
+    return Measurement(max(errors), fastest[1] / fastest[0])
 
 
 def relative_error(ours: torch.Tensor, exact: torch.Tensor) -> float:

@@ -1,4 +1,4 @@
-"""The derivatives of the field's ConvNet in one call of kernels/network.cpp: what `pearlmutter.py` writes in Python.
+"""First and second derivatives of the field's ConvNet in one call of kernels/network.cpp.
 
 Python's lock is released during the call, so that networks that are trained in parallel do not wait for each other.
 """
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from limbeck.derivatives.autograd import Products, Wanted
+from limbeck.derivatives.autograd import Hvp, NeedsGrad
 from limbeck.derivatives.kernels.library import NAMES, Library
 
 MOST_BLOCKS = 8  # of network.hpp
@@ -29,7 +29,7 @@ class Block(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Compiled:
+class CompiledDerivatives:
     """Derivatives of cross-entropy of a ConvNet on a batch of images that are augmented already.
 
     parameters: P, of which the last layer has `features` for each class. The same bits by any number of threads.
@@ -50,7 +50,7 @@ class Compiled:
         self._compute(theta, images, self._probabilities(labels), gradient=gradient)
         return self._narrow(gradient)
 
-    def products(self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, wanted: Wanted) -> Products:
+    def hvp(self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, wanted: NeedsGrad) -> Hvp:
         """direction . gradient, and those of its derivatives that `wanted` names."""
         probabilities = self._probabilities(labels)
         dtheta = self._vector() if wanted.theta else None
@@ -66,7 +66,7 @@ class Compiled:
             dlabels=dlabels,
             directional=directional,
         )
-        return Products(
+        return Hvp(
             directional.to(self.dtype),
             None if dtheta is None else self._narrow(dtheta),
             dimages,

@@ -1,12 +1,13 @@
-"""The field's ConvNet with its first and second derivatives written out, instead of taken by autograd.
+"""First and second derivatives of the field's ConvNet by explicit formulas, without a graph of autograd.
 
-The student's adjoint needs, for a direction v in parameter space, the derivative of v . grad loss in everything: that
-is Pearlmutter's R-operator (Pearlmutter, "Fast Exact Multiplication by the Hessian", Neural Computation 1994), the
-tangent of a forward and backward pass. Written out for conv - instance norm - ReLU - average pooling it needs as many
-convolutions as there are, no graph, and channels-last memory, which the convolutions of a processor are fastest with.
+For a direction v in parameter space the student's adjoint needs the derivatives of v . grad loss in parameters, images
+and labels. They are the tangent of a forward and backward pass: Pearlmutter's R-operator (Pearlmutter, "Fast Exact
+Multiplication by the Hessian", Neural Computation 1994). For blocks of convolution, instance norm, ReLU and average
+pooling the explicit formulas need no more convolutions than the tangent has, and channels-last memory, in which a
+processor convolves fastest.
 
-`Pearlmutter` is the pass and its tangent in torch's operations, for any device. `compiled.Compiled` is the same in one
-call of C++ on a processor; laws hold them to each other.
+`TorchDerivatives` computes them in torch's operations, on any device. `CompiledDerivatives` (compiled.py) computes the
+same in one call of C++ on a processor; tests compare the two.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.core.types import Batch
-from limbeck.derivatives.autograd import Derivatives, Products, Wanted
-from limbeck.derivatives.compiled import Block, Compiled, supports
-from limbeck.derivatives.cuda_graph import Captured
-from limbeck.derivatives.kernels.composed import Composed, Convolution, arithmetic, channels_last
+from limbeck.derivatives.autograd import Derivatives, Hvp, NeedsGrad
+from limbeck.derivatives.compiled import Block, CompiledDerivatives, supports
+from limbeck.derivatives.cuda_graph import CapturedDerivatives
 from limbeck.derivatives.kernels.library import load
+from limbeck.derivatives.torch_block import Convolution, NormReluPool, arithmetic, channels_last
 from limbeck.networks.flat import FlatModel, Layout
 from limbeck.networks.losses import CrossEntropy
 from limbeck.networks.registry import ConvNet
 
 ROOM = 1 << 30  # bytes of the largest activation of a part
 LEAST = 8  # images of a part: fewer do not keep two threads busy
-COMPOSED = Composed()
+BLOCK = NormReluPool()
 
 
 class Stage(NamedTuple):
@@ -73,7 +74,7 @@ class Tape(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Pearlmutter:
+class TorchDerivatives:
     """Derivatives of cross-entropy of a ConvNet on a batch of images that are augmented already.
 
     layout, convolutions (one a block) and eps are the network's; dtype is how activations are stored. A batch is
@@ -96,7 +97,7 @@ class Pearlmutter:
         )
         return self._join(reduce(_add, parts))
 
-    def products(self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, wanted: Wanted) -> Products:
+    def hvp(self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, wanted: NeedsGrad) -> Hvp:
         """direction . gradient, and those of its derivatives that are asked for."""
         stages, weight, bias = self._stages(theta)
         passes = (
@@ -105,20 +106,20 @@ class Pearlmutter:
         )
         return self._of_tapes(passes, len(images), direction, wanted)
 
-    def _of_tapes(self, tapes: Iterable[Tape], count: int, direction: Tensor, wanted: Wanted) -> Products:
+    def _of_tapes(self, tapes: Iterable[Tape], count: int, direction: Tensor, wanted: NeedsGrad) -> Hvp:
         """The products from passes of a batch of `count` images, part by part."""
         total: list[Tensor] | None = None
         stages1, weight1, bias1 = self._stages(direction)
-        dimages, dlabels, along = [], [], torch.zeros((), dtype=arithmetic(self.dtype), device=direction.device)
+        dimages, dlabels, directional = [], [], torch.zeros((), dtype=arithmetic(self.dtype), device=direction.device)
         for tape in tapes:
             made, dimage, dlabel, slope = self._tangent(tape, stages1, weight1, bias1, count, wanted)
             total = made if total is None else _add(total, made)
             dimages += [] if dimage is None else [dimage]
             dlabels.append(dlabel)
-            along = along + slope
+            directional = directional + slope
         assert total is not None
-        return Products(
-            along,
+        return Hvp(
+            directional,
             self._join(total) if wanted.theta else None,
             torch.cat(dimages) if wanted.images else None,
             torch.cat(dlabels) if wanted.labels else None,
@@ -132,7 +133,7 @@ class Pearlmutter:
             x = channels_last(part, self.dtype)
             for stage, conv in zip(stages, self.convolutions):
                 z = conv.forward([(x, stage.weight)])
-                x, _ = COMPOSED.forward(z, stage.gamma, stage.beta, self.eps)
+                x, _ = BLOCK.forward(z, stage.gamma, stage.beta, self.eps)
             said.append(torch.addmm(bias, _flatten(x).to(weight), weight.T))
         return torch.cat(said)
 
@@ -190,7 +191,7 @@ class Pearlmutter:
         x, rising = images, []
         for stage, conv in zip(stages, self.convolutions):
             z = conv.forward([(x, stage.weight)])
-            y, stats = COMPOSED.forward(z, stage.gamma, stage.beta, self.eps)
+            y, stats = BLOCK.forward(z, stage.gamma, stage.beta, self.eps)
             rising.append((x, z, stats))
             x = y
         features = _flatten(x).to(weight)
@@ -202,7 +203,7 @@ class Pearlmutter:
         passed: list[Passed] = []
         for index in reversed(range(len(stages))):
             stage, conv, (x, z, stats) = stages[index], self.convolutions[index], rising[index]
-            dz, sums = COMPOSED.backward(z, stage.gamma, stage.beta, stats, dy)
+            dz, sums = BLOCK.backward(z, stage.gamma, stage.beta, stats, dy)
             passed.insert(0, Passed(x, z, stats, dy, dz, sums))
             if weights:
                 dbeta, dgamma = sums.sum(0)
@@ -212,14 +213,14 @@ class Pearlmutter:
         return Tape(stages, passed, Head(features, probabilities, weight, label_sums, dlogits)), made
 
     def _tangent(
-        self, tape: Tape, stages1: list[Stage], weight1: Tensor, bias1: Tensor, count: int, wanted: Wanted
+        self, tape: Tape, stages1: list[Stage], weight1: Tensor, bias1: Tensor, count: int, wanted: NeedsGrad
     ) -> tuple[list[Tensor], Tensor | None, Tensor, Tensor]:
         """The tangent of `_pass` where the parameters move: of the gradient, of dimages; dlabels, and the slope."""
         x1: Tensor | None = None
         rising: list[tuple[Tensor | None, Tensor, Tensor]] = []
         for stage, stage1, kept, conv in zip(tape.stages, stages1, tape.passed, self.convolutions):
             z1 = conv.forward([(kept.x, stage1.weight), *([] if x1 is None else [(x1, stage.weight)])])
-            y1, stats1 = COMPOSED.forward_tangent(
+            y1, stats1 = BLOCK.forward_tangent(
                 kept.z, stage.gamma, stage.beta, kept.stats, z1, stage1.gamma, stage1.beta
             )
             rising.append((x1, z1, stats1))
@@ -236,7 +237,7 @@ class Pearlmutter:
         for index in reversed(range(len(tape.stages))):
             stage, stage1, kept = tape.stages[index], stages1[index], tape.passed[index]
             conv, (x1, z1, stats1) = self.convolutions[index], rising[index]
-            dz1, sums1 = COMPOSED.backward_tangent(
+            dz1, sums1 = BLOCK.backward_tangent(
                 kept.z, stage.gamma, stage.beta, kept.stats, kept.dy, kept.sums, z1, stage1.gamma, stats1, dy1
             )
             if wanted.theta:
@@ -264,7 +265,7 @@ def _add(total: list[Tensor], more: list[Tensor]) -> list[Tensor]:
 
 
 @dataclass(frozen=True)
-class Fast:
+class FusedCrossEntropy:
     """`plain`, with its derivatives written out: the same function, so that whoever calls it may use autograd.
 
     Called, it is `plain` itself, in float32 whatever the precision of the derivatives.
@@ -284,16 +285,16 @@ class Fast:
         with torch.no_grad():
             return self.derivatives.gradient(theta.detach(), self._augmented(batch), batch.labels)
 
-    def products(self, theta: Tensor, batch: Batch, direction: Tensor, wanted: Wanted) -> Products | None:
-        """As `derivatives.products`, and on through the augmentation to the images as they were before."""
+    def hvp(self, theta: Tensor, batch: Batch, direction: Tensor, wanted: NeedsGrad) -> Hvp | None:
+        """As `derivatives.hvp`, and on through the augmentation to the images as they were before."""
         if not self._fits(theta, batch):
             return None
         leaf, augmented = self._from_leaf(batch, wanted)
         with torch.no_grad():
-            made = self.derivatives.products(theta.detach(), augmented.detach(), batch.labels, direction, wanted)
+            made = self.derivatives.hvp(theta.detach(), augmented.detach(), batch.labels, direction, wanted)
         return _through(augmented, leaf, made)
 
-    def _from_leaf(self, batch: Batch, wanted: Wanted) -> tuple[Tensor, Tensor]:
+    def _from_leaf(self, batch: Batch, wanted: NeedsGrad) -> tuple[Tensor, Tensor]:
         leaf = batch.images.detach().requires_grad_(wanted.images)
         with torch.enable_grad():
             return leaf, self._augmented(Batch(leaf, batch.labels, batch.seed))
@@ -308,7 +309,7 @@ class Fast:
         return theta.dtype is known and batch.images.dtype is known and theta.device.type == self.device
 
 
-def _through(augmented: Tensor, leaf: Tensor, made: Products) -> Products:
+def _through(augmented: Tensor, leaf: Tensor, made: Hvp) -> Hvp:
     """The products with the derivative in the images as they were before augmentation."""
     if made.images is None or augmented is leaf:
         return made
@@ -316,7 +317,7 @@ def _through(augmented: Tensor, leaf: Tensor, made: Products) -> Products:
     return made._replace(images=back)
 
 
-def explicit_derivatives(model: FlatModel, dtype: torch.dtype, device: str) -> Derivatives | None:
+def convnet_derivatives(model: FlatModel, dtype: torch.dtype, device: str) -> Derivatives | None:
     """The explicit derivatives of this network; None for any but the field's ConvNet.
 
     On a processor those of the compiled network, None without it. On other devices those in torch's operations, without
@@ -331,18 +332,18 @@ def explicit_derivatives(model: FlatModel, dtype: torch.dtype, device: str) -> D
         classes, features = model.layout.shapes[-2]
         if library is None:
             return None
-        return Compiled(library, blocks, classes, features, model.layout.count, eps, dtype)
-    written = in_torch_operations(model, dtype)
-    return Captured(written) if written is not None and device == "cuda" else written
+        return CompiledDerivatives(library, blocks, classes, features, model.layout.count, eps, dtype)
+    written = torch_derivatives(model, dtype)
+    return CapturedDerivatives(written) if written is not None and device == "cuda" else written
 
 
-def in_torch_operations(model: FlatModel, dtype: torch.dtype) -> Pearlmutter | None:
-    """`Pearlmutter` of this network; None for any but the field's ConvNet."""
+def torch_derivatives(model: FlatModel, dtype: torch.dtype) -> TorchDerivatives | None:
+    """`TorchDerivatives` of this network; None for any but the field's ConvNet."""
     found = _blocks(model)
     if found is None:
         return None
     blocks, eps = found
-    return Pearlmutter(model.layout, tuple(Convolution(block.padding, dtype) for block in blocks), eps, dtype)
+    return TorchDerivatives(model.layout, tuple(Convolution(block.padding, dtype) for block in blocks), eps, dtype)
 
 
 def _blocks(model: FlatModel) -> tuple[tuple[Block, ...], float] | None:

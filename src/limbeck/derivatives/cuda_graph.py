@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.derivatives.autograd import Derivatives, Products, Wanted
+from limbeck.derivatives.autograd import Derivatives, Hvp, NeedsGrad
 
 Made = Sequence[Tensor | None]
 Record = Callable[[Callable[[], Made]], Callable[[], Made]]
@@ -40,7 +40,7 @@ def cuda_graph(work: Callable[[], Made]) -> Callable[[], Made]:
 
 
 @dataclass(frozen=True, eq=False)
-class Captured:
+class CapturedDerivatives:
     """`plain`, which reads nothing back from the device, recorded once for each shape of its inputs.
 
     A step is then some copies and one launch. Only the first `most` shapes are recorded, since a recording holds its
@@ -60,21 +60,21 @@ class Captured:
         return self.plain.dtype
 
     def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        """As `Pearlmutter.gradient`."""
+        """As `TorchDerivatives.gradient`."""
         return self._one("gradient", self.plain.gradient, theta, images, labels)
 
-    def products(self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, wanted: Wanted) -> Products:
-        """As `Pearlmutter.products`."""
+    def hvp(self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, wanted: NeedsGrad) -> Hvp:
+        """As `TorchDerivatives.hvp`."""
 
-        def work(*given: Tensor) -> Products:
-            return self.plain.products(given[0], given[1], given[2], given[3], wanted)
+        def work(*given: Tensor) -> Hvp:
+            return self.plain.hvp(given[0], given[1], given[2], given[3], wanted)
 
-        along, *rest = self._again(("products", wanted), work, theta, images, labels, direction)
-        assert along is not None
-        return Products(along, *rest)
+        directional, *rest = self._again(("hvp", wanted), work, theta, images, labels, direction)
+        assert directional is not None
+        return Hvp(directional, *rest)
 
     def logits(self, theta: Tensor, images: Tensor) -> Tensor:
-        """As `Pearlmutter.logits`."""
+        """As `TorchDerivatives.logits`."""
         return self._one("logits", self.plain.logits, theta, images)
 
     def _one(self, name: str, work: Callable[..., Tensor], *given: Tensor) -> Tensor:

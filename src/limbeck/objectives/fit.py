@@ -12,7 +12,7 @@ from torch import Tensor
 from limbeck.core.rng import stream
 from limbeck.core.types import Adjoint, Batch
 from limbeck.data.augment import with_mirror_images
-from limbeck.derivatives.convnet import Fast
+from limbeck.derivatives.convnet import FusedCrossEntropy
 from limbeck.networks.flat import FlatModel
 from limbeck.networks.losses import CrossEntropy, cross_entropy
 from limbeck.synthetic.set import SyntheticSet
@@ -82,13 +82,13 @@ class Trained:
     steps: of it; batch_size: synthetic images per step (None: all); adjoint: how its gradient is taken.
     """
 
-    loss: CrossEntropy | Fast
+    loss: CrossEntropy | FusedCrossEntropy
     steps: int
     batch_size: int | None = None
     adjoint: Adjoint = EXACT
 
     def __call__(self, synthetic: SyntheticSet, step: int, seed: int) -> Predictor:
-        model = (self.loss.plain if isinstance(self.loss, Fast) else self.loss).model
+        model = (self.loss.plain if isinstance(self.loss, FusedCrossEntropy) else self.loss).model
         theta0 = model.fresh(seed, "student", step).to(synthetic.images)
         batches = synthetic.batches(self.steps, self.batch_size, stream(seed, "batches", step))
         return partial(model, unroll(self.loss, theta0, batches, synthetic.lr, self.adjoint))

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from limbeck.core.errors import UserError
 from limbeck.core.types import Adjoint, Batch, PureLoss
-from limbeck.derivatives.autograd import Wanted, WrittenOut, gradient, products
+from limbeck.derivatives.autograd import NeedsGrad, WrittenOut, gradient, hvp
 from limbeck.networks.losses import CrossEntropy
 
 
@@ -90,11 +90,11 @@ class _Replayed(torch.autograd.Function):
         for i in reversed(range(len(ctx.plan))):
             images, labels, seed, rows = ctx.plan[i]
             batch = select(Batch(leaves[images].detach(), leaves[labels].detach(), seed, rows))
-            wanted = Wanted(ctx.how.curvature and (i > 0 or needs_theta0), needs[images], needs[labels])
-            second = products(ctx.loss, ctx.states[i], batch, adjoint, wanted)
+            wanted = NeedsGrad(ctx.how.curvature and (i > 0 or needs_theta0), needs[images], needs[labels])
+            second = hvp(ctx.loss, ctx.states[i], batch, adjoint, wanted)
             if i == len(ctx.plan) - 1 and ctx.last_gradient is not None:
-                _check_repeats(second.along, adjoint, ctx.last_gradient)
-            lr_total[i] = -second.along
+                _check_repeats(second.directional, adjoint, ctx.last_gradient)
+            lr_total[i] = -second.directional
             _accumulate(totals[images], rows, second.images, factors[i] * ctx.how.image_gain)
             _accumulate(totals[labels], rows, second.labels, factors[i])
             if second.theta is not None:
@@ -106,12 +106,12 @@ REPEATS = 1e-3
 """Rounding gives up to 1e-8 in float32; dropout of 0.1 before the last layer 1e-3 to 5e-3."""
 
 
-def _check_repeats(along: Tensor, adjoint: Tensor, gradient: Tensor) -> None:
-    """UserError where `along`, the product with the gradient computed again, is not adjoint . gradient.
+def _check_repeats(directional: Tensor, adjoint: Tensor, gradient: Tensor) -> None:
+    """UserError where `directional`, the product with the gradient computed again, is not adjoint . gradient.
 
     It costs one scalar product. Weak randomness, such as dropout of 0.01, can pass; `FlatModel` refuses that exactly.
     """
-    if (along - torch.dot(adjoint, gradient)).abs() > REPEATS * adjoint.norm() * gradient.norm():
+    if (directional - torch.dot(adjoint, gradient)).abs() > REPEATS * adjoint.norm() * gradient.norm():
         raise UserError(
             "the loss gave another gradient when a student step was computed again, so it is no pure function of "
             "(theta, batch): take out dropout and state, and draw random numbers from batch.seed alone, or use "

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from limbeck.derivatives.autograd import Products, Wanted
-from limbeck.derivatives.cuda_graph import Captured, Made, agree
+from limbeck.derivatives.autograd import Hvp, NeedsGrad
+from limbeck.derivatives.cuda_graph import CapturedDerivatives, Made, agree
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 
-WANTED = Wanted(True, True, False)
+WANTED = NeedsGrad(True, True, False)
 Work = Callable[[], Made]
 
 
@@ -31,10 +31,10 @@ class Plain:
         self.calls.append("gradient")
         return self.scale * theta * images.sum() + labels.sum()
 
-    def products(self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, wanted: Wanted) -> Products:
-        self.calls.append("products")
-        along = torch.dot(theta, direction)
-        return Products(along, 2 * direction, images * along if wanted.images else None, None)
+    def hvp(self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, wanted: NeedsGrad) -> Hvp:
+        self.calls.append("hvp")
+        directional = torch.dot(theta, direction)
+        return Hvp(directional, 2 * direction, images * directional if wanted.images else None, None)
 
     def logits(self, theta: Tensor, images: Tensor) -> Tensor:
         self.calls.append("logits")
@@ -108,9 +108,9 @@ def point(count: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return theta, torch.randn(count, 1, 2, 2, generator=drawn), torch.arange(count) % 3 + 1, direction
 
 
-def answers(derivatives: Captured | Plain, count: int = 3) -> list[Tensor]:
+def answers(derivatives: CapturedDerivatives | Plain, count: int = 3) -> list[Tensor]:
     theta, images, labels, direction = point(count)
-    products = derivatives.products(theta, images, labels, direction, WANTED)
+    products = derivatives.hvp(theta, images, labels, direction, WANTED)
     return [
         derivatives.gradient(theta, images, labels),
         derivatives.logits(theta, images),
@@ -131,7 +131,7 @@ def test_what_cannot_be_trusted_is_not_used(name: str) -> None:
         tries.append(name)
         return BROKEN[name](work)
 
-    derivatives = Captured(plain, record)
+    derivatives = CapturedDerivatives(plain, record)
     with pytest.warns(UserWarning, match="no more CUDA graphs") as caught:
         assert same(answers(derivatives), answers(Plain()))
     with warnings.catch_warnings():
@@ -150,7 +150,7 @@ def test_what_was_recorded_before_a_failure_goes_on() -> None:
     def record(work: Work) -> Work:
         return (faithful if allowed.pop(0) else refuses)(work)
 
-    derivatives = Captured(plain, record)
+    derivatives = CapturedDerivatives(plain, record)
     theta, images, labels, _ = point()
     derivatives.gradient(theta, images, labels)
     with pytest.warns(UserWarning, match="CUDA graphs"):
@@ -161,7 +161,7 @@ def test_what_was_recorded_before_a_failure_goes_on() -> None:
 
 def test_rounding_is_no_failure_and_the_replay_is_what_counts() -> None:
     """The first call gives the bits that every later one gives, so that an interrupted run does too."""
-    derivatives = Captured(Plain(), changed(lambda x: x * (1 + 1e-6)))
+    derivatives = CapturedDerivatives(Plain(), changed(lambda x: x * (1 + 1e-6)))
     first, second = answers(derivatives), answers(derivatives)
     assert same(first, second)
     assert not same(first, answers(Plain()))
@@ -170,7 +170,7 @@ def test_rounding_is_no_failure_and_the_replay_is_what_counts() -> None:
 
 def test_a_pass_that_diverged_is_no_failure() -> None:
     """Where the plain pass is not finite a replay may be anything; where it is, it may not."""
-    derivatives = Captured(Plain(scale=torch.inf), faithful)
+    derivatives = CapturedDerivatives(Plain(scale=torch.inf), faithful)
     theta, images, labels, _ = point()
     theta[0] = torch.nan
     assert not derivatives.gradient(theta, images, labels).isfinite().any()
@@ -181,8 +181,8 @@ def test_a_pass_that_diverged_is_no_failure() -> None:
 
 
 def test_an_error_of_the_pass_itself_is_raised() -> None:
-    derivatives = Captured(Plain(), faithful)
+    derivatives = CapturedDerivatives(Plain(), faithful)
     theta, images, labels, direction = point()
     with pytest.raises(RuntimeError, match="same number of elements"):
-        derivatives.products(theta, images, labels, direction[:2], WANTED)
+        derivatives.hvp(theta, images, labels, direction[:2], WANTED)
     assert derivatives.failures == []

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from limbeck.core.types import Batch
 from limbeck.data.augment import DSA
-from limbeck.derivatives.autograd import Wanted, gradient, products
-from limbeck.derivatives.compiled import Compiled
-from limbeck.derivatives.convnet import Fast, Pearlmutter, explicit_derivatives, in_torch_operations
-from limbeck.derivatives.cuda_graph import Captured, Made
+from limbeck.derivatives.autograd import NeedsGrad, gradient, hvp
+from limbeck.derivatives.compiled import CompiledDerivatives
+from limbeck.derivatives.convnet import FusedCrossEntropy, TorchDerivatives, convnet_derivatives, torch_derivatives
+from limbeck.derivatives.cuda_graph import CapturedDerivatives, Made
 from limbeck.derivatives.kernels import library as kernels
-from limbeck.derivatives.kernels.composed import arithmetic
+from limbeck.derivatives.torch_block import arithmetic
 from limbeck.networks.flat import FlatModel
 from limbeck.networks.losses import CrossEntropy
 from limbeck.networks.registry import ModelConfig, flat_model
@@ -27,7 +27,7 @@ from limbeck.training.unroll import Backprop, Replay, unroll
 
 pytestmark = pytest.mark.skipif(kernels.load() is None, reason=f"no kernels: {kernels.unavailable_reason()}")
 
-ALL = Wanted(True, True, True)
+ALL = NeedsGrad(True, True, True)
 CASES = [  # shape, width, depth, images: widths to be padded, a padded first block, sides that do not halve, chunks
     ((3, 32, 32), 8, None, 3),
     ((1, 28, 28), 6, None, 4),
@@ -46,10 +46,10 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
 def task(
     shape: tuple[int, int, int], width: int, depth: int | None, count: int, soft: bool, dtype: torch.dtype
-) -> tuple[Fast, Tensor, Batch, Tensor]:
+) -> tuple[FusedCrossEntropy, Tensor, Batch, Tensor]:
     generator = torch.Generator().manual_seed(0)
     model = flat_model(ModelConfig(width=width, depth=depth), shape, 5)
-    explicit = explicit_derivatives(model, dtype, "cpu") or operations(model, dtype)
+    explicit = convnet_derivatives(model, dtype, "cpu") or operations(model, dtype)
 
     def normal(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator, dtype=torch.float64).to(arithmetic(dtype))
@@ -57,12 +57,12 @@ def task(
     theta = model.fresh(0).to(arithmetic(dtype)) + 0.1 * normal(model.layout.count)
     labels = normal(count, 5).exp() if soft else torch.arange(count) % 5  # sums other than 1 too
     batch = Batch(normal(count, *shape), labels, seed=3)
-    return Fast(CrossEntropy(model, DSA()), explicit), theta, batch, normal(model.layout.count)
+    return FusedCrossEntropy(CrossEntropy(model, DSA()), explicit), theta, batch, normal(model.layout.count)
 
 
-def operations(model: FlatModel, dtype: torch.dtype) -> Pearlmutter:
+def operations(model: FlatModel, dtype: torch.dtype) -> TorchDerivatives:
     """In torch's operations, by parts of eight images."""
-    explicit = in_torch_operations(model, dtype)
+    explicit = torch_derivatives(model, dtype)
     assert explicit is not None
     return replace(explicit, room=0)
 
@@ -79,18 +79,18 @@ def test_equals_autograd_in_float64(
     shape: tuple[int, int, int], width: int, depth: int | None, count: int, soft: bool
 ) -> None:
     loss, theta, batch, direction = task(shape, width, depth, count, soft, torch.float64)
-    wanted = Wanted(True, True, soft)
+    wanted = NeedsGrad(True, True, soft)
     assert error(loss.gradient(theta, batch), gradient(loss.plain, theta, batch)) < 1e-12
-    found, exact = loss.products(theta, batch, direction, wanted), products(loss.plain, theta, batch, direction, wanted)
+    found, exact = loss.hvp(theta, batch, direction, wanted), hvp(loss.plain, theta, batch, direction, wanted)
     assert found is not None
-    for name in ("along", "theta", "images", *(("labels",) if soft else ())):
+    for name in ("directional", "theta", "images", *(("labels",) if soft else ())):
         assert error(getattr(found, name), getattr(exact, name)) < 1e-12, name
     assert error(loss.derivatives.logits(theta, batch.images), loss.plain.model(theta, batch.images)) < 1e-12
 
 
 def test_products_are_the_slopes_of_the_gradient_along_the_direction() -> None:
     loss, theta, batch, direction = task((1, 8, 8), 6, 2, 4, True, torch.float64)
-    found = loss.products(theta, batch, direction, ALL)
+    found = loss.hvp(theta, batch, direction, ALL)
     assert found is not None
 
     def slope(t: Tensor, images: Tensor, labels: Tensor) -> float:
@@ -111,22 +111,22 @@ def test_products_are_the_slopes_of_the_gradient_along_the_direction() -> None:
 def test_is_as_near_to_float64_in_float32_as_autograd_is(width: int) -> None:
     loss, theta, batch, direction = task((3, 32, 32), width, None, 40, True, torch.float32)
     model = loss.plain.model
-    exact64 = Fast(CrossEntropy(model, DSA()), operations(model, torch.float64))
+    exact64 = FusedCrossEntropy(CrossEntropy(model, DSA()), operations(model, torch.float64))
     batch64 = Batch(batch.images.double(), batch.labels.double(), batch.seed)
-    exact = exact64.products(theta.double(), batch64, direction.double(), ALL)
+    exact = exact64.hvp(theta.double(), batch64, direction.double(), ALL)
     assert exact is not None
-    found, eager = loss.products(theta, batch, direction, ALL), products(loss.plain, theta, batch, direction, ALL)
+    found, eager = loss.hvp(theta, batch, direction, ALL), hvp(loss.plain, theta, batch, direction, ALL)
     for name in ("theta", "images", "labels"):
         ours, theirs = (error(getattr(each, name), getattr(exact, name)) for each in (found, eager))
         assert ours < max(6 * theirs, 3e-6), name  # Winograd's transforms round: 1.4e-6 to 2.3e-6 against 5e-7
     assert found is not None
     largest = direction.norm() * gradient(loss, theta, batch).norm()
-    assert abs(float(found.along) - float(exact.along)) < 1e-6 * float(largest)
+    assert abs(float(found.directional) - float(exact.directional)) < 1e-6 * float(largest)
 
 
 def test_bfloat16_is_a_few_per_cent_off_and_points_the_same_way() -> None:
     loss, theta, batch, direction = task((3, 32, 32), 16, None, 40, True, torch.bfloat16)
-    found, exact = loss.products(theta, batch, direction, ALL), products(loss.plain, theta, batch, direction, ALL)
+    found, exact = loss.hvp(theta, batch, direction, ALL), hvp(loss.plain, theta, batch, direction, ALL)
     made = loss.gradient(theta, batch)
     assert made is not None
     assert made.dtype is torch.float32
@@ -165,8 +165,8 @@ def test_replay_through_it_equals_backprop() -> None:
 
 def test_the_same_bits_each_time() -> None:
     loss, theta, batch, direction = task((1, 28, 28), 8, None, 5, False, torch.float32)
-    first = loss.products(theta, batch, direction, Wanted(True, True, False))
-    again = loss.products(theta, batch, direction, Wanted(True, True, False))
+    first = loss.hvp(theta, batch, direction, NeedsGrad(True, True, False))
+    again = loss.hvp(theta, batch, direction, NeedsGrad(True, True, False))
     assert first is not None
     assert again is not None
     assert first.theta is not None
@@ -174,11 +174,13 @@ def test_the_same_bits_each_time() -> None:
     assert first.theta.equal(again.theta)
 
 
-@pytest.mark.parametrize("wanted", [Wanted(False, True, False), Wanted(False, False, True), Wanted(True, False, False)])
-def test_only_what_is_asked_for_is_made(wanted: Wanted) -> None:
+@pytest.mark.parametrize(
+    "wanted", [NeedsGrad(False, True, False), NeedsGrad(False, False, True), NeedsGrad(True, False, False)]
+)
+def test_only_what_is_asked_for_is_made(wanted: NeedsGrad) -> None:
     """Of several parts of the batch too: TESLA's gradient asks for images alone."""
     loss, theta, batch, direction = task((1, 8, 8), 4, 2, 70, True, torch.float64)
-    found, exact = loss.products(theta, batch, direction, wanted), products(loss.plain, theta, batch, direction, ALL)
+    found, exact = loss.hvp(theta, batch, direction, wanted), hvp(loss.plain, theta, batch, direction, ALL)
     assert found is not None
     for name, asked in zip(("theta", "images", "labels"), wanted):
         if asked:
@@ -208,14 +210,14 @@ def test_what_is_not_finite_is_passed_on() -> None:
     ],
 )
 def test_other_networks_are_left_to_autograd(config: ModelConfig) -> None:
-    assert explicit_derivatives(flat_model(config, (1, 8, 8), 3), torch.float32, "cpu") is None
+    assert convnet_derivatives(flat_model(config, (1, 8, 8), 3), torch.float32, "cpu") is None
 
 
 def test_tensors_of_another_type_are_left_to_autograd() -> None:
     loss, theta, batch, direction = task((1, 8, 8), 4, 2, 3, False, torch.float32)
     wide = Batch(batch.images.double(), batch.labels, batch.seed)
     assert loss.gradient(theta.double(), wide) is None
-    assert loss.products(theta.double(), wide, direction.double(), Wanted(True, True, False)) is None
+    assert loss.hvp(theta.double(), wide, direction.double(), NeedsGrad(True, True, False)) is None
     assert gradient(loss, theta.double(), wide).dtype is torch.float64
 
 
@@ -230,7 +232,7 @@ def test_other_devices_compute_the_same_in_torch_operations(
     other = replace(loss, derivatives=operations(loss.plain.model, dtype))
     close = 1e-12 if dtype is torch.float64 else 0.15  # sums are rounded after other steps
     assert error(other.gradient(theta, batch), loss.gradient(theta, batch)) < close
-    found, same = (each.products(theta, batch, direction, ALL) for each in (other, loss))
+    found, same = (each.hvp(theta, batch, direction, ALL) for each in (other, loss))
     for name in ("theta", "images", "labels"):
         assert error(getattr(found, name), getattr(same, name)) < close, name
     assert replace(loss, device="elsewhere").gradient(theta, batch) is None
@@ -253,20 +255,20 @@ def test_the_same_bits_by_any_number_of_threads(
     dtype: torch.dtype,
     threads: Callable[[int], None],
 ) -> None:
-    """More threads than images too; and what they give is the pass as Pearlmutter has it."""
+    """More threads than images too; and what they give is the pass as TorchDerivatives has it."""
     loss, theta, batch, direction = task(shape, width, depth, count, True, dtype)
     compiled, other = loss.derivatives, operations(loss.plain.model, torch.float64)
-    assert isinstance(compiled, Compiled)
+    assert isinstance(compiled, CompiledDerivatives)
     point = theta, batch.images, batch.labels
     wide = [tensor.double() for tensor in point]
-    exact_gradient, exact = other.gradient(*wide), other.products(*wide, direction.double(), ALL)
+    exact_gradient, exact = other.gradient(*wide), other.hvp(*wide, direction.double(), ALL)
     logits = other.logits(*wide[:2])
     close = 1e-13 if dtype is torch.float64 else 1e-5
     results = []
     for several in (1, 2, 3, 30):
         threads(several)
         gradient = compiled.gradient(*point)
-        results.append([gradient, compiled.logits(*point[:2]), *compiled.products(*point, direction, ALL)])
+        results.append([gradient, compiled.logits(*point[:2]), *compiled.hvp(*point, direction, ALL)])
     for result in results[1:]:
         assert all(ours.equal(first) for ours, first in zip(result, results[0], strict=True))
     ours, our_logits, directional, *products = results[0]
@@ -274,7 +276,7 @@ def test_the_same_bits_by_any_number_of_threads(
     assert error(our_logits, logits) < close
     for tensor, expected in zip(products, (exact.theta, exact.images, exact.labels), strict=True):
         assert error(tensor, expected) < close
-    assert abs(float(directional) - float(exact.along)) < close * float(direction.norm() * ours.norm())
+    assert abs(float(directional) - float(exact.directional)) < close * float(direction.norm() * ours.norm())
 
 
 def repeated(work: Callable[[], Made]) -> Callable[[], Made]:
@@ -290,21 +292,21 @@ def repeated(work: Callable[[], Made]) -> Callable[[], Made]:
     return again
 
 
-@pytest.mark.parametrize("wanted", [ALL, Wanted(False, True, False)])
-def test_what_is_recorded_gives_the_same_for_all_that_comes(wanted: Wanted) -> None:
+@pytest.mark.parametrize("wanted", [ALL, NeedsGrad(False, True, False)])
+def test_what_is_recorded_gives_the_same_for_all_that_comes(wanted: NeedsGrad) -> None:
     """Other values, other shapes, more shapes than are recorded; and results are not written over by later ones."""
     loss, theta, batch, direction = task((1, 8, 8), 4, 2, 7, True, torch.float64)
     plain = operations(loss.plain.model, torch.float64)
-    recorded, made, exact = Captured(plain, repeated, most=4), [], []
+    recorded, made, exact = CapturedDerivatives(plain, repeated, most=4), [], []
     for turn, count in enumerate((7, 7, 3, 7, 5, 3)):
         point = theta + turn, batch.images[:count] - turn, batch.labels[:count] * (turn + 1)
         for each, results in ((recorded, made), (plain, exact)):
             results.append(each.gradient(*point))
             results.append(each.logits(*point[:2]))
-            results += each.products(*point, direction, wanted)
+            results += each.hvp(*point, direction, wanted)
     assert len(recorded.held) == 4
     assert all(ours is None if same is None else ours.equal(same) for ours, same in zip(made, exact, strict=True))
-    assert isinstance(explicit_derivatives(loss.plain.model, torch.float32, "cuda"), Captured)
+    assert isinstance(convnet_derivatives(loss.plain.model, torch.float32, "cuda"), CapturedDerivatives)
 
 
 def test_a_whole_pass_refuses_what_does_not_fit() -> None:
@@ -320,7 +322,7 @@ def test_a_whole_pass_refuses_what_does_not_fit() -> None:
     none = batch.images[:0], batch.labels[:0]
     for asked in (
         lambda: made.gradient(theta, *none),
-        lambda: made.products(theta, *none, direction, ALL),
+        lambda: made.hvp(theta, *none, direction, ALL),
     ):
         with pytest.raises(ValueError, match="without images"):
             asked()
@@ -328,7 +330,7 @@ def test_a_whole_pass_refuses_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="parameters of shape"):
         made.gradient(theta[:-1], batch.images, batch.labels)
     with pytest.raises(ValueError, match="parameters of shape"):
-        made.products(theta, batch.images, batch.labels, direction[1:], ALL)
+        made.hvp(theta, batch.images, batch.labels, direction[1:], ALL)
 
 
 def test_a_tensor_of_another_type_is_converted_and_never_written_past_its_end() -> None:
@@ -338,17 +340,17 @@ def test_a_tensor_of_another_type_is_converted_and_never_written_past_its_end() 
     exact = compiled.gradient(theta, batch.images, batch.labels)
     for dtype in (torch.bfloat16, torch.float64):
         given = theta.to(dtype), batch.images.to(dtype), batch.labels.to(dtype)
-        found = compiled.products(*given, direction.to(dtype), ALL)
+        found = compiled.hvp(*given, direction.to(dtype), ALL)
         assert found.theta is not None
         assert found.theta.dtype is torch.float32
         assert error(compiled.gradient(*given), exact) < (1e-6 if dtype is torch.float64 else 0.1)
 
 
 def test_the_library_refuses_buffers_of_another_type_device_layout_or_length() -> None:
-    """Beneath `Compiled`, which gives it none."""
+    """Beneath `CompiledDerivatives`, which gives it none."""
     loss, theta, batch, _ = task((1, 14, 10), 32, 2, 3, True, torch.float32)
     compiled = loss.derivatives
-    assert isinstance(compiled, Compiled)
+    assert isinstance(compiled, CompiledDerivatives)
     sizes = compiled._sizes(batch.images)
     right = {"theta": theta, "images": batch.images, "labels": batch.labels, "gradient": torch.empty_like(theta)}
     compiled.library.compute(torch.float32, sizes, 1e-5, 3, right)
@@ -372,10 +374,10 @@ def test_the_library_refuses_buffers_of_another_type_device_layout_or_length() -
 MEMORY = """
 import resource, torch
 from limbeck.networks.registry import ModelConfig, flat_model
-from limbeck.derivatives.convnet import explicit_derivatives
+from limbeck.derivatives.convnet import convnet_derivatives
 torch.set_num_threads(1)
 model = flat_model(ModelConfig(width=128), (3, 32, 32), 10)
-written, theta, images = explicit_derivatives(model, torch.float32, "cpu"), model.fresh(0), torch.rand(5, 3, 32, 32)
+written, theta, images = convnet_derivatives(model, torch.float32, "cpu"), model.fresh(0), torch.rand(5, 3, 32, 32)
 labels = torch.arange(5)
 now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (now + (16 << 20), resource.RLIM_INFINITY))

@@ -78,7 +78,7 @@ class Normalised(NamedTuple):
     gamma: Tensor
 
 
-class Composed:
+class NormReluPool:
     """Instance norm, ReLU and 2 x 2 average pooling of z (n, c, h, w), with the derivative and both their tangents.
 
     gamma, beta are (c,); stats and sums (n, 2, c), of `arithmetic(dtype)`.
