@@ -33,7 +33,7 @@ from limbeck.experts import Expert, ExpertConfig, Store
 from limbeck.experts.make import describe_experts, make_experts, path_accuracy
 from limbeck.experts.train import train_expert
 from limbeck.jobs.checkpoint import Stateful
-from limbeck.methods import Facts, Material, Method, Plan
+from limbeck.methods import DataFacts, Method, MethodInputs, Plan
 from limbeck.methods.overlap import Overlap
 from limbeck.methods.ptm_progress import Progress
 from limbeck.networks.losses import CrossEntropy
@@ -211,11 +211,11 @@ READS = {
 
 
 def plan(method: Method, task: Task, expert: Expert, **options: object) -> Plan:
-    facts = Facts(len(task.data.train), 2, ExpertConfig(epochs=len(expert.validation) - 1))
+    facts = DataFacts(len(task.data.train), 2, ExpertConfig(epochs=len(expert.validation) - 1))
     config = method.resolve(method.config(**options), facts)
     config = config.model_copy(update={name: n for name, n in SMALL.items() if name in method.config.model_fields})
     trajectory = None if method.experts is None else expert.trajectory(method.experts)
-    return method.plan(config, Material(task, [] if trajectory is None else [trajectory], 2, 0))
+    return method.plan(config, MethodInputs(task, [] if trajectory is None else [trajectory], 2, 0))
 
 
 def steps(recipe: Plan, first: int, count: int) -> list[float]:

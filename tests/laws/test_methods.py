@@ -12,7 +12,7 @@ from limbeck import METHODS, JobConfig
 from limbeck.experts import Expert, ExpertConfig
 from limbeck.jobs.checkpoint import Choose, Log, Save, Stateful
 from limbeck.jobs.record import Run
-from limbeck.methods import Facts, Material, Method, MethodConfig, Plan, find_method
+from limbeck.methods import DataFacts, Method, MethodConfig, MethodInputs, Plan, find_method
 from limbeck.synthetic.loop import descend
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task
@@ -24,7 +24,7 @@ pytestmark = [
 
 
 FACTS = [
-    Facts(images, ipc, ExpertConfig(epochs=epochs, batch_size=32))
+    DataFacts(images, ipc, ExpertConfig(epochs=epochs, batch_size=32))
     for images in (300, 50000)
     for ipc in (1, 10, 50)
     for epochs in (1, 3, 50)
@@ -33,7 +33,7 @@ FACTS = [
 
 def resolved(method: Method, task: Task, expert: Expert, ipc: int) -> MethodConfig:
     epochs = len(expert.validation) - 1
-    config = method.resolve(method.config(), Facts(len(task.data.train), ipc, ExpertConfig(epochs=epochs)))
+    config = method.resolve(method.config(), DataFacts(len(task.data.train), ipc, ExpertConfig(epochs=epochs)))
     assert isinstance(config, MethodConfig)
     return config
 
@@ -41,7 +41,7 @@ def resolved(method: Method, task: Task, expert: Expert, ipc: int) -> MethodConf
 def plan(method: Method, task: Task, expert: Expert, seed: int, ipc: int = 1) -> Plan:
     trajectory = None if method.experts is None else expert.trajectory(method.experts)
     trajectories = [] if trajectory is None else [trajectory]
-    return method.plan(resolved(method, task, expert, ipc), Material(task, trajectories, ipc, seed))
+    return method.plan(resolved(method, task, expert, ipc), MethodInputs(task, trajectories, ipc, seed))
 
 
 def five_steps(method: Method, task: Task, expert: Expert, seed: int) -> tuple[SyntheticSet, list[float]]:
@@ -65,7 +65,7 @@ def test_its_config_survives_json(method: Method) -> None:
 
 
 @pytest.mark.parametrize("facts", FACTS, ids=lambda facts: f"{facts.train_images}-{facts.ipc}-{facts.expert.epochs}")
-def test_its_defaults_can_be_worked_out(method: Method, facts: Facts) -> None:
+def test_its_defaults_can_be_worked_out(method: Method, facts: DataFacts) -> None:
     """Once, to values that its config accepts, survive JSON, and leave alone what was given."""
     config = method.resolve(method.config(), facts)
     assert method.resolve(config, facts) == config
@@ -167,13 +167,13 @@ def test_more_iterations_leave_the_first_steps_as_they_are(method: Method, task:
     def path(iterations: int) -> list[torch.Tensor]:
         trajectories = [] if method.experts is None else [expert.trajectory(method.experts)]
         changed = config.model_copy(update={"iterations": iterations})
-        made = method.plan(changed, Material(task, [each for each in trajectories if each is not None], 2, 0))
+        made = method.plan(changed, MethodInputs(task, [each for each in trajectories if each is not None], 2, 0))
         images: list[torch.Tensor] = []
         hooks = [*made.hooks, lambda held, step, loss: images.append(held.images.detach().clone())]
         descend(made.objective, made.synthetic, made.optimisers, range(5), 0, made.accept, hooks)
         return images
 
-    facts = Facts(len(task.data.train), 2, ExpertConfig(epochs=3))
+    facts = DataFacts(len(task.data.train), 2, ExpertConfig(epochs=3))
     config = method.resolve(method.config(iterations=5, **RHYTHMS.get(method.name, {})), facts)
     for ours, theirs in zip(path(5), path(50), strict=True):
         assert torch.equal(ours, theirs)

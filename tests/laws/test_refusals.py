@@ -19,7 +19,7 @@ from limbeck.experts import Expert, ExpertConfig
 from limbeck.experts.recorded import Recorded
 from limbeck.experts.store import make_path
 from limbeck.jobs.rehearsal import refuse_impossible
-from limbeck.methods import Facts, Material, Method
+from limbeck.methods import DataFacts, Method, MethodInputs
 from limbeck.networks.registry import ModelConfig
 from limbeck.task import Task, make_task
 
@@ -95,15 +95,15 @@ def test_a_rehearsal_refuses_what_the_plan_refuses_and_nothing_else(
         for options in variations(method) if where == "convnet" else ({}, {"canvas": 2}, {"factor": 2}, {"factor": 1}):
             if not set(options) <= set(method.config.model_fields):
                 continue
-            facts = Facts(len(task.data.train), 2, EXPERT)
+            facts = DataFacts(len(task.data.train), 2, EXPERT)
             resolved: list[Any] = []
             early = refusal(lambda: resolved.append(method.resolve(method.config(**options), facts)))  # noqa: B023
             if early is not None:  # by `resolve`, which comes before
                 continue
 
             def build(resolved: Any = resolved, task: Task = task) -> None:
-                material = Material(task, expert_of(task, expert, method), 2, 0)
-                plan = method.plan(resolved[0], material)
+                inputs = MethodInputs(task, expert_of(task, expert, method), 2, 0)
+                plan = method.plan(resolved[0], inputs)
                 plan.show(plan.synthetic).training_pair()
                 if method.experts in ("convex", "recorded"):
                     for step in (0, 1):
@@ -151,10 +151,10 @@ def test_a_job_that_cannot_work_leaves_nothing_behind(
 def test_a_refusal_on_few_images_is_confirmed_on_all(task: Task) -> None:
     """A method of somebody else may need more real images than the rehearsal has."""
 
-    def plan(config: Any, material: Material) -> Any:
-        if len(material.task.train[0]) < 200:
+    def plan(config: Any, inputs: MethodInputs) -> Any:
+        if len(inputs.task.train[0]) < 200:
             raise UserError("too few images")
-        return METHODS["random"].plan(config, material)
+        return METHODS["random"].plan(config, inputs)
 
     method = replace(METHODS["random"], plan=plan)
     refuse_impossible(method, method.config(), task, 1, 0, None)

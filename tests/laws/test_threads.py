@@ -22,7 +22,7 @@ from limbeck.data import ImageData, fit_preprocess
 from limbeck.experts import ExpertConfig, Recorded
 from limbeck.experts.store import make_path
 from limbeck.experts.train import train_expert
-from limbeck.methods import Facts, Material
+from limbeck.methods import DataFacts, MethodInputs
 from limbeck.networks.registry import ModelConfig
 from limbeck.task import Task, make_task
 
@@ -133,8 +133,8 @@ def test_the_gradient_of_every_method_by_any_number_of_threads(name: str, given:
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        options = method.resolve(method.config(**given), Facts(len(wide.data.train), 1, config))
-        plan = method.plan(options, Material(wide, [path] if method.experts else [], 1, 0))
+        options = method.resolve(method.config(**given), DataFacts(len(wide.data.train), 1, config))
+        plan = method.plan(options, MethodInputs(wide, [path] if method.experts else [], 1, 0))
         values = [plan.synthetic.images.detach().clone()]
         if plan.iterations:
             loss = plan.objective(plan.synthetic, 0, 0)

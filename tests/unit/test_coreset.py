@@ -17,7 +17,7 @@ from limbeck.core.rng import derive
 from limbeck.core.types import Batch
 from limbeck.evaluation.protocol import evaluate_set
 from limbeck.experts import Expert, Recorded, Store
-from limbeck.methods import Material
+from limbeck.methods import MethodInputs
 from limbeck.methods.coreset import CORESETS, Init, choose_real
 from limbeck.methods.parts import real_set
 from limbeck.select.scores import early, el2n, features, forgetting, grand
@@ -90,14 +90,14 @@ def test_the_names_for_options_are_those_of_the_table_and_of_the_registry() -> N
 def test_every_coreset_can_start_a_method(name: str, task: Task, expert: Expert) -> None:
     path = expert.trajectory("any")
     assert path is not None
-    material = Material(task, [path], 3, 0)
-    rows = choose_real(name, material, 3)
+    inputs = MethodInputs(task, [path], 3, 0)
+    rows = choose_real(name, inputs, 3)
     images, labels = task.train
     assert len(rows.unique()) == 30
     assert labels[rows].tolist() == sorted(list(range(10)) * 3)
-    started = real_set(name, material, 0.01)
+    started = real_set(name, inputs, 0.01)
     assert torch.equal(started.images, images[rows])
-    kept = METHODS[name].plan(METHODS[name].config(), material).synthetic
+    kept = METHODS[name].plan(METHODS[name].config(), inputs).synthetic
     assert torch.equal(kept.images, images[rows])
     assert not kept.images.requires_grad
 
@@ -105,8 +105,8 @@ def test_every_coreset_can_start_a_method(name: str, task: Task, expert: Expert)
 def test_features_are_of_the_experts_end_and_of_a_fresh_network_without_one(task: Task, expert: Expert) -> None:
     path = expert.trajectory("any")
     assert path is not None
-    held = choose_real("herding", Material(task, [path], 1, 0), 1)
-    fresh = choose_real("herding", Material(task, [], 1, 0), 1)
+    held = choose_real("herding", MethodInputs(task, [path], 1, 0), 1)
+    fresh = choose_real("herding", MethodInputs(task, [], 1, 0), 1)
     for theta, rows in ((path.at(path.end), held), (task.model.fresh(0, "features"), fresh)):
         points = features(task.model, theta, task.train[0]).double()
         for label, row in enumerate(rows.tolist()):
@@ -118,12 +118,12 @@ def test_features_are_of_the_experts_end_and_of_a_fresh_network_without_one(task
 @pytest.mark.parametrize("name", ["forgetting", "el2n", "grand", "correct"])
 def test_scores_without_experts_are_refused(name: str, task: Task) -> None:
     with pytest.raises(UserError, match="--experts"):
-        choose_real(name, Material(task, [], 1, 0), 1)
+        choose_real(name, MethodInputs(task, [], 1, 0), 1)
 
 
 def test_an_unknown_name_is_refused(task: Task) -> None:
     with pytest.raises(UserError, match="herding"):
-        choose_real("nearest", Material(task, [], 1, 0), 1)
+        choose_real("nearest", MethodInputs(task, [], 1, 0), 1)
 
 
 QUICK: dict[str, Any] = {

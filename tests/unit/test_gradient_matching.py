@@ -15,7 +15,7 @@ from limbeck.core.errors import UserError
 from limbeck.core.rng import stream
 from limbeck.data.augment import DSA, Draw, Layered
 from limbeck.experts import ExpertConfig
-from limbeck.methods import METHODS, Facts, Material, Plan
+from limbeck.methods import METHODS, DataFacts, MethodInputs, Plan
 from limbeck.methods.matching import pixel_variance
 from limbeck.networks.losses import CrossEntropy
 from limbeck.networks.registry import ModelConfig, flat_model
@@ -306,8 +306,8 @@ def test_layers_are_flip_colour_one_of_the_rest_and_cutout() -> None:
 
 def recipe(name: str, task: Task, ipc: int = 2, seed: int = 0, **options: Any) -> Plan:
     method = METHODS[name]
-    config = method.resolve(method.config(**options), Facts(len(task.data.train), ipc, ExpertConfig()))
-    return method.plan(config, Material(task, [], ipc, seed))
+    config = method.resolve(method.config(**options), DataFacts(len(task.data.train), ipc, ExpertConfig()))
+    return method.plan(config, MethodInputs(task, [], ipc, seed))
 
 
 def test_idc_without_tiles_is_dsa_by_the_same_settings(task: Task) -> None:
@@ -418,7 +418,7 @@ def test_ten_steps_lower_the_loss(task: Task, name: str) -> None:
 
 def test_papers_pairs_of_loops() -> None:
     config = METHODS["dc"].config()
-    held = {ipc: METHODS["dc"].resolve(config, Facts(1000, ipc, ExpertConfig())) for ipc in (1, 10, 20, 50, 100)}
+    held = {ipc: METHODS["dc"].resolve(config, DataFacts(1000, ipc, ExpertConfig())) for ipc in (1, 10, 20, 50, 100)}
     assert {ipc: (each.inner, each.net_epochs) for ipc, each in held.items()} == {
         **{1: (1, 500), 10: (10, 50), 20: (20, 25), 50: (50, 10), 100: (50, 10)}
     }

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from limbeck.core.rng import derive, stream
 from limbeck.experts import Expert, ExpertConfig, Recorded
-from limbeck.methods import METHODS, Facts, Material
+from limbeck.methods import METHODS, DataFacts, MethodInputs
 from limbeck.methods.overlap import Overlap, alike
 from limbeck.methods.ptm import windows
 from limbeck.methods.ptm_progress import Progress
@@ -63,10 +63,10 @@ def test_step_decay_is_a_function_of_the_step() -> None:
 
 
 def test_an_average_of_draws_is_the_mean_of_them(task: Task, expert: Expert) -> None:
-    method, facts = METHODS["mtt"], Facts(300, 2, ExpertConfig(epochs=3))
+    method, facts = METHODS["mtt"], DataFacts(300, 2, ExpertConfig(epochs=3))
     config = method.resolve(method.config(batch_syn=7), facts)
     assert expert.recorded is not None
-    made = method.plan(config, Material(task, [expert.recorded], 2, 0))
+    made = method.plan(config, MethodInputs(task, [expert.recorded], 2, 0))
     parameters = list(made.synthetic.parameters().values())
     losses = [made.objective(made.synthetic, 3, derive(0, "draw", i)) for i in range(3)]
     expected = torch.autograd.grad(sum(losses) / 3, parameters)

@@ -11,7 +11,7 @@ import torch
 from limbeck.core.rng import stream
 from limbeck.core.types import Segment
 from limbeck.experts import Continuous, Expert, ExpertConfig
-from limbeck.methods import Facts, Material, Plan
+from limbeck.methods import DataFacts, MethodInputs, Plan
 from limbeck.methods.mct import MCTConfig, plan, resolve
 from limbeck.methods.parts import StartNoise, TeacherAt
 from limbeck.networks.flat import Layout
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.usefixtures("untouched_generators")
 
 def planned(task: Task, expert: Expert, expert_config: ExpertConfig, **options: Any) -> Plan:
     assert expert.convex is not None
-    config = resolve(MCTConfig(syn_steps=3, **options), Facts(len(task.data.train), 1, expert_config))
-    return plan(config, Material(task, [expert.convex], 1, 0))
+    config = resolve(MCTConfig(syn_steps=3, **options), DataFacts(len(task.data.train), 1, expert_config))
+    return plan(config, MethodInputs(task, [expert.convex], 1, 0))
 
 
 def matched(made: Plan) -> MatchTrajectory:
@@ -50,7 +50,7 @@ def test_whole_epochs_on_a_convexified_path(task: Task, expert: Expert, expert_c
 
 def test_m_and_u_follow_the_students_reach(task: Task) -> None:
     """M is five times N lr / (expert lr x steps an epoch), U at least M; both stay within the expert."""
-    facts = Facts(1000, 1, ExpertConfig(epochs=30, lr=0.05, batch_size=50))
+    facts = DataFacts(1000, 1, ExpertConfig(epochs=30, lr=0.05, batch_size=50))
     config = resolve(MCTConfig(syn_steps=10, lr_teacher=0.02), facts)
     assert config.expert_epochs == pytest.approx(5 * 10 * 0.02 / (0.05 * 20))
     assert config.max_start_epoch == pytest.approx(max(1.0, 0.05 * 30))

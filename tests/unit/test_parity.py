@@ -15,7 +15,7 @@ from limbeck.core.types import Batch
 from limbeck.derivatives.autograd import gradient
 from limbeck.experts import Expert, ExpertConfig
 from limbeck.experts.segments import GrownEpochs
-from limbeck.methods import METHODS, Facts, Material, Plan
+from limbeck.methods import METHODS, DataFacts, MethodInputs, Plan
 from limbeck.methods.datm import label_logits
 from limbeck.methods.parts import ShowTaught
 from limbeck.select import choose
@@ -30,9 +30,9 @@ pytestmark = pytest.mark.usefixtures("untouched_generators")
 def make(name: str, task: Task, experts: list[Expert], ipc: int = 1, **options: Any) -> Plan:
     """A recipe with these options, on recorded experts of three epochs."""
     method = METHODS[name]
-    config = method.resolve(method.config(**options), Facts(len(task.data.train), ipc, ExpertConfig(epochs=3)))
+    config = method.resolve(method.config(**options), DataFacts(len(task.data.train), ipc, ExpertConfig(epochs=3)))
     trajectories = [expert.trajectory("recorded") for expert in experts]
-    return method.plan(config, Material(task, [each for each in trajectories if each is not None], ipc, 0))
+    return method.plan(config, MethodInputs(task, [each for each in trajectories if each is not None], ipc, 0))
 
 
 def net(task: Task, theta: Tensor, images: Tensor) -> Tensor:

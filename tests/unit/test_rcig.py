@@ -16,7 +16,7 @@ from limbeck.core.errors import UserError
 from limbeck.core.rng import stream
 from limbeck.data import load_data
 from limbeck.evaluation.regression import RegressionConfig, evaluate_targets, fit_targets, regression_rows
-from limbeck.methods import Material, Plan
+from limbeck.methods import MethodInputs, Plan
 from limbeck.methods.rcig import RCIG, RCIGConfig, platt, pool_network, solver
 from limbeck.methods.rcig_pool import Pool
 from limbeck.networks.flat import FlatModel, lecun_normal
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("untouched_generators")
 
 
 def plan(task: Task, ipc: int = 1, seed: int = 0, **options: Any) -> Plan:
-    return RCIG.plan(RCIGConfig(**{"pool": 3, "pool_width": 4, **options}), Material(task, [], ipc, seed))
+    return RCIG.plan(RCIGConfig(**{"pool": 3, "pool_width": 4, **options}), MethodInputs(task, [], ipc, seed))
 
 
 def run(made: Plan, steps: range) -> list[float]:

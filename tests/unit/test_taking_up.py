@@ -440,8 +440,8 @@ FACTOR = 1.0
 def loss(synthetic, step, seed):  # how far it is from grey
     return FACTOR * synthetic.images.square().mean() + 0 * synthetic.log_lr
 
-def plan(config, material):
-    synthetic = real_set("random", material, 0.01)
+def plan(config, inputs):
+    synthetic = real_set("random", inputs, 0.01)
     steps = [torch.optim.SGD([synthetic.images], 0.1), torch.optim.SGD([synthetic.log_lr], 0.1)]
     return Plan(loss, synthetic, steps, config.iterations)
 

@@ -29,7 +29,7 @@ from limbeck.jobs.record import Run
 from limbeck.jobs.rehearsal import fewer, images_to_start, stand_ins
 from limbeck.jobs.stages import evaluation_key
 from limbeck.jobs.stopwatch import Estimate, Make, Piece, bytes_of, device_peak, measure, peak
-from limbeck.methods import Material, Plan
+from limbeck.methods import MethodInputs, Plan
 from limbeck.networks.flat import lecun_normal
 from limbeck.networks.registry import ModelConfig, flat_model
 from limbeck.synthetic.distilled import DistilledSet
@@ -159,7 +159,7 @@ def build(work: Work, limit: float) -> tuple[Plan, float, float]:
     for each in (fewer(task, most), task):
         paths = [] if config.count is None else stand_ins(task, end, config.seed)
         start = time.perf_counter()
-        plan = work.method.plan(options, Material(each, paths, config.ipc, config.seed))
+        plan = work.method.plan(options, MethodInputs(each, paths, config.ipc, config.seed))
         stop = time.perf_counter()
         took = stop - start
         if paths and paths[0].first_use and paths[1].first_use:  # the method goes through all of them

@@ -22,7 +22,7 @@ from limbeck.jobs.config import JobConfig, checked
 from limbeck.jobs.record import Run
 from limbeck.jobs.rehearsal import refuse_impossible
 from limbeck.jobs.stages import VALIDATION, Job, inspect_experts, judge, optimise, write_results
-from limbeck.methods import Facts, Material, Method, find_method
+from limbeck.methods import DataFacts, Method, MethodInputs, find_method
 from limbeck.networks.registry import MODELS
 from limbeck.report.page import write_report
 from limbeck.task import Task, kept_switches, make_task
@@ -144,7 +144,7 @@ def prepare(
 
     config, given = _with_experts(config, chosen, task, experts)
     expert = config.expert if given is None else given.store.config
-    options_of_method = chosen.resolve(asked, Facts(len(images.train), config.ipc, expert))
+    options_of_method = chosen.resolve(asked, DataFacts(len(images.train), config.ipc, expert))
     config = config.model_copy(update={"model": task.model_config, "augment": task.augment.strategy, "expert": expert})
     return Work(task, config, chosen, options_of_method, given)
 
@@ -233,9 +233,9 @@ def _work(job: Job, work: Work) -> None:
     """The stages of a run, each taking up what an earlier try left."""
     assert work.method is not None
     if job.run.steps_left(job.resolved):
-        material = Material(job.task, _experts(job, work), job.config.ipc, job.config.seed)
+        inputs = MethodInputs(job.task, _experts(job, work), job.config.ipc, job.config.seed)
         with job.timed("distill"):
-            optimise(job, work.method.plan(work.options, material))
+            optimise(job, work.method.plan(work.options, inputs))
     with job.timed("evaluate"):
         rows = judge(job)
     write_results(job, rows)

@@ -12,7 +12,7 @@ from torch import Tensor
 from limbeck.core.errors import UserError
 from limbeck.core.rng import stream
 from limbeck.data import Split
-from limbeck.methods import Material, Method
+from limbeck.methods import Method, MethodInputs
 from limbeck.task import Task
 
 
@@ -59,7 +59,7 @@ def refuse_impossible(method: Method, options: Any, task: Task, ipc: int, seed: 
     paths = [] if epochs is None else stand_ins(task, epochs, seed)[:1]
 
     def build(part: Task) -> None:
-        plan = method.plan(options, Material(part, paths, ipc, seed))
+        plan = method.plan(options, MethodInputs(part, paths, ipc, seed))
         plan.show(plan.synthetic).training_pair()
 
     try:

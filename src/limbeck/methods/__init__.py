@@ -13,12 +13,12 @@ from limbeck.methods.ftd import FTD
 from limbeck.methods.idc import IDC
 from limbeck.methods.mct import MCT
 from limbeck.methods.mtt import MTT
-from limbeck.methods.plan import Facts, Material, Method, MethodConfig, Plan
+from limbeck.methods.plan import DataFacts, Method, MethodConfig, MethodInputs, Plan
 from limbeck.methods.ptm import PTM
 from limbeck.methods.rcig import RCIG
 from limbeck.methods.tesla import TESLA
 
-__all__ = ["METHODS", "Facts", "Material", "Method", "MethodConfig", "Plan", "find_method"]
+__all__ = ["METHODS", "DataFacts", "Method", "MethodConfig", "MethodInputs", "Plan", "find_method"]
 
 METHODS: dict[str, Method] = {
     each.name: each

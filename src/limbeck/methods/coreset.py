@@ -12,7 +12,7 @@ from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.experts.store import Kind
-from limbeck.methods.plan import Material, Method, MethodConfig, Plan
+from limbeck.methods.plan import Method, MethodConfig, MethodInputs, Plan
 from limbeck.networks.losses import CrossEntropy
 from limbeck.select import herding, highest, kcentre, kmeans, random
 from limbeck.select.coresets import Selector, choose_by
@@ -21,60 +21,60 @@ from limbeck.select.scores import early, el2n, features, forgetting, grand
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.training.plain import predict
 
-View = Callable[[Material], Tensor]
+View = Callable[[MethodInputs], Tensor]
 """What a selector looks at, (training images, ...)."""
 
 
-def pixels(material: Material) -> Tensor:
+def pixels(inputs: MethodInputs) -> Tensor:
     """The images in network input space."""
-    return material.task.train[0]
+    return inputs.task.train[0]
 
 
-def expert_features(material: Material) -> Tensor:
+def expert_features(inputs: MethodInputs) -> Tensor:
     """Features of the first expert at its end; of an untrained network where the method has no experts."""
-    task = material.task
-    paths = material.trajectories
-    theta = paths[0].at(paths[0].end) if paths else task.model.fresh(material.seed, "features")
+    task = inputs.task
+    paths = inputs.trajectories
+    theta = paths[0].at(paths[0].end) if paths else task.model.fresh(inputs.seed, "features")
     return features(task.model, theta.to(task.device), task.train[0])
 
 
-def _early(material: Material) -> list[Tensor]:
-    return [theta.to(material.task.device) for theta in early(material.trajectories)]
+def _early(inputs: MethodInputs) -> list[Tensor]:
+    return [theta.to(inputs.task.device) for theta in early(inputs.trajectories)]
 
 
-def forgetting_scores(material: Material) -> Tensor:
+def forgetting_scores(inputs: MethodInputs) -> Tensor:
     """Forgetting events along all experts."""
-    return forgetting(material.task.model, material.trajectories, *material.task.train)[:, None]
+    return forgetting(inputs.task.model, inputs.trajectories, *inputs.task.train)[:, None]
 
 
-def el2n_scores(material: Material) -> Tensor:
+def el2n_scores(inputs: MethodInputs) -> Tensor:
     """EL2N of all experts, early."""
-    return el2n(material.task.model, _early(material), *material.task.train)[:, None]
+    return el2n(inputs.task.model, _early(inputs), *inputs.task.train)[:, None]
 
 
-def grand_scores(material: Material) -> Tensor:
+def grand_scores(inputs: MethodInputs) -> Tensor:
     """GraNd of all experts, early."""
-    return grand(CrossEntropy(material.task.model), _early(material), *material.task.train)[:, None]
+    return grand(CrossEntropy(inputs.task.model), _early(inputs), *inputs.task.train)[:, None]
 
 
-def by(select: Selector, view: View, material: Material, ipc: int) -> Tensor:
+def by(select: Selector, view: View, inputs: MethodInputs, ipc: int) -> Tensor:
     """`ipc` rows of every class, by what the view shows."""
-    task = material.task
-    return choose_by(select, view(material), task.train[1], task.data.num_classes, ipc, material.seed)
+    task = inputs.task
+    return choose_by(select, view(inputs), task.train[1], task.data.num_classes, ipc, inputs.seed)
 
 
-def correct(material: Material, ipc: int) -> Tensor:
+def correct(inputs: MethodInputs, ipc: int) -> Tensor:
     """Random rows among those that an expert classifies correctly at its end."""
-    task = material.task
-    ends = [path.at(path.end).to(task.device) for path in material.trajectories]
+    task = inputs.task
+    ends = [path.at(path.end).to(task.device) for path in inputs.trajectories]
     experts = [partial(predict, task.model, theta) for theta in ends]
-    return choose_correct(*task.train, task.data.num_classes, ipc, experts, material.seed)
+    return choose_correct(*task.train, task.data.num_classes, ipc, experts, inputs.seed)
 
 
 class Coreset(NamedTuple):
-    """A way to choose real images: (material, images per class) -> rows, class-sorted; what it asks of experts."""
+    """A way to choose real images: (inputs, images per class) -> rows, class-sorted; what it asks of experts."""
 
-    rows: Callable[[Material, int], Tensor]
+    rows: Callable[[MethodInputs, int], Tensor]
     experts: Kind | None
     summary: str
     source: str
@@ -129,16 +129,16 @@ Init = Literal["random", "kmeans", "kmeans-features", "herding", "kcentre", "for
 """Names of CORESETS, for options."""
 
 
-def choose_real(name: str, material: Material, ipc: int) -> Tensor:
+def choose_real(name: str, inputs: MethodInputs, ipc: int) -> Tensor:
     """Rows of `ipc` real images of every class, by the coreset of this name.
 
     Raises UserError for an unknown name, and for scores by experts where there are none.
     """
     if name not in CORESETS:
         raise UserError(f"there is no way to choose real images called '{name}'; use one of {', '.join(CORESETS)}.")
-    if not material.trajectories and name in ("forgetting", "el2n", "grand", "correct"):
+    if not inputs.trajectories and name in ("forgetting", "el2n", "grand", "correct"):
         raise UserError(f"'{name}' judges images by trained experts; name a store of them with --experts.")
-    return CORESETS[name].rows(material, ipc).to(material.task.device)
+    return CORESETS[name].rows(inputs, ipc).to(inputs.task.device)
 
 
 class CoresetConfig(MethodConfig):
@@ -148,10 +148,10 @@ class CoresetConfig(MethodConfig):
     """step size of the networks that judge it before one is chosen on validation (--eval.baseline-lrs)"""
 
 
-def plan(name: str, config: CoresetConfig, material: Material) -> Plan:
+def plan(name: str, config: CoresetConfig, inputs: MethodInputs) -> Plan:
     """Real images, and no outer steps."""
-    images, labels = material.task.train
-    rows = choose_real(name, material, material.ipc)
+    images, labels = inputs.task.train
+    rows = choose_real(name, inputs, inputs.ipc)
     synthetic = SyntheticSet.start(images[rows], labels[rows], config.lr_net, learned=())
     return Plan(nothing, synthetic, [], iterations=0)
 

@@ -13,7 +13,7 @@ from limbeck.experts.segments import GrownEpochs
 from limbeck.methods.coreset import Init
 from limbeck.methods.ftd import FLAT
 from limbeck.methods.parts import RecordedConfig, logits_of, match, optimisers, real_set, whole_epochs
-from limbeck.methods.plan import Facts, Material, Method, Plan, threads_always_matter
+from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan, threads_always_matter
 from limbeck.synthetic.set import SyntheticSet
 
 
@@ -38,7 +38,7 @@ class DATMConfig(RecordedConfig):
     """real images to start from: a coreset's name; correct: random ones that an expert gets right at its end"""
 
 
-def resolve(config: DATMConfig, facts: Facts) -> DATMConfig:
+def resolve(config: DATMConfig, facts: DataFacts) -> DATMConfig:
     """M and U as everywhere; a first bound half way from the least start epoch to U, reached after a fifth of all."""
     config = whole_epochs(config, facts)
     assert config.max_start_epoch is not None
@@ -68,17 +68,17 @@ def label_logits(said: Tensor, labels: Tensor) -> Tensor:
     return mean
 
 
-def start(config: DATMConfig, material: Material) -> SyntheticSet:
+def start(config: DATMConfig, inputs: MethodInputs) -> SyntheticSet:
     """Real images and their label logits; all three parts are learned."""
-    chosen = real_set(config.init, material, config.lr_teacher)
+    chosen = real_set(config.init, inputs, config.lr_teacher)
     images, labels = chosen.images.detach(), chosen.labels
-    ends = [each.at(each.end) for each in material.trajectories]
-    logits = torch.stack([logits_of(material.task.logits, theta, images) for theta in ends])
+    ends = [each.at(each.end) for each in inputs.trajectories]
+    logits = torch.stack([logits_of(inputs.task.logits, theta, images) for theta in ends])
     learned = ("images", "labels", "log_lr")
     return SyntheticSet.start(images, label_logits(logits, labels), config.lr_teacher, learned)
 
 
-def plan(config: DATMConfig, material: Material) -> Plan:
+def plan(config: DATMConfig, inputs: MethodInputs) -> Plan:
     """Recorded experts, a start range that grows, learned labels, a gate on the loss."""
     assert config.max_start_epoch is not None
     assert config.first_max_start_epoch is not None
@@ -91,12 +91,12 @@ def plan(config: DATMConfig, material: Material) -> Plan:
         config.expert_epochs,
         config.min_start_epoch,
     )
-    synthetic = start(config, material)
+    synthetic = start(config, inputs)
     steps = [
         *optimisers(config, synthetic),
         torch.optim.SGD([synthetic.labels], config.lr_y, momentum=config.momentum_y),
     ]
-    objective = match(config, material, sampler, config.gradient)
+    objective = match(config, inputs, sampler, config.gradient)
     return Plan(objective, synthetic, steps, config.iterations, accept=lambda loss: loss <= config.threshold)
 
 

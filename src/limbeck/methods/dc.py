@@ -6,7 +6,7 @@ from pydantic import Field
 
 from limbeck.core.rng import derive
 from limbeck.methods.matching import LR_NET, MatchingConfig, image_sgd, real_rows, start
-from limbeck.methods.plan import Facts, Material, Method, Plan
+from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
 from limbeck.objectives.classes import Augment, MatchClasses, unchanged
 from limbeck.objectives.gradient import DISTANCES, GradientDistance, weights
 from limbeck.objectives.pool import Ageing, Fresh, Sgd, SyntheticLessons
@@ -27,31 +27,31 @@ class DCConfig(MatchingConfig):
     """synthetic images per step of the network"""
 
 
-def loops(config: DCConfig, facts: Facts) -> DCConfig:
+def loops(config: DCConfig, facts: DataFacts) -> DCConfig:
     """The papers' pairs: one step a network at one image per class, 10 and 50 at 10, 50 and 10 at 50."""
     inner = config.inner or min(facts.ipc, 50)
     return config.model_copy(update={"inner": inner, "net_epochs": config.net_epochs or max(1, 500 // inner)})
 
 
-def compose(config: DCConfig, material: Material, siamese: Augment, lesson: Augment) -> Plan:
+def compose(config: DCConfig, inputs: MethodInputs, siamese: Augment, lesson: Augment) -> Plan:
     """All weights' gradients, row by row, under a network that learns from the synthetic set."""
     assert config.inner is not None
     assert config.net_epochs is not None
-    task, layout = material.task, material.task.model.layout
-    fresh = Fresh(task.model, material.seed, task.device)
-    lessons = SyntheticLessons(config.net_epochs, config.batch_net, derive(material.seed, "lessons"), lesson)
+    task, layout = inputs.task, inputs.task.model.layout
+    fresh = Fresh(task.model, inputs.seed, task.device)
+    lessons = SyntheticLessons(config.net_epochs, config.batch_net, derive(inputs.seed, "lessons"), lesson)
     network = Ageing(task.loss_with(None), fresh, config.inner, lessons, Sgd(config.lr_net))
-    synthetic = start(config, material, network)
-    rows, hooks = real_rows(config, material, network)
+    synthetic = start(config, inputs, network)
+    rows, hooks = real_rows(config, inputs, network)
     distance = GradientDistance(task.loss_with(None), layout, weights(layout), DISTANCES["cosine"])
     objective = MatchClasses(task.train, rows, network.network, distance, siamese)
     steps = [image_sgd(synthetic, config.lr_img, config.momentum)]
     return Plan(objective, synthetic, steps, config.iterations, hooks=hooks)
 
 
-def plan(config: DCConfig, material: Material) -> Plan:
+def plan(config: DCConfig, inputs: MethodInputs) -> Plan:
     """Nothing is augmented."""
-    return compose(config, material, unchanged, unchanged)
+    return compose(config, inputs, unchanged, unchanged)
 
 
 DC = Method(

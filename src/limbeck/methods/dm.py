@@ -7,7 +7,7 @@ from dataclasses import replace
 from pydantic import Field
 
 from limbeck.methods.matching import MatchingConfig, image_sgd, real_rows, start
-from limbeck.methods.plan import Material, Method, Plan, threads_always_matter
+from limbeck.methods.plan import Method, MethodInputs, Plan, threads_always_matter
 from limbeck.objectives.classes import MatchClasses
 from limbeck.objectives.features import FeatureDistance
 from limbeck.objectives.pool import Ageing, Fresh
@@ -20,12 +20,12 @@ class DMConfig(MatchingConfig):
     """step size of the images, in network input space as the authors'"""
 
 
-def plan(config: DMConfig, material: Material) -> Plan:
+def plan(config: DMConfig, inputs: MethodInputs) -> Plan:
     """A new untrained network at every step; one augmentation draw for real and synthetic images of a class."""
-    task = material.task
-    network = Ageing(task.loss_with(None), Fresh(task.model, material.seed, task.device), every=1)
-    synthetic = start(config, material, network)
-    rows, hooks = real_rows(config, material, network)
+    task = inputs.task
+    network = Ageing(task.loss_with(None), Fresh(task.model, inputs.seed, task.device), every=1)
+    synthetic = start(config, inputs, network)
+    rows, hooks = real_rows(config, inputs, network)
     siamese = replace(task.augment, alike=True)
     objective = MatchClasses(task.train, rows, network.network, FeatureDistance(task.model), siamese)
     steps = [image_sgd(synthetic, config.lr_img, config.momentum)]

@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from limbeck.methods.dc import DCConfig, compose, loops
-from limbeck.methods.plan import Material, Method, Plan
+from limbeck.methods.plan import Method, MethodInputs, Plan
 
 
 class DSAConfig(DCConfig):
     """Options of DSA: those of DC. The families are --augment."""
 
 
-def plan(config: DSAConfig, material: Material) -> Plan:
+def plan(config: DSAConfig, inputs: MethodInputs) -> Plan:
     """One draw for all images of a class, real and synthetic; the network's lessons are augmented image by image."""
-    augment = material.task.augment
-    return compose(config, material, replace(augment, alike=True), augment)
+    augment = inputs.task.augment
+    return compose(config, inputs, replace(augment, alike=True), augment)
 
 
 DSA = Method(

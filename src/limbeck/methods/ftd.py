@@ -9,7 +9,7 @@ from pydantic import Field
 from limbeck.experts.segments import WholeEpochs
 from limbeck.methods.coreset import Init
 from limbeck.methods.parts import RecordedConfig, keeps_graph, match, optimisers, real_set, whole_epochs
-from limbeck.methods.plan import Material, Method, Plan
+from limbeck.methods.plan import Method, MethodInputs, Plan
 from limbeck.synthetic.hooks import Ema
 
 FLAT = {"keep": "both", "sam_rho": 0.01, "sam_alpha": 0.3, "sam_adaptive": True}
@@ -26,13 +26,13 @@ class FTDConfig(RecordedConfig):
     """real images to start from: a coreset's name"""
 
 
-def plan(config: FTDConfig, material: Material) -> Plan:
+def plan(config: FTDConfig, inputs: MethodInputs) -> Plan:
     """Recorded experts (flat, where they were trained for this method), whole epochs; the averaged set is shown."""
     assert config.max_start_epoch is not None
     assert config.expert_epochs is not None
-    synthetic = real_set(config.init, material, config.lr_teacher)
+    synthetic = real_set(config.init, inputs, config.lr_teacher)
     sampler = WholeEpochs(config.max_start_epoch, config.expert_epochs)
-    objective = match(config, material, sampler, config.gradient)
+    objective = match(config, inputs, sampler, config.gradient)
     ema = Ema(synthetic, config.ema_decay)
     return Plan(objective, synthetic, optimisers(config, synthetic), config.iterations, hooks=[ema], show=ema.show)
 

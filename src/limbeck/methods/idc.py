@@ -17,7 +17,7 @@ from limbeck.methods.matching import (
     real_rows,
     start,
 )
-from limbeck.methods.plan import Facts, Material, Method, Plan
+from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
 from limbeck.objectives.classes import Discrepancy, MatchClasses, Sum
 from limbeck.objectives.features import FeatureDistance
 from limbeck.objectives.gradient import DISTANCES, GradientDistance, convolutions
@@ -63,7 +63,7 @@ class IDCConfig(MatchingConfig):
 BASE_LR = {"l1": 1e-3, "mse": 5e-3, "l1_mean": 1e-2, "cosine": 1e-2}
 
 
-def step_size(config: IDCConfig, facts: Facts) -> IDCConfig:
+def step_size(config: IDCConfig, facts: DataFacts) -> IDCConfig:
     """The gradient in one image falls with images per class, being of a mean: the authors' lr_img grows with them."""
     return config.model_copy(update={"lr_img": config.lr_img or BASE_LR[config.distance] * facts.ipc})
 
@@ -85,13 +85,13 @@ def ageing(config: IDCConfig, task: Task, seed: int) -> Ageing:
     return Ageing(task.loss_with(None), Fresh(task.model, seed, task.device, warm_up), config.inner, lessons, sgd)
 
 
-def plan(config: IDCConfig, material: Material) -> Plan:
+def plan(config: IDCConfig, inputs: MethodInputs) -> Plan:
     """Gradients of convolutions for enlarged tiles; pixels stay between 0 and 1."""
     assert config.lr_img is not None
-    task = material.task
-    network = ageing(config, task, material.seed)
-    synthetic = start(config, material, network, partition(config.factor, config.how, material))
-    rows, hooks = real_rows(config, material, network)
+    task = inputs.task
+    network = ageing(config, task, inputs.seed)
+    synthetic = start(config, inputs, network, partition(config.factor, config.how, inputs))
+    rows, hooks = real_rows(config, inputs, network)
     distance = DISTANCES[config.distance]
     discrepancy: Discrepancy = GradientDistance(
         task.loss_with(None), task.model.layout, convolutions(task.model.layout), distance

@@ -13,7 +13,7 @@ from limbeck.core.errors import UserError
 from limbeck.core.rng import derive, stream
 from limbeck.data import Preprocess
 from limbeck.methods.coreset import Init, choose_real
-from limbeck.methods.plan import Material, MethodConfig
+from limbeck.methods.plan import MethodConfig, MethodInputs
 from limbeck.objectives.classes import Rows
 from limbeck.objectives.pool import Ageing
 from limbeck.objectives.query import Query, RandomRows, rows_by_class
@@ -48,28 +48,28 @@ class MatchingConfig(MethodConfig):
     """s, images of a cluster that the dream policy takes (DREAM+); there are batch-real / s clusters"""
 
 
-def represent(material: Material, network: Ageing) -> Callable[[Tensor], Tensor]:
+def represent(inputs: MethodInputs, network: Ageing) -> Callable[[Tensor], Tensor]:
     """Features of images under the present network, (m, c, h, w) -> (m, d)."""
-    return lambda images: features(material.task.model, network.network(), images)
+    return lambda images: features(inputs.task.model, network.network(), images)
 
 
-def members(material: Material) -> tuple[Tensor, ...]:
+def members(inputs: MethodInputs) -> tuple[Tensor, ...]:
     """Rows of every class's training images."""
-    return rows_by_class(material.task.train[1], material.task.data.num_classes)
+    return rows_by_class(inputs.task.train[1], inputs.task.data.num_classes)
 
 
-def real_rows(config: MatchingConfig, material: Material, network: Ageing) -> tuple[Rows, list[Hook]]:
+def real_rows(config: MatchingConfig, inputs: MethodInputs, network: Ageing) -> tuple[Rows, list[Hook]]:
     """Which real images to compare with, and the hooks that keep the network and the choice up to date, in order."""
     if config.policy == "random":  # needs no features, and nothing is remembered
-        return RandomRows(members(material), config.batch_real), [network]
+        return RandomRows(members(inputs), config.batch_real), [network]
     policies: dict[str, Selector] = {**POLICIES, "dream": Dream(config.per_cluster)}
     query = Query(
-        material.task.train[0],
-        members(material),
+        inputs.task.train[0],
+        members(inputs),
         policies[config.policy],
         config.batch_real,
-        represent(material, network),
-        material.seed,
+        represent(inputs, network),
+        inputs.seed,
         network.every,
         config.interval,
         config.pool,
@@ -77,33 +77,33 @@ def real_rows(config: MatchingConfig, material: Material, network: Ageing) -> tu
     return query.rows, [network, query]
 
 
-def start(config: MatchingConfig, material: Material, network: Ageing, decode: Decode = identity) -> SyntheticSet:
+def start(config: MatchingConfig, inputs: MethodInputs, network: Ageing, decode: Decode = identity) -> SyntheticSet:
     """Images to learn, `ipc` of every class; with tiles, every tile starts as a shrunk real image.
 
     Raises UserError for a class with too few images, and for tiles of whitened images.
     """
     factor = decode.factor if isinstance(decode, Partition) else 1
-    task, classes, count = material.task, material.task.data.num_classes, material.ipc * factor**2
-    images, labels = task.train[0], torch.arange(classes, device=task.device).repeat_interleave(material.ipc)
+    task, classes, count = inputs.task, inputs.task.data.num_classes, inputs.ipc * factor**2
+    images, labels = task.train[0], torch.arange(classes, device=task.device).repeat_interleave(inputs.ipc)
     if config.init == "noise":
-        begun = torch.randn(len(labels), *task.data.shape, generator=stream(material.seed, "noise")).to(images)
+        begun = torch.randn(len(labels), *task.data.shape, generator=stream(inputs.seed, "noise")).to(images)
         return SyntheticSet.start(begun, labels, LR_NET, ("images",), decode=decode)
     if config.init == "dream":
-        seed, look = derive(material.seed, "start"), represent(material, network)
-        chosen = Query(images, members(material), Dream(), count, look, seed, pool=config.pool).chosen
+        seed, look = derive(inputs.seed, "start"), represent(inputs, network)
+        chosen = Query(images, members(inputs), Dream(), count, look, seed, pool=config.pool).chosen
         if any(len(rows) < count for rows in chosen):
             raise UserError(
                 f"a class has fewer than {count} training images; ask for fewer images or a lower --factor."
             )
     else:
-        chosen = list(choose_real(config.init, material, count).view(classes, count))
+        chosen = list(choose_real(config.init, inputs, count).view(classes, count))
     begun = torch.cat([mosaic(images[rows], factor) for rows in chosen])
     return SyntheticSet.start(begun, labels, LR_NET, ("images",), decode=decode)
 
 
-def partition(factor: int, how: Any, material: Material) -> Decode:
+def partition(factor: int, how: Any, inputs: MethodInputs) -> Decode:
     """Tiles, padded with the grey of the released code; factor 1 needs none of it."""
-    return identity if factor == 1 else Partition(factor, how, grey(material.task.preprocess))
+    return identity if factor == 1 else Partition(factor, how, grey(inputs.task.preprocess))
 
 
 def pixel_variance(preprocess: Preprocess) -> float:

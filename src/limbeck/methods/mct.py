@@ -23,7 +23,7 @@ from limbeck.methods.parts import (
     real_set,
     span_and_start,
 )
-from limbeck.methods.plan import Facts, Material, Method, MethodConfig, Plan, itself
+from limbeck.methods.plan import DataFacts, Method, MethodConfig, MethodInputs, Plan, itself
 from limbeck.objectives.combine import averaged
 from limbeck.objectives.trajectory import MatchTrajectory
 from limbeck.synthetic.hooks import Decay, Ema
@@ -78,7 +78,7 @@ class MCTConfig(MethodConfig):
     """validate and keep the exponential average of the images (ours; 0 keeps the images as they are)"""
 
 
-def resolve(config: MCTConfig, facts: Facts) -> MCTConfig:
+def resolve(config: MCTConfig, facts: DataFacts) -> MCTConfig:
     """Give M and U numbers."""
     span, start = span_and_start(
         facts, config.syn_steps, config.lr_teacher, config.expert_epochs, config.max_start_epoch
@@ -88,15 +88,15 @@ def resolve(config: MCTConfig, facts: Facts) -> MCTConfig:
     return config.model_copy(update={"expert_epochs": span, "max_start_epoch": start})
 
 
-def plan(config: MCTConfig, material: Material) -> Plan:
+def plan(config: MCTConfig, inputs: MethodInputs) -> Plan:
     """Convexified experts, continuous segments, exact gradient."""
-    task = material.task
+    task = inputs.task
     if config.teacher_labels and config.canvas > 1:
         raise UserError("--teacher-labels and --canvas do not go together: a label is of an image, not of its crops.")
-    synthetic = real_set(config.init, material, config.lr_teacher, config.canvas)
+    synthetic = real_set(config.init, inputs, config.lr_teacher, config.canvas)
     images = image_optimiser(config.optimizer, synthetic.images, config.lr_img, config.momentum)
     objective = MatchTrajectory(
-        trajectories=material.trajectories,
+        trajectories=inputs.trajectories,
         sampler=_sampler(config),
         loss=task.loss,
         steps=config.syn_steps,
@@ -112,7 +112,7 @@ def plan(config: MCTConfig, material: Material) -> Plan:
         hooks.append(average)
         show = average.show
     if config.teacher_labels:
-        show = ShowTaught(material, config.max_start_epoch or 0.0, show)
+        show = ShowTaught(inputs, config.max_start_epoch or 0.0, show)
     optimisers: list[torch.optim.Optimizer] = [
         images,
         lr_optimiser(synthetic, config.lr_lr, config.lr_teacher, config.momentum),

@@ -9,7 +9,7 @@ from pydantic import Field
 from limbeck.experts.segments import WholeEpochs
 from limbeck.methods.coreset import Init
 from limbeck.methods.parts import RecordedConfig, keeps_graph, match, optimisers, real_set, whole_epochs
-from limbeck.methods.plan import Material, Method, Plan
+from limbeck.methods.plan import Method, MethodInputs, Plan
 
 
 class MTTConfig(RecordedConfig):
@@ -23,13 +23,13 @@ class MTTConfig(RecordedConfig):
     """images are canvases of so many image sides, cropped at random (textures)"""
 
 
-def plan(config: MTTConfig, material: Material) -> Plan:
+def plan(config: MTTConfig, inputs: MethodInputs) -> Plan:
     """Recorded experts, whole epochs, exact gradient, hard labels."""
     assert config.max_start_epoch is not None
     assert config.expert_epochs is not None
-    synthetic = real_set(config.init, material, config.lr_teacher, config.canvas)
+    synthetic = real_set(config.init, inputs, config.lr_teacher, config.canvas)
     sampler = WholeEpochs(config.max_start_epoch, config.expert_epochs)
-    objective = match(config, material, sampler, config.gradient)
+    objective = match(config, inputs, sampler, config.gradient)
     return Plan(objective, synthetic, optimisers(config, synthetic), config.iterations)
 
 

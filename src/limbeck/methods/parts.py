@@ -14,7 +14,7 @@ from torch import Tensor
 from limbeck.core.errors import UserError
 from limbeck.core.types import Adjoint, Sampler, Segment
 from limbeck.methods.coreset import choose_real
-from limbeck.methods.plan import Facts, Material, MethodConfig, itself
+from limbeck.methods.plan import DataFacts, MethodConfig, MethodInputs, itself
 from limbeck.networks.flat import Layout
 from limbeck.objectives.combine import averaged
 from limbeck.objectives.trajectory import Labeller, MatchTrajectory
@@ -63,7 +63,7 @@ class RecordedConfig(MethodConfig):
     """segments whose gradients are averaged in an outer step"""
 
 
-def span_and_start(facts: Facts, syn_steps: int, lr_teacher: float, span: float | None, start: float | None) -> Any:
+def span_and_start(facts: DataFacts, syn_steps: int, lr_teacher: float, span: float | None, start: float | None) -> Any:
     """M and U where they are not given, from what was measured at one image per class on digits and Fashion-MNIST.
 
     Path lengths are compared in step size x steps: an epoch of the expert against the student's N steps.
@@ -75,7 +75,7 @@ def span_and_start(facts: Facts, syn_steps: int, lr_teacher: float, span: float 
     return span, start or min(max(span, part * epochs), epochs)
 
 
-def whole_epochs(config: Any, facts: Facts) -> Any:
+def whole_epochs(config: Any, facts: DataFacts) -> Any:
     """The same rule for a `RecordedConfig`, rounded to whole epochs, at least 1."""
     m, u = config.expert_epochs, config.max_start_epoch
     span, _ = span_and_start(facts, config.syn_steps, config.lr_teacher, m, u)
@@ -85,15 +85,15 @@ def whole_epochs(config: Any, facts: Facts) -> Any:
     return config.model_copy(update={"expert_epochs": span, "max_start_epoch": u or max(1, min(round(start), fits))})
 
 
-def real_set(init: str, material: Material, lr: float, canvas: int = 1) -> SyntheticSet:
+def real_set(init: str, inputs: MethodInputs, lr: float, canvas: int = 1) -> SyntheticSet:
     """Real images with their classes, chosen by the coreset `init`; each a mosaic of canvas x canvas of them.
 
     Raises UserError for mosaics of whitened images: whitening knows images of one size only.
     """
-    task = material.task
+    task = inputs.task
     images, labels = task.train
-    count = material.ipc * canvas**2
-    rows = choose_real(init, material, count)
+    count = inputs.ipc * canvas**2
+    rows = choose_real(init, inputs, count)
     if canvas == 1:
         return SyntheticSet.start(images[rows], labels[rows], lr)
     if task.preprocess.kind == "zca":
@@ -152,16 +152,16 @@ def optimisers(config: RecordedConfig, synthetic: SyntheticSet) -> list[torch.op
 
 def match(
     config: RecordedConfig,
-    material: Material,
+    inputs: MethodInputs,
     sampler: Sampler,
     gradient: str = "exact",
     labels: Labeller | None = None,
 ) -> Objective:
     """Trajectory matching of this config's lengths and batches."""
     objective = MatchTrajectory(
-        trajectories=material.trajectories,
+        trajectories=inputs.trajectories,
         sampler=sampler,
-        loss=material.task.loss,
+        loss=inputs.task.loss,
         steps=config.syn_steps,
         batch_size=config.batch_syn,
         adjoint=GRADIENTS[gradient],
@@ -215,13 +215,13 @@ class StartNoise:
 class ShowTaught:
     """The set with teacher labels to keep: the mean over all experts of what each says at epoch `t`."""
 
-    material: Material
+    inputs: MethodInputs
     t: float
     show: Callable[[SyntheticSet], SyntheticSet] = itself
 
     def __call__(self, synthetic: SyntheticSet) -> SyntheticSet:
         shown = self.show(synthetic).snapshot()
-        model, trajectories = self.material.task.logits, self.material.trajectories
+        model, trajectories = self.inputs.task.logits, self.inputs.trajectories
         said = torch.stack(
             [logits_of(model, each.at(min(self.t, each.end)), shown.images).softmax(1) for each in trajectories]
         )

@@ -16,7 +16,7 @@ from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task
 
 
-class Material(NamedTuple):
+class MethodInputs(NamedTuple):
     """What a method works from: the task, experts' trajectories of the kind it asks for, images per class, seed.
 
     A method without experts finds trajectories only where the user named a store of some.
@@ -28,7 +28,7 @@ class Material(NamedTuple):
     seed: int
 
 
-class Facts(NamedTuple):
+class DataFacts(NamedTuple):
     """What a method's defaults may depend on: training images, images per class, and how its experts are trained."""
 
     train_images: int
@@ -60,7 +60,7 @@ class Plan(NamedTuple):
     show: Callable[[SyntheticSet], SyntheticSet] = itself
 
 
-def as_asked(config: Any, facts: Facts) -> Any:
+def as_asked(config: Any, facts: DataFacts) -> Any:
     """No default depends on the data."""
     return config
 
@@ -98,8 +98,8 @@ class Method:
     source: str
     config: type[MethodConfig]
     experts: Kind | None
-    plan: Callable[[Any, Material], Plan]
-    resolve: Callable[[Any, Facts], Any] = as_asked
+    plan: Callable[[Any, MethodInputs], Plan]
+    resolve: Callable[[Any, DataFacts], Any] = as_asked
     expert_defaults: Mapping[str, Any] = field(default_factory=dict)
     learns: tuple[str, ...] = ("images", "log_lr")
     threads_matter: Callable[[Any], bool] = threads_never_matter

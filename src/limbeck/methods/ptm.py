@@ -18,7 +18,7 @@ from limbeck.core.rng import derive
 from limbeck.methods.coreset import Init
 from limbeck.methods.overlap import Overlap
 from limbeck.methods.parts import RecordedConfig, match, optimisers, real_set, whole_epochs
-from limbeck.methods.plan import Facts, Material, Method, Plan
+from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
 from limbeck.methods.ptm_progress import Progress
 from limbeck.objectives.combine import Finite
 from limbeck.select import choose
@@ -47,7 +47,7 @@ class PTMConfig(RecordedConfig):
     """real images to start from: a coreset's name"""
 
 
-def resolve(config: PTMConfig, facts: Facts) -> PTMConfig:
+def resolve(config: PTMConfig, facts: DataFacts) -> PTMConfig:
     """M and U as everywhere; no look for overlap in the last fifth of all steps."""
     last = config.iterations * 4 // 5 if config.overlap_until is None else config.overlap_until
     resolved: PTMConfig = whole_epochs(config.model_copy(update={"overlap_until": last}), facts)
@@ -58,16 +58,16 @@ POOL = 200  # real images of a class that may replace a synthetic one
 
 
 def overlap(
-    config: PTMConfig, material: Material, synthetic: SyntheticSet, optimiser: torch.optim.Optimizer
+    config: PTMConfig, inputs: MethodInputs, synthetic: SyntheticSet, optimiser: torch.optim.Optimizer
 ) -> Overlap:
     """The repair, by the features of the first expert half way along."""
     assert config.overlap_until is not None
-    task, expert = material.task, material.trajectories[0]
+    task, expert = inputs.task, inputs.trajectories[0]
     theta = expert.at(expert.end // 2).to(task.device)
     images, labels = task.train
     classes = task.data.num_classes
     fewest = min(POOL, int(labels.bincount(minlength=classes).min()))
-    rows = choose("random", images, labels, classes, fewest, derive(material.seed, "pool")).to(images.device)
+    rows = choose("random", images, labels, classes, fewest, derive(inputs.seed, "pool")).to(images.device)
 
     @torch.no_grad()
     def features(images: Tensor) -> Tensor:
@@ -94,18 +94,18 @@ def windows(last: int, stages: int) -> tuple[int, ...]:
     return tuple(sorted({-(-last * (k + 1) // stages) for k in range(stages)}))
 
 
-def plan(config: PTMConfig, material: Material) -> Plan:
+def plan(config: PTMConfig, inputs: MethodInputs) -> Plan:
     """Recorded experts, windows that widen, a guard, and the repair of overlap."""
     assert config.max_start_epoch is not None
     assert config.expert_epochs is not None
-    synthetic = real_set(config.init, material, config.lr_teacher)
+    synthetic = real_set(config.init, inputs, config.lr_teacher)
     steps = optimisers(config, synthetic)
     bounds = windows(config.max_start_epoch, config.stages)
     progress = Progress(synthetic, steps, bounds, config.expert_epochs, config.patience, config.divergence)
-    objective = Finite(match(config, material, progress.sample), instead=2 * config.divergence)
+    objective = Finite(match(config, inputs, progress.sample), instead=2 * config.divergence)
     hooks: list[Hook] = [progress]
     if config.overlap < 1:
-        hooks.append(overlap(config, material, synthetic, steps[0]))
+        hooks.append(overlap(config, inputs, synthetic, steps[0]))
     return Plan(objective, synthetic, steps, config.iterations, progress.accept, hooks)
 
 

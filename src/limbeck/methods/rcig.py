@@ -13,7 +13,7 @@ from torch import Tensor
 
 from limbeck.methods.coreset import Init
 from limbeck.methods.parts import real_set
-from limbeck.methods.plan import Material, Method, MethodConfig, Plan, threads_always_matter
+from limbeck.methods.plan import Method, MethodConfig, MethodInputs, Plan, threads_always_matter
 from limbeck.methods.rcig_pool import Pool
 from limbeck.networks.flat import FlatModel
 from limbeck.networks.losses import cross_entropy
@@ -110,25 +110,25 @@ def show(average: Ema | None, scale: float, synthetic: SyntheticSet) -> Syntheti
     return replace(shown, labels=scale * shown.labels, more={**shown.more, "targets": shown.labels})
 
 
-def start(config: RCIGConfig, material: Material) -> SyntheticSet:
+def start(config: RCIGConfig, inputs: MethodInputs) -> SyntheticSet:
     """Real images; targets one-hot less 1/classes; tau 0."""
-    real, classes = real_set(config.init, material, config.lr_net), material.task.data.num_classes
+    real, classes = real_set(config.init, inputs, config.lr_net), inputs.task.data.num_classes
     targets = F.one_hot(real.labels, classes).to(real.images) - 1 / classes
     return SyntheticSet.start(
         real.images, targets, config.lr_net, LEARNED, more={"tau": torch.zeros_like(targets[0, 0])}
     )
 
 
-def plan(config: RCIGConfig, material: Material) -> Plan:
+def plan(config: RCIGConfig, inputs: MethodInputs) -> Plan:
     """A pool of networks, each linearised and solved on the set, its implicit gradient, and the averaged set."""
-    task, synthetic = material.task, start(config, material)
+    task, synthetic = inputs.task, start(config, inputs)
     model = pool_network(config, task)
     count = len(synthetic.images)
     adjoint = Implicit(solver(config, model.layout.count, count * (1 + config.flip) * task.data.num_classes))
     pool = Pool(
         model,
         config.pool,
-        material.seed,
+        inputs.seed,
         config.lr_pool,
         config.pool_steps,
         config.pool_reset,

@@ -15,7 +15,7 @@ from limbeck.methods.parts import (
     real_set,
     whole_epochs,
 )
-from limbeck.methods.plan import Material, Method, Plan, itself
+from limbeck.methods.plan import Method, MethodInputs, Plan, itself
 
 
 class TESLAConfig(RecordedConfig):
@@ -29,15 +29,15 @@ class TESLAConfig(RecordedConfig):
     """real images to start from: a coreset's name"""
 
 
-def plan(config: TESLAConfig, material: Material) -> Plan:
+def plan(config: TESLAConfig, inputs: MethodInputs) -> Plan:
     """Recorded experts, whole epochs, the approximate gradient; hard labels or the teacher's."""
     assert config.max_start_epoch is not None
     assert config.expert_epochs is not None
-    synthetic = real_set(config.init, material, config.lr_teacher)
+    synthetic = real_set(config.init, inputs, config.lr_teacher)
     sampler = WholeEpochs(config.max_start_epoch, config.expert_epochs)
-    labels = TeacherLabels(material.task.logits) if config.teacher_labels else None
-    show = ShowTaught(material, config.max_start_epoch - 1 + config.expert_epochs) if labels else itself
-    objective = match(config, material, sampler, config.gradient, labels)
+    labels = TeacherLabels(inputs.task.logits) if config.teacher_labels else None
+    show = ShowTaught(inputs, config.max_start_epoch - 1 + config.expert_epochs) if labels else itself
+    objective = match(config, inputs, sampler, config.gradient, labels)
     return Plan(objective, synthetic, optimisers(config, synthetic), config.iterations, show=show)
 
 
