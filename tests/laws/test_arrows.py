@@ -43,6 +43,7 @@ WITHOUT_TORCH = [
     "report.table",
     "report.inspection",
     "cli.main",
+    "cli.commands",
     "cli.methods",
     "cli.cache",
     "cli.screen",

@@ -23,7 +23,8 @@ from PIL import Image
 import limbeck as limbeck_package
 from limbeck import METHODS, ModelConfig, __version__
 from limbeck.cli.catalogue import as_text, catalogue, registered
-from limbeck.cli.main import COMMANDS, find_command, main
+from limbeck.cli.commands import COMMANDS, find_command
+from limbeck.cli.main import main
 from limbeck.jobs.job import _facts, prepare
 
 EXPERTS = ["--model.width", "4", "--count", "1", "--epochs", "2"]
@@ -711,13 +712,30 @@ main(sys.argv[2:])
 """
 
 
-@pytest.mark.parametrize("module", ["tyro", "limbeck.cli.common", "torch", "torch.nn", "limbeck.jobs.job"])
+@pytest.mark.parametrize(
+    "module",
+    ["limbeck.cli.commands", "json", "limbeck.core.errors", "tyro", "limbeck.cli.common", "torch", "limbeck.jobs.job"],
+)
 def test_ctrl_c_while_it_starts(module: str) -> None:
     """Forty lines of torch's traceback otherwise."""
     words = [sys.executable, "-c", INTERRUPTED, module, "distill", "digits"]
     real = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert (real.returncode, real.stdout) == (130, "")
     assert real.stderr == "limbeck: interrupted; the same command goes on where it stopped.\n"
+
+
+def test_ctrl_c_finds_no_import_outside_main() -> None:
+    """In the first 60 ms it found `importlib.metadata` and `safetensors`, and printed a traceback."""
+    code = "import limbeck.cli.main; print(*sorted(set(sys.modules) - before))"
+    code = f"import os, sys; before = set(sys.modules); {code}"
+    bare = [sys.executable, "-S", "-c", code]  # without site, which imports os, and sometimes more
+    source = {**os.environ, "PYTHONPATH": str(Path(limbeck_package.__file__).parents[1])}
+    real = subprocess.run(bare, capture_output=True, text=True, timeout=60, check=True, env=source)
+    assert real.stdout.split() == ["__future__", "limbeck", "limbeck.cli", "limbeck.cli.main"]
+
+
+def test_a_mistyped_command_names_the_nearest(refused: Any) -> None:
+    assert "did you mean distill?" in refused("distil")
 
 
 def test_debug_shows_the_traceback() -> None:

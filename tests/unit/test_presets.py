@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import tyro
 
+from limbeck.cli.commands import COMMANDS
 from limbeck.cli.distill import Distill, with_method
-from limbeck.cli.main import COMMANDS, main
+from limbeck.cli.main import main
 from limbeck.cli.presets import changes, comparison, reproduce
 from limbeck.core.errors import UserError
 from limbeck.data import ImageData

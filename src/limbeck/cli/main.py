@@ -1,158 +1,45 @@
-"""The command line: parse, then one library call.
+"""The entry point: from here on every failure ends in one line and an exit status.
 
-This module imports neither torch nor the parser: `limbeck --help` and a mistyped command have to answer at once. The
-module of a command is imported when the command is called.
+The top of this module imports only what Python has loaded already. So Ctrl-C during the first imports, which take most
+of a short command's time, arrives inside `main`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import traceback
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-from safetensors import SafetensorError
-
-from limbeck import __version__
-from limbeck.core.aliases import rename_flags
-from limbeck.core.errors import UserError
-
-if TYPE_CHECKING:
-    from limbeck.cli.common import Command
 
 os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
 # Both before torch is loaded. Threads that wait for each other by spinning cost 100 steps of a tiny network 29 s
 # instead of 0.3 s where other processes want the same cores (docs/LOG.md).
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-
-class Entry(NamedTuple):
-    """A line of the list of commands: the module that holds the command, and what it does."""
-
-    module: str
-    summary: str
-
-
-COMMANDS = {
-    "distill": Entry("distill", "Distil a data set: experts, distillation, evaluation, report."),
-    "estimate": Entry(
-        "distill",
-        "Say how long 'limbeck distill' would take, and how much memory and disk, from a few timed steps.",
-    ),
-    "methods": Entry("methods", "List the methods: what each does, what it learns, where it comes from."),
-    "experts": Entry("experts", "Train experts into a store; those it has are kept."),
-    "convexify": Entry("experts", "Recorded experts to convexified ones."),
-    "evaluate": Entry("evaluate", "Train fresh networks on a distilled set and test them."),
-    "inspect": Entry(
-        "experts", "Analyse experts: accuracy along paths, update directions, plane, straightness, storage."
-    ),
-    "report": Entry("records", "Write report.html; of several runs, a comparison."),
-    "table": Entry("records", "One Markdown table from many finished runs."),
-    "info": Entry("records", "Say what a file or folder is: data set, store, set or run."),
-    "cache": Entry("cache", "Show what limbeck keeps for reuse, and how large it is; clear it."),
-    "import-experts": Entry("interop", "Experts of MTT, TESLA, FTD, DATM or MCT (.pt files) into a store."),
-    "import-set": Entry("interop", "A distilled set of MTT, TESLA, FTD, DATM or MCT (.pt files) into a file of ours."),
-    "export": Entry("interop", "A store of experts, a distilled set or a run as .pt files of other code."),
-    "presets": Entry("presets", "List the published settings, with their source and number."),
-    "reproduce": Entry("presets", "Run a published setting and put its number beside the published one."),
-}
-
-
-HIDDEN = {"results", "format", "version", "key", "computed", "protocol", "seconds", "bytes", "data"}
-"""Parts of results.json that are for programs, and not printed below the table."""
-
-
-def find_command(name: str) -> Command:
-    """Import the command of this name; UserError lists the names there are."""
-    if name not in COMMANDS:
-        raise UserError(f"there is no command '{name}'; choose one of {', '.join(COMMANDS)}.")
-    command: Command = import_module(f"limbeck.cli.{COMMANDS[name].module}").COMMANDS[name]
-    return command
-
-
-def _usage() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {entry.summary}" for name, entry in COMMANDS.items()]
-    return "\n".join(["usage: limbeck COMMAND ...", "", *lines, "", "limbeck COMMAND --help tells the options."])
-
-
-def _print(text: str) -> None:
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # `limbeck --help | head -1`: nobody reads on, and Python is not to flush again at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _show(result: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        _print(json.dumps(result, indent=2))
-        return
-    from rich.console import Console
-
-    from limbeck.cli.screen import results_table
-
-    console = Console()
-    rows = result.get("results")
-    if rows:
-        data = result.get("data")
-        data = data["name"] if isinstance(data, dict) else data
-        name = f"{data}, {result['ipc']} per class, {result['method']}" if "ipc" in result else "test"
-        console.print(results_table(rows, name))
-    for key, value in result.items():
-        if key not in HIDDEN or not rows:
-            console.print(f"{key}: {value}", soft_wrap=True, highlight=False, markup=False)
+INTERRUPTED = "interrupted; the same command goes on where it stopped."
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point: exit status 0, 2 for a user's mistake, 1 for ours or the machine's, 130 when interrupted."""
+    """Run one command and exit: status 0, 2 for a user's mistake, 1 for ours or the machine's, 130 when interrupted."""
     arguments = sys.argv[1:] if argv is None else argv
-    if arguments[:1] == ["--version"]:
-        _print(f"limbeck {__version__}")
-        return
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        _print(_usage())
-        sys.exit(0 if arguments else 2)
-    debug = "--debug" in arguments
     try:
-        sys.exit(_run(arguments[0], arguments[1:]))
-    except UserError as error:
-        _fail(f"limbeck: {error}", 2, debug)
+        from limbeck.cli.commands import run
+
+        status = run(arguments)
     except KeyboardInterrupt:
-        _fail("limbeck: interrupted; the same command goes on where it stopped.", 130, debug)
-    except (NotADirectoryError, FileExistsError) as error:
-        _fail(f"limbeck: {error}; name another folder.", 2, debug)
-    except (OSError, SafetensorError) as error:  # the second is how a full disk looks while tensors are written
-        _fail(f"limbeck: {error}", 1, debug)
+        status = _fail(INTERRUPTED, 130, arguments)
+    except Exception as error:
+        from limbeck.cli.failures import explain
 
-
-def _fail(message: str, status: int, debug: bool) -> None:
-    if debug:
-        traceback.print_exc()
-    print(message, file=sys.stderr)
+        failure = explain(error)
+        if failure is None:  # a defect of limbeck, which needs its traceback
+            raise
+        status = _fail(failure.sentence, failure.status, arguments)
     sys.exit(status)
 
 
-def _run(name: str, arguments: list[str]) -> int:
-    command = find_command(name)
-    import tyro
+def _fail(sentence: str, status: int, arguments: list[str]) -> int:
+    if "--debug" in arguments:
+        import traceback
 
-    options, arguments = command.adapt(command.options, arguments)
-    arguments, notices = rename_flags(arguments, options.model_fields)
-    for notice in notices:
-        print(f"limbeck: {notice}", file=sys.stderr)
-    args: Any = tyro.cli(options, prog=f"limbeck {name}", args=arguments)
-    if args.threads is not None:
-        import torch
-
-        torch.set_num_threads(args.threads)
-    from limbeck.cli.allocator import keep_freed_memory
-    from limbeck.cli.common import Foretell
-    from limbeck.cli.screen import Screen
-
-    keep_freed_memory()
-    with Screen() as screen:
-        result = command.run(args, Foretell(screen) if args.estimate else screen)
-    _show(result, args.as_json)
-    return 0
+        traceback.print_exc()
+    print(f"limbeck: {sentence}", file=sys.stderr)
+    return status

@@ -1,0 +1,133 @@
+"""The commands by name: look one up, parse its options, call it, print its result.
+
+This module imports neither torch nor the parser, so that `limbeck --help` and a mistyped command answer at once. The
+module of a command is imported when the command is called.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from limbeck.core.errors import UserError
+
+if TYPE_CHECKING:
+    from limbeck.cli.common import Command
+
+
+class Entry(NamedTuple):
+    """A line of the list of commands: the module that holds the command, and what it does."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "distill": Entry("distill", "Distil a data set: experts, distillation, evaluation, report."),
+    "estimate": Entry(
+        "distill",
+        "Say how long 'limbeck distill' would take, and how much memory and disk, from a few timed steps.",
+    ),
+    "methods": Entry("methods", "List the methods: what each does, what it learns, where it comes from."),
+    "experts": Entry("experts", "Train experts into a store; those it has are kept."),
+    "convexify": Entry("experts", "Recorded experts to convexified ones."),
+    "evaluate": Entry("evaluate", "Train fresh networks on a distilled set and test them."),
+    "inspect": Entry(
+        "experts", "Analyse experts: accuracy along paths, update directions, plane, straightness, storage."
+    ),
+    "report": Entry("records", "Write report.html; of several runs, a comparison."),
+    "table": Entry("records", "One Markdown table from many finished runs."),
+    "info": Entry("records", "Say what a file or folder is: data set, store, set or run."),
+    "cache": Entry("cache", "Show what limbeck keeps for reuse, and how large it is; clear it."),
+    "import-experts": Entry("interop", "Experts of MTT, TESLA, FTD, DATM or MCT (.pt files) into a store."),
+    "import-set": Entry("interop", "A distilled set of MTT, TESLA, FTD, DATM or MCT (.pt files) into a file of ours."),
+    "export": Entry("interop", "A store of experts, a distilled set or a run as .pt files of other code."),
+    "presets": Entry("presets", "List the published settings, with their source and number."),
+    "reproduce": Entry("presets", "Run a published setting and put its number beside the published one."),
+}
+
+
+HIDDEN = {"results", "format", "version", "key", "computed", "protocol", "seconds", "bytes", "data"}
+"""Parts of results.json that are for programs, and not printed below the table."""
+
+
+def run(arguments: list[str]) -> int:
+    """Do what the words after `limbeck` ask for, and return the exit status."""
+    if arguments[:1] in (["--version"], ["-V"]):
+        from limbeck import __version__
+
+        _print(f"limbeck {__version__}")
+        return 0
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        _print(_usage())
+        return 0 if arguments else 2
+    return _run_command(arguments[0], arguments[1:])
+
+
+def find_command(name: str) -> Command:
+    """Import the command of this name; UserError names the nearest ones, or all."""
+    if name not in COMMANDS:
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, COMMANDS)
+        choice = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(COMMANDS)}."
+        raise UserError(f"there is no command '{name}'; {choice}")
+    command: Command = import_module(f"limbeck.cli.{COMMANDS[name].module}").COMMANDS[name]
+    return command
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {entry.summary}" for name, entry in COMMANDS.items()]
+    return "\n".join(["usage: limbeck COMMAND ...", "", *lines, "", "limbeck COMMAND --help tells the options."])
+
+
+def _run_command(name: str, arguments: list[str]) -> int:
+    command = find_command(name)
+    import tyro
+
+    options, arguments = command.adapt(command.options, arguments)
+    args: Any = tyro.cli(options, prog=f"limbeck {name}", args=arguments)
+    if args.threads is not None:
+        import torch
+
+        torch.set_num_threads(args.threads)
+    from limbeck.cli.allocator import keep_freed_memory
+    from limbeck.cli.common import Foretell
+    from limbeck.cli.screen import Screen
+
+    keep_freed_memory()
+    with Screen() as screen:
+        result = command.run(args, Foretell(screen) if args.estimate else screen)
+    _show(result, args.as_json)
+    return 0
+
+
+def _show(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print(json.dumps(result, indent=2))
+        return
+    from rich.console import Console
+
+    from limbeck.cli.screen import results_table
+
+    console = Console()
+    rows = result.get("results")
+    if rows:
+        data = result.get("data")
+        data = data["name"] if isinstance(data, dict) else data
+        name = f"{data}, {result['ipc']} per class, {result['method']}" if "ipc" in result else "test"
+        console.print(results_table(rows, name))
+    for key, value in result.items():
+        if key not in HIDDEN or not rows:
+            console.print(f"{key}: {value}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `limbeck --help | head -1`: nobody reads on, and Python is not to flush again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
