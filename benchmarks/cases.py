@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.rng import isolated, stream
+from limbeck.core.rng import fork_rng, make_generator
 from limbeck.data import ImageData, Split
 from limbeck.data.images import fingerprint
 from limbeck.networks.registry import ModelConfig
@@ -22,7 +22,7 @@ def random_data(channels: int, side: int, train: int, test: int) -> ImageData:
 
     What is timed does not depend on what the images show.
     """
-    generator = stream(0, "benchmark", channels, side)
+    generator = make_generator(0, "benchmark", channels, side)
 
     def split(count: int) -> Split:
         images = torch.randint(256, (count, channels, side, side), generator=generator, dtype=torch.uint8)
@@ -49,7 +49,7 @@ def synthetic(task: Task, ipc: int) -> tuple[Tensor, Tensor]:
 def segment(task: Task) -> tuple[Tensor, Tensor]:
     """Start and target (P,) of a stretch: a fresh network, and the same with noise of a hundredth."""
     start = task.model.fresh(0)
-    target = start + 0.01 * torch.randn(len(start), generator=stream(0, "benchmark", "target"))
+    target = start + 0.01 * torch.randn(len(start), generator=make_generator(0, "benchmark", "target"))
     return start.to(task.device), target.to(task.device)
 
 
@@ -63,7 +63,7 @@ def convolution_flops(task: Task) -> tuple[float, float]:
 
         return hook
 
-    with isolated(0, "benchmark"):
+    with fork_rng(0, "benchmark"):
         module = task.model.build()
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):

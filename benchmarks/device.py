@@ -18,7 +18,7 @@ from benchmarks.cases import convolution_flops, make, random_data, synthetic
 from benchmarks.measure import Clock, Json, Side, alternate, machine, matmul_rate, parser, timed, write
 from benchmarks.reference import Step
 from benchmarks.step import eager_loss, our_step
-from limbeck.core.rng import derive
+from limbeck.core.rng import derive_seed
 from limbeck.core.types import PureLoss
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.task import Precision, Task, allow_tf32
@@ -108,7 +108,7 @@ def evaluation(way: Way, ipc: int, epochs: int, networks: int) -> None:
     """Networks trained on a small set, one after the other."""
     pair, schedule = synthetic(way.task, ipc), EvalConfig(epochs=epochs, batch_size=BATCH).schedule(LR)
     for network in range(networks):
-        seed = derive(0, "network", network)
+        seed = derive_seed(0, "network", network)
         theta = way.task.model.fresh(seed).to(way.task.device)
         score(way.logits, last(train(way.loss, theta, *pair, schedule, seed)), *way.task.test)
 

@@ -14,7 +14,7 @@ import torch
 from benchmarks.cases import make, random_data
 from benchmarks.measure import Clock, Json, arguments, in_child, machine, write
 from benchmarks.step import TUNED, Case, task_of
-from limbeck.core.rng import stream
+from limbeck.core.rng import make_generator
 from limbeck.experts import Expert, ExpertConfig, Recorded, Store
 from limbeck.experts.make import describe_experts
 from limbeck.experts.store import make_path
@@ -72,7 +72,7 @@ def stored(task: Task, keep: str, epochs: int, experts: int) -> int:
     """Bytes of a store of experts whose parameters went at random: what they are does not change their size."""
     config = ExpertConfig.model_validate({"epochs": epochs, "keep": keep})
     start = task.model.fresh(0)
-    moves = 0.01 * torch.randn(epochs + 1, len(start), generator=stream(0, "benchmark", "walk"))
+    moves = 0.01 * torch.randn(epochs + 1, len(start), generator=make_generator(0, "benchmark", "walk"))
     points = start + moves.cumsum(0)
     path = make_path(points, task.model.layout, config) if keep == "convex" else None
     expert = Expert(path, None if path else Recorded(points), (0.1,) * (epochs + 1), 0.1)

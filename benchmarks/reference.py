@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from limbeck.core.rng import derive, isolated, stream
+from limbeck.core.rng import derive_seed, fork_rng, make_generator
 from limbeck.networks.flat import FlatModel
 
 Augment = Callable[[Tensor, int], Tensor]
@@ -37,7 +37,7 @@ def reference_dsa(images: Tensor, seed: int, strategy: str = FAMILIES) -> Tensor
     The family and the uniform numbers (n, 3) are those that limbeck draws from the same seed, so that both make the
     same images and meet the costly families equally often.
     """
-    families, generator = strategy.split("_"), stream(seed, "augment")
+    families, generator = strategy.split("_"), make_generator(seed, "augment")
     family = families[int(torch.randint(len(families), (), generator=generator))]
     uniform = torch.rand(len(images), 3, generator=generator).to(images)
     return OPERATIONS[family](images, uniform)
@@ -247,7 +247,7 @@ def epoch_pass(
     for images, labels in loader:
         images = images.float()
         if augment is not None:
-            images = augment(images, derive(seed, "batch", batches))
+            images = augment(images, derive_seed(seed, "batch", batches))
         labels = labels.long()
         output = net(images)
         loss = F.cross_entropy(output, labels)
@@ -286,13 +286,15 @@ def expert_epochs(
 
     images (n, c, h, w) in network input space. Yields after every epoch.
     """
-    with isolated(seed, "net"):
+    with fork_rng(seed, "net"):
         net = build()
-    loader = DataLoader(Pairs(images, labels), batch_size, shuffle=True, num_workers=0, generator=stream(seed, "order"))
-    tests = DataLoader(Pairs(*test), TEST_BATCH, shuffle=False, num_workers=0, generator=stream(seed, "test"))
+    loader = DataLoader(
+        Pairs(images, labels), batch_size, shuffle=True, num_workers=0, generator=make_generator(seed, "order")
+    )
+    tests = DataLoader(Pairs(*test), TEST_BATCH, shuffle=False, num_workers=0, generator=make_generator(seed, "test"))
     optimiser = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.0, weight_decay=0.0)
     for epoch in range(epochs):
-        trained = epoch_pass(net, loader, optimiser, augment, derive(seed, "epoch", epoch))
+        trained = epoch_pass(net, loader, optimiser, augment, derive_seed(seed, "epoch", epoch))
         tested = epoch_pass(net, tests, None, None, seed)
         # a clone: on a processor the field's `.detach().cpu()` would share memory with the network that trains on
         yield Epoch([parameter.detach().cpu().clone() for parameter in net.parameters()], trained, tested)
@@ -313,14 +315,16 @@ def evaluate_synset(
 
     SGD with momentum 0.9 and weight decay 5e-4; from epoch `epochs // 2 + 1` on lr x 0.1, with a new optimiser.
     """
-    with isolated(seed, "net"):
+    with fork_rng(seed, "net"):
         net = build()
-    loader = DataLoader(Pairs(images, labels), batch_size, shuffle=True, num_workers=0, generator=stream(seed, "order"))
-    tests = DataLoader(Pairs(*test), TEST_BATCH, shuffle=False, num_workers=0, generator=stream(seed, "test"))
+    loader = DataLoader(
+        Pairs(images, labels), batch_size, shuffle=True, num_workers=0, generator=make_generator(seed, "order")
+    )
+    tests = DataLoader(Pairs(*test), TEST_BATCH, shuffle=False, num_workers=0, generator=make_generator(seed, "test"))
     optimiser = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
     for epoch in range(epochs):
         if epoch == epochs // 2 + 1:
             lr *= 0.1
             optimiser = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
-        epoch_pass(net, loader, optimiser, augment, derive(seed, "epoch", epoch))
+        epoch_pass(net, loader, optimiser, augment, derive_seed(seed, "epoch", epoch))
     return epoch_pass(net, tests, None, None, seed).accuracy

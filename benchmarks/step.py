@@ -29,9 +29,9 @@ from benchmarks.measure import (
 )
 from benchmarks.reference import Step, mtt_step, reference_dsa, released_step
 from limbeck.cli.allocator import keep_freed_memory
-from limbeck.core.rng import stream
+from limbeck.core.rng import make_generator
 from limbeck.core.types import Batch, PureLoss
-from limbeck.data.augment import CropThen
+from limbeck.data.augment import CanvasCrop
 from limbeck.experts import Recorded, WholeEpochs
 from limbeck.objectives import MatchTrajectory
 from limbeck.objectives.distance import displacement
@@ -91,7 +91,7 @@ def task_of(case: Case) -> Task:
 
 def eager_loss(task: Task) -> PureLoss:
     """The loss without written-out derivatives: what runs where kernels cannot be built."""
-    return CrossEntropy(task.model, CropThen(task.data.size, task.augment))
+    return CrossEntropy(task.model, CanvasCrop(task.data.size, task.augment))
 
 
 def our_step(task: Task, loss: PureLoss, ipc: int, steps: int) -> Step:
@@ -108,7 +108,7 @@ def our_step(task: Task, loss: PureLoss, ipc: int, steps: int) -> Step:
 def field_step(step: Callable[..., Step], task: Task, ipc: int, steps: int) -> Step:
     """One outer step of the field's code, with the rows and augmentation seeds that ours draws."""
     images, labels = synthetic(task, ipc)
-    seeds = torch.randint(2**62, (steps,), generator=stream(0, "batches", 0)).tolist()
+    seeds = torch.randint(2**62, (steps,), generator=make_generator(0, "batches", 0)).tolist()
     rows = [torch.arange(len(images))] * steps
     augment = partial(reference_dsa, strategy=task.augment.strategy)
     return step(task.model, images, labels, LR, segment(task), rows, seeds, augment)

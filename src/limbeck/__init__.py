@@ -34,17 +34,19 @@ _WHERE = {
     "UserError": "core.errors",
     "WholeEpochs": "experts",
     "convexify": "experts",
-    "descend": "synthetic.loop",
     "distill": "jobs.job",
     "evaluate": "evaluation.protocol",
     "linearised": "training",
     "load": "synthetic.distilled",
     "load_data": "data",
+    "outer_loop": "synthetic.loop",
     "solve": "training",
     "train_experts": "jobs.job",
     "unroll": "training",
     "write_report": "report.page",
 }
+
+_DEPRECATED = {"descend": "outer_loop"}  # old name: new name, for one release
 
 __all__ = [*sorted(_WHERE), "__version__"]
 
@@ -56,6 +58,12 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version  # 20 ms of a command's 40
 
         return version("limbeck")
+    if name in _DEPRECATED:
+        from warnings import warn
+
+        current = _DEPRECATED[name]
+        warn(f"limbeck.{name} is now limbeck.{current}; the next release drops the old name", DeprecationWarning, 2)
+        return __getattr__(current)
     if name not in _WHERE:
         raise AttributeError(f"module 'limbeck' has no attribute '{name}'")
     return getattr(import_module(f"limbeck.{_WHERE[name]}"), name)

@@ -16,7 +16,7 @@ from limbeck.core.errors import UserError
 from limbeck.core.types import PureLoss
 from limbeck.core.user_code import source_key
 from limbeck.data import ImageData, Preprocess, Split, fit_preprocess
-from limbeck.data.augment import DSA, CropThen, default_strategy
+from limbeck.data.augment import DSA, CanvasCrop, default_strategy
 from limbeck.derivatives.autograd import Derivatives
 from limbeck.derivatives.choice import Choice, choose
 from limbeck.derivatives.convnet import FusedCrossEntropy
@@ -50,7 +50,7 @@ class Task:
 
         With its derivatives written out where they are for this network, on this machine.
         """
-        return self.loss_with(CropThen(self.data.size, self.augment))
+        return self.loss_with(CanvasCrop(self.data.size, self.augment))
 
     def loss_with(self, augment: Augment | None) -> PureLoss:
         """The same with another augmentation."""

@@ -136,6 +136,8 @@ def test_the_public_names_are_a_sorted_list_and_no_others() -> None:
     assert limbeck.__all__ == [*sorted(set(limbeck.__all__) - {"__version__"}), "__version__"]
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = limbeck.no_such_name
+    with pytest.warns(DeprecationWarning, match=r"limbeck\.descend is now limbeck\.outer_loop"):
+        assert limbeck.descend is limbeck.outer_loop
     for name, where in limbeck._WHERE.items():
         assert find_spec(f"limbeck.{where}"), name
 

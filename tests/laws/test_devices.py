@@ -19,10 +19,10 @@ from elsewhere import DEVICE, Elsewhere, MixedDevices, ReadBack, There
 from torch import Tensor
 
 from limbeck import METHODS
-from limbeck.core.rng import stream
+from limbeck.core.rng import make_generator
 from limbeck.core.types import Batch
 from limbeck.data import ImageData, Split
-from limbeck.data.augment import DSA, FAMILIES, Layered, toroidal_crop
+from limbeck.data.augment import DSA, FAMILIES, ComposedDSA, toroidal_crop
 from limbeck.data.cutmix import cutmix
 from limbeck.derivatives.autograd import NeedsGrad
 from limbeck.derivatives.choice import Choice
@@ -38,10 +38,10 @@ from limbeck.methods.overlap import Overlap
 from limbeck.methods.ptm_progress import Progress
 from limbeck.networks.losses import CrossEntropy
 from limbeck.networks.registry import ModelConfig
-from limbeck.select.scores import features
+from limbeck.select.scores import extract_features
 from limbeck.synthetic.decode import Partition
-from limbeck.synthetic.hooks import Decay, Ema, clamp
-from limbeck.synthetic.loop import descend
+from limbeck.synthetic.hooks import Ema, StepDecay, make_clamp_hooks
+from limbeck.synthetic.loop import outer_loop
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task, make_task
 from limbeck.training.plain import Schedule, last, train
@@ -195,7 +195,7 @@ SMALL = {
     "pool_batch": 7,
     "batch_real": 16,
 }
-EVERY_STEP = {"synthetic.loop.descend": 1}  # the loss; and whether the gradient of each part is finite
+EVERY_STEP = {"synthetic.loop.outer_loop": 1}  # the loss; and whether the gradient of each part is finite
 REPLAY = {
     "training.unroll._Replayed.backward": 1,  # the step sizes
     "objectives.trajectory.MatchTrajectory.__call__": 1,  # whether the student went far past its target
@@ -222,7 +222,7 @@ def steps(recipe: Plan, first: int, count: int) -> list[float]:
     losses: list[float] = []
     hooks = [*recipe.hooks, lambda synthetic, step, loss: losses.append(loss)]
     which = range(first, first + min(count, recipe.iterations))
-    descend(recipe.objective, recipe.synthetic, recipe.optimisers, which, 0, recipe.accept, hooks)
+    outer_loop(recipe.objective, recipe.synthetic, recipe.optimisers, which, 0, recipe.accept, hooks)
     return losses
 
 
@@ -343,13 +343,14 @@ def images_of(shape: tuple[int, ...]) -> Tensor:
 
 CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     **{family: partial(DSA(family), seed=3) for family in FAMILIES},
-    "layered": lambda x: Layered(DSA())(x, 4),
-    "alike": lambda x: DSA("rotate", alike=True)(x, 4),
-    "toroidal crop": lambda x: toroidal_crop(x, (9, 7), stream(1, "crop")),
+    "layered": lambda x: ComposedDSA(DSA())(x, 4),
+    "alike": lambda x: DSA("rotate", siamese=True)(x, 4),
+    "toroidal crop": lambda x: toroidal_crop(x, (9, 7), make_generator(1, "crop")),
     "cutmix": lambda x: cutmix(x, torch.eye(6).to(x.device), torch.Generator().manual_seed(2))[0],
     **{
         f"tiles, {how}": partial(
-            lambda x, how: Partition(3, how, (0.5,), most=9)(x, (torch.arange(6) // 2).to(x.device))[0], how=how
+            lambda x, how: Partition(3, how, (0.5,), max_per_class=9)(x, (torch.arange(6) // 2).to(x.device))[0],
+            how=how,
         )
         for how in ("single", "multi", "bound")
     },
@@ -402,11 +403,11 @@ def test_nothing_crosses_in_what_is_captured(elsewhere: Elsewhere, task: Task, w
 
 def hooks_of(task: Task, synthetic: SyntheticSet) -> Iterator[object]:
     optimiser = torch.optim.Adam([synthetic.images], 0.1)
-    look = partial(features, task.model, task.model.fresh(0).to(task.device))
+    look = partial(extract_features, task.model, task.model.fresh(0).to(task.device))
     yield Ema(synthetic, 0.5)
     yield Ema(synthetic, 0.5, unbiased=True)
-    yield Decay(optimiser, 1, 0.5)
-    yield from clamp(task.preprocess)
+    yield StepDecay(optimiser, 1, 0.5)
+    yield from make_clamp_hooks(task.preprocess)
     yield Progress(synthetic, [optimiser], (1, 2), 1, 1, 0.5)
     yield Overlap(synthetic, optimiser, look, task.train, -0.9, every=1, retrain=1, until=9)
 

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from limbeck import EvalConfig, ExpertConfig, ModelConfig, UserError, load_data
-from limbeck.core.rng import stream
+from limbeck.core.rng import make_generator
 from limbeck.data import Preprocess
 from limbeck.data.preprocess import CONSTANTS, Name
 from limbeck.evaluation.baselines import kept_row
@@ -25,7 +25,9 @@ from limbeck.task import Task, make_task
 
 
 def colours(seed: int) -> TensorDataset:
-    images = torch.rand(120, 3, 8, 8, generator=stream(seed, "colours")) * torch.tensor([1.0, 0.8, 0.5]).view(3, 1, 1)
+    images = torch.rand(120, 3, 8, 8, generator=make_generator(seed, "colours")) * torch.tensor([1.0, 0.8, 0.5]).view(
+        3, 1, 1
+    )
     return TensorDataset(images, torch.arange(120) % 2)
 
 
@@ -46,7 +48,7 @@ def fitted(kind: str, task: Task) -> Preprocess | None:
     if kind in CONSTANTS:
         mean, std = (torch.tensor(values) for values in CONSTANTS[kind])
         return Preprocess("normalise", task.data.shape, 0.0, mean, std)
-    again = Preprocess.described(json.loads(json.dumps(task.preprocess.describe())))
+    again = Preprocess.from_description(json.loads(json.dumps(task.preprocess.describe())))
     return again if isinstance(again, Preprocess) else None
 
 

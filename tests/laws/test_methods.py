@@ -13,7 +13,7 @@ from limbeck.experts import Expert, ExpertConfig
 from limbeck.jobs.checkpoint import Choose, Log, Save, Stateful
 from limbeck.jobs.record import Run
 from limbeck.methods import DataFacts, Method, MethodConfig, MethodInputs, Plan, find_method
-from limbeck.synthetic.loop import descend
+from limbeck.synthetic.loop import outer_loop
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task
 
@@ -49,7 +49,9 @@ def five_steps(method: Method, task: Task, expert: Expert, seed: int) -> tuple[S
     losses: list[float] = []
     made = plan(method, task, expert, seed)
     hooks = [*made.hooks, lambda held, step, loss: losses.append(loss)]
-    descend(made.objective, made.synthetic, made.optimisers, range(min(5, made.iterations)), seed, made.accept, hooks)
+    outer_loop(
+        made.objective, made.synthetic, made.optimisers, range(min(5, made.iterations)), seed, made.accept, hooks
+    )
     return made.synthetic, losses
 
 
@@ -170,7 +172,7 @@ def test_more_iterations_leave_the_first_steps_as_they_are(method: Method, task:
         made = method.plan(changed, MethodInputs(task, [each for each in trajectories if each is not None], 2, 0))
         images: list[torch.Tensor] = []
         hooks = [*made.hooks, lambda held, step, loss: images.append(held.images.detach().clone())]
-        descend(made.objective, made.synthetic, made.optimisers, range(5), 0, made.accept, hooks)
+        outer_loop(made.objective, made.synthetic, made.optimisers, range(5), 0, made.accept, hooks)
         return images
 
     facts = DataFacts(len(task.data.train), 2, ExpertConfig(epochs=3))
@@ -212,7 +214,7 @@ def test_a_run_is_taken_up_bit_for_bit(method: Method, task: Task, expert: Exper
         return made, save, [hook for hook in made.hooks if isinstance(hook, Stateful)]
 
     def go(made: Plan, save: Save, steps: range) -> None:
-        descend(made.objective, made.synthetic, made.optimisers, steps, 0, made.accept, [*made.hooks, save])
+        outer_loop(made.objective, made.synthetic, made.optimisers, steps, 0, made.accept, [*made.hooks, save])
 
     whole, save, memory = begin("whole")
     go(whole, save, range(6))

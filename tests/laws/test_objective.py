@@ -16,8 +16,8 @@ from limbeck.experts import Continuous, Expert, WholeEpochs
 from limbeck.jobs.record import Run
 from limbeck.methods.parts import GRADIENTS
 from limbeck.objectives import MatchTrajectory
-from limbeck.select import choose
-from limbeck.synthetic.loop import Diverged, descend
+from limbeck.select import select_per_class
+from limbeck.synthetic.loop import DivergenceError, outer_loop
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task
 
@@ -37,7 +37,7 @@ OPTIMISERS: dict[str, Callable[[SyntheticSet], list[torch.optim.Optimizer]]] = {
 def real_set(task: Task, learned: tuple[str, ...] = ("images", "log_lr"), lr: float = 0.05) -> SyntheticSet:
     """Two real images a class; label logits where labels are learned."""
     images, labels = task.train
-    rows = choose("random", images, labels, 10, 2, seed=0)
+    rows = select_per_class("random", images, labels, 10, 2, seed=0)
     start = labels[rows]
     if "labels" in learned:
         start = 3.0 * torch.nn.functional.one_hot(start, 10).float()
@@ -166,7 +166,7 @@ def test_thirty_steps_lower_the_loss(task: Task, expert: Expert, gradient: str) 
         return sum(float(objective(synthetic, step, 99).detach()) for step in range(8)) / 8
 
     before = mean()
-    descend(objective, synthetic, OPTIMISERS["adam"](synthetic), range(30), seed=0)
+    outer_loop(objective, synthetic, OPTIMISERS["adam"](synthetic), range(30), seed=0)
     assert mean() < 0.95 * before
 
 
@@ -191,10 +191,10 @@ def test_a_run_is_taken_up_bit_for_bit(
         return synthetic, OPTIMISERS[kind](synthetic) + more
 
     at_once, optimisers = fresh()
-    descend(objective, at_once, optimisers, range(10), seed=3)
+    outer_loop(objective, at_once, optimisers, range(10), seed=3)
 
     first, optimisers = fresh()
-    descend(objective, first, optimisers, range(6), seed=3)
+    outer_loop(objective, first, optimisers, range(6), seed=3)
     run = Run.begin(tmp_path / "run", {"seed": 3}, {})
     average = torch.randn(3, generator=torch.Generator().manual_seed(0))
     run.save_state(first, optimisers, 6, {"best": 0.25}, {"average": average})
@@ -205,7 +205,7 @@ def test_a_run_is_taken_up_bit_for_bit(
     assert (done, more) == (6, {"best": 0.25})
     assert torch.equal(extra["average"], average)
     assert all(torch.equal(second.state()[name], tensor) for name, tensor in first.state().items())
-    descend(objective, second, optimisers, range(done, 10), seed=3)
+    outer_loop(objective, second, optimisers, range(done, 10), seed=3)
     assert not torch.equal(second.images, first.images)
     assert all(torch.equal(second.state()[name], tensor) for name, tensor in at_once.state().items())
 
@@ -240,8 +240,8 @@ def test_the_loop_stops_before_a_step_that_is_not_finite(how: str) -> None:
     def objective(held: SyntheticSet, step: int, seed: int) -> Tensor:
         return BROKEN[how](held) if step == 3 else held.images.square().sum() + held.lr
 
-    with pytest.raises(Diverged, match="step 3"):
-        descend(objective, synthetic, optimisers, range(9), 0, hooks=[lambda held, *_: good.append(held.snapshot())])
+    with pytest.raises(DivergenceError, match="step 3"):
+        outer_loop(objective, synthetic, optimisers, range(9), 0, hooks=[lambda held, *_: good.append(held.snapshot())])
     assert len(good) == 3
     assert all(torch.equal(tensor, good[-1].state()[name]) for name, tensor in synthetic.state().items())
     assert all(bool(torch.isfinite(tensor).all()) for tensor in synthetic.state().values())
@@ -257,7 +257,7 @@ def test_a_refused_step_changes_nothing_and_is_still_told() -> None:
     def hook(held: SyntheticSet, step: int, loss: float) -> None:
         heard.append((step, loss))
 
-    descend(objective, synthetic, optimisers, range(3), 0, accept=lambda loss: loss < 4, hooks=[hook])
+    outer_loop(objective, synthetic, optimisers, range(3), 0, accept=lambda loss: loss < 4, hooks=[hook])
     assert [step for step, _ in heard] == [1, 2, 3]
     assert heard[0][1] == 4
     assert torch.equal(before.images, synthetic.images)
@@ -271,7 +271,7 @@ def test_steps_and_seed_are_handed_on() -> None:
         seen.append((step, seed))
         return held.images.sum() + held.lr
 
-    descend(objective, synthetic, optimisers, range(4, 7), 11)
+    outer_loop(objective, synthetic, optimisers, range(4, 7), 11)
     assert seen == [(4, 11), (5, 11), (6, 11)]
 
 
@@ -285,7 +285,7 @@ def test_the_step_size_stays_positive(lr_log_lr: float, sign: float) -> None:
     def objective(held: SyntheticSet, step: int, seed: int) -> Tensor:
         return sign * held.lr + held.images.sum()
 
-    with contextlib.suppress(Diverged):
-        descend(objective, synthetic, optimisers, range(20), 0)
+    with contextlib.suppress(DivergenceError):
+        outer_loop(objective, synthetic, optimisers, range(20), 0)
     lr = float(synthetic.lr.detach())
     assert 0 < lr < inf

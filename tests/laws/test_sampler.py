@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limbeck.core.errors import UserError
-from limbeck.core.rng import stream
+from limbeck.core.rng import make_generator
 from limbeck.core.types import Sampler
 from limbeck.experts import Continuous, WholeEpochs
 
@@ -34,16 +34,16 @@ def accepts(sampler: Sampler, end: int) -> bool:
 def test_a_segment_lies_in_the_trajectory(sampler: Sampler, end: int, step: int, seed: int) -> None:
     if not accepts(sampler, end):
         with pytest.raises(UserError, match=f"experts of {end} epochs"):
-            sampler(step, end, stream(seed, step))
+            sampler(step, end, make_generator(seed, step))
         return
-    t0, t1 = sampler(step, end, stream(seed, step))
+    t0, t1 = sampler(step, end, make_generator(seed, step))
     assert 0 <= t0 < t1 <= end
-    assert (t0, t1) == sampler(step, end, stream(seed, step))
+    assert (t0, t1) == sampler(step, end, make_generator(seed, step))
 
 
 @given(continuous, ends, steps)
 def test_continuous_goes_a_span_or_to_the_end(sampler: Continuous, end: int, step: int) -> None:
-    t0, t1 = sampler(step, end, stream(0, step))
+    t0, t1 = sampler(step, end, make_generator(0, step))
     assert t0 < sampler.max_start
     assert t1 == min(t0 + sampler.span, end)
     if sampler.span <= end / 2 and sampler.max_start + sampler.span <= end:
@@ -53,14 +53,14 @@ def test_continuous_goes_a_span_or_to_the_end(sampler: Continuous, end: int, ste
 @given(whole, ends, steps)
 def test_whole_epochs_are_whole(sampler: WholeEpochs, end: int, step: int) -> None:
     if accepts(sampler, end):
-        t0, t1 = sampler(step, end, stream(0, step))
+        t0, t1 = sampler(step, end, make_generator(0, step))
         assert (t0, t1) == (int(t0), int(t1))
         assert sampler.min_start <= t0 < sampler.max_start
         assert t1 - t0 == sampler.span
 
 
 def test_continuous_is_uniform() -> None:
-    starts = torch.tensor([Continuous(6.0, 3.0)(step, 30, stream(0, step))[0] for step in range(4000)])
+    starts = torch.tensor([Continuous(6.0, 3.0)(step, 30, make_generator(0, step))[0] for step in range(4000)])
     counts = torch.histc(starts, bins=10, min=0, max=6)
     assert counts.sum() == 4000
     assert (counts - 400).abs().max() < 5 * (4000 * 0.1 * 0.9) ** 0.5
@@ -71,7 +71,7 @@ def test_continuous_is_uniform() -> None:
 def test_whole_epochs_are_uniform(end: int, starts: list[int]) -> None:
     """Over every start that leaves room for the span, the last one included."""
     sampler = WholeEpochs(max_start=6, span=2, min_start=2)
-    found = torch.tensor([sampler(step, end, stream(0, step))[0] for step in range(2000)])
+    found = torch.tensor([sampler(step, end, make_generator(0, step))[0] for step in range(2000)])
     values, counts = found.unique(return_counts=True)
     assert values.tolist() == starts
     share = 1 / len(starts)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import limbeck
 from limbeck import METHODS
-from limbeck.core.sums import inner, total
+from limbeck.core.sums import reproducible_dot, reproducible_sum
 from limbeck.data import ImageData, fit_preprocess
 from limbeck.experts import ExpertConfig, Recorded
 from limbeck.experts.store import make_path
@@ -176,7 +176,12 @@ def test_sums_and_whitening_by_any_number_of_threads() -> None:
         whitening = fit_preprocess("zca", images)
         assert torch.get_num_threads() == threads
         results.append(
-            [total(x), inner(x, x), x.norm(), *(t for t in vars(whitening).values() if isinstance(t, Tensor))]
+            [
+                reproducible_sum(x),
+                reproducible_dot(x, x),
+                x.norm(),
+                *(t for t in vars(whitening).values() if isinstance(t, Tensor)),
+            ]
         )
     assert all(a.equal(b) for result in results[1:] for a, b in zip(result, results[0], strict=True))
-    assert float(total(x.double())) == pytest.approx(float(x.double().sum()), abs=1e-9)
+    assert float(reproducible_sum(x.double())) == pytest.approx(float(x.double().sum()), abs=1e-9)

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.core.linear import _Linear
-from limbeck.core.rng import isolated
+from limbeck.core.rng import fork_rng
 from limbeck.data import augment
 from limbeck.data.augment import DSA, FAMILIES, Draw, default_strategy, toroidal_crop
 from limbeck.synthetic import decode
-from limbeck.synthetic.decode import enlarge
+from limbeck.synthetic.decode import enlarge_tiles
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 
@@ -181,7 +181,7 @@ MAPS: dict[str, Callable[[Tensor, int], Tensor]] = {
     **{f: lambda x, seed, f=f: replace(DSA(), strategy=f)(x, seed) for f in ("crop", "scale", "rotate")},
     **{f"{f}, strong": lambda x, seed, f=f: replace(STRONG, strategy=f)(x, seed) for f in ("crop", "scale", "rotate")},
     "toroidal crop": lambda x, seed: toroidal_crop(x, (5, 4), torch.Generator().manual_seed(seed)),
-    "tiles": lambda x, seed: enlarge(x, (x.shape[2] * 2 - 1, x.shape[3] * 3)),
+    "tiles": lambda x, seed: enlarge_tiles(x, (x.shape[2] * 2 - 1, x.shape[3] * 3)),
 }
 
 
@@ -214,7 +214,7 @@ def test_the_adjoint_can_be_differentiated_again(name: str, monkeypatch: pytest.
     by_adjoint(monkeypatch)
     x = normal((2, 1, 5, 6)).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: MAPS[name](x, 1), (x,))
-    with isolated(0, "gradgradcheck"):
+    with fork_rng(0, "gradgradcheck"):
         assert torch.autograd.gradgradcheck(lambda x: MAPS[name](x, 1), (x,))
     (expected,) = torch.autograd.grad(MAPS[name](x, 1).square().sum(), x)
     assert torch.equal(torch.func.grad(lambda x: MAPS[name](x, 1).square().sum())(x.detach()), expected)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.types import Adjoint, Batch, PureLoss
-from limbeck.data.augment import DSA, CropThen
+from limbeck.data.augment import DSA, CanvasCrop
 from limbeck.derivatives.autograd import gradient
 from limbeck.objectives.distance import displacement
 from limbeck.task import Task
@@ -43,7 +43,7 @@ def ours(task: Task, adjoint: Adjoint) -> tuple[float, Tensor, float]:
     images = task.train[0][:7].double().requires_grad_()
     labels, lr = task.train[1][:7], torch.tensor(LR, dtype=torch.double, requires_grad=True)
     start, target = segment(task)
-    loss = CrossEntropy(task.model, CropThen(task.data.size, task.augment))
+    loss = CrossEntropy(task.model, CanvasCrop(task.data.size, task.augment))
     batches = [Batch(images, labels, seed, rows) for seed, rows in zip(SEEDS, ROWS)]
     distance = displacement(unroll(loss, start, batches, lr, adjoint), start, target)
     distance.backward()

@@ -87,7 +87,9 @@ def decodes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Where the pictures come from that are decoded from now on."""
     seen: list[str] = []
     for module in (sources, parquet):
-        monkeypatch.setattr(module, "decode", lambda *args, of=module.decode: seen.append(args[1]) or of(*args))
+        monkeypatch.setattr(
+            module, "decode_picture", lambda *args, of=module.decode_picture: seen.append(args[1]) or of(*args)
+        )
     return seen
 
 
@@ -192,8 +194,8 @@ def test_an_empty_class_is_refused_whatever_is_kept(tmp_path: Path) -> None:
 
 def test_files_that_change_while_they_are_decoded_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = a_folder(tmp_path / "pictures")
-    plain = sources.decode
-    monkeypatch.setattr(sources, "decode", lambda *args: os.utime(source / "dog" / "01.png") or plain(*args))
+    plain = sources.decode_picture
+    monkeypatch.setattr(sources, "decode_picture", lambda *args: os.utime(source / "dog" / "01.png") or plain(*args))
     load_data(source)
     assert not (tmp_path / "home").exists()
 

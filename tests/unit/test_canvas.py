@@ -11,20 +11,20 @@ import torch
 
 import limbeck
 from limbeck.core.errors import UserError
-from limbeck.core.rng import stream
-from limbeck.data.augment import DSA, CropThen, toroidal_crop
+from limbeck.core.rng import make_generator
+from limbeck.data.augment import DSA, CanvasCrop, toroidal_crop
 from limbeck.experts import ExpertConfig
 from limbeck.methods import MethodInputs
 from limbeck.methods.parts import real_set
-from limbeck.select import choose
+from limbeck.select import select_per_class
 from limbeck.task import Task, make_task
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 
 
 def test_a_crop_is_a_window_of_the_torus() -> None:
-    images = torch.randn(40, 3, 12, 10, dtype=torch.double, generator=stream(1))
-    found = toroidal_crop(images, (6, 5), stream(0)).numpy()
+    images = torch.randn(40, 3, 12, 10, dtype=torch.double, generator=make_generator(1))
+    found = toroidal_crop(images, (6, 5), make_generator(0)).numpy()
     starts = set()
     for image, crop in zip(images.numpy(), found):
         places = [
@@ -37,14 +37,14 @@ def test_a_crop_is_a_window_of_the_torus() -> None:
         starts |= set(places)
     assert len(starts) > 25  # each image has its own
     assert max(y for y, _ in starts) > 6  # and some go past the edge
-    assert torch.equal(toroidal_crop(images, (6, 5), stream(0)), torch.from_numpy(found))
+    assert torch.equal(toroidal_crop(images, (6, 5), make_generator(0)), torch.from_numpy(found))
 
 
 def test_images_of_the_networks_size_are_only_augmented() -> None:
-    images, dsa = torch.randn(4, 1, 8, 8, generator=stream(1)), DSA()
-    assert torch.equal(CropThen((8, 8), dsa)(images, 3), dsa(images, 3))
+    images, dsa = torch.randn(4, 1, 8, 8, generator=make_generator(1)), DSA()
+    assert torch.equal(CanvasCrop((8, 8), dsa)(images, 3), dsa(images, 3))
     canvases = torch.zeros(4, 1, 16, 16, requires_grad=True)
-    seen = CropThen((8, 8), DSA("none"))(canvases, 3)
+    seen = CanvasCrop((8, 8), DSA("none"))(canvases, 3)
     assert seen.shape == (4, 1, 8, 8)
     (gradient,) = torch.autograd.grad(seen.sum(), canvases)
     assert gradient.sum() == 4 * 64
@@ -56,7 +56,7 @@ def test_a_canvas_starts_as_a_mosaic_of_its_class(task: Task) -> None:
     assert made.images.shape == (20, 1, 24, 24)
     assert made.labels.tolist() == [label for label in range(10) for _ in range(2)]
     images, labels = task.train
-    rows = choose("random", images, labels, 10, 18, 5)
+    rows = select_per_class("random", images, labels, 10, 18, 5)
     tiles = made.images.detach().unfold(2, 8, 8).unfold(3, 8, 8)
     for i in range(20):
         for tile in range(9):

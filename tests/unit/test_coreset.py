@@ -13,14 +13,14 @@ from torch import Tensor
 from limbeck import METHODS, EvalConfig, ImageData, ModelConfig, distill, load
 from limbeck.core.errors import UserError
 from limbeck.core.files import read_json
-from limbeck.core.rng import derive
+from limbeck.core.rng import derive_seed
 from limbeck.core.types import Batch
 from limbeck.evaluation.protocol import evaluate_set
 from limbeck.experts import Expert, Recorded, Store
 from limbeck.methods import MethodInputs
 from limbeck.methods.coreset import CORESETS, Init, choose_real
 from limbeck.methods.parts import real_set
-from limbeck.select.scores import early, el2n, features, forgetting, grand
+from limbeck.select.scores import early_checkpoints, el2n, extract_features, forgetting, grand
 from limbeck.task import Task, make_task
 from limbeck.training import CrossEntropy
 
@@ -77,8 +77,8 @@ def test_forgetting_counts_what_was_right_and_is_wrong_after(task: Task) -> None
 
 def test_scores_are_taken_after_a_tenth_of_the_epochs(task: Task) -> None:
     points = torch.stack([task.model.fresh(seed) for seed in range(21)])
-    assert torch.equal(early([Recorded(points)])[0], points[2])
-    assert torch.equal(early([Recorded(points[:4])])[0], points[1])
+    assert torch.equal(early_checkpoints([Recorded(points)])[0], points[2])
+    assert torch.equal(early_checkpoints([Recorded(points[:4])])[0], points[1])
 
 
 def test_the_names_for_options_are_those_of_the_table_and_of_the_registry() -> None:
@@ -108,7 +108,7 @@ def test_features_are_of_the_experts_end_and_of_a_fresh_network_without_one(task
     held = choose_real("herding", MethodInputs(task, [path], 1, 0), 1)
     fresh = choose_real("herding", MethodInputs(task, [], 1, 0), 1)
     for theta, rows in ((path.at(path.end), held), (task.model.fresh(0, "features"), fresh)):
-        points = features(task.model, theta, task.train[0]).double()
+        points = extract_features(task.model, theta, task.train[0]).double()
         for label, row in enumerate(rows.tolist()):
             own = points[task.train[1] == label]
             away = (own - own.mean(0)).norm(dim=1)
@@ -155,7 +155,7 @@ def test_a_run_without_experts_trains_none_and_its_step_size_is_chosen_on_valida
             EvalConfig(**QUICK["eval"]).schedule(lr),
             2,
             task.validation,
-            derive(0, "step size"),
+            derive_seed(0, "step size"),
         ).accuracy_mean
         for lr in (0.003, 0.03)
     }

@@ -17,9 +17,9 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from limbeck.core.errors import UserError
-from limbeck.core.rng import stream
+from limbeck.core.rng import make_generator
 from limbeck.data import ImageData, Split, load_data, sources
-from limbeck.data.images import fingerprint, held_out
+from limbeck.data.images import fingerprint, split_off
 
 RNG = np.random.default_rng
 
@@ -114,7 +114,7 @@ def test_the_fingerprint_covers_pixels_labels_splits_and_names() -> None:
 def test_held_out_takes_of_every_class_and_leaves_of_every_class(fraction: float) -> None:
     labels = torch.tensor([0] + [1] * 2 + [2] * 3 + [3] * 40)
     split = Split(torch.arange(46, dtype=torch.uint8).reshape(46, 1, 1, 1), labels)
-    kept, taken = held_out(split, 4, fraction, stream(0, "x"))
+    kept, taken = split_off(split, 4, fraction, make_generator(0, "x"))
     assert [a + b for a, b in zip(kept.counts(4), taken.counts(4))] == [1, 2, 3, 40]
     assert taken.counts(4)[:2] == [0, 1]
     assert min(kept.counts(4)) >= 1

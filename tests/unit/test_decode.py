@@ -9,7 +9,7 @@ from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.data import fit_preprocess
-from limbeck.synthetic.decode import How, Partition, bound_factors, cut, grey, mosaic, tile_sides
+from limbeck.synthetic.decode import Mode, Partition, bound_factors, cut_tiles, make_mosaic, pad_value, tile_sides
 from limbeck.synthetic.set import SyntheticSet
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
@@ -25,7 +25,7 @@ def some(count: int, side: int, channels: int = 2, dtype: torch.dtype = torch.fl
 def test_every_tile_is_the_enlarged_crop_of_its_image(side: int, factor: int) -> None:
     """Written out tile by tile, with a filled canvas of its own."""
     images, pad, tile = some(3, side), (0.5, -1.0), -(-side // factor)
-    made = cut(images, factor, pad)
+    made = cut_tiles(images, factor, pad)
     assert made.shape == (3 * factor**2, 2, side, side)
     for row in range(factor):
         for column in range(factor):
@@ -41,13 +41,13 @@ def test_every_tile_is_the_enlarged_crop_of_its_image(side: int, factor: int) ->
 
 
 @pytest.mark.parametrize("how", ["single", "multi", "bound"])
-def test_factor_1_is_the_identity(how: How) -> None:
+def test_factor_1_is_the_identity(how: Mode) -> None:
     images, labels = some(4, 8), torch.arange(4)
     made = Partition(1, how)(images, labels)
     assert made[0] is images
     assert made[1] is labels
-    assert mosaic(images, 1) is images
-    assert cut(images, 1) is images
+    assert make_mosaic(images, 1) is images
+    assert cut_tiles(images, 1) is images
 
 
 @pytest.mark.parametrize(("side", "factor"), SIZES)
@@ -55,11 +55,11 @@ def test_a_mosaic_is_cut_where_it_was_put(side: int, factor: int) -> None:
     """Every tile comes back as its own image, shrunk and enlarged, but for what lies outside; nothing bleeds."""
     images = some(2 * factor**2, side)
     tile = -(-side // factor)
-    held = mosaic(images, factor)
+    held = make_mosaic(images, factor)
     assert held.shape == (2, 2, side, side)
     small = F.adaptive_avg_pool2d(images, tile)
     enlarged = F.interpolate(small, size=(side, side), mode="bilinear", align_corners=False)
-    made = cut(held, factor, (9.0,))
+    made = cut_tiles(held, factor, (9.0,))
     last = side - tile * (factor - 1)  # pixels of the last tile that are there
     for q in range(factor**2):
         rows = last if q // factor == factor - 1 else tile
@@ -74,7 +74,7 @@ def test_a_mosaic_is_cut_where_it_was_put(side: int, factor: int) -> None:
 def test_constant_images_come_back_whole() -> None:
     """28 by 3: each of nine grey levels fills its own tile to the last pixel that is stored."""
     levels = torch.arange(9.0).view(9, 1, 1, 1).expand(9, 1, 28, 28)
-    made = cut(mosaic(levels, 3), 3, (99.0,))
+    made = cut_tiles(make_mosaic(levels, 3), 3, (99.0,))
     for q in range(9):
         row, column = divmod(q, 3)
         rows, columns = (28 if each < 2 else 20 for each in (row, column))  # 8 of 10 pixels of the last tile are stored
@@ -83,11 +83,11 @@ def test_constant_images_come_back_whole() -> None:
 
 @pytest.mark.parametrize("how", ["single", "multi", "bound"])
 @pytest.mark.parametrize("factor", [2, 3])
-def test_labels_follow_their_images(how: How, factor: int) -> None:
+def test_labels_follow_their_images(how: Mode, factor: int) -> None:
     """Images that carry their own class as their only value, with classes and with logits."""
     labels = torch.tensor([0, 0, 1, 1, 1, 2])
     images = labels.double().view(-1, 1, 1, 1).expand(-1, 1, 12, 12)
-    decode = Partition(factor, how, most=12)
+    decode = Partition(factor, how, max_per_class=12)
     made, classes = decode(images, labels)
     assert made.shape[1:] == (1, 12, 12)
     torch.testing.assert_close(made.mean((1, 2, 3)), classes.double())
@@ -117,7 +117,7 @@ def test_bound_uses_what_it_may_and_no_more(count: int, factor: int, most: int) 
 def test_of_a_whole_set_a_class_gets_what_it_gets_alone() -> None:
     labels = torch.tensor([0, 0, 0, 1, 1])
     images = some(5, 8)
-    decode = Partition(2, "bound", most=7)
+    decode = Partition(2, "bound", max_per_class=7)
     made, classes = decode(images, labels)
     for label in (0, 1):
         alone, _ = decode(images[labels == label], labels[labels == label])
@@ -130,22 +130,22 @@ def test_a_set_decodes_with_gradients() -> None:
     assert labels.tolist() == [0, 1] * 9
     (gradient,) = torch.autograd.grad(images.square().sum(), synthetic.images)
     assert bool((gradient != 0).all())
-    assert torch.autograd.gradcheck(lambda x: cut(x, 3), (some(1, 5, 1).requires_grad_(),))
+    assert torch.autograd.gradcheck(lambda x: cut_tiles(x, 3), (some(1, 5, 1).requires_grad_(),))
 
 
 def test_grey_is_a_pixel_of_one_half() -> None:
     pixels = (torch.rand(20, 3, 6, 6, generator=torch.Generator().manual_seed(0)) * 255).to(torch.uint8)
     preprocess = fit_preprocess("normalise", pixels)
-    half = torch.tensor(grey(preprocess)).view(1, 3, 1, 1).expand(1, 3, 6, 6)
+    half = torch.tensor(pad_value(preprocess)).view(1, 3, 1, 1).expand(1, 3, 6, 6)
     torch.testing.assert_close(preprocess.invert(half), torch.full((1, 3, 6, 6), 0.5))
     with pytest.raises(UserError, match="normalise"):
-        grey(fit_preprocess("zca", pixels))
+        pad_value(fit_preprocess("zca", pixels))
 
 
 def test_what_cannot_be_cut_is_refused() -> None:
     assert tile_sides((28, 28), 3) == (10, 10)
     for factor in (0, 5, 9):  # 8 pixels by 5: tiles of 2, the last of which lies outside
         with pytest.raises(UserError, match="cannot be cut"):
-            cut(some(1, 8), factor)
+            cut_tiles(some(1, 8), factor)
     with pytest.raises(UserError, match="no whole mosaics"):
-        mosaic(some(3, 8), 2)
+        make_mosaic(some(3, 8), 2)

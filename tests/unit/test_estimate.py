@@ -14,8 +14,8 @@ import limbeck
 from limbeck import EvalConfig, ExpertConfig, ModelConfig, UserError
 from limbeck.cli.common import Foretell
 from limbeck.cli.main import main
-from limbeck.core.files import size_of
-from limbeck.core.rng import derive
+from limbeck.core.folders import size_of
+from limbeck.core.rng import derive_seed
 from limbeck.evaluation.baselines import kept_row
 from limbeck.experts.make import default_store, describe_experts
 from limbeck.jobs.estimate import Account, build, estimate, missing_experts, rhythm
@@ -409,4 +409,4 @@ def test_an_estimate_that_fails_does_not_stop_the_work() -> None:
     foretell.tell(lambda: Estimate({"evaluate": 2.0}, 1, None, 0))
     foretell({"event": "advance"})
     assert [event["event"] for event in heard] == ["estimate", "advance"]
-    assert derive(0, "estimate") != derive(0, "expert")
+    assert derive_seed(0, "estimate") != derive_seed(0, "expert")

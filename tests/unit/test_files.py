@@ -20,11 +20,11 @@ from limbeck.core.files import (
     read_header,
     read_json,
     read_tensors,
-    size_of,
     write_atomically,
     write_json,
     write_tensors,
 )
+from limbeck.core.folders import size_of
 from limbeck.experts import Expert, ExpertConfig, Recorded, Store, convexify
 from limbeck.networks.flat import Layout
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import limbeck
 from limbeck import EvalConfig, ExpertConfig, ImageData, ModelConfig
 from limbeck.core.errors import UserError
-from limbeck.core.rng import stream
+from limbeck.core.rng import make_generator
 from limbeck.core.types import Batch
 from limbeck.networks.flat import FlatModel
 from limbeck.networks.registry import MLP, MODELS, flat_model
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("untouched_generators")
 
 
 def batch(count: int = 2) -> Tensor:
-    return torch.randn(count, 1, 8, 8, generator=stream(0, "images"))
+    return torch.randn(count, 1, 8, 8, generator=make_generator(0, "images"))
 
 
 class Called(nn.Module):
@@ -209,7 +209,7 @@ def test_attention_has_a_derivative_forwards(way: str, training: bool) -> None:
     """Without a graph too, where torch would take its fused path."""
     model = FlatModel(lambda: Transformer(way).double().train(training))
     theta, images, h = model.fresh(0), batch(4).double(), 1e-5
-    v = torch.randn(theta.shape, generator=stream(0, "v"), dtype=torch.double)
+    v = torch.randn(theta.shape, generator=make_generator(0, "v"), dtype=torch.double)
     with torch.no_grad():
         slope = (model(theta + h * v, images) - model(theta - h * v, images)) / (2 * h)
         torch.testing.assert_close(linearised(model, theta, v, images), slope, rtol=1e-6, atol=1e-8)

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.core.errors import UserError
-from limbeck.core.rng import stream
-from limbeck.data.augment import DSA, Draw, Layered
+from limbeck.core.rng import make_generator
+from limbeck.data.augment import DSA, ComposedDSA, Draw
 from limbeck.experts import ExpertConfig
 from limbeck.methods import METHODS, DataFacts, MethodInputs, Plan
 from limbeck.methods.matching import pixel_variance
@@ -24,9 +24,9 @@ from limbeck.objectives.features import FeatureDistance
 from limbeck.objectives.gradient import DISTANCES, GradientDistance, convolutions, weights
 from limbeck.objectives.query import RandomRows, rows_by_class
 from limbeck.synthetic.decode import Partition
-from limbeck.synthetic.hooks import clamp
-from limbeck.synthetic.loop import descend
-from limbeck.synthetic.set import Decode, SyntheticSet, identity
+from limbeck.synthetic.hooks import make_clamp_hooks
+from limbeck.synthetic.loop import outer_loop
+from limbeck.synthetic.set import Decode, SyntheticSet
 from limbeck.task import Task, make_task
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
@@ -56,7 +56,7 @@ def real() -> tuple[Tensor, Tensor]:
     return images, torch.arange(30) % CLASSES
 
 
-def synthetic(decode: Decode = identity, soft: bool = False) -> SyntheticSet:
+def synthetic(decode: Decode | None = None, soft: bool = False) -> SyntheticSet:
     images = torch.randn(6, 2, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     labels = torch.arange(6) // 2
     learned: tuple[str, ...] = ("images",)
@@ -115,10 +115,10 @@ def test_which_tensors() -> None:
 @pytest.mark.parametrize("name", DISTANCES)
 def test_the_whole_gradient_is_that_of_one_graph(name: str, layers: str, factor: int, soft: bool) -> None:
     """All classes in one graph on a plain nn.Module, differentiated once."""
-    decode: Decode = identity if factor == 1 else Partition(factor, pad=(0.3, -0.2))
+    decode: Decode | None = None if factor == 1 else Partition(factor, pad=(0.3, -0.2))
     held = synthetic(decode, soft)
     which = (convolutions if layers == "conv" else weights)(MODEL.layout)
-    augment = Layered(DSA("color_crop_flip_cutout", alike=True))
+    augment = ComposedDSA(DSA("color_crop_flip_cutout", siamese=True))
     matched = objective(GradientDistance(LOSS, MODEL.layout, which, DISTANCES[name]), augment=augment)
     seeds: list[int] = []
 
@@ -145,7 +145,7 @@ def test_the_whole_gradient_is_that_of_one_graph(name: str, layers: str, factor:
             F.cross_entropy(net(augment(everything[rows], seeds[2 * label])), known[rows]), kept
         )
         mine = (logits.argmax(1) if soft else logits) == label
-        training, labels = decode(images[mine], logits[mine])
+        training, labels = decode(images[mine], logits[mine]) if decode else (images[mine], logits[mine])
         labels = labels.softmax(1) if soft else labels
         ours = torch.autograd.grad(
             F.cross_entropy(net(augment(training, seeds[2 * label])), labels), kept, create_graph=True
@@ -266,7 +266,7 @@ def test_discrepancies_add_up() -> None:
 def test_siamese_draws_are_equal() -> None:
     """Two batches of different size with the same seed are changed alike, and each image as every other."""
     one = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
-    for augment in (DSA(alike=True), Layered(DSA(alike=True))):
+    for augment in (DSA(siamese=True), ComposedDSA(DSA(siamese=True))):
         changed = set()
         for seed in range(20):
             many, few = augment(one.expand(5, -1, -1, -1), seed), augment(one.expand(2, -1, -1, -1), seed)
@@ -278,9 +278,9 @@ def test_siamese_draws_are_equal() -> None:
 
 def test_images_are_augmented_each_for_itself_otherwise() -> None:
     one = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0)).expand(5, -1, -1, -1)
-    made = Layered(DSA("color"))(one, 0)
+    made = ComposedDSA(DSA("color"))(one, 0)
     assert not torch.equal(made[0], made[1])
-    assert torch.equal(Layered(DSA("none"))(one, 0), one)
+    assert torch.equal(ComposedDSA(DSA("none"))(one, 0), one)
 
 
 def test_layers_are_flip_colour_one_of_the_rest_and_cutout() -> None:
@@ -289,15 +289,15 @@ def test_layers_are_flip_colour_one_of_the_rest_and_cutout() -> None:
     dsa = DSA("crop_color_scale_cutout_rotate_flip")
     seen = set()
     for seed in range(12):
-        generator = stream(seed, "augment")
+        generator = make_generator(seed, "augment")
         one = ("crop", "scale", "rotate")[int(torch.randint(3, (), generator=generator))]
         seen.add(one)
         expected = picture
         for family in ("flip", "color", one, "cutout"):
             expected = dsa.apply(expected, Draw(family, torch.rand(3, 3, generator=generator)))
-        assert torch.equal(Layered(dsa)(picture, seed), expected)
+        assert torch.equal(ComposedDSA(dsa)(picture, seed), expected)
     assert seen == {"crop", "scale", "rotate"}
-    mirrored = Layered(DSA("flip", flip=1.0))(picture, 0)
+    mirrored = ComposedDSA(DSA("flip", flip=1.0))(picture, 0)
     assert torch.equal(mirrored, picture.flip(3))
 
 
@@ -376,7 +376,7 @@ def test_whitened_images_have_no_tiles(digits: Any) -> None:
 
 
 def test_pixels_stay_between_black_and_white(task: Task) -> None:
-    (hook,) = clamp(task.preprocess)
+    (hook,) = make_clamp_hooks(task.preprocess)
     held = SyntheticSet.start(
         torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 9, torch.arange(5), 0.1
     )
@@ -411,7 +411,7 @@ def test_ten_steps_lower_the_loss(task: Task, name: str) -> None:
     network = made.objective.network()
     same = replace(made.objective, network=lambda: network)
     before = sum(float(same(made.synthetic, step, 77).detach()) for step in range(3))
-    descend(same, made.synthetic, made.optimisers, range(10), 0)
+    outer_loop(same, made.synthetic, made.optimisers, range(10), 0)
     after = sum(float(same(made.synthetic, step, 77).detach()) for step in range(3))
     assert after < before
 

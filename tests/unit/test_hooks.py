@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from limbeck.core.rng import derive, stream
+from limbeck.core.rng import derive_seed, make_generator
 from limbeck.experts import Expert, ExpertConfig, Recorded
 from limbeck.methods import METHODS, DataFacts, MethodInputs
 from limbeck.methods.overlap import Overlap, alike
 from limbeck.methods.ptm import windows
 from limbeck.methods.ptm_progress import Progress
 from limbeck.objectives.combine import Average, Finite
-from limbeck.synthetic.hooks import Decay, Ema, forget
-from limbeck.synthetic.loop import Diverged, descend
+from limbeck.synthetic.hooks import Ema, StepDecay, reset_optimiser_state
+from limbeck.synthetic.loop import DivergenceError, outer_loop
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task
 
@@ -33,29 +33,29 @@ def toy() -> SyntheticSet:
 def test_the_average_starts_at_the_first_set() -> None:
     synthetic = toy()
     ema = Ema(synthetic, 0.9, ("images", "log_lr"))
-    assert torch.equal(ema.show(synthetic).images, synthetic.images)
+    assert torch.equal(ema.average(synthetic).images, synthetic.images)
     with torch.no_grad():
         synthetic.images.zero_()
         synthetic.log_lr.zero_()
     ema(synthetic, 1, 0.0)
-    torch.testing.assert_close(ema.show(synthetic).images, 0.9 * toy().images)
-    torch.testing.assert_close(ema.show(synthetic).log_lr, 0.9 * toy().log_lr)
+    torch.testing.assert_close(ema.average(synthetic).images, 0.9 * toy().images)
+    torch.testing.assert_close(ema.average(synthetic).log_lr, 0.9 * toy().log_lr)
     again = Ema(synthetic, 0.9, ("images", "log_lr"))
     again.restore(ema.state(), 1)
-    assert torch.equal(again.show(synthetic).images, ema.show(synthetic).images)
+    assert torch.equal(again.average(synthetic).images, ema.average(synthetic).images)
 
 
 def test_step_decay_is_a_function_of_the_step() -> None:
     """That of torch's StepLR, also after it was taken up in the middle."""
     ours, theirs = (torch.optim.SGD([torch.zeros(1)], 8.0) for _ in range(2))
-    hook, wanted = Decay(ours, 3, 0.5), torch.optim.lr_scheduler.StepLR(theirs, 3, 0.5)
+    hook, wanted = StepDecay(ours, 3, 0.5), torch.optim.lr_scheduler.StepLR(theirs, 3, 0.5)
     for step in range(1, 11):
         hook(toy(), step, 0.0)
         theirs.step()
         wanted.step()
         assert ours.param_groups[0]["lr"] == pytest.approx(theirs.param_groups[0]["lr"])
     other = torch.optim.SGD([torch.zeros(1)], 8.0)
-    Decay(other, 3, 0.5).restore({}, 7)
+    StepDecay(other, 3, 0.5).restore({}, 7)
     assert other.param_groups[0]["lr"] == 2.0
 
 
@@ -68,7 +68,7 @@ def test_an_average_of_draws_is_the_mean_of_them(task: Task, expert: Expert) -> 
     assert expert.recorded is not None
     made = method.plan(config, MethodInputs(task, [expert.recorded], 2, 0))
     parameters = list(made.synthetic.parameters().values())
-    losses = [made.objective(made.synthetic, 3, derive(0, "draw", i)) for i in range(3)]
+    losses = [made.objective(made.synthetic, 3, derive_seed(0, "draw", i)) for i in range(3)]
     expected = torch.autograd.grad(sum(losses) / 3, parameters)
     loss = Average(made.objective, 3)(made.synthetic, 3, 0)
     torch.testing.assert_close(loss.detach(), torch.stack(losses).mean().detach())
@@ -167,8 +167,10 @@ def test_the_window_widens_when_the_loss_stops_falling() -> None:
     assert stages[0] == 0
     assert sorted(stages) == stages
     assert stages[-1] == 2
-    assert {int(made.sample(s, 8, stream(0, s))[0]) for s in range(200)} == set(range(6))
-    assert {made.sample(s, 8, stream(0, s))[1] - made.sample(s, 8, stream(0, s))[0] for s in range(20)} == {2.0}
+    assert {int(made.sample(s, 8, make_generator(0, s))[0]) for s in range(200)} == set(range(6))
+    assert {
+        made.sample(s, 8, make_generator(0, s))[1] - made.sample(s, 8, make_generator(0, s))[0] for s in range(20)
+    } == {2.0}
 
 
 def test_a_step_that_diverges_is_taken_back() -> None:
@@ -182,20 +184,20 @@ def test_a_step_that_diverges_is_taken_back() -> None:
         value = held.images.sum()
         return value + (next(losses) - value).detach() + 0 * held.lr
 
-    descend(objective, made.synthetic, [optimiser], range(1), 0, made.accept, [made])
+    outer_loop(objective, made.synthetic, [optimiser], range(1), 0, made.accept, [made])
     assert not torch.equal(made.synthetic.images, first)
-    descend(objective, made.synthetic, [optimiser], range(1, 2), 0, made.accept, [made])
+    outer_loop(objective, made.synthetic, [optimiser], range(1, 2), 0, made.accept, [made])
     assert torch.equal(made.synthetic.images, first)
     assert (made.stage, made.refused) == (1, 1)
     assert not optimiser.state[made.synthetic.images]["momentum_buffer"].any()
-    descend(objective, made.synthetic, [optimiser], range(2, 3), 0, made.accept, [made])
+    outer_loop(objective, made.synthetic, [optimiser], range(2, 3), 0, made.accept, [made])
     assert (made.stage, made.refused) == (1, 0)
 
 
 def test_divergence_without_end_is_an_error() -> None:
     made, _ = progress(patience=3)
     assert [made.accept(inf) for _ in range(3)] == [False] * 3
-    with pytest.raises(Diverged, match="4 steps in a row"):
+    with pytest.raises(DivergenceError, match="4 steps in a row"):
         made.accept(inf)
 
 
@@ -230,13 +232,13 @@ def test_forget_zeroes_rows_alone() -> None:
     optimiser = torch.optim.SGD([parameter], 0.1, momentum=0.9)
     parameter.sum().backward()
     optimiser.step()
-    forget(optimiser, parameter, torch.tensor([False, True, False]))
+    reset_optimiser_state(optimiser, parameter, torch.tensor([False, True, False]))
     assert optimiser.state[parameter]["momentum_buffer"].tolist() == [[1, 1], [0, 0], [1, 1]]
 
 
 def overlapping() -> tuple[SyntheticSet, torch.optim.Optimizer, Overlap]:
     """Two classes of three images, of which two of the first class are the same."""
-    pool = torch.randn(40, 1, 2, 2, generator=stream(0, "pool"))
+    pool = torch.randn(40, 1, 2, 2, generator=make_generator(0, "pool"))
     labels = torch.arange(2).repeat_interleave(20)
     images = pool[[0, 0, 1, 20, 21, 22]]
     synthetic = SyntheticSet.start(images, torch.tensor([0, 0, 0, 1, 1, 1]), 0.1)
@@ -253,7 +255,7 @@ def test_an_image_that_overlaps_is_replaced_and_trained_alone() -> None:
         return held.images.sum() + 0 * held.lr  # all images go the same way, so that what overlaps stays alike
 
     hooks = [hook, lambda held, step, loss: seen.append(held.images.detach().clone())]
-    descend(objective, synthetic, [optimiser], range(6), 0, hooks=hooks)
+    outer_loop(objective, synthetic, [optimiser], range(6), 0, hooks=hooks)
     fresh = hook.fresh.tolist()
     assert sum(fresh[:2]) == 1
     assert sum(fresh) == 1
@@ -273,13 +275,13 @@ def test_the_repair_is_taken_up_bit_for_bit() -> None:
         return held.images.square().sum() + 0 * held.lr
 
     synthetic, optimiser, hook = overlapping()
-    descend(objective, synthetic, [optimiser], range(3), 0, hooks=[hook])
+    outer_loop(objective, synthetic, [optimiser], range(3), 0, hooks=[hook])
     other, its, again = overlapping()
     other.load(synthetic.state())
     its.load_state_dict(deepcopy(optimiser.state_dict()))
     again.restore({name: tensor.clone() for name, tensor in hook.state().items()}, 3)
     for held, steps, value in ((synthetic, optimiser, hook), (other, its, again)):
-        descend(objective, held, [steps], range(3, 8), 0, hooks=[value])
+        outer_loop(objective, held, [steps], range(3, 8), 0, hooks=[value])
     assert hook.replaced == 1
     assert torch.equal(synthetic.images, other.images)
 

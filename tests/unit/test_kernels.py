@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock
 
 from limbeck.core.errors import UserError
-from limbeck.core.home import home
+from limbeck.core.folders import home_folder
 from limbeck.data import ImageData
 from limbeck.derivatives import choice
 from limbeck.derivatives.autograd import Hvp
@@ -192,7 +192,7 @@ def test_a_user_without_a_home_has_a_folder_of_his_own(tmp_path: Path, monkeypat
     monkeypatch.setattr(build.tempfile, "gettempdir", lambda: str(tmp_path))
     assert build.private_folder() == tmp_path / f"limbeck-kernels-{os.getuid()}"
     with pytest.raises(UserError, match="set HOME"):
-        home()
+        home_folder()
 
 
 def test_waiting_for_another_process_is_said(cache: Path, caplog: pytest.LogCaptureFixture) -> None:

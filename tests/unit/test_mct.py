@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from limbeck.core.rng import stream
+from limbeck.core.rng import make_generator
 from limbeck.core.types import Segment
 from limbeck.experts import Continuous, Expert, ExpertConfig
 from limbeck.methods import DataFacts, MethodInputs, Plan
@@ -16,7 +16,7 @@ from limbeck.methods.mct import MCTConfig, plan, resolve
 from limbeck.methods.parts import StartNoise, TeacherAt
 from limbeck.networks.flat import Layout
 from limbeck.objectives import MatchTrajectory
-from limbeck.synthetic.loop import descend
+from limbeck.synthetic.loop import outer_loop
 from limbeck.task import Task
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
@@ -37,7 +37,7 @@ def test_the_bound_grows_linearly_and_then_stays() -> None:
     sampler = Continuous(4.0, 1.0, first=1.0, steps=10)
     assert [sampler.bound(step) for step in (0, 5, 10, 99)] == [1.0, 2.5, 4.0, 4.0]
     for step, bound in ((0, 1.0), (10, 4.0)):
-        starts = [sampler(step, 50, stream(0, i))[0] for i in range(400)]
+        starts = [sampler(step, 50, make_generator(0, i))[0] for i in range(400)]
         assert 0.9 * bound < max(starts) < bound
     assert Continuous(4.0, 1.0).bound(0) == 4.0
 
@@ -80,15 +80,17 @@ def test_teacher_labels_are_what_the_expert_says_at_u(task: Task, expert: Expert
 
 def test_start_noise_scales_with_each_parameter() -> None:
     layout = Layout(("weight", "zeros", "one", "bias"), ((200, 200), (3,), (1,), (50,)))
-    theta = torch.cat([torch.randn(40000, generator=stream(1)), torch.zeros(3), torch.ones(1), torch.full((50,), 2.0)])
-    noisy = StartNoise(layout, 0.1)(theta, stream(0))
+    theta = torch.cat(
+        [torch.randn(40000, generator=make_generator(1)), torch.zeros(3), torch.ones(1), torch.full((50,), 2.0)]
+    )
+    noisy = StartNoise(layout, 0.1)(theta, make_generator(0))
     moved = noisy - theta
     assert torch.equal(moved[40000:40004], torch.zeros(4))  # absolute sums 0 and 1 are left alone
     relative = moved[:40000] / (0.1 * theta[:40000].abs())
     assert float(relative.mean()) == pytest.approx(0, abs=0.02)
     assert float(relative.std()) == pytest.approx(1, abs=0.02)
     assert bool(moved[40004:].abs().max() > 0)
-    assert torch.equal(noisy, StartNoise(layout, 0.1)(theta, stream(0)))
+    assert torch.equal(noisy, StartNoise(layout, 0.1)(theta, make_generator(0)))
 
 
 def test_the_noise_is_in_the_segment_that_is_normalised(
@@ -110,7 +112,7 @@ def test_the_image_step_is_halved(task: Task, expert: Expert, expert_config: Exp
     def look(synthetic: Any, step: int, loss: float) -> None:
         seen.append(made.optimisers[0].param_groups[0]["lr"])
 
-    descend(made.objective, made.synthetic, made.optimisers, range(5), 0, hooks=[*made.hooks, look])
+    outer_loop(made.objective, made.synthetic, made.optimisers, range(5), 0, hooks=[*made.hooks, look])
     assert seen == pytest.approx([0.4, 0.2, 0.2, 0.1, 0.1])
 
 
@@ -132,9 +134,9 @@ def test_every_option_takes_steps(
 ) -> None:
     made = planned(task, expert, expert_config, **options)
     before = made.synthetic.images.detach().clone()
-    descend(made.objective, made.synthetic, made.optimisers, range(3), 0, made.accept, made.hooks)
+    outer_loop(made.objective, made.synthetic, made.optimisers, range(3), 0, made.accept, made.hooks)
     assert bool(made.synthetic.images.isfinite().all())
     assert not torch.equal(made.synthetic.images.detach(), before)
     plain = planned(task, expert, expert_config)
-    descend(plain.objective, plain.synthetic, plain.optimisers, range(3), 0, plain.accept, plain.hooks)
+    outer_loop(plain.objective, plain.synthetic, plain.optimisers, range(3), 0, plain.accept, plain.hooks)
     assert not torch.equal(made.show(made.synthetic).images, plain.show(plain.synthetic).images)  # it does something

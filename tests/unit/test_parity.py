@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from limbeck.core.rng import derive, stream
+from limbeck.core.rng import derive_seed, make_generator
 from limbeck.core.types import Batch
 from limbeck.derivatives.autograd import gradient
 from limbeck.experts import Expert, ExpertConfig
@@ -18,9 +18,9 @@ from limbeck.experts.segments import GrownEpochs
 from limbeck.methods import METHODS, DataFacts, MethodInputs, Plan
 from limbeck.methods.datm import label_logits
 from limbeck.methods.parts import ShowTaught
-from limbeck.select import choose
-from limbeck.select.correct import choose_correct
-from limbeck.synthetic.loop import descend
+from limbeck.select import select_per_class
+from limbeck.select.correct import select_correct
+from limbeck.synthetic.loop import outer_loop
 from limbeck.task import Task
 from limbeck.training.plain import Gsam, Schedule, train
 
@@ -55,10 +55,10 @@ def draws(task: Task, expert: Expert, bound: int, span: int, steps: int, step: i
     """Start, target and augmentation seeds of an outer step of seed 0."""
     assert expert.recorded is not None
     points = expert.recorded.tensor()
-    generator = stream(0, "segment", step)
+    generator = make_generator(0, "segment", step)
     torch.randint(1, (), generator=generator)  # which expert
     s = int(torch.randint(0, bound, (), generator=generator))
-    seeds = torch.randint(2**62, (steps,), generator=stream(0, "batches", step)).tolist()
+    seeds = torch.randint(2**62, (steps,), generator=make_generator(0, "batches", step)).tolist()
     return points[s], points[s + span], seeds
 
 
@@ -173,9 +173,9 @@ def test_gsam_is_its_formula(task: Task, adaptive: bool, alpha: float) -> None:
         return torch.stack([each.pow(2).sum() for each in tensors]).sum().sqrt()
 
     weights = task.model.layout.split(theta0)
-    order = torch.randperm(16, generator=stream(5, "order", 0))
+    order = torch.randperm(16, generator=make_generator(5, "order", 0))
     for step, rows in enumerate(order.split(8)):
-        seed = derive(5, "augment", 0, step)
+        seed = derive_seed(5, "augment", 0, step)
         g = gradients(weights, rows, seed)
         if adaptive:
             scale = rho / (norm([w.abs() * each for w, each in zip(weights, g)]) + 1e-12)
@@ -203,7 +203,7 @@ def test_the_average_follows_its_recurrence(task: Task, expert: Expert) -> None:
     made = make("ftd", task, [expert], ema_decay=0.75)
     seen = [made.synthetic.snapshot().images]
     hooks = [*made.hooks, lambda held, step, loss: seen.append(held.snapshot().images)]
-    descend(made.objective, made.synthetic, made.optimisers, range(4), 0, hooks=hooks)
+    outer_loop(made.objective, made.synthetic, made.optimisers, range(4), 0, hooks=hooks)
     expected = seen[0]
     for images in seen[1:]:
         expected = 0.75 * expected + 0.25 * images
@@ -220,7 +220,7 @@ def test_the_start_range_grows_by_the_formula() -> None:
     """4.4.5 of the specification with CIFAR-10's 20 to 40 in 2000 steps, by hand."""
     sampler = GrownEpochs(20, 40, 2000, 2)
     assert [sampler.bound(step) for step in (0, 99, 100, 1000, 1999, 2000, 9000)] == [20, 20, 21, 30, 39, 40, 40]
-    starts = [int(GrownEpochs(2, 4, 100, 1, 1)(step, 9, stream(0, step))[0]) for step in range(300)]
+    starts = [int(GrownEpochs(2, 4, 100, 1, 1)(step, 9, make_generator(0, step))[0]) for step in range(300)]
     assert set(starts[:50]) == {1}
     assert set(starts[50:100]) == {1, 2}
     assert set(starts[100:]) == {1, 2, 3}
@@ -271,13 +271,13 @@ def test_correct_images_fall_through_to_the_next_expert_and_end() -> None:
         return classify
 
     experts = [expert(0, {0, 1, 6}), expert(1, {4, 7})]
-    rows = choose_correct(images, labels, 2, 3, experts, 0).tolist()
+    rows = select_correct(images, labels, 2, 3, experts, 0).tolist()
     assert set(rows[:3]) == {0, 1, 4}
     assert set(rows[3:5]) == {6, 7}  # and one that no expert knows
     assert labels[rows].tolist() == [0, 0, 0, 1, 1, 1]
     assert len(set(rows)) == 6
     assert asked == [0, 1, 0, 1]
-    starts = {tuple(choose_correct(images, labels, 2, 1, experts, seed).tolist()) for seed in range(9)}
+    starts = {tuple(select_correct(images, labels, 2, 1, experts, seed).tolist()) for seed in range(9)}
     assert {row for pair in starts for row in pair} <= {0, 1, 6}
     assert len(starts) > 1
 
@@ -286,7 +286,7 @@ def test_correct_images_fall_through_to_the_next_expert_and_end() -> None:
 def test_the_gate_takes_all_steps_or_none(task: Task, expert: Expert, threshold: float) -> None:
     made = make("datm", task, [expert], threshold=threshold)
     before = made.synthetic.snapshot().state()
-    descend(made.objective, made.synthetic, made.optimisers, range(2), 0, made.accept)
+    outer_loop(made.objective, made.synthetic, made.optimisers, range(2), 0, made.accept)
     moved = [not torch.equal(before[name], tensor) for name, tensor in made.synthetic.parameters().items()]
     assert moved == [threshold > 1] * 3
     momenta = [slots for optimiser in made.optimisers for slots in optimiser.state.values()]
@@ -312,7 +312,7 @@ def test_label_logits_learn_by_sgd_with_momentum(task: Task, expert: Expert) -> 
         velocity = 0.9 * velocity + g
         logits = logits - 2.0 * velocity
         before = made.synthetic.labels.detach().clone()
-        descend(made.objective, made.synthetic, made.optimisers, range(step, step + 1), 0, made.accept)
+        outer_loop(made.objective, made.synthetic, made.optimisers, range(step, step + 1), 0, made.accept)
         assert not torch.equal(before, made.synthetic.labels)
         moved = (logits - before).norm()
         assert float((made.synthetic.labels.detach() - logits).norm() / moved) < 1e-3
@@ -320,7 +320,7 @@ def test_label_logits_learn_by_sgd_with_momentum(task: Task, expert: Expert) -> 
 
 def test_real_images_are_those_of_the_selector(task: Task, expert: Expert) -> None:
     images, labels = task.train
-    rows = choose("random", images, labels, 10, 2, 0)
+    rows = select_per_class("random", images, labels, 10, 2, 0)
     for name in ("mtt", "tesla", "ftd", "ptm"):
         synthetic = make(name, task, [expert], ipc=2).synthetic
         assert torch.equal(synthetic.images, images[rows])

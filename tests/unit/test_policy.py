@@ -8,7 +8,7 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from limbeck.core.rng import derive
+from limbeck.core.rng import derive_seed
 from limbeck.objectives.query import Query, RandomRows, rows_by_class
 from limbeck.select.policy import POLICIES, Dream, boundary, centre
 from limbeck.synthetic.set import SyntheticSet
@@ -47,7 +47,9 @@ def test_images_that_are_all_the_same_still_come_once_each(name: str) -> None:
 def test_dream_is_scikit_learns_clusters_and_their_nearest() -> None:
     features, count, seed = cloud(), 10, 4
     points = features.double().numpy()
-    found = KMeans(count, init="random", n_init=1, max_iter=20, random_state=derive(seed, "dream") % 2**32).fit(points)
+    found = KMeans(count, init="random", n_init=1, max_iter=20, random_state=derive_seed(seed, "dream") % 2**32).fit(
+        points
+    )
     expected = set()
     for cluster in range(count):
         held = np.flatnonzero(found.labels_ == cluster)
@@ -64,7 +66,7 @@ def test_several_of_a_cluster() -> None:
     """DREAM+: count / s clusters, the s nearest of each."""
     features, seed = cloud(), 1
     points = features.double().numpy()
-    found = KMeans(4, init="random", n_init=1, max_iter=20, random_state=derive(seed, "dream") % 2**32).fit(points)
+    found = KMeans(4, init="random", n_init=1, max_iter=20, random_state=derive_seed(seed, "dream") % 2**32).fit(points)
     expected = set()
     for cluster in range(4):
         held = np.flatnonzero(found.labels_ == cluster)

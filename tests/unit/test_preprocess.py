@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from limbeck.core.errors import UserError
-from limbeck.core.rng import stream
+from limbeck.core.rng import make_generator
 from limbeck.data import Preprocess, fit_preprocess, load_data, preprocess
 
 KINDS = ["normalise", "zca"]
@@ -20,7 +20,7 @@ KINDS = ["normalise", "zca"]
 
 def pixels(n: int = 300, c: int = 3, h: int = 5, w: int = 4, seed: int = 0) -> Tensor:
     """Correlated uint8 images (n, c, h, w), one of whose pixels is constant."""
-    noise = torch.randn(n, c, h, w, generator=stream(seed, "pixels"))
+    noise = torch.randn(n, c, h, w, generator=make_generator(seed, "pixels"))
     images = (110 + 40 * noise.cumsum(3) / w**0.5 + 30 * noise[:, :1]).clamp(0, 255).to(torch.uint8)
     images[:, 0, 0, 0] = 7
     return images
@@ -103,7 +103,7 @@ def test_eigenvalues_that_rounding_made_negative_do_no_harm() -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.integers(2, 2100), st.integers(0, 2**31), st.sampled_from([0, 200]))
 def test_the_moments_are_float64_s_across_chunks(n: int, seed: int, low: int) -> None:
-    images = torch.randint(low, 256, (n, 1, 2, 3), generator=stream(seed, "moments"), dtype=torch.uint8)
+    images = torch.randint(low, 256, (n, 1, 2, 3), generator=make_generator(seed, "moments"), dtype=torch.uint8)
     mean, covariance = preprocess._pixel_moments(images)
     flat = images.flatten(1).double() / 255
     torch.testing.assert_close(mean, flat.mean(0), rtol=0, atol=1e-13)

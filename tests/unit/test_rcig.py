@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.errors import UserError
-from limbeck.core.rng import stream
+from limbeck.core.rng import make_generator
 from limbeck.data import load_data
 from limbeck.evaluation.regression import RegressionConfig, evaluate_targets, fit_targets, regression_rows
 from limbeck.methods import MethodInputs, Plan
@@ -24,7 +24,7 @@ from limbeck.networks.registry import ConvNet, ModelConfig, flat_model
 from limbeck.objectives.fit import Fit, Solved
 from limbeck.synthetic.distilled import DistilledSet, load
 from limbeck.synthetic.hooks import Ema
-from limbeck.synthetic.loop import descend
+from limbeck.synthetic.loop import outer_loop
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task, make_task
 from limbeck.training import Implicit
@@ -40,7 +40,7 @@ def plan(task: Task, ipc: int = 1, seed: int = 0, **options: Any) -> Plan:
 def run(made: Plan, steps: range) -> list[float]:
     losses: list[float] = []
     hooks = [*made.hooks, lambda held, step, loss: losses.append(loss)]
-    descend(made.objective, made.synthetic, made.optimisers, steps, 0, made.accept, hooks)
+    outer_loop(made.objective, made.synthetic, made.optimisers, steps, 0, made.accept, hooks)
     return losses
 
 
@@ -63,7 +63,7 @@ def test_images_targets_and_temperature_have_exact_gradients(task: Task) -> None
     def normal(*shape: int, seed: int) -> Tensor:
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
 
-    theta = lecun_normal(model.layout, stream(0, "start")).double()
+    theta = lecun_normal(model.layout, make_generator(0, "start")).double()
     real = normal(6, 1, 8, 8, seed=0), torch.arange(6) % 3
     student = Solved(model, lambda step: theta, 0.01, Implicit(Cholesky()), flip=True)
     objective = Fit(student, real, None, partial(platt, True))
@@ -72,7 +72,7 @@ def test_images_targets_and_temperature_have_exact_gradients(task: Task) -> None
     leaves = [normal(3, 1, 8, 8, seed=2), targets, torch.tensor(0.3).double()]
 
     def value(images: Tensor, labels: Tensor, tau: Tensor) -> Tensor:
-        return objective(SyntheticSet(images, labels, torch.zeros(()), more={"tau": tau}), 0, 0)
+        return objective(SyntheticSet(images, labels, torch.zeros(()), extra={"tau": tau}), 0, 0)
 
     own = [leaf.clone().requires_grad_() for leaf in leaves]
     found = torch.autograd.grad(value(*own), own)
@@ -91,7 +91,7 @@ def test_images_targets_and_temperature_have_exact_gradients(task: Task) -> None
 
 def test_platt_scaling_and_margin() -> None:
     targets = torch.tensor([[0.5, 0.0, -0.5], [0.1, 0.0, -0.1]])
-    held = SyntheticSet(torch.zeros(2, 1, 8, 8), targets, torch.zeros(()), more={"tau": torch.tensor(2.0).log()})
+    held = SyntheticSet(torch.zeros(2, 1, 8, 8), targets, torch.zeros(()), extra={"tau": torch.tensor(2.0).log()})
     logits, labels = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([0])
     plain = -torch.log_softmax(2 * logits, 1)[0, 0]
     torch.testing.assert_close(platt(False, logits, labels, held), plain)
@@ -129,7 +129,7 @@ def test_its_network_widens_without_normalisation(task: Task) -> None:
 
 def test_it_starts_as_flax_does(task: Task) -> None:
     layout = flat_model(ModelConfig(name="widening", width=64).resolved((8, 8)), (1, 8, 8), 10).layout
-    parts = dict(zip(layout.names, layout.split(lecun_normal(layout, stream(0, "x")))))
+    parts = dict(zip(layout.names, layout.split(lecun_normal(layout, make_generator(0, "x")))))
     for name, part in parts.items():
         if name.endswith("bias"):
             assert not part.any()
@@ -229,23 +229,23 @@ def test_the_regression_leaves_the_pool_alone(task: Task) -> None:
 
 def test_the_average_is_without_bias(task: Task) -> None:
     held = SyntheticSet.start(
-        torch.zeros(1, 1, 8, 8), torch.zeros(1, 10), 0.1, ("images",), more={"tau": torch.ones(())}
+        torch.zeros(1, 1, 8, 8), torch.zeros(1, 10), 0.1, ("images",), extra={"tau": torch.ones(())}
     )
     ema = Ema(held, 0.9, ("images", "tau"), unbiased=True)
-    assert torch.equal(ema.show(held).images, held.images)
+    assert torch.equal(ema.average(held).images, held.images)
     total, weight = 0.0, 0.0
     for step, number in enumerate((1.0, 3.0, -2.0), 1):
         with torch.no_grad():
             held.images.fill_(number)
-            held.more["tau"].fill_(2 * number)
+            held.extra["tau"].fill_(2 * number)
         ema(held, step, 0.0)
         total, weight = 0.9 * total + number, 0.9 * weight + 1
-        shown = ema.show(held)
+        shown = ema.average(held)
         assert float(shown.images.detach().mean()) == pytest.approx(total / weight, rel=1e-5)
-        assert float(shown.more["tau"].detach()) == pytest.approx(2 * total / weight, rel=1e-5)
+        assert float(shown.extra["tau"].detach()) == pytest.approx(2 * total / weight, rel=1e-5)
     again = Ema(held, 0.9, ("images", "tau"), unbiased=True)
     again.restore(ema.state(), 3)
-    assert torch.equal(again.show(held).images, shown.images)
+    assert torch.equal(again.average(held).images, shown.images)
 
 
 def test_what_is_shown_serves_both_protocols(task: Task) -> None:
@@ -253,11 +253,11 @@ def test_what_is_shown_serves_both_protocols(task: Task) -> None:
     run(made, range(3))
     shown = made.show(made.synthetic)
     _, labels = shown.training_pair()
-    torch.testing.assert_close(labels, (4 * shown.more["targets"]).softmax(1))
-    assert shown.more["targets"].shape == (20, 10)
+    torch.testing.assert_close(labels, (4 * shown.extra["targets"]).softmax(1))
+    assert shown.extra["targets"].shape == (20, 10)
     last = plan(task, ipc=2, ema_decay=0.0)
     run(last, range(3))
-    assert torch.equal(last.show(last.synthetic).more["targets"], last.synthetic.labels)
+    assert torch.equal(last.show(last.synthetic).extra["targets"], last.synthetic.labels)
     assert torch.equal(last.synthetic.labels, made.synthetic.labels)  # showing changes nothing
 
 
@@ -271,11 +271,11 @@ def as_file(task: Task, shown: SyntheticSet, targets: Tensor | None) -> Distille
 def test_targets_survive_the_file(task: Task, tmp_path: Path) -> None:
     made = plan(task)
     shown = made.show(made.synthetic)
-    held = as_file(task, shown, shown.more["targets"].detach())
+    held = as_file(task, shown, shown.extra["targets"].detach())
     held.save(tmp_path / "set")
     found = load(tmp_path / "set")
     assert found.targets is not None
-    assert torch.equal(found.targets, shown.more["targets"])
+    assert torch.equal(found.targets, shown.extra["targets"])
     replace(held, targets=None).save(tmp_path / "without")
     assert load(tmp_path / "without").targets is None
 
@@ -304,7 +304,7 @@ def test_regression_fits_targets_and_knows_digits() -> None:
     assert found.accuracy_mean > 0.8
     assert found == evaluate_targets(task, x, y, config, task.validation, seed=0)
     model = pool_network(RCIGConfig(pool_width=4), task)
-    theta0 = lecun_normal(model.layout, stream(0, "x"))
+    theta0 = lecun_normal(model.layout, make_generator(0, "x"))
     kept = theta0.clone()
     theta = fit_targets(model, theta0, x[:10], y[:10], config, 0)
     assert torch.equal(theta0, kept)
@@ -315,7 +315,7 @@ def test_rows_of_results(task: Task) -> None:
     made = plan(task)
     shown = made.show(made.synthetic)
     quick = QUICK.model_copy(update={"steps": 3})
-    rows = regression_rows(task, as_file(task, shown, shown.more["targets"].detach()), quick, 0, "last")
+    rows = regression_rows(task, as_file(task, shown, shown.extra["targets"].detach()), quick, 0, "last")
     assert [row["protocol"] for row in rows] == ["regression", "regression, augmented"]
     assert {row["n"] for row in rows} == {2}
     assert rows[0]["accuracy_mean"] != rows[1]["accuracy_mean"]
@@ -333,7 +333,7 @@ def test_a_distilled_set_beats_what_it_started_from(task: Task) -> None:
     config = QUICK.model_copy(update={"networks": 3})
 
     def accuracy(held: SyntheticSet) -> float:
-        images, targets = held.images.detach(), held.more["targets"].detach()
+        images, targets = held.images.detach(), held.extra["targets"].detach()
         return evaluate_targets(task, images, targets, config, task.validation, seed=0).accuracy_mean
 
     assert accuracy(shown) > accuracy(start) + 0.05

@@ -12,8 +12,8 @@ from sklearn.metrics import pairwise_distances_argmin
 from torch import Tensor
 
 from limbeck.core.errors import UserError
-from limbeck.core.rng import derive
-from limbeck.select import SELECTORS, choose, herding, highest, kcentre, kmeans
+from limbeck.core.rng import derive_seed
+from limbeck.select import SELECTORS, herding, kcentre, kmeans, select_per_class, topk
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 
@@ -50,7 +50,7 @@ def test_kmeans_takes_the_nearest_of_each_cluster(count: int) -> None:
     features = cloud(200, 3)
     rows = kmeans(features, count, 0)
     points = features.double().numpy()
-    state = derive(0, "kmeans") % 2**32
+    state = derive_seed(0, "kmeans") % 2**32
     centres = KMeans(count, init="random", n_init=1, max_iter=100, random_state=state).fit(points).cluster_centers_
     labels = pairwise_distances_argmin(points, centres)
     assert sorted(labels[rows]) == list(range(count))
@@ -81,7 +81,7 @@ def test_duplicates_do_not_come_twice_as_rows(name: str) -> None:
 def test_every_class_gets_its_rows_in_order(name: str, ipc: int) -> None:
     labels = torch.arange(40) % 4
     images = cloud(40, 12).reshape(40, 3, 2, 2)
-    rows = choose(name, images, labels, 4, ipc, seed=1)
+    rows = select_per_class(name, images, labels, 4, ipc, seed=1)
     assert labels[rows].tolist() == [label for label in range(4) for _ in range(ipc)]
     assert len(rows.unique()) == 4 * ipc
 
@@ -90,12 +90,12 @@ def test_every_class_gets_its_rows_in_order(name: str, ipc: int) -> None:
 def test_too_few_images_are_refused(name: str) -> None:
     labels = torch.tensor([0, 0, 0, 1, 1])
     with pytest.raises(UserError, match="class 1 has 2 training images, fewer than the 3"):
-        choose(name, cloud(5, 2), labels, 2, 3, seed=0)
+        select_per_class(name, cloud(5, 2), labels, 2, 3, seed=0)
 
 
 def test_an_unknown_selector_is_refused() -> None:
     with pytest.raises(UserError, match="random, kmeans"):
-        choose("best", cloud(5, 2), torch.zeros(5).long(), 1, 1, seed=0)
+        select_per_class("best", cloud(5, 2), torch.zeros(5).long(), 1, 1, seed=0)
 
 
 def test_herding_is_greedy_on_the_mean() -> None:
@@ -123,6 +123,6 @@ def test_kcentre_takes_the_farthest_and_covers_within_twice_the_best() -> None:
 
 def test_highest_takes_the_largest_and_breaks_ties_at_random() -> None:
     scores = torch.tensor([[0.0], [3.0], [1.0], [3.0], [3.0], [2.0]])
-    assert set(highest(scores, 3, 0).tolist()) == {1, 3, 4}
-    assert highest(scores, 4, 0).tolist()[3] == 5
-    assert len({int(highest(scores, 1, seed)) for seed in range(20)}) == 3
+    assert set(topk(scores, 3, 0).tolist()) == {1, 3, 4}
+    assert topk(scores, 4, 0).tolist()[3] == 5
+    assert len({int(topk(scores, 1, seed)) for seed in range(20)}) == 3

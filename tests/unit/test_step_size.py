@@ -15,15 +15,15 @@ from safetensors.torch import load_file
 
 import limbeck
 from limbeck import EvalConfig, ExpertConfig, ImageData, ModelConfig, UserError
-from limbeck.core.rng import stream
+from limbeck.core.rng import make_generator
 from limbeck.data import Split
 from limbeck.experts import Expert, WholeEpochs
 from limbeck.methods.parts import MAX_LOG_CHANGE, StepSizeSGD, lr_optimiser
 from limbeck.objectives import MatchTrajectory
 from limbeck.objectives.combine import Average
-from limbeck.select import choose
+from limbeck.select import select_per_class
 from limbeck.synthetic.hooks import StudentMonitor
-from limbeck.synthetic.loop import Diverged, descend
+from limbeck.synthetic.loop import DivergenceError, outer_loop
 from limbeck.synthetic.set import LOG_LR_RANGE, SyntheticSet
 from limbeck.task import Task
 
@@ -67,8 +67,8 @@ def test_one_step_leads_back_into_the_range(log_lr: float, sign: float, bound: f
 def test_no_step_changes_it_by_more_than_the_bound(rate: float, momentum: float) -> None:
     parameter = torch.tensor(-4.0, requires_grad=True)
     optimiser = StepSizeSGD([parameter], rate, momentum=momentum)
-    gradients = 10.0 ** (8 * torch.rand(200, generator=stream(0, "gradients")) - 3)
-    for gradient in gradients * torch.randn(200, generator=stream(0, "signs")).sign():
+    gradients = 10.0 ** (8 * torch.rand(200, generator=make_generator(0, "gradients")) - 3)
+    for gradient in gradients * torch.randn(200, generator=make_generator(0, "signs")).sign():
         before = parameter.item()
         parameter.grad = gradient.clone()
         optimiser.step()
@@ -79,7 +79,7 @@ def test_no_step_changes_it_by_more_than_the_bound(rate: float, momentum: float)
 def test_within_the_bound_it_is_sgd_bit_for_bit() -> None:
     ours, theirs = (torch.tensor(-4.0, requires_grad=True) for _ in range(2))
     optimisers = StepSizeSGD([ours], 0.1, momentum=0.5), torch.optim.SGD([theirs], 0.1, momentum=0.5)
-    for gradient in torch.randn(50, generator=stream(0, "gradients")):
+    for gradient in torch.randn(50, generator=make_generator(0, "gradients")):
         ours.grad, theirs.grad = gradient.clone(), gradient.clone()
         for optimiser in optimisers:
             optimiser.step()
@@ -103,7 +103,7 @@ def matched(
 ) -> tuple[SyntheticSet, MatchTrajectory]:
     assert expert.recorded is not None
     images, labels = task.train
-    rows = choose("random", images, labels, 10, 1, seed=0)
+    rows = select_per_class("random", images, labels, 10, 1, seed=0)
     synthetic = SyntheticSet.start(images[rows], labels[rows], lr, learned)
     return synthetic, MatchTrajectory([expert.recorded], WholeEpochs(2, 1), task.loss, 5, overshoot=overshoot)
 
@@ -148,7 +148,7 @@ def test_the_step_size_comes_down_and_the_images_learn(task: Task, expert: Exper
     start = synthetic.images.detach().clone()
     optimisers = [torch.optim.SGD([synthetic.images], 5.0), StepSizeSGD([synthetic.log_lr], 0.1, momentum=0.5)]
     losses: list[float] = []
-    descend(objective, synthetic, optimisers, range(40), 0, hooks=[lambda held, step, loss: losses.append(loss)])
+    outer_loop(objective, synthetic, optimisers, range(40), 0, hooks=[lambda held, step, loss: losses.append(loss)])
     assert losses[0] > 100
     assert max(losses[-10:]) < 0.95
     assert 1e-3 < float(synthetic.lr.detach()) < 1
@@ -188,9 +188,9 @@ def test_what_goes_wrong_is_said_once(losses: list[float], log_lr: float, words:
 
 
 def test_what_cannot_end_well_ends() -> None:
-    with pytest.raises(Diverged, match="step 3: the student stands still, and its step size 1e-07 is the least"):
+    with pytest.raises(DivergenceError, match="step 3: the student stands still, and its step size 1e-07 is the least"):
         monitored([1.0] * 3, LOW)
-    with pytest.raises(Diverged, match=r"step 4: .*nothing moved"):  # the first step has nothing to compare with
+    with pytest.raises(DivergenceError, match=r"step 4: .*nothing moved"):  # the first step has nothing to compare with
         monitored([5.0] * 4, moves=False)
     monitored([5.0] * 9)  # the step size or the images still move
 

@@ -9,7 +9,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from torch import Tensor, nn
 
 from limbeck.core.errors import UserError
-from limbeck.core.rng import stream
+from limbeck.core.rng import make_generator
 from limbeck.networks.flat import FlatModel, Layout
 from limbeck.networks.registry import MLP, ConvNet
 from limbeck.training import CrossEntropy
@@ -69,7 +69,7 @@ def test_training_is_sgd_on_the_plain_module(schedule: Schedule) -> None:
     for epoch in range(schedule.epochs):
         if epoch == schedule.drop:
             optimiser = torch.optim.SGD(module.parameters(), schedule.lr / 10, **options)
-        order = torch.randperm(len(images), generator=stream(5, "order", epoch))
+        order = torch.randperm(len(images), generator=make_generator(5, "order", epoch))
         for rows in order.split(schedule.batch_size):
             optimiser.zero_grad()
             F.cross_entropy(module(images[rows]), labels[rows]).backward()

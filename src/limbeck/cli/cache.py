@@ -9,7 +9,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from limbeck.cli.common import Command, Common, Listener
-from limbeck.core.home import home, kernels_folder, size_of
+from limbeck.core.folders import home_folder, kernels_folder, size_of
 from limbeck.report.text import size
 
 KINDS = {
@@ -31,7 +31,7 @@ class Cache(Common):
 
 def folder(kind: str) -> Path:
     """Where things of this kind are kept."""
-    return kernels_folder() if kind == "kernels" else home() / kind
+    return kernels_folder() if kind == "kernels" else home_folder() / kind
 
 
 def entries(place: Path) -> dict[str, int]:
@@ -49,7 +49,7 @@ def run_cache(args: Cache, listen: Listener) -> Any:
     kinds = {name: entries(folder(name)) for name in KINDS}
     if args.as_json:
         return {
-            "home": str(home()),
+            "home": str(home_folder()),
             "entries": kinds,
             "bytes": {name: sum(content.values()) for name, content in kinds.items()},
         }

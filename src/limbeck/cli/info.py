@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.core.errors import UserError
-from limbeck.core.files import read_header, read_json, size_of
+from limbeck.core.files import read_header, read_json
+from limbeck.core.folders import size_of
 from limbeck.data import load_data
 from limbeck.data.sources import NAMES
 from limbeck.experts.store import Store

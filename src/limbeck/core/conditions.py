@@ -12,16 +12,16 @@ same machine: another order of summation, another algorithm, another random draw
 run holds it, so that what older arithmetic computed is never continued by newer arithmetic."""
 
 
-def difference(recorded: Any, wanted: Any) -> tuple[str, str]:
+def first_difference(recorded: Any, wanted: Any) -> tuple[str, str]:
     """The first leaf in which two JSON values differ, as text for both sides.
 
-    >>> difference({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}})
+    >>> first_difference({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}})
     ('b c 2', 'b c 3')
     """
     if isinstance(recorded, dict) and isinstance(wanted, dict):
         for key in sorted(set(recorded) | set(wanted)):
             if recorded.get(key) != wanted.get(key):
-                left, right = difference(recorded.get(key), wanted.get(key))
+                left, right = first_difference(recorded.get(key), wanted.get(key))
                 return f"{key} {left}", f"{key} {right}"
     return f"{recorded}"[:80], f"{wanted}"[:80]
 
@@ -38,7 +38,7 @@ def require_same_conditions(subject: str, recorded: dict[str, Any] | None, prese
             f"{subject} does not say under which conditions it was computed, so it can be read but not continued; "
             "name a new folder with --out."
         )
-    before, now = difference(recorded, present)
+    before, now = first_difference(recorded, present)
     raise UserError(
         f"{subject} was computed with {before}, and would go on with {now}: the two round differently and are never "
         "mixed. Use the same settings as before, or name a new folder with --out."

@@ -17,8 +17,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from limbeck.core.errors import UserError
-from limbeck.core.home import home as home
-from limbeck.core.home import size_of as size_of
 
 HEADER, CHECKSUM = "limbeck", "sha256"
 
@@ -71,7 +69,7 @@ def _check_format(path: Path, header: dict[str, Any], format: str, version: int)
 
 
 @dataclass(frozen=True)
-class Rows:
+class LazyRows:
     """A tensor that stays in its file: each row is read when it is asked for, and none is kept."""
 
     path: Path
@@ -93,7 +91,7 @@ class Rows:
         return (self[row] for row in range(len(self)))
 
 
-def digest(header: dict[str, Any], tensors: Mapping[str, Tensor | Rows]) -> str:
+def digest(header: dict[str, Any], tensors: Mapping[str, Tensor | LazyRows]) -> str:
     """SHA-256 over the header, then names, types, shapes and bytes of the tensors, in name order."""
     total = hashlib.sha256(json.dumps(header, allow_nan=False, sort_keys=True).encode())
     for name in sorted(tensors):
@@ -139,22 +137,22 @@ def read_tensors(path: Path, format: str, version: int = 1) -> tuple[dict[str, T
 
 
 def open_tensors(
-    path: Path, format: str, in_rows: Collection[str], version: int = 1
-) -> tuple[dict[str, Tensor], dict[str, Rows], dict[str, Any]]:
-    """As `read_tensors`, but the tensors named in `in_rows` stay in the file and come as `Rows`.
+    path: Path, format: str, lazy: Collection[str], version: int = 1
+) -> tuple[dict[str, Tensor], dict[str, LazyRows], dict[str, Any]]:
+    """As `read_tensors`, but the tensors named in `lazy` stay in the file and come as `LazyRows`.
 
     The checksum is verified once, here, with one row in memory at a time: one pass over the file, about 1 s a
     gigabyte. Later reads trust the file.
     """
     header = read_header(path)
     _check_format(path, header, format, version)
-    rows: dict[str, Rows] = {}
+    rows: dict[str, LazyRows] = {}
     with safe_open(str(path), framework="pt") as file:
         names = set(file.keys())
-        for name in names & set(in_rows):
+        for name in names & set(lazy):
             part = file.get_slice(name)
-            rows[name] = Rows(path, name, tuple(part.get_shape()), part[:0].dtype)
-        tensors = {name: file.get_tensor(name) for name in sorted(names - set(in_rows))}
+            rows[name] = LazyRows(path, name, tuple(part.get_shape()), part[:0].dtype)
+        tensors = {name: file.get_tensor(name) for name in sorted(names - set(lazy))}
     plain = {name: value for name, value in header.items() if name != CHECKSUM}
     if digest(plain, {**tensors, **rows}) != header.get(CHECKSUM):
         raise UserError(f"{path} is damaged: its contents do not match its checksum; delete it and make it again.")

@@ -28,16 +28,16 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return linear(gradient, ctx.adjoint, ctx.map), None, None
+        return linear_call(gradient, ctx.adjoint, ctx.map), None, None
 
 
-def linear(x: Tensor, forward: Map, adjoint: Map) -> Tensor:
+def linear_call(x: Tensor, forward: Map, adjoint: Map) -> Tensor:
     """forward(x), whose gradient is taken by `adjoint`: <adjoint(g), x> = <g, forward(x)> for all g and x.
 
     On a processor the gradient is torch's own, so that `forward` has to be differentiable.
 
     >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
-    >>> y = linear(x, lambda x: 3 * x.flip(0), lambda g: 3 * g.flip(0))
+    >>> y = linear_call(x, lambda x: 3 * x.flip(0), lambda g: 3 * g.flip(0))
     >>> y.backward(torch.tensor([1.0, 0.0])); y.tolist(), x.grad.tolist()
     ([6.0, 3.0], [0.0, 3.0])
     """

@@ -11,11 +11,11 @@ from torch import Tensor
 ROW = 4096  # the second sum is one thread's work up to 32,768 rows: 134 million numbers
 
 
-def total(x: Tensor) -> Tensor:
+def reproducible_sum(x: Tensor) -> Tensor:
     """The sum of all elements of a tensor of any shape: a scalar.
 
     >>> import torch
-    >>> int(total(torch.ones(3, 5000)))
+    >>> int(reproducible_sum(torch.ones(3, 5000)))
     15000
     """
     flat = x.reshape(-1)
@@ -25,6 +25,6 @@ def total(x: Tensor) -> Tensor:
     return flat[:whole].view(-1, ROW).sum(1).sum() + flat[whole:].sum()
 
 
-def inner(a: Tensor, b: Tensor) -> Tensor:
+def reproducible_dot(a: Tensor, b: Tensor) -> Tensor:
     """The inner product of two tensors of one shape: a scalar."""
-    return total(a * b)
+    return reproducible_sum(a * b)

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.core.errors import UserError
-from limbeck.core.linear import linear
-from limbeck.core.rng import stream
+from limbeck.core.linear import linear_call
+from limbeck.core.rng import make_generator
 
 Family = Callable[["DSA", Tensor, Tensor], Tensor]
 
@@ -31,7 +31,7 @@ class DSA:
 
     Strengths are those of every trajectory-matching code base; crop and cutout are fractions of the side,
     rotate is in degrees. Same draw, same bits: that is what lets the student replay a step.
-    alike: one draw for all images (Siamese): two batches given the same seed are then changed in the same way.
+    siamese: one draw for all images, so that two batches given the same seed change in the same way.
     """
 
     strategy: str = "color_crop_cutout_flip_scale_rotate"
@@ -43,7 +43,7 @@ class DSA:
     flip: float = 0.5
     scale: float = 1.2
     rotate: float = 15.0
-    alike: bool = False
+    siamese: bool = False
 
     def __post_init__(self) -> None:
         for family in self.families:
@@ -67,7 +67,7 @@ class DSA:
 
     def uniform(self, generator: torch.Generator, count: int) -> Tensor:
         """The uniform numbers (count, 3) of one family."""
-        drawn = torch.rand(1 if self.alike else count, 3, generator=generator)
+        drawn = torch.rand(1 if self.siamese else count, 3, generator=generator)
         return drawn.expand(count, 3)
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
@@ -78,7 +78,7 @@ class DSA:
 
     def __call__(self, images: Tensor, seed: int) -> Tensor:
         """Draw from `seed` and apply."""
-        return self.apply(images, self.draw(stream(seed, "augment"), len(images)))
+        return self.apply(images, self.draw(make_generator(seed, "augment"), len(images)))
 
 
 def _column(values: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ def _crop(dsa: DSA, x: Tensor, u: Tensor) -> Tensor:
         position = torch.arange(side, device=x.device)
         sources.append(position + offset)
         backwards.append(position - offset)
-    return linear(x, lambda x: _pick_inside(x, *sources), lambda g: _pick_inside(g, *backwards))
+    return linear_call(x, lambda x: _pick_inside(x, *sources), lambda g: _pick_inside(g, *backwards))
 
 
 def _cutout(dsa: DSA, x: Tensor, u: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ def _affine(x: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, reach: float)
         inverse = _grid(d / size, -b / size, -c / size, a / size, x.shape)
         return sample_adjoint(g, grid, inverse, reach)
 
-    return linear(x, sample, adjoint)
+    return linear_call(x, sample, adjoint)
 
 
 def sample_adjoint(g: Tensor, grid: Tensor, inverse: Tensor, reach: float) -> Tensor:
@@ -216,7 +216,7 @@ ALWAYS = ("flip", "color", "cutout")
 
 
 @dataclass(frozen=True)
-class Layered:
+class ComposedDSA:
     """IDC's augmentation: flip, colour and cutout whenever `dsa` lists them, and one of its other families.
 
     In the order flip, colour, the one, cutout; each with numbers of its own.
@@ -226,7 +226,7 @@ class Layered:
 
     def __call__(self, images: Tensor, seed: int) -> Tensor:
         """images (n, c, h, w) in network input space -> the same shape; differentiable in the images."""
-        generator, families = stream(seed, "augment"), self.dsa.families
+        generator, families = make_generator(seed, "augment"), self.dsa.families
         others = [family for family in families if family not in ALWAYS]
         one = [others[int(torch.randint(len(others), (), generator=generator))]] if others else []
         for family in ("flip", "color", *one, "cutout"):
@@ -236,7 +236,7 @@ class Layered:
 
 
 @dataclass(frozen=True)
-class CropThen:
+class CanvasCrop:
     """A random toroidal crop of images larger than `size` (height, width), canvases (MTT's textures), then `dsa`.
 
     Images of that size go to `dsa` as they are.
@@ -248,7 +248,7 @@ class CropThen:
     def __call__(self, images: Tensor, seed: int) -> Tensor:
         """(n, c, H, W) -> (n, c, height, width); differentiable in the images."""
         if tuple(images.shape[2:]) != self.size:
-            images = toroidal_crop(images, self.size, stream(seed, "crop"))
+            images = toroidal_crop(images, self.size, make_generator(seed, "crop"))
         return self.dsa(images, seed)
 
 
@@ -259,7 +259,7 @@ def toroidal_crop(images: Tensor, size: tuple[int, int], generator: torch.Genera
         first = torch.randint(whole, (len(images), 1), generator=generator).to(images.device)
         sources.append((first + torch.arange(side, device=images.device)) % whole)
         backwards.append((torch.arange(whole, device=images.device) - first) % whole)  # past the window: zeros
-    return linear(images, lambda x: _pick(x, *sources), lambda g: _pick_inside(g, *backwards))
+    return linear_call(images, lambda x: _pick(x, *sources), lambda g: _pick_inside(g, *backwards))
 
 
 MIRRORED_IS_WRONG = ("digits", "mnist", "emnist", "svhn")
@@ -274,6 +274,6 @@ def default_strategy(data_name: str) -> str:
     return "color_crop_cutout_scale_rotate" if data_name in MIRRORED_IS_WRONG else DSA.strategy
 
 
-def with_mirror_images(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def append_mirror_images(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The images and their mirror images with the same labels: twice as many (RCIG's flip trick)."""
     return torch.cat([images, images.flip(3)]), torch.cat([labels, labels])

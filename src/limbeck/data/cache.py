@@ -24,8 +24,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from limbeck.core.errors import UserError
-from limbeck.core.files import content_key, home, read_tensors, write_tensors
-from limbeck.data.images import Array, Raw, Size
+from limbeck.core.files import content_key, read_tensors, write_tensors
+from limbeck.core.folders import home_folder
+from limbeck.data.images import Array, RawData, Size
 
 FORMAT, VERSION = "limbeck-images", 1
 READER = 1  # to be raised whenever the pixels or the notes of the same files change
@@ -37,10 +38,12 @@ log = logging.getLogger("limbeck")
 
 def folder() -> Path:
     """Where entries lie."""
-    return home() / "images"
+    return home_folder() / "images"
 
 
-def cached(source: Path, files: Callable[[], Iterable[Path]], size: Size | None, read: Callable[[], Raw]) -> Raw:
+def read_with_cache(
+    source: Path, files: Callable[[], Iterable[Path]], size: Size | None, read: Callable[[], RawData]
+) -> RawData:
     """The result of `read`, from the cache where it has an entry; else it is read, and stored there.
 
     files: everything below `source` that the result depends on, files and folders.
@@ -58,7 +61,7 @@ def cached(source: Path, files: Callable[[], Iterable[Path]], size: Size | None,
     return raw
 
 
-def announce(count: int, source: Path) -> None:
+def announce_decoding(count: int, source: Path) -> None:
     """Log that many images are about to be decoded."""
     if count >= MANY:
         log.info("reading %s images of %s", f"{count:,}", source)
@@ -92,7 +95,7 @@ def _description(source: Path, files: Callable[[], Iterable[Path]], size: Size |
     return {"source": place, "files": names.hexdigest(), "size": None if size is None else list(size), **versions}
 
 
-def _load(path: Path, description: dict[str, Any]) -> Raw | None:
+def _load(path: Path, description: dict[str, Any]) -> RawData | None:
     """The entry, its pixels mapped into memory; None where there is none, or a damaged one."""
     if not path.is_file():
         return None
@@ -112,10 +115,10 @@ def _load(path: Path, description: dict[str, Any]) -> Raw | None:
         parts[kind][split] = (tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor).numpy()
     splits = header["splits"]
     images, labels = ({split: part[split] for split in splits} for part in parts.values())
-    return Raw(header["name"], images, labels, header["names"], tuple(header["notes"]))
+    return RawData(header["name"], images, labels, header["names"], tuple(header["notes"]))
 
 
-def _keep(path: Path, raw: Raw, description: dict[str, Any]) -> None:
+def _keep(path: Path, raw: RawData, description: dict[str, Any]) -> None:
     """Write an entry, and remove old ones where all are too large; colours lie plane by plane, as `assemble` wants."""
     tensors: dict[str, Tensor] = {}
     for split, images in raw.images.items():

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from limbeck.core.errors import UserError
-from limbeck.core.rng import stream
+from limbeck.core.rng import make_generator
 
 Array = npt.NDArray[Any]
 Size = tuple[int, int]  # height, width
@@ -91,7 +91,7 @@ class ImageData:
         }
 
 
-class Raw(NamedTuple):
+class RawData(NamedTuple):
     """What a reader hands over: per split ("train", perhaps "validation", "test") images and labels as they were found.
 
     images: uint8, or float in 0..1; (n, h, w), (n, h, w, c) or (n, c, h, w) with c 1 or 3.
@@ -176,7 +176,7 @@ class Picture(NamedTuple):
     remarks: tuple[str, ...] = ()
 
 
-def decode(source: Path | bytes | Image.Image, where: str, resize: Size | None = None) -> Picture:
+def decode_picture(source: Path | bytes | Image.Image, where: str, resize: Size | None = None) -> Picture:
     """Decode one image file, upright by its EXIF tag; `resize` (h, w) stretches it with an antialiased bilinear filter.
 
     Grey stays grey, 16 bits are scaled to 8, transparency is laid on white, of several frames the first is taken; the
@@ -246,7 +246,7 @@ def _on_white(image: Image.Image) -> tuple[Image.Image, str]:
 def as_picture(image: Any, where: str, size: Size | None) -> Picture:
     """A Picture of a PIL image, an array (h, w[, c]) or a tensor ([c,] h, w)."""
     if isinstance(image, Image.Image):
-        return decode(image, where, size)
+        return decode_picture(image, where, size)
     if isinstance(image, torch.Tensor):
         image = image.detach().cpu()
         image = (image.permute(1, 2, 0) if image.ndim == 3 else image).numpy()
@@ -255,11 +255,11 @@ def as_picture(image: Any, where: str, size: Size | None) -> Picture:
     pixels = as_images(image[None], where)[0].transpose(1, 2, 0)
     pixels = pixels[..., 0] if pixels.shape[2] == 1 else pixels
     if size is not None and pixels.shape[:2] != size:
-        return decode(Image.fromarray(np.ascontiguousarray(pixels)), where, size)
+        return decode_picture(Image.fromarray(np.ascontiguousarray(pixels)), where, size)
     return Picture(pixels, where)
 
 
-def stack(pictures: Mapping[str, Sequence[Picture]]) -> tuple[dict[str, Array], tuple[str, ...]]:
+def stack_pictures(pictures: Mapping[str, Sequence[Picture]]) -> tuple[dict[str, Array], tuple[str, ...]]:
     """Per split (n, h, w) if every picture is grey, else (n, h, w, 3); and notes. UserError if sizes differ."""
     everything = [picture for split in pictures.values() for picture in split]
     first = everything[0]
@@ -282,7 +282,7 @@ def _rgb(pixels: Array, colour: bool) -> Array:
     return np.repeat(pixels[..., None], 3, axis=2) if colour and pixels.ndim == 2 else pixels
 
 
-def resized(images: Array, size: Size | None) -> Array:
+def resize_images(images: Array, size: Size | None) -> Array:
     """uint8 (n, c, h, w) at `size` (h, w): each channel of each image through Pillow's antialiased bilinear filter."""
     if size is None or images.shape[2:] == size:
         return images
@@ -292,7 +292,7 @@ def resized(images: Array, size: Size | None) -> Array:
     return out
 
 
-def held_out(split: Split, classes: int, fraction: float, generator: torch.Generator) -> tuple[Split, Split]:
+def split_off(split: Split, classes: int, fraction: float, generator: torch.Generator) -> tuple[Split, Split]:
     """(kept, taken): of every class about `fraction` is taken, at least one image, and at least one is kept."""
     taken = torch.zeros(len(split), dtype=torch.bool)
     for label in range(classes):
@@ -302,7 +302,7 @@ def held_out(split: Split, classes: int, fraction: float, generator: torch.Gener
     return split.subset(~taken), split.subset(taken)
 
 
-def assemble(raw: Raw, *, validation: float, seed: int, resize: Size | None) -> ImageData:
+def assemble(raw: RawData, *, validation: float, seed: int, resize: Size | None) -> ImageData:
     """Check what a reader found and make it one data set, with every split it lacks held out of train.
 
     UserError if images, labels or classes of the splits are unfit or do not agree.
@@ -322,25 +322,25 @@ def assemble(raw: Raw, *, validation: float, seed: int, resize: Size | None) -> 
     ]
     if resize is not None and (other := sum(len(v) for v in images.values() if v.shape[2:] != resize)):
         notes.append(f"{other} images {_resized_to(resize)}")
-    splits = {k: Split(_tensor(resized(images[k], resize)), torch.from_numpy(labels[k])) for k in images}
+    splits = {k: Split(_tensor(resize_images(images[k], resize)), torch.from_numpy(labels[k])) for k in images}
     if "test" not in splits:
-        generator = stream(seed, "data", "test")
-        splits["train"], splits["test"] = held_out(splits["train"], len(classes), TEST_FRACTION, generator)
+        generator = make_generator(seed, "data", "test")
+        splits["train"], splits["test"] = split_off(splits["train"], len(classes), TEST_FRACTION, generator)
         if not len(splits["test"]):
             raise UserError(f"{raw.name}: no test split, and no class has a second image to hold out; add images")
         notes.append(
             f"no test split: {len(splits['test'])} images ({TEST_FRACTION:.4g} of every class) held out of train"
         )
     if "validation" not in splits:
-        generator = stream(seed, "data", "validation")
-        splits["train"], splits["validation"] = held_out(splits["train"], len(classes), validation, generator)
+        generator = make_generator(seed, "data", "validation")
+        splits["train"], splits["validation"] = split_off(splits["train"], len(classes), validation, generator)
         number = len(splits["validation"])
         notes.append(f"no validation split: {number} images ({validation:.4g} of every class) held out of train")
     parts = splits["train"], splits["validation"], splits["test"]
     return ImageData(raw.name, *parts, classes, tuple(notes), fingerprint(parts, classes))
 
 
-def _contiguous(raw: Raw, labels: dict[str, Array]) -> tuple[dict[str, Array], tuple[str, ...], list[str]]:
+def _contiguous(raw: RawData, labels: dict[str, Array]) -> tuple[dict[str, Array], tuple[str, ...], list[str]]:
     """Labels 0..C-1 of the classes that train has, the names of those, and notes."""
     values = np.unique(labels["train"])
     every = np.unique(np.concatenate(list(labels.values())))

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from limbeck.core.errors import UserError
-from limbeck.data.cache import announce
-from limbeck.data.images import SPLITS, Array, Picture, Raw, Size, decode, stack
+from limbeck.data.cache import announce_decoding
+from limbeck.data.images import SPLITS, Array, Picture, RawData, Size, decode_picture, stack_pictures
 
 IMAGE_COLUMNS = ("img", "image", "images", "picture", "jpg", "png")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class")
@@ -24,7 +24,7 @@ def parquet_files(path: Path) -> list[Path]:
     return sorted(path.glob("*.parquet")) or sorted(path.glob("*/*.parquet"))
 
 
-def read_parquet(source: Any, size: Size | None) -> Raw:
+def read_parquet(source: Any, size: Size | None) -> RawData:
     """All splits of a file or a folder; of a file that is named itself all rows are train."""
     path = Path(source)
     files = parquet_files(path)
@@ -48,10 +48,10 @@ def read_parquet(source: Any, size: Size | None) -> Raw:
         notes += [f"labels are the column {column}"] if column not in ("label", "labels") else []
     if not pictures.get("train"):
         raise UserError(f"{path}: no rows to train on; name a parquet file with rows train-*.parquet")
-    images, remarks = stack({split: rows for split, rows in pictures.items() if rows})
+    images, remarks = stack_pictures({split: rows for split, rows in pictures.items() if rows})
     targets_of = {split: np.concatenate(labels[split]) for split in images}
     name = path.resolve().name.removesuffix(".parquet")
-    return Raw(name, images, targets_of, names, (*dict.fromkeys(notes), *remarks))
+    return RawData(name, images, targets_of, names, (*dict.fromkeys(notes), *remarks))
 
 
 def _rows(file: Path, size: Size | None) -> tuple[list[Picture], Array, list[str] | None, str]:
@@ -67,7 +67,7 @@ def _rows(file: Path, size: Size | None) -> tuple[list[Picture], Array, list[str
         with pq.ParquetFile(file) as table:
             schema = table.schema_arrow
             image, label = _columns(file, schema, pa.types)
-            announce(table.metadata.num_rows, file)
+            announce_decoding(table.metadata.num_rows, file)
             for batch in table.iter_batches(1000, columns=[image, label]):
                 cells = batch.column(image)
                 cells = cells.field("bytes") if pa.types.is_struct(cells.type) else cells
@@ -75,7 +75,9 @@ def _rows(file: Path, size: Size | None) -> tuple[list[Picture], Array, list[str
                     raise UserError(f"{file}: empty cells in {image} (its bytes) or {label}; give every row both")
                 labels.append(batch.column(label).to_numpy())
                 start = len(pictures)
-                pictures += [decode(b, f"{file} row {start + i}", size) for i, b in enumerate(cells.to_pylist())]
+                pictures += [
+                    decode_picture(b, f"{file} row {start + i}", size) for i, b in enumerate(cells.to_pylist())
+                ]
     except pa.ArrowException as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{file}: not a readable parquet file ({reason}); fetch it again") from error

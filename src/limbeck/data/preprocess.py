@@ -94,7 +94,7 @@ class Preprocess:
         return {**self.header(), "mean": digest}
 
     @classmethod
-    def described(cls, description: Mapping[str, Any]) -> Preprocess | str:
+    def from_description(cls, description: Mapping[str, Any]) -> Preprocess | str:
         """What `describe` described; the name to fit it by where the numbers are not in it (whitening, old files)."""
         if "std" not in description:
             return str(description["kind"])

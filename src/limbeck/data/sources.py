@@ -17,8 +17,19 @@ import numpy as np
 
 from limbeck.core.errors import UserError
 from limbeck.core.files import refuse_own_folder
-from limbeck.data.cache import announce, cached
-from limbeck.data.images import SPLITS, Array, ImageData, Picture, Raw, Size, as_picture, assemble, decode, stack
+from limbeck.data.cache import announce_decoding, read_with_cache
+from limbeck.data.images import (
+    SPLITS,
+    Array,
+    ImageData,
+    Picture,
+    RawData,
+    Size,
+    as_picture,
+    assemble,
+    decode_picture,
+    stack_pictures,
+)
 from limbeck.data.parquet import parquet_files, read_parquet
 
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -41,7 +52,7 @@ class Reader(NamedTuple):
 
     what: str
     recognise: Callable[[Any], bool]
-    read: Callable[[Any, Size | None], Raw]
+    read: Callable[[Any, Size | None], RawData]
     files: Callable[[Path], list[Path]] | None = None
 
 
@@ -84,7 +95,7 @@ def load_data(
             raw = reader.read(source if test is None else _Pair(source, test), size)
         else:
             path = Path(source)
-            raw = cached(path, partial(reader.files, path), size, partial(reader.read, path, size))
+            raw = read_with_cache(path, partial(reader.files, path), size, partial(reader.read, path, size))
     except OSError as error:
         raise UserError(f"{error.filename or source}: cannot be read ({error.strerror or error}); check it") from error
     return assemble(raw._replace(name=name or raw.name), validation=validation, seed=seed, resize=size)
@@ -111,15 +122,15 @@ def _reader(source: Any) -> Reader:
     raise UserError(f"{source}: unknown file type {Path(source).suffix!r}; give one of: {kinds}")
 
 
-def _read_digits(_source: Any, _size: Size | None) -> Raw:
+def _read_digits(_source: Any, _size: Size | None) -> RawData:
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)  # 0..16
     images = np.rint(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    return Raw("digits", {"train": images}, {"train": labels})
+    return RawData("digits", {"train": images}, {"train": labels})
 
 
-def _read_fashion(_source: Any, size: Size | None) -> Raw:
+def _read_fashion(_source: Any, size: Size | None) -> RawData:
     if not FASHION_FOLDER.is_dir():
         raise UserError(
             f"fashion-mnist: {FASHION_FOLDER} does not exist; install the Debian package dataset-fashion-mnist or give "
@@ -137,7 +148,7 @@ def _idx_files(folder: Path) -> dict[tuple[str, str], Path]:
     return found
 
 
-def _read_idx(source: Any, _size: Size | None) -> Raw:
+def _read_idx(source: Any, _size: Size | None) -> RawData:
     folder = Path(source)
     files = _idx_files(folder)
     images, labels = {}, {}
@@ -148,7 +159,7 @@ def _read_idx(source: Any, _size: Size | None) -> Raw:
         elif split == "train" or any(pair):
             missing = "images" if pair[0] is None else "labels"
             raise UserError(f"{folder}: no idx file of {split} {missing}; add it, with the name it has in MNIST")
-    return Raw(folder.resolve().name, images, labels)
+    return RawData(folder.resolve().name, images, labels)
 
 
 def _idx_array(path: Path, dimensions: int) -> Array:
@@ -167,7 +178,7 @@ def _idx_array(path: Path, dimensions: int) -> Array:
     return values.reshape(shape)
 
 
-def _read_npz(source: Any, _size: Size | None) -> Raw:
+def _read_npz(source: Any, _size: Size | None) -> RawData:
     path = Path(source)
     images, labels = {}, {}
     try:
@@ -191,7 +202,7 @@ def _read_npz(source: Any, _size: Size | None) -> Raw:
         lone = [key for pair in layouts for key in pair if key in keys]
         if split not in images and lone:
             raise UserError(f"{path}: {lone[0]} has no partner among {', '.join(sorted(keys))}; add it or remove this")
-    return Raw(path.stem, images, labels)
+    return RawData(path.stem, images, labels)
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -244,7 +255,7 @@ def _tree(folder: Path) -> list[Path]:
     return sorted(paths)
 
 
-def _read_folder(source: Any, size: Size | None) -> Raw:
+def _read_folder(source: Any, size: Size | None) -> RawData:
     folder = Path(source)
     refuse_own_folder(folder)
     pictures: dict[str, list[Picture]] = {}
@@ -256,13 +267,13 @@ def _read_folder(source: Any, size: Size | None) -> Raw:
             has, lacks = (split, "train") if odd in files else ("train", split)
             raise UserError(f"{folder}: class folder {odd} is in {has} and not in {lacks}; give both the same classes")
         others += extra
-    announce(sum(len(paths) for files, _ in listed.values() for paths in files.values()), folder)
+    announce_decoding(sum(len(paths) for files, _ in listed.values() for paths in files.values()), folder)
     for split, (files, _) in listed.items():
-        pictures[split] = [decode(path, str(path), size) for name in classes for path in files[name]]
+        pictures[split] = [decode_picture(path, str(path), size) for name in classes for path in files[name]]
         labels[split] = np.repeat(np.arange(len(classes)), [len(files[name]) for name in classes])
-    images, notes = stack(pictures)
+    images, notes = stack_pictures(pictures)
     notes += (f"{others} files that are not images were left out",) if others else ()
-    return Raw(folder.resolve().name, images, labels, classes, notes)
+    return RawData(folder.resolve().name, images, labels, classes, notes)
 
 
 class _Pair(NamedTuple):
@@ -270,7 +281,7 @@ class _Pair(NamedTuple):
     test: Any
 
 
-def _read_dataset(source: Any, size: Size | None) -> Raw:
+def _read_dataset(source: Any, size: Size | None) -> RawData:
     given = source if isinstance(source, _Pair) else _Pair(source, None)
     pictures, labels = {}, {}
     for split, dataset in zip(given._fields, given, strict=True):
@@ -280,8 +291,8 @@ def _read_dataset(source: Any, size: Size | None) -> Raw:
             labels[split] = np.array([label for _, label in items])
     names = getattr(given.train, "classes", None)
     named = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
-    images, notes = stack(pictures)
-    return Raw(type(given.train).__name__.lower(), images, labels, names if named else None, notes)
+    images, notes = stack_pictures(pictures)
+    return RawData(type(given.train).__name__.lower(), images, labels, names if named else None, notes)
 
 
 def _items(dataset: Any, where: str, size: Size | None) -> Iterator[tuple[Picture, int]]:

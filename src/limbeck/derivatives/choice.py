@@ -21,7 +21,7 @@ import torch
 
 from limbeck.core.errors import UserError
 from limbeck.core.files import write_json
-from limbeck.core.rng import stream
+from limbeck.core.rng import make_generator
 from limbeck.core.types import Batch
 from limbeck.derivatives.autograd import Derivatives, NeedsGrad, gradient, hvp
 from limbeck.derivatives.compiled import CompiledDerivatives
@@ -136,7 +136,7 @@ def processor() -> str:
 
 def measure(compiled: Derivatives, model: FlatModel, shape: Shape) -> Measurement:
     """A gradient and its products of a few images, as an outer step takes them, by both in turns."""
-    draws = stream(0, "kernels", *shape)
+    draws = make_generator(0, "kernels", *shape)
     classes = model.layout.shapes[-1][0]
     count = max(2, min(10, 10 * 32 * 32 // (shape[1] * shape[2])))
     images = torch.randn(count, *shape, generator=draws).to(compiled.dtype)

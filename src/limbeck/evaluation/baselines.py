@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from limbeck.core.files import content_key, home, read_json, write_json
-from limbeck.core.rng import derive
+from limbeck.core.files import content_key, read_json, write_json
+from limbeck.core.folders import home_folder
+from limbeck.core.rng import derive_seed
 from limbeck.core.types import Listener
 from limbeck.evaluation.protocol import EvalConfig, SetForSeed, best_lr, evaluate_set, result_row
-from limbeck.select import choose
+from limbeck.select import select_per_class
 from limbeck.task import Task
 from limbeck.training.plain import Schedule
 
@@ -23,7 +24,7 @@ def real_images(task: Task, selector: str, ipc: int) -> SetForSeed:
     images, labels = task.train
 
     def make(seed: int) -> tuple[Tensor, Tensor]:
-        rows = choose(selector, images, labels, task.data.num_classes, ipc, seed).to(images.device)
+        rows = select_per_class(selector, images, labels, task.data.num_classes, ipc, seed).to(images.device)
         return images[rows], labels[rows]
 
     return make
@@ -36,8 +37,8 @@ def selected(task: Task, selector: str, ipc: int, config: EvalConfig, seed: int,
     def advance() -> None:
         listen({"event": "advance", "text": f"{selector} images"})
 
-    child = derive(seed, "baseline", selector)
-    lr = best_lr(task, make, config, derive(child, "tune"), advance)
+    child = derive_seed(seed, "baseline", selector)
+    lr = best_lr(task, make, config, derive_seed(child, "tune"), advance)
     summary = evaluate_set(task, make, config.schedule(lr), config.networks, task.test, child, advance)
     return result_row(selector, None, task, "test", summary, lr=lr)
 
@@ -59,7 +60,7 @@ def full(task: Task, config: EvalConfig, seed: int, listen: Listener) -> dict[st
         schedule,
         config.full_networks,
         task.test,
-        derive(seed, "baseline", "full"),
+        derive_seed(seed, "baseline", "full"),
         lambda: listen({"event": "advance", "text": "all training images"}),
     )
     return result_row("full", None, task, "test", summary, lr=lr)
@@ -89,7 +90,7 @@ def kept_row(task: Task, name: str, ipc: int, config: EvalConfig, seed: int) -> 
         **matters(config, ipc),
         "seed": seed,
     }
-    return home() / "baselines" / f"{task.data.name}-{name}-{content_key(description)}.json", description
+    return home_folder() / "baselines" / f"{task.data.name}-{name}-{content_key(description)}.json", description
 
 
 def _of_full(config: EvalConfig, ipc: int) -> dict[str, Any]:

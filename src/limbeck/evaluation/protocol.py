@@ -12,7 +12,7 @@ from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.core.parallel import CheckCancelled, parallel_map
-from limbeck.core.rng import derive
+from limbeck.core.rng import derive_seed
 from limbeck.core.types import Batch, Listener, PureLoss
 from limbeck.data import ImageData, load_data
 from limbeck.derivatives.autograd import gradient
@@ -84,7 +84,7 @@ class Trial(NamedTuple):
 
 def trials(task: Task, make: SetForSeed, schedule: Schedule, networks: int, seed: int) -> list[Trial]:
     """One trial per network, each on `make(its seed)`."""
-    children = [derive(seed, "network", network) for network in range(networks)]
+    children = [derive_seed(seed, "network", network) for network in range(networks)]
     return [Trial(*make(child), schedule, child) for child in children]
 
 
@@ -170,7 +170,7 @@ def evaluate_distilled(
         config.schedule(made.lr),
         config.networks,
         task.test,
-        derive(seed, "evaluate"),
+        derive_seed(seed, "evaluate"),
         lambda: listen({"event": "advance", "text": f"distilled, {which}"}),
     )
     return result_row("distilled", which, task, "test", summary, lr=made.lr, step=made.provenance.get("step"))

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from limbeck.core.errors import UserError
-from limbeck.core.rng import derive, stream
-from limbeck.data.augment import DSA, with_mirror_images
+from limbeck.core.rng import derive_seed, make_generator
+from limbeck.data.augment import DSA, append_mirror_images
 from limbeck.evaluation.protocol import Summary, result_row
 from limbeck.networks.flat import FlatModel, lecun_normal
 from limbeck.networks.registry import ModelConfig, flat_model
@@ -74,10 +74,10 @@ def fit_targets(
     for step in range(config.steps):
         x, y = images, targets
         if len(images) > config.batch_size:
-            rows = torch.randperm(len(images), generator=stream(seed, "rows", step))[: config.batch_size]
+            rows = torch.randperm(len(images), generator=make_generator(seed, "rows", step))[: config.batch_size]
             x, y = images[rows.to(images.device)], targets[rows.to(targets.device)]
         if augment is not None:
-            x = augment(x, derive(seed, "augment", step))
+            x = augment(x, derive_seed(seed, "augment", step))
         for group in optimiser.param_groups:
             group["lr"] = config.rate(step)
         (theta.grad,) = torch.autograd.grad((model(theta, x) - y).square().mean(), theta)
@@ -104,12 +104,12 @@ def evaluate_targets(
     options = ModelConfig(name="widening", width=config.width).resolved(task.data.size)
     model = flat_model(options, task.data.shape, classes)
     if config.flip:
-        images, targets = with_mirror_images(images, targets)
+        images, targets = append_mirror_images(images, targets)
     fit = partial(fit_targets, model, augment=task.augment if config.augment else None)
     scores = []
     for network in range(config.networks):
-        child = derive(seed, "network", network)
-        theta0 = lecun_normal(model.layout, stream(child, "start")).to(images)
+        child = derive_seed(seed, "network", network)
+        theta0 = lecun_normal(model.layout, make_generator(child, "start")).to(images)
         scores.append(score(model, fit(theta0, images, targets, config, child), *split))
         done()
     return Summary.of(scores)
@@ -134,7 +134,7 @@ def regression_rows(
     rows = []
     for augment in (False, True):
         chosen = config.model_copy(update={"augment": augment, "flip": flip})
-        summary = evaluate_targets(task, images, targets, chosen, task.test, derive(seed, "regression"), done)
+        summary = evaluate_targets(task, images, targets, chosen, task.test, derive_seed(seed, "regression"), done)
         row = result_row("distilled", which, task, "test", summary, lr=config.lr, step=made.provenance.get("step"))
         rows.append({**row, "model": "widening", "protocol": "regression, augmented" if augment else "regression"})
     return rows

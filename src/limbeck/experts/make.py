@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.core.files import content_key, home
+from limbeck.core.files import content_key
+from limbeck.core.folders import home_folder
 from limbeck.core.parallel import CheckCancelled, parallel_map, synchronized
-from limbeck.core.rng import derive
+from limbeck.core.rng import derive_seed
 from limbeck.core.types import Listener
 from limbeck.experts.store import Expert, ExpertConfig, Store
 from limbeck.experts.train import train_expert
@@ -34,7 +35,7 @@ def describe_experts(task: Task, config: ExpertConfig, seed: int) -> dict[str, A
 def default_store(description: dict[str, Any]) -> Path:
     """Where experts of this description live unless told otherwise: two descriptions never share a folder."""
     name = f"{description['data']['name']}-{description['model']['name']}-{content_key(description)}"
-    return home() / "experts" / name
+    return home_folder() / "experts" / name
 
 
 def make_experts(
@@ -51,7 +52,7 @@ def make_experts(
     store.require_conditions(task.computed())
     listen({"event": "stage", "name": "experts", "total": len(missing) * config.epochs, "unit": "epoch"})
     tell = synchronized(listen)
-    seeds, pair = {index: derive(seed, "expert", index) for index in missing}, task.train
+    seeds, pair = {index: derive_seed(seed, "expert", index) for index in missing}, task.train
     starts = {index: task.model.fresh(seeds[index]).to(task.device) for index in missing}
     jobs = [partial(_expert, task, pair, config, index, seeds[index], starts[index], tell) for index in missing]
     for place, expert in parallel_map(jobs, task.max_workers):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from limbeck.core.files import Rows
+from limbeck.core.files import LazyRows
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +17,7 @@ class Recorded:
     They may stay in their file (`Rows`): of 100 experts they are gigabytes, and a step needs two rows.
     """
 
-    points: Tensor | Rows
+    points: Tensor | LazyRows
 
     @property
     def end(self) -> int:

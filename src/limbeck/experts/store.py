@@ -13,9 +13,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from limbeck.core.conditions import difference, require_same_conditions
+from limbeck.core.conditions import first_difference, require_same_conditions
 from limbeck.core.errors import UserError
-from limbeck.core.files import content_key, open_tensors, read_json, size_of, write_json, write_tensors
+from limbeck.core.files import content_key, open_tensors, read_json, write_json, write_tensors
+from limbeck.core.folders import size_of
 from limbeck.experts.bezier import Bezier, fit_bezier
 from limbeck.experts.convexified import SCHEDULES, SMOOTHING, Convexified, convexify, waypoint_epochs
 from limbeck.experts.recorded import Recorded
@@ -151,7 +152,7 @@ class Store:
             if name == "preprocess" and recorded is not None and "mean" not in recorded:
                 wanted = {key: wanted[key] for key in ("kind", "eps", "shape")}
             if recorded != wanted:
-                before, now = difference(recorded, wanted)
+                before, now = first_difference(recorded, wanted)
                 raise UserError(
                     f"the store {self.path} was made with {name} {before}, "
                     f"this run needs {now}; use another store or change the option."

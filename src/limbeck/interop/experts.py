@@ -20,7 +20,7 @@ from limbeck.experts.recorded import Recorded
 from limbeck.experts.store import Expert, ExpertConfig, Store
 from limbeck.interop.read import (
     Buffer,
-    all_alike,
+    are_identical,
     as_list,
     as_tensors,
     find_buffers,
@@ -164,7 +164,7 @@ def _points(value: Any, layout: Layout, where: str) -> Tensor:
     points = torch.stack(
         [flat_parameters(each, layout, f"{where}, checkpoint {k}") for k, each in enumerate(checkpoints)]
     )
-    if all_alike(points):
+    if are_identical(points):
         raise UserError(
             f"{where}: its {len(points)} checkpoints are all alike. The authors' buffer scripts do not copy parameters "
             "on a CPU, so every snapshot became the last one: train these experts again."

@@ -136,12 +136,12 @@ def flat_parameters(value: Any, layout: Layout, where: str) -> Tensor:
     return theta
 
 
-def all_alike(points: Tensor) -> bool:
+def are_identical(points: Tensor) -> bool:
     """Whether every checkpoint (rows) is the first: snapshots taken on a CPU that were never copied."""
     return bool((points[1:] == points[0]).all())
 
 
-class Guess(NamedTuple):
+class NetworkGuess(NamedTuple):
     """A network that these parameters fit."""
 
     model: ModelConfig
@@ -149,7 +149,7 @@ class Guess(NamedTuple):
     shape: tuple[int, int, int]
 
 
-def guess_network(shapes: list[tuple[int, ...]], size: tuple[int, int] | None = None) -> Guess | None:
+def guess_network(shapes: list[tuple[int, ...]], size: tuple[int, int] | None = None) -> NetworkGuess | None:
     """The ConvNet or MLP whose parameters have these shapes; None where it is neither.
 
     Depth is the number of 4-D tensors; classes and image side come from the classifier. size: of the images, to tell
@@ -162,18 +162,20 @@ def guess_network(shapes: list[tuple[int, ...]], size: tuple[int, int] | None = 
     if not convolutions:
         pixels = shapes[0][1] if len(shapes[0]) == 2 else 0
         found = [(c, round((pixels / c) ** 0.5)) for c in (1, 3) if c * round((pixels / c) ** 0.5) ** 2 == pixels]
-        guesses = [Guess(ModelConfig(name="mlp", width=width), classes, (c, side, side)) for c, side in found]
+        guesses = [NetworkGuess(ModelConfig(name="mlp", width=width), classes, (c, side, side)) for c, side in found]
         return next((guess for guess in guesses if _has(guess, shapes)), None)
     depth, channels = len(convolutions), convolutions[0][1]
     side = round((shapes[-2][1] / width) ** 0.5)
     norm = "none" if len(shapes) == 2 * depth + 2 else "layer" if len(shapes[2]) == 3 else None
-    plain = Guess(ModelConfig(depth=depth, width=width, norm=norm), classes, (channels, side << depth, side << depth))
-    flat = Guess(plain.model.model_copy(update={"pooling": "none"}), classes, (channels, side, side))
+    plain = NetworkGuess(
+        ModelConfig(depth=depth, width=width, norm=norm), classes, (channels, side << depth, side << depth)
+    )
+    flat = NetworkGuess(plain.model.model_copy(update={"pooling": "none"}), classes, (channels, side, side))
     order = [flat, plain] if size is not None and side >= min(size) else [plain]
     return next((guess for guess in order if _has(guess, shapes)), None)
 
 
-def _has(guess: Guess, shapes: list[tuple[int, ...]]) -> bool:
+def _has(guess: NetworkGuess, shapes: list[tuple[int, ...]]) -> bool:
     if not all(prod(shape) for shape in shapes) or guess.shape[1] < 1:
         return False
     try:

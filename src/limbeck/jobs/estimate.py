@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.files import read_header
-from limbeck.core.rng import derive, stream
+from limbeck.core.rng import derive_seed, make_generator
 from limbeck.data import Split
 from limbeck.derivatives.autograd import gradient
 from limbeck.evaluation.baselines import kept_row, real_images
@@ -225,7 +225,7 @@ def add_evaluation(account: Account, work: Work, plan: Plan, shown: SyntheticSet
         account.score("evaluate", data.validation, 1, tries, sets)
     account.train("evaluate", "set", shown.training_pair(), schedule, config.networks, sets)
     account.score("evaluate", data.test, 1, config.networks, sets)
-    if "targets" in shown.more:
+    if "targets" in shown.extra:
         _add_regression(account, shown, bool(getattr(work.options, "flip", False)), config.networks)
 
 
@@ -234,8 +234,8 @@ def _add_regression(account: Account, shown: SyntheticSet, flip: bool, networks:
     task, config = account.task, RegressionConfig(networks=networks)
     options = ModelConfig(name="widening", width=config.width).resolved(task.data.size)
     model = flat_model(options, task.data.shape, task.data.num_classes)
-    theta = lecun_normal(model.layout, stream(0, "estimate")).to(task.device)
-    images, targets = (torch.cat([part] * (1 + flip)) for part in (shown.images, shown.more["targets"]))
+    theta = lecun_normal(model.layout, make_generator(0, "estimate")).to(task.device)
+    images, targets = (torch.cat([part] * (1 + flip)) for part in (shown.images, shown.extra["targets"]))
     some = config.model_copy(update={"steps": config.steps // 50})  # the first of them makes what Adam remembers
     for augment in (None, task.augment):
 
@@ -273,7 +273,7 @@ def _chooser(task: Task, name: str, ipc: int) -> tuple[Callable[[], object], flo
     """A call that chooses real images, from fewer of them where there are many; and how much larger the job's is."""
     part = task if len(task.data.train) <= 3000 else fewer(task, max(100, 2 * ipc))
     seeds, make = numbers(), real_images(part, name, ipc)
-    return lambda: make(derive(next(seeds), "estimate")), len(task.data.train) / len(part.data.train)
+    return lambda: make(derive_seed(next(seeds), "estimate")), len(task.data.train) / len(part.data.train)
 
 
 # --- all of it
@@ -347,7 +347,7 @@ def held_bytes(work: Work, missing: int) -> int:
 
 def run_bytes(work: Work, plan: Plan, shown: SyntheticSet) -> int:
     """Bytes of a run folder: two sets, the state, three pictures, the log, and the report that holds some of these."""
-    pair = [*shown.training_pair(), *(tensor for name, tensor in shown.more.items() if name == "targets")]
+    pair = [*shown.training_pair(), *(tensor for name, tensor in shown.extra.items() if name == "targets")]
     made = bytes_of(pair) + bytes_of(work.task.preprocess.state().values()) + 4000
     slots = 0
     for optimiser in plan.optimisers:

@@ -68,7 +68,7 @@ def _task(store: Store, data: str | Path | ImageData, resize: int | None, device
     _, height, width = header["data"]["shape"]
     size = (height, width) if resize is None else resize
     images = load_data(data, seed=header["seed"], resize=None if isinstance(data, ImageData) else size)
-    preprocess = Preprocess.described(header["preprocess"])
+    preprocess = Preprocess.from_description(header["preprocess"])
     task = make_task(images, ModelConfig(**header["model"]), preprocess, header["augment"], device)
     store.require(task.describe())
     return task

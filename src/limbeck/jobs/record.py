@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.aliases import old_config, rename_options
-from limbeck.core.conditions import difference, require_same_conditions
+from limbeck.core.conditions import first_difference, require_same_conditions
 from limbeck.core.errors import UserError
 from limbeck.core.files import content_key, read_header, read_json, read_tensors, write_json, write_tensors
 from limbeck.synthetic.set import SyntheticSet
@@ -101,7 +101,7 @@ class Run:
         if self.steps_left(wanted):
             before, now = head.get("validation"), facts.get("validation")
             if before is not None and before != now:
-                left, right = difference(before, now)
+                left, right = first_difference(before, now)
                 raise UserError(
                     f"{self.path} was validated with {left}, not {right}, and its distillation has not ended: repeat "
                     "its command, or name a new folder with --out."
@@ -116,7 +116,7 @@ class Run:
         for name in {**recorded, **wanted}:
             if recorded.get(name) == wanted.get(name) or name == "eval" or (name == "iterations" and not fewer):
                 continue
-            before, now = difference(recorded.get(name), wanted.get(name))
+            before, now = first_difference(recorded.get(name), wanted.get(name))
             hint = ""
             if name != "iterations" and wanted.get("iterations") != recorded.get("iterations"):
                 hint = f" A run can go on to more iterations only with its other options; {name} was {before}."

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.errors import UserError
-from limbeck.core.rng import stream
+from limbeck.core.rng import make_generator
 from limbeck.data import Split
 from limbeck.methods import Method, MethodInputs
 from limbeck.task import Task
@@ -32,7 +32,7 @@ class StandIn:
 def stand_ins(task: Task, end: int, seed: int) -> list[StandIn]:
     """Two stand-ins for experts of `end` epochs, on one line."""
     start = task.model.fresh(seed, "estimate")
-    stop = start + 0.1 * start.std() * torch.randn(start.shape, generator=stream(seed, "estimate"))
+    stop = start + 0.1 * start.std() * torch.randn(start.shape, generator=make_generator(seed, "estimate"))
     return [StandIn(start, stop, end) for _ in range(2)]
 
 

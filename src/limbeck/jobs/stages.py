@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from limbeck.core.files import content_key, read_json, size_of, write_json
-from limbeck.core.rng import derive
+from limbeck.core.files import content_key, read_json, write_json
+from limbeck.core.folders import size_of
+from limbeck.core.rng import derive_seed
 from limbeck.core.types import Listener
 from limbeck.evaluation.baselines import baselines, networks_to_train, real_images
 from limbeck.evaluation.protocol import EvalConfig, best_lr, evaluate_distilled, evaluate_set
@@ -26,7 +27,7 @@ from limbeck.jobs.record import RESULTS, Run
 from limbeck.methods import Plan
 from limbeck.synthetic.distilled import DistilledSet, load
 from limbeck.synthetic.hooks import StudentMonitor
-from limbeck.synthetic.loop import descend
+from limbeck.synthetic.loop import outer_loop
 from limbeck.synthetic.pictures import image_grid, image_strip, save_png
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task
@@ -119,7 +120,7 @@ def optimise(job: Job, plan: Plan) -> None:
         _warn_of_weak_experts(job, chooser.best)
     steps = range(done, plan.iterations)
     hooks += [log, chooser, save]
-    descend(plan.objective, plan.synthetic, plan.optimisers, steps, config.seed, plan.accept, hooks)
+    outer_loop(plan.objective, plan.synthetic, plan.optimisers, steps, config.seed, plan.accept, hooks)
     keep("last")(plan.show(plan.synthetic).snapshot(), plan.iterations)
 
 
@@ -155,7 +156,7 @@ def _validate(job: Job, synthetic: SyntheticSet) -> tuple[float, float | None, i
         config.eval.schedule(float(synthetic.lr), config.validate_epochs),
         config.validate_networks,
         job.task.validation,
-        derive(config.seed, "validate"),
+        derive_seed(config.seed, "validate"),
     )
     return summary.accuracy_mean, summary.accuracy_std, summary.n
 
@@ -178,7 +179,7 @@ def write_set(job: Job, synthetic: SyntheticSet, which: str, step: int) -> None:
             "which": which,
             "step": step,
         },
-        None if "targets" not in synthetic.more else synthetic.more["targets"].cpu(),
+        None if "targets" not in synthetic.extra else synthetic.extra["targets"].cpu(),
     )
     draw = image_strip if job.config.ipc == 1 else image_grid
     picture = draw(made.pictures(), made.hard_labels(), list(made.classes))
@@ -252,7 +253,7 @@ def _by_targets(job: Job, key: str) -> list[dict[str, Any]]:
             held[line["set"], line["which"]] = line["rows"]
     config = RegressionConfig(networks=job.config.eval.networks)
     job.listen({"event": "stage", "name": "own protocol", "total": 6 * config.networks, "unit": "network"})
-    images, labels = real_images(task, "random", job.config.ipc)(derive(seed, "regression", "random"))
+    images, labels = real_images(task, "random", job.config.ipc)(derive_seed(seed, "regression", "random"))
     one_hot = torch.eye(task.data.num_classes, device=labels.device)[labels] - 1 / task.data.num_classes
     judged: list[tuple[str, str | None, DistilledSet]] = [("distilled", which, made) for which, made in found.items()]
     judged.append(("random", None, replace(found["last"], images=images, targets=one_hot)))
@@ -276,7 +277,7 @@ def _with_lr(job: Job, made: DistilledSet, which: str, key: str, known: float | 
         return made
     pair = made.images.to(job.task.device), made.labels.to(job.task.device)
     tell = {"event": "advance", "text": f"step size for the {which} set"}
-    seed = derive(job.config.seed, "step size")
+    seed = derive_seed(job.config.seed, "step size")
     lr = known or best_lr(job.task, lambda _seed: pair, job.config.eval, seed, lambda: job.listen(tell))
     made = replace(made, lr=lr, provenance={**made.provenance, "lr": CHOSEN_LR, "lr_for": key})
     made.save(job.run.path / f"set-{which}.safetensors")

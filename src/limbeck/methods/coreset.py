@@ -14,10 +14,10 @@ from limbeck.core.errors import UserError
 from limbeck.experts.store import Kind
 from limbeck.methods.plan import Method, MethodConfig, MethodInputs, Plan
 from limbeck.networks.losses import CrossEntropy
-from limbeck.select import herding, highest, kcentre, kmeans, random
-from limbeck.select.coresets import Selector, choose_by
-from limbeck.select.correct import choose_correct
-from limbeck.select.scores import early, el2n, features, forgetting, grand
+from limbeck.select import herding, kcentre, kmeans, random, topk
+from limbeck.select.coresets import Selector, select_per_class
+from limbeck.select.correct import select_correct
+from limbeck.select.scores import early_checkpoints, el2n, extract_features, forgetting, grand
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.training.plain import predict
 
@@ -35,11 +35,11 @@ def expert_features(inputs: MethodInputs) -> Tensor:
     task = inputs.task
     paths = inputs.trajectories
     theta = paths[0].at(paths[0].end) if paths else task.model.fresh(inputs.seed, "features")
-    return features(task.model, theta.to(task.device), task.train[0])
+    return extract_features(task.model, theta.to(task.device), task.train[0])
 
 
 def _early(inputs: MethodInputs) -> list[Tensor]:
-    return [theta.to(inputs.task.device) for theta in early(inputs.trajectories)]
+    return [theta.to(inputs.task.device) for theta in early_checkpoints(inputs.trajectories)]
 
 
 def forgetting_scores(inputs: MethodInputs) -> Tensor:
@@ -60,7 +60,7 @@ def grand_scores(inputs: MethodInputs) -> Tensor:
 def by(select: Selector, view: View, inputs: MethodInputs, ipc: int) -> Tensor:
     """`ipc` rows of every class, by what the view shows."""
     task = inputs.task
-    return choose_by(select, view(inputs), task.train[1], task.data.num_classes, ipc, inputs.seed)
+    return select_per_class(select, view(inputs), task.train[1], task.data.num_classes, ipc, inputs.seed)
 
 
 def correct(inputs: MethodInputs, ipc: int) -> Tensor:
@@ -68,7 +68,7 @@ def correct(inputs: MethodInputs, ipc: int) -> Tensor:
     task = inputs.task
     ends = [path.at(path.end).to(task.device) for path in inputs.trajectories]
     experts = [partial(predict, task.model, theta) for theta in ends]
-    return choose_correct(*task.train, task.data.num_classes, ipc, experts, inputs.seed)
+    return select_correct(*task.train, task.data.num_classes, ipc, experts, inputs.seed)
 
 
 class Coreset(NamedTuple):
@@ -104,19 +104,19 @@ CORESETS: dict[str, Coreset] = {
         "Sener and Savarese, ICLR 2018, algorithm 1",
     ),
     "forgetting": Coreset(
-        partial(by, highest, forgetting_scores),
+        partial(by, topk, forgetting_scores),
         "any",
         "real images that experts forget most often",
         "Toneva et al., ICLR 2019",
     ),
     "el2n": Coreset(
-        partial(by, highest, el2n_scores),
+        partial(by, topk, el2n_scores),
         "any",
         "real images with the largest error early in training",
         "Paul et al., Deep Learning on a Data Diet, NeurIPS 2021, definition 2.2",
     ),
     "grand": Coreset(
-        partial(by, highest, grand_scores),
+        partial(by, topk, grand_scores),
         "any",
         "real images with the largest gradient early in training",
         "Paul et al., Deep Learning on a Data Diet, NeurIPS 2021, definition 2.1",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from limbeck.core.rng import derive
+from limbeck.core.rng import derive_seed
 from limbeck.methods.matching import LR_NET, MatchingConfig, image_sgd, real_rows, start
 from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
 from limbeck.objectives.classes import Augment, MatchClasses, unchanged
@@ -39,7 +39,7 @@ def compose(config: DCConfig, inputs: MethodInputs, siamese: Augment, lesson: Au
     assert config.net_epochs is not None
     task, layout = inputs.task, inputs.task.model.layout
     fresh = Fresh(task.model, inputs.seed, task.device)
-    lessons = SyntheticLessons(config.net_epochs, config.batch_net, derive(inputs.seed, "lessons"), lesson)
+    lessons = SyntheticLessons(config.net_epochs, config.batch_net, derive_seed(inputs.seed, "lessons"), lesson)
     network = Ageing(task.loss_with(None), fresh, config.inner, lessons, Sgd(config.lr_net))
     synthetic = start(config, inputs, network)
     rows, hooks = real_rows(config, inputs, network)

@@ -26,7 +26,7 @@ def plan(config: DMConfig, inputs: MethodInputs) -> Plan:
     network = Ageing(task.loss_with(None), Fresh(task.model, inputs.seed, task.device), every=1)
     synthetic = start(config, inputs, network)
     rows, hooks = real_rows(config, inputs, network)
-    siamese = replace(task.augment, alike=True)
+    siamese = replace(task.augment, siamese=True)
     objective = MatchClasses(task.train, rows, network.network, FeatureDistance(task.model), siamese)
     steps = [image_sgd(synthetic, config.lr_img, config.momentum)]
     return Plan(objective, synthetic, steps, config.iterations, hooks=hooks)

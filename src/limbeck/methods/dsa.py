@@ -15,7 +15,7 @@ class DSAConfig(DCConfig):
 def plan(config: DSAConfig, inputs: MethodInputs) -> Plan:
     """One draw for all images of a class, real and synthetic; the network's lessons are augmented image by image."""
     augment = inputs.task.augment
-    return compose(config, inputs, replace(augment, alike=True), augment)
+    return compose(config, inputs, replace(augment, siamese=True), augment)
 
 
 DSA = Method(

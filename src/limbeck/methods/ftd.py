@@ -34,7 +34,7 @@ def plan(config: FTDConfig, inputs: MethodInputs) -> Plan:
     sampler = WholeEpochs(config.max_start_epoch, config.expert_epochs)
     objective = match(config, inputs, sampler, config.gradient)
     ema = Ema(synthetic, config.ema_decay)
-    return Plan(objective, synthetic, optimisers(config, synthetic), config.iterations, hooks=[ema], show=ema.show)
+    return Plan(objective, synthetic, optimisers(config, synthetic), config.iterations, hooks=[ema], show=ema.average)
 
 
 FTD = Method(

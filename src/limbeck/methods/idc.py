@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from limbeck.core.rng import derive
-from limbeck.data.augment import DSA, Layered
+from limbeck.core.rng import derive_seed
+from limbeck.data.augment import DSA, ComposedDSA
 from limbeck.methods.matching import (
     LR_NET,
     MatchingConfig,
@@ -22,7 +22,7 @@ from limbeck.objectives.classes import Discrepancy, MatchClasses, Sum
 from limbeck.objectives.features import FeatureDistance
 from limbeck.objectives.gradient import DISTANCES, GradientDistance, convolutions
 from limbeck.objectives.pool import Ageing, Fresh, RealLessons, Sgd, WarmUp
-from limbeck.synthetic.hooks import clamp
+from limbeck.synthetic.hooks import make_clamp_hooks
 from limbeck.task import Task
 from limbeck.training.plain import Schedule
 
@@ -70,7 +70,7 @@ def step_size(config: IDCConfig, facts: DataFacts) -> IDCConfig:
 
 def ageing(config: IDCConfig, task: Task, seed: int) -> Ageing:
     """Networks that learn from real images, perhaps with a warm-up."""
-    lesson, sgd = Layered(DSA(config.net_augment)), Sgd(config.lr_net, 0.9, 5e-4)
+    lesson, sgd = ComposedDSA(DSA(config.net_augment)), Sgd(config.lr_net, 0.9, 5e-4)
     schedule = Schedule(config.warm_up, sgd.lr, config.batch_net, sgd.momentum, sgd.weight_decay)
     warm_up = WarmUp(task.loss_with(lesson), task.train, schedule) if config.warm_up else None
     lessons = RealLessons(
@@ -78,7 +78,7 @@ def ageing(config: IDCConfig, task: Task, seed: int) -> Ageing:
         task.data.num_classes,
         config.net_steps,
         config.batch_net,
-        derive(seed, "lessons"),
+        derive_seed(seed, "lessons"),
         lesson,
         config.cutmix,
     )
@@ -98,10 +98,10 @@ def plan(config: IDCConfig, inputs: MethodInputs) -> Plan:
     )
     if config.feature_weight:
         discrepancy = Sum(((1.0, discrepancy), (config.feature_weight, FeatureDistance(task.model, distance))))
-    siamese = Layered(DSA(config.match_augment, alike=True))
+    siamese = ComposedDSA(DSA(config.match_augment, siamese=True))
     objective = MatchClasses(task.train, rows, network.network, discrepancy, siamese, config.batch_syn)
     steps = [image_sgd(synthetic, config.lr_img / pixel_variance(task.preprocess), config.momentum)]
-    return Plan(objective, synthetic, steps, config.iterations, hooks=[*clamp(task.preprocess), *hooks])
+    return Plan(objective, synthetic, steps, config.iterations, hooks=[*make_clamp_hooks(task.preprocess), *hooks])
 
 
 IDC = Method(

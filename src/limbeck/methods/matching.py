@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from limbeck.core.errors import UserError
-from limbeck.core.rng import derive, stream
+from limbeck.core.rng import derive_seed, make_generator
 from limbeck.data import Preprocess
 from limbeck.methods.coreset import Init, choose_real
 from limbeck.methods.plan import MethodConfig, MethodInputs
@@ -19,10 +19,10 @@ from limbeck.objectives.pool import Ageing
 from limbeck.objectives.query import Query, RandomRows, rows_by_class
 from limbeck.select.coresets import Selector
 from limbeck.select.policy import POLICIES, Dream
-from limbeck.select.scores import features
-from limbeck.synthetic.decode import Partition, grey, mosaic
+from limbeck.select.scores import extract_features
+from limbeck.synthetic.decode import Partition, make_mosaic, pad_value
 from limbeck.synthetic.loop import Hook
-from limbeck.synthetic.set import Decode, SyntheticSet, identity
+from limbeck.synthetic.set import Decode, SyntheticSet
 
 LR_NET = 0.01  # the papers' step size of networks, and what a set of these methods starts with as its own
 
@@ -50,7 +50,7 @@ class MatchingConfig(MethodConfig):
 
 def represent(inputs: MethodInputs, network: Ageing) -> Callable[[Tensor], Tensor]:
     """Features of images under the present network, (m, c, h, w) -> (m, d)."""
-    return lambda images: features(inputs.task.model, network.network(), images)
+    return lambda images: extract_features(inputs.task.model, network.network(), images)
 
 
 def members(inputs: MethodInputs) -> tuple[Tensor, ...]:
@@ -77,7 +77,7 @@ def real_rows(config: MatchingConfig, inputs: MethodInputs, network: Ageing) -> 
     return query.rows, [network, query]
 
 
-def start(config: MatchingConfig, inputs: MethodInputs, network: Ageing, decode: Decode = identity) -> SyntheticSet:
+def start(config: MatchingConfig, inputs: MethodInputs, network: Ageing, decode: Decode | None = None) -> SyntheticSet:
     """Images to learn, `ipc` of every class; with tiles, every tile starts as a shrunk real image.
 
     Raises UserError for a class with too few images, and for tiles of whitened images.
@@ -86,10 +86,10 @@ def start(config: MatchingConfig, inputs: MethodInputs, network: Ageing, decode:
     task, classes, count = inputs.task, inputs.task.data.num_classes, inputs.ipc * factor**2
     images, labels = task.train[0], torch.arange(classes, device=task.device).repeat_interleave(inputs.ipc)
     if config.init == "noise":
-        begun = torch.randn(len(labels), *task.data.shape, generator=stream(inputs.seed, "noise")).to(images)
+        begun = torch.randn(len(labels), *task.data.shape, generator=make_generator(inputs.seed, "noise")).to(images)
         return SyntheticSet.start(begun, labels, LR_NET, ("images",), decode=decode)
     if config.init == "dream":
-        seed, look = derive(inputs.seed, "start"), represent(inputs, network)
+        seed, look = derive_seed(inputs.seed, "start"), represent(inputs, network)
         chosen = Query(images, members(inputs), Dream(), count, look, seed, pool=config.pool).chosen
         if any(len(rows) < count for rows in chosen):
             raise UserError(
@@ -97,13 +97,13 @@ def start(config: MatchingConfig, inputs: MethodInputs, network: Ageing, decode:
             )
     else:
         chosen = list(choose_real(config.init, inputs, count).view(classes, count))
-    begun = torch.cat([mosaic(images[rows], factor) for rows in chosen])
+    begun = torch.cat([make_mosaic(images[rows], factor) for rows in chosen])
     return SyntheticSet.start(begun, labels, LR_NET, ("images",), decode=decode)
 
 
-def partition(factor: int, how: Any, inputs: MethodInputs) -> Decode:
-    """Tiles, padded with the grey of the released code; factor 1 needs none of it."""
-    return identity if factor == 1 else Partition(factor, how, grey(inputs.task.preprocess))
+def partition(factor: int, how: Any, inputs: MethodInputs) -> Decode | None:
+    """Tiles, padded with the grey of the released code; None for factor 1."""
+    return None if factor == 1 else Partition(factor, how, pad_value(inputs.task.preprocess))
 
 
 def pixel_variance(preprocess: Preprocess) -> float:

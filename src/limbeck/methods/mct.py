@@ -26,7 +26,7 @@ from limbeck.methods.parts import (
 from limbeck.methods.plan import DataFacts, Method, MethodConfig, MethodInputs, Plan, itself
 from limbeck.objectives.combine import averaged
 from limbeck.objectives.trajectory import MatchTrajectory
-from limbeck.synthetic.hooks import Decay, Ema
+from limbeck.synthetic.hooks import Ema, StepDecay
 from limbeck.synthetic.loop import Hook
 from limbeck.synthetic.set import SyntheticSet
 
@@ -105,12 +105,12 @@ def plan(config: MCTConfig, inputs: MethodInputs) -> Plan:
         labels=TeacherAt(task.logits, config.max_start_epoch or 0.0) if config.teacher_labels else None,
         perturb=StartNoise(task.model.layout, config.noise_start) if config.noise_start else None,
     )
-    hooks: list[Hook] = [Decay(images, config.lr_img_every, 0.5)] if config.lr_img_every else []
+    hooks: list[Hook] = [StepDecay(images, config.lr_img_every, 0.5)] if config.lr_img_every else []
     show: Callable[[SyntheticSet], SyntheticSet] = itself
     if config.ema_decay:
         average = Ema(synthetic, config.ema_decay)
         hooks.append(average)
-        show = average.show
+        show = average.average
     if config.teacher_labels:
         show = ShowTaught(inputs, config.max_start_epoch or 0.0, show)
     optimisers: list[torch.optim.Optimizer] = [

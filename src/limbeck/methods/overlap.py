@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from limbeck.synthetic.hooks import forget
+from limbeck.synthetic.hooks import reset_optimiser_state
 from limbeck.synthetic.set import SyntheticSet
 
 
@@ -94,7 +94,7 @@ class Overlap:
                 synthetic.images[rows[gone]] = self.pool[0][candidates[best]]
                 self.fresh[rows[gone]] = True
         if bool(self.fresh.any()):
-            forget(self.optimiser, synthetic.images, self.fresh)
+            reset_optimiser_state(self.optimiser, synthetic.images, self.fresh)
             self.still, self.left = synthetic.images.detach().clone(), self.retrain
             self.replaced += int(self.fresh.sum())
 

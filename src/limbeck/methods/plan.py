@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from limbeck.core.types import Trajectory
 from limbeck.experts.store import ExpertConfig, Kind
-from limbeck.synthetic.loop import Hook, Objective, always
+from limbeck.synthetic.loop import Hook, Objective
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task
 
@@ -55,7 +55,7 @@ class Plan(NamedTuple):
     synthetic: SyntheticSet
     optimisers: Sequence[torch.optim.Optimizer]
     iterations: int
-    accept: Callable[[float], bool] = always
+    accept: Callable[[float], bool] | None = None
     hooks: Sequence[Hook] = ()
     show: Callable[[SyntheticSet], SyntheticSet] = itself
 

@@ -14,14 +14,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from limbeck.core.rng import derive
+from limbeck.core.rng import derive_seed
 from limbeck.methods.coreset import Init
 from limbeck.methods.overlap import Overlap
 from limbeck.methods.parts import RecordedConfig, match, optimisers, real_set, whole_epochs
 from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
 from limbeck.methods.ptm_progress import Progress
 from limbeck.objectives.combine import Finite
-from limbeck.select import choose
+from limbeck.select import select_per_class
 from limbeck.synthetic.loop import Hook
 from limbeck.synthetic.set import SyntheticSet
 
@@ -67,7 +67,9 @@ def overlap(
     images, labels = task.train
     classes = task.data.num_classes
     fewest = min(POOL, int(labels.bincount(minlength=classes).min()))
-    rows = choose("random", images, labels, classes, fewest, derive(inputs.seed, "pool")).to(images.device)
+    rows = select_per_class("random", images, labels, classes, fewest, derive_seed(inputs.seed, "pool")).to(
+        images.device
+    )
 
     @torch.no_grad()
     def features(images: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from limbeck.experts.segments import WholeEpochs
-from limbeck.synthetic.hooks import forget
-from limbeck.synthetic.loop import Diverged
+from limbeck.synthetic.hooks import reset_optimiser_state
+from limbeck.synthetic.loop import DivergenceError
 from limbeck.synthetic.set import SyntheticSet
 
 
@@ -24,7 +24,8 @@ class Progress:
     bounds:    start epochs of stage k are whole and below bounds[k]; span: epochs to match.
     patience:  steps without a new least running mean (of 0.9 memory) before the next stage.
     limit:     a loss above it is refused: the set goes back to where its loss was last accepted, what the optimisers
-               remember is forgotten, and the range goes back a stage. Diverged after `patience` refusals in a row.
+               remember is forgotten, and the range goes back a stage. DivergenceError after `patience` refusals
+               in a row.
     """
 
     synthetic: SyntheticSet
@@ -57,12 +58,14 @@ class Progress:
             return True
         self.refused += 1
         if self.refused > self.patience:
-            raise Diverged(f"{self.refused} steps in a row had a loss above {self.limit:g}; lower --lr-img or --lr-lr.")
+            raise DivergenceError(
+                f"{self.refused} steps in a row had a loss above {self.limit:g}; lower --lr-img or --lr-lr."
+            )
         self.synthetic.load(self.good)
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 for parameter in group["params"]:
-                    forget(optimiser, parameter)
+                    reset_optimiser_state(optimiser, parameter)
         self._enter(max(self.stage - 1, 0))
         return False
 

@@ -97,7 +97,7 @@ def solver(config: RCIGConfig, parameters: int, rows: int) -> Solver:
 
 def platt(margin: bool, logits: Tensor, labels: Tensor, synthetic: SyntheticSet) -> Tensor:
     """CE of exp(tau) times the logits, less the mean of min(largest - next entry, 1/(2 classes)) of the targets."""
-    fit = cross_entropy(synthetic.more["tau"].exp() * logits, labels)
+    fit = cross_entropy(synthetic.extra["tau"].exp() * logits, labels)
     if not margin:
         return fit
     top = synthetic.labels.topk(2, dim=1).values
@@ -106,8 +106,8 @@ def platt(margin: bool, logits: Tensor, labels: Tensor, synthetic: SyntheticSet)
 
 def show(average: Ema | None, scale: float, synthetic: SyntheticSet) -> SyntheticSet:
     """The averaged set for both protocols: its targets as they are, and logits of labels for cross-entropy."""
-    shown = synthetic.snapshot() if average is None else average.show(synthetic)
-    return replace(shown, labels=scale * shown.labels, more={**shown.more, "targets": shown.labels})
+    shown = synthetic.snapshot() if average is None else average.average(synthetic)
+    return replace(shown, labels=scale * shown.labels, extra={**shown.extra, "targets": shown.labels})
 
 
 def start(config: RCIGConfig, inputs: MethodInputs) -> SyntheticSet:
@@ -115,7 +115,7 @@ def start(config: RCIGConfig, inputs: MethodInputs) -> SyntheticSet:
     real, classes = real_set(config.init, inputs, config.lr_net), inputs.task.data.num_classes
     targets = F.one_hot(real.labels, classes).to(real.images) - 1 / classes
     return SyntheticSet.start(
-        real.images, targets, config.lr_net, LEARNED, more={"tau": torch.zeros_like(targets[0, 0])}
+        real.images, targets, config.lr_net, LEARNED, extra={"tau": torch.zeros_like(targets[0, 0])}
     )
 
 
@@ -142,7 +142,7 @@ def plan(config: RCIGConfig, inputs: MethodInputs) -> Plan:
     groups = [
         {"params": [synthetic.images], "lr": config.lr_img},
         {"params": [synthetic.labels], "lr": config.lr_y},
-        {"params": [synthetic.more["tau"]], "lr": config.lr_tau},
+        {"params": [synthetic.extra["tau"]], "lr": config.lr_tau},
     ]
     return Plan(
         objective,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from limbeck.core.rng import stream
+from limbeck.core.rng import make_generator
 from limbeck.networks.flat import FlatModel, lecun_normal
 from limbeck.synthetic.set import SyntheticSet
 
@@ -49,12 +49,14 @@ class Pool:
         self.members = [self._new(index, 0) for index in range(self.count)]
 
     def _new(self, index: int, life: int) -> Member:
-        theta = lecun_normal(self.model.layout, stream(self.seed, "pool", "network", index, life)).to(self.device)
+        theta = lecun_normal(self.model.layout, make_generator(self.seed, "pool", "network", index, life)).to(
+            self.device
+        )
         return Member(theta, torch.zeros_like(theta), torch.zeros_like(theta), 0, life)
 
     def index(self, step: int) -> int:
         """The network of an outer step, uniformly."""
-        return int(torch.randint(self.count, (), generator=stream(self.seed, "pool", "draw", step)))
+        return int(torch.randint(self.count, (), generator=make_generator(self.seed, "pool", "draw", step)))
 
     def at(self, step: int) -> Tensor:
         """Its parameters (P,) before that step."""
@@ -62,9 +64,9 @@ class Pool:
 
     def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
         index = self.index(step - 1)  # a hook hears how many steps are done
-        generator = stream(self.seed, "pool", "train", step)
+        generator = make_generator(self.seed, "pool", "train", step)
         count = int(torch.randint(1, self.steps + 1, (), generator=generator))
-        images, labels = synthetic.decode(synthetic.images.detach(), synthetic.labels.detach())
+        images, labels = (tensor.detach() for tensor in synthetic.decoded_pair())
         if self.flip:
             images, labels = torch.cat([images, images.flip(3)]), torch.cat([labels, labels])
         self._train(self.members[index], images, labels, count, generator)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from limbeck.core.errors import UserError
-from limbeck.core.rng import isolated
+from limbeck.core.rng import fork_rng
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _call_twice(module: nn.Module, images: Tensor) -> list[tuple[Tensor, Tensor]
     """
     name, shape = type(module).__name__, tuple(images.shape[1:])
     try:
-        with isolated(0, "check"), torch.no_grad(), _differentiable_attention():
+        with fork_rng(0, "check"), torch.no_grad(), _differentiable_attention():
             results = [(module(images), torch.get_rng_state()) for _ in range(2)]
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -168,7 +168,7 @@ class FlatModel:
                 "can build new initialisations: write FlatModel(lambda: Network(...))."
             )
         self.build = build
-        with isolated(0, "shell"):
+        with fork_rng(0, "shell"):
             self.module = build()
         _refuse_unfinished(self.module)
         _refuse_impure_layers(self.module)
@@ -192,7 +192,7 @@ class FlatModel:
 
     def fresh(self, seed: int, *path: str | int) -> Tensor:
         """A new random initialisation (P,), the module's own, from (seed, path) alone."""
-        with isolated(seed, "fresh", *path), torch.no_grad():
+        with fork_rng(seed, "fresh", *path), torch.no_grad():
             return self.layout.join([parameter.detach() for parameter in self.build().parameters()])
 
     def features(self, theta: Tensor, images: Tensor) -> Tensor:

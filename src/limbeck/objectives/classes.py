@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from limbeck.core.rng import derive, stream
+from limbeck.core.rng import derive_seed, make_generator
 from limbeck.objectives.combine import with_gradients
 from limbeck.synthetic.set import SyntheticSet
 
@@ -91,9 +91,9 @@ class MatchClasses:
         rows = self.rows(step, label, seed)
         images, labels = part.training_pair()
         if self.most is not None and len(images) > self.most:
-            order = torch.randperm(len(images), generator=stream(seed, "most", step, label))[: self.most]
+            order = torch.randperm(len(images), generator=make_generator(seed, "most", step, label))[: self.most]
             images, labels = images[order.to(images.device)], labels[order.to(images.device)]
-        draw = derive(seed, "siamese", step, label)
+        draw = derive_seed(seed, "siamese", step, label)
         real = self.augment(self.real[0][rows], draw), self.real[1][rows]
         return self.discrepancy(theta, real, (self.augment(images, draw), labels))
 
@@ -113,4 +113,4 @@ def part_of(synthetic: SyntheticSet, rows: Tensor) -> SyntheticSet:
         for name, tensor in synthetic.state().items()
     }
     images, labels, log_lr = (held.pop(name) for name in ("images", "labels", "log_lr"))
-    return replace(synthetic, images=images, labels=labels, log_lr=log_lr, more=held)
+    return replace(synthetic, images=images, labels=labels, log_lr=log_lr, extra=held)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from limbeck.core.rng import derive
+from limbeck.core.rng import derive_seed
 from limbeck.synthetic.loop import Objective
 from limbeck.synthetic.set import SyntheticSet
 
@@ -58,7 +58,7 @@ class Average:
         total = torch.zeros((), dtype=synthetic.images.dtype, device=synthetic.images.device)
         sums: list[Tensor | None] = [None] * len(parameters)
         for draw in range(self.draws):
-            value, gradients = evaluated(self.objective, synthetic, step, derive(seed, "draw", draw))
+            value, gradients = evaluated(self.objective, synthetic, step, derive_seed(seed, "draw", draw))
             total = total + value / self.draws
             for i, gradient in enumerate(gradients):
                 if gradient is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from limbeck.core.sums import total
+from limbeck.core.sums import reproducible_sum
 
 
 def displacement(theta: Tensor, start: Tensor, target: Tensor) -> Tensor:
@@ -14,4 +14,4 @@ def displacement(theta: Tensor, start: Tensor, target: Tensor) -> Tensor:
     >>> float(displacement(torch.tensor([3.0]), torch.tensor([0.0]), torch.tensor([4.0])))
     0.0625
     """
-    return total((theta - target).square()) / total((start - target).square())
+    return reproducible_sum((theta - target).square()) / reproducible_sum((start - target).square())

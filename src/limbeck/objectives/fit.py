@@ -9,9 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from limbeck.core.rng import stream
+from limbeck.core.rng import make_generator
 from limbeck.core.types import Adjoint, Batch
-from limbeck.data.augment import with_mirror_images
+from limbeck.data.augment import append_mirror_images
 from limbeck.derivatives.convnet import FusedCrossEntropy
 from limbeck.networks.flat import FlatModel
 from limbeck.networks.losses import CrossEntropy, cross_entropy
@@ -68,7 +68,7 @@ class Fit:
     def __call__(self, synthetic: SyntheticSet, step: int, seed: int) -> Tensor:
         images, labels = self.real
         if self.batch_size is not None and self.batch_size < len(images):
-            rows = torch.randperm(len(images), generator=stream(seed, "real", step))[: self.batch_size]
+            rows = torch.randperm(len(images), generator=make_generator(seed, "real", step))[: self.batch_size]
             images, labels = images[rows.to(images.device)], labels[rows.to(labels.device)]
         predict = self.student(synthetic, step, seed)
         return self.loss(predict(images), labels, synthetic)
@@ -90,7 +90,7 @@ class Trained:
     def __call__(self, synthetic: SyntheticSet, step: int, seed: int) -> Predictor:
         model = (self.loss.plain if isinstance(self.loss, FusedCrossEntropy) else self.loss).model
         theta0 = model.fresh(seed, "student", step).to(synthetic.images)
-        batches = synthetic.batches(self.steps, self.batch_size, stream(seed, "batches", step))
+        batches = synthetic.batches(self.steps, self.batch_size, make_generator(seed, "batches", step))
         return partial(model, unroll(self.loss, theta0, batches, synthetic.lr, self.adjoint))
 
 
@@ -112,14 +112,14 @@ class Solved:
 
     def __call__(self, synthetic: SyntheticSet, step: int, seed: int) -> Predictor:
         theta0 = self.start(step).to(synthetic.images)
-        images, labels = synthetic.decode(synthetic.images, synthetic.labels)
+        images, labels = synthetic.decoded_pair()
         count = len(images)
         rows = None
         if self.through is not None and self.through < count:
-            order = torch.randperm(count, generator=stream(seed, "through", step))
+            order = torch.randperm(count, generator=make_generator(seed, "through", step))
             rows = order[: self.through].to(images.device)
         if self.flip:
-            images, labels = with_mirror_images(images, labels)
+            images, labels = append_mirror_images(images, labels)
             rows = None if rows is None else torch.cat([rows, rows + count])
         v = solve(self.model, theta0, Batch(images, labels), self.ridge, self.adjoint, rows)
         return partial(linearised, self.model, theta0, v)

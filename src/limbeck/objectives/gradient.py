@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.errors import UserError
-from limbeck.core.sums import total
+from limbeck.core.sums import reproducible_sum
 from limbeck.core.types import Batch, PureLoss
 from limbeck.derivatives.autograd import differentiable_gradient, gradient
 from limbeck.networks.flat import Layout
@@ -21,12 +21,12 @@ TensorDistance = Callable[[Tensor, Tensor], Tensor]
 
 def mse(ours: Tensor, target: Tensor) -> Tensor:
     """The sum (not the mean) of squared differences; the name is the papers'."""
-    return total((ours - target).square())
+    return reproducible_sum((ours - target).square())
 
 
 def l1(ours: Tensor, target: Tensor) -> Tensor:
     """The sum of absolute differences."""
-    return total((ours - target).abs())
+    return reproducible_sum((ours - target).abs())
 
 
 def l1_mean(ours: Tensor, target: Tensor) -> Tensor:

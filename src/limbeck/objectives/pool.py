@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from limbeck.core.rng import derive, stream
+from limbeck.core.rng import derive_seed, make_generator
 from limbeck.core.types import Batch, PureLoss
 from limbeck.data.cutmix import cutmix
 from limbeck.derivatives.autograd import gradient
@@ -50,7 +50,7 @@ class Fresh:
 
     def __call__(self, number: int) -> Tensor:
         theta = self.model.fresh(self.seed, "pool", number).to(self.device)
-        return theta if self.warm_up is None else self.warm_up(theta, derive(self.seed, "warm-up", number))
+        return theta if self.warm_up is None else self.warm_up(theta, derive_seed(self.seed, "warm-up", number))
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,9 @@ class RealLessons:
     def __call__(self, synthetic: SyntheticSet, step: int) -> Iterable[Pair]:
         images, labels = self.real
         for lesson in range(self.steps):
-            generator = stream(self.seed, "lesson", step, lesson)
+            generator = make_generator(self.seed, "lesson", step, lesson)
             rows = torch.randperm(len(images), generator=generator)[: self.batch].to(images.device)
-            batch = self.augment(images[rows], derive(self.seed, "lesson", step, lesson))
+            batch = self.augment(images[rows], derive_seed(self.seed, "lesson", step, lesson))
             target = F.one_hot(labels[rows], self.classes).to(batch.dtype)
             mixed = float(torch.rand((), generator=generator)) < self.cutmix
             yield cutmix(batch, target, generator) if mixed else (batch, target)
@@ -105,7 +105,9 @@ class SyntheticLessons:
     def __call__(self, synthetic: SyntheticSet, step: int) -> Iterable[Pair]:
         held = synthetic.snapshot()
         count = len(held.training_pair()[0])
-        batches = held.batches(self.passes * -(-count // self.batch), self.batch, stream(self.seed, "lesson", step))
+        batches = held.batches(
+            self.passes * -(-count // self.batch), self.batch, make_generator(self.seed, "lesson", step)
+        )
         for images, labels, seed, rows in batches:
             batch = (images, labels) if rows is None else (images[rows], labels[rows])
             yield (batch[0] if seed is None else self.augment(batch[0], seed)), batch[1]

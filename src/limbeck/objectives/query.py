@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from limbeck.core.rng import derive, stream
+from limbeck.core.rng import derive_seed, make_generator
 from limbeck.select.coresets import Selector
 from limbeck.synthetic.set import SyntheticSet
 
@@ -27,7 +27,7 @@ class RandomRows:
 
     def __call__(self, step: int, label: int, seed: int) -> Tensor:
         held = self.members[label]
-        order = torch.randperm(len(held), generator=stream(seed, "real", step, label))[: self.count]
+        order = torch.randperm(len(held), generator=make_generator(seed, "real", step, label))[: self.count]
         return held[order.to(held.device)]
 
 
@@ -65,10 +65,10 @@ class Query:
     def _of_class(self, step: int, label: int) -> Tensor:
         held = self.members[label]
         if self.pool is not None and len(held) > max(self.pool, self.count):
-            order = torch.randperm(len(held), generator=stream(self.seed, "sub-pool", step, label))
+            order = torch.randperm(len(held), generator=make_generator(self.seed, "sub-pool", step, label))
             held = held[order[: max(self.pool, self.count)].to(held.device)]
         features = self.represent(self.images[held]).flatten(1)
-        return held[self.policy(features, self.count, derive(self.seed, "query", step, label)).to(held.device)]
+        return held[self.policy(features, self.count, derive_seed(self.seed, "query", step, label)).to(held.device)]
 
     def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
         if step % self.every % self.interval == 0:

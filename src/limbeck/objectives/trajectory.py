@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from limbeck.core.rng import stream
+from limbeck.core.rng import make_generator
 from limbeck.core.types import Adjoint, Batch, Distance, PureLoss, Sampler, Segment, Trajectory
 from limbeck.objectives.combine import of_step_size
 from limbeck.objectives.distance import displacement
@@ -49,11 +49,11 @@ class MatchTrajectory:
 
     def __post_init__(self) -> None:
         for end in sorted({path.end for path in self.trajectories}):
-            self.sampler(0, end, stream(0, "segment"))
+            self.sampler(0, end, make_generator(0, "segment"))
 
     def segment(self, step: int, seed: int, device: torch.device) -> Segment:
         """The stretch that outer step `step` matches."""
-        generator = stream(seed, "segment", step)
+        generator = make_generator(seed, "segment", step)
         expert = self.trajectories[int(torch.randint(len(self.trajectories), (), generator=generator))]
         t0, t1 = self.sampler(step, expert.end, generator)
         start = expert.at(t0).to(device)
@@ -63,7 +63,7 @@ class MatchTrajectory:
 
     def __call__(self, synthetic: SyntheticSet, step: int, seed: int) -> Tensor:
         segment = self.segment(step, seed, synthetic.images.device)
-        batches = synthetic.batches(self.steps, self.batch_size, stream(seed, "batches", step))
+        batches = synthetic.batches(self.steps, self.batch_size, make_generator(seed, "batches", step))
         if self.labels is not None:
             labels = self.labels(batches[0].images.detach(), segment)
             batches = [Batch(batch.images, labels, batch.seed, batch.rows) for batch in batches]

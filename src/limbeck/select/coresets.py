@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.errors import UserError
-from limbeck.core.rng import derive, stream
+from limbeck.core.rng import derive_seed, make_generator
 
 Selector = Callable[[Tensor, int, int], Tensor]
 """(features of one class (m, d), how many, seed) -> distinct rows (k,)."""
@@ -18,7 +18,7 @@ Selector = Callable[[Tensor, int, int], Tensor]
 
 def random(features: Tensor, count: int, seed: int) -> Tensor:
     """Uniform without replacement."""
-    return torch.randperm(len(features), generator=stream(seed, "random"))[:count]
+    return torch.randperm(len(features), generator=make_generator(seed, "random"))[:count]
 
 
 def kmeans(features: Tensor, count: int, seed: int) -> Tensor:
@@ -32,9 +32,9 @@ def kmeans(features: Tensor, count: int, seed: int) -> Tensor:
     points = features.cpu().double().numpy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct images than clusters: filled up below
-        found = KMeans(count, init="random", n_init=1, max_iter=100, random_state=derive(seed, "kmeans") % 2**32).fit(
-            points
-        )
+        found = KMeans(
+            count, init="random", n_init=1, max_iter=100, random_state=derive_seed(seed, "kmeans") % 2**32
+        ).fit(points)
     distance = np.square(points - found.cluster_centers_[found.labels_]).sum(1)
     rows = [
         int(members[distance[members].argmin()])
@@ -66,7 +66,7 @@ def herding(features: Tensor, count: int, seed: int) -> Tensor:
 def kcentre(features: Tensor, count: int, seed: int) -> Tensor:
     """From a random sample on, the one farthest from all taken (Sener & Savarese 2018, algorithm 1)."""
     points = features.cpu().double()
-    taken = [int(torch.randint(len(points), (), generator=stream(seed, "kcentre")))]
+    taken = [int(torch.randint(len(points), (), generator=make_generator(seed, "kcentre")))]
     nearest = torch.full((len(points),), torch.inf, dtype=torch.double)
     while len(taken) < count:
         nearest = torch.minimum(nearest, (points - points[taken[-1]]).square().sum(1))
@@ -75,7 +75,7 @@ def kcentre(features: Tensor, count: int, seed: int) -> Tensor:
     return torch.tensor(taken[:count])
 
 
-def highest(features: Tensor, count: int, seed: int) -> Tensor:
+def topk(features: Tensor, count: int, seed: int) -> Tensor:
     """The samples with the largest score, features (m, 1); equal ones in random order."""
     order = random(features, len(features), seed).to(features.device)
     ranked = features[order].flatten().argsort(descending=True, stable=True)
@@ -90,24 +90,33 @@ SELECTORS: dict[str, Selector] = {
 }
 
 
-def choose(name: str, features: Tensor, labels: Tensor, classes: int, ipc: int, seed: int) -> Tensor:
-    """`ipc` rows of every class by the selector of this name, class-sorted (classes * ipc,).
+def select_per_class(
+    selector: str | Selector, features: Tensor, labels: Tensor, classes: int, ipc: int, seed: int
+) -> Tensor:
+    """Rows of `ipc` images of every class, class by class: int64 (classes * ipc,) on the CPU.
 
+    selector: a name in `SELECTORS`, or a function like those.
     features: (n, ...), one row per image; labels: int64 (n,).
-    Raises UserError for an unknown selector or a class with fewer than `ipc` images.
+    Raises UserError for an unknown selector and for a class with fewer than `ipc` images.
     """
-    if name not in SELECTORS:
-        raise UserError(f"there is no selector called '{name}'; choose one of {', '.join(SELECTORS)}.")
-    return choose_by(SELECTORS[name], features, labels, classes, ipc, seed)
+    if isinstance(selector, str):
+        if selector not in SELECTORS:
+            raise UserError(f"there is no selector called '{selector}'; choose one of {', '.join(SELECTORS)}.")
+        selector = SELECTORS[selector]
+    rows = []
+    for label, members in enumerate(class_rows(labels, classes, ipc)):
+        members = members.cpu()
+        class_features = features[members.to(features.device)].flatten(1)
+        rows.append(members[selector(class_features, ipc, derive_seed(seed, "select", label))])
+    return torch.cat(rows)
 
 
-def choose_by(select: Selector, features: Tensor, labels: Tensor, classes: int, ipc: int, seed: int) -> Tensor:
-    """The same by any selector."""
-    chosen = []
-    for label in range(classes):
-        rows = (labels == label).nonzero().squeeze(1).cpu()
-        if len(rows) < ipc:
-            raise UserError(f"class {label} has {len(rows)} training images, fewer than the {ipc} per class asked for.")
-        own = features[rows.to(features.device)].flatten(1)
-        chosen.append(rows[select(own, ipc, derive(seed, "select", label))])
-    return torch.cat(chosen)
+def class_rows(labels: Tensor, classes: int, ipc: int) -> list[Tensor]:
+    """The rows of each class, in order; UserError for a class with fewer than `ipc` of them."""
+    rows = [(labels == label).nonzero().squeeze(1) for label in range(classes)]
+    for label, members in enumerate(rows):
+        if len(members) < ipc:
+            raise UserError(
+                f"class {label} has {len(members)} training images, fewer than the {ipc} per class asked for."
+            )
+    return rows

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from limbeck.core.errors import UserError
-from limbeck.core.rng import stream
+from limbeck.core.rng import make_generator
+from limbeck.select.coresets import class_rows
 
 Classify = Callable[[Tensor], Tensor]
 """images (n, ...) -> classes (n,)."""
 
 
-def choose_correct(
+def select_correct(
     images: Tensor, labels: Tensor, classes: int, ipc: int, experts: Sequence[Classify], seed: int
 ) -> Tensor:
     """`ipc` random rows of every class that an expert classifies correctly, class-sorted (classes * ipc,).
@@ -24,11 +24,8 @@ def choose_correct(
     Raises UserError for a class with fewer than `ipc` images.
     """
     chosen = []
-    for label in range(classes):
-        rows = (labels == label).nonzero().squeeze(1)
-        if len(rows) < ipc:
-            raise UserError(f"class {label} has {len(rows)} training images, fewer than the {ipc} per class asked for.")
-        order = torch.randperm(len(rows), generator=stream(seed, "correct", label)).to(rows.device)
+    for label, rows in enumerate(class_rows(labels, classes, ipc)):
+        order = torch.randperm(len(rows), generator=make_generator(seed, "correct", label)).to(rows.device)
         rest = rows[order]
         found = rest[:0]
         for expert in experts:

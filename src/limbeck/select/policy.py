@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck.core.rng import derive
+from limbeck.core.rng import derive_seed
 from limbeck.select.coresets import Selector, random
 
 __all__ = ["POLICIES", "Dream", "boundary", "centre", "random"]
@@ -43,7 +43,7 @@ class Dream:
             init="random",  # k-means++ took 80 times as long at 128 clusters
             n_init=1,
             max_iter=self.iterations,
-            random_state=derive(seed, "dream") % 2**32,
+            random_state=derive_seed(seed, "dream") % 2**32,
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct samples than clusters: filled up below

@@ -15,7 +15,7 @@ CHUNK = 500
 
 
 @torch.no_grad()
-def features(model: FlatModel, theta: Tensor, images: Tensor) -> Tensor:
+def extract_features(model: FlatModel, theta: Tensor, images: Tensor) -> Tensor:
     """What enters the last linear layer, (n, d), of un-augmented images (n, channels, height, width)."""
     return torch.cat([model.features(theta, part) for part in images.split(CHUNK)])
 
@@ -67,6 +67,6 @@ def forgetting(model: FlatModel, trajectories: Sequence[Trajectory], images: Ten
     return total / len(trajectories)
 
 
-def early(trajectories: Sequence[Trajectory]) -> list[Tensor]:
+def early_checkpoints(trajectories: Sequence[Trajectory]) -> list[Tensor]:
     """Experts after a tenth of their epochs, at least one: where Paul et al. (section 3) take their scores."""
     return [path.at(max(1, round(0.1 * path.end))) for path in trajectories]

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.core.errors import UserError
-from limbeck.core.linear import linear
+from limbeck.core.linear import linear_call
 
 if TYPE_CHECKING:
     from limbeck.data import Preprocess
 
-How = Literal["single", "multi", "bound"]
+Mode = Literal["single", "multi", "bound"]
 
 
 def tile_sides(size: tuple[int, int], factor: int) -> tuple[int, int]:
@@ -43,7 +43,7 @@ def _canvas(images: Tensor, sides: tuple[int, int], factor: int, pad: tuple[floa
     return canvas
 
 
-def cut(images: Tensor, factor: int, pad: tuple[float, ...] = (0.0,)) -> Tensor:
+def cut_tiles(images: Tensor, factor: int, pad: tuple[float, ...] = (0.0,)) -> Tensor:
     """images (n, c, h, w) -> (factor^2 n, c, h, w): tile 0 of all images, then tile 1 of all; tiles row by row.
 
     Where a side does not divide, it is filled up right and below with `pad`, one value a channel or one for all, in
@@ -55,10 +55,10 @@ def cut(images: Tensor, factor: int, pad: tuple[float, ...] = (0.0,)) -> Tensor:
     sides = tile_sides((h, w), factor)
     canvas = _canvas(images, sides, factor, pad).view(n, c, factor, sides[0], factor, sides[1])
     tiles = canvas.permute(2, 4, 0, 1, 3, 5).reshape(factor * factor * n, c, *sides)
-    return enlarge(tiles, (h, w))
+    return enlarge_tiles(tiles, (h, w))
 
 
-def enlarge(tiles: Tensor, size: tuple[int, int]) -> Tensor:
+def enlarge_tiles(tiles: Tensor, size: tuple[int, int]) -> Tensor:
     """(n, c, h, w) -> (n, c, *size), bilinearly."""
 
     def forward(x: Tensor) -> Tensor:
@@ -72,10 +72,10 @@ def enlarge(tiles: Tensor, size: tuple[int, int]) -> Tensor:
         return rows @ g @ columns.T
 
     sides = tiles.shape[2:]
-    return linear(tiles, forward, adjoint)
+    return linear_call(tiles, forward, adjoint)
 
 
-def mosaic(images: Tensor, factor: int) -> Tensor:
+def make_mosaic(images: Tensor, factor: int) -> Tensor:
     """The start of a multi-formation set: images (factor^2 n, c, h, w), ordered as `cut` gives tiles -> (n, c, h, w).
 
     Every image is shrunk by averaging to the tile that `cut` will take from the very place it is put: the reference
@@ -93,12 +93,12 @@ def mosaic(images: Tensor, factor: int) -> Tensor:
     return whole[:, :, :h, :w].contiguous()
 
 
-def bound_factors(labels: Tensor, factor: int, most: int) -> Tensor:
-    """How finely each stored image is cut, (n,), so that no class gets more than `most` training images.
+def bound_factors(labels: Tensor, factor: int, max_per_class: int) -> Tensor:
+    """How finely each stored image is cut, (n,), so that no class gets more than `max_per_class` training images.
 
     On the processor, whatever device the labels are on.
     The first images of a class get `factor`, as many as fit while every later one still gets 1; the next ones the
-    greatest that fits then. A class of more than `most` stored images is not cut at all.
+    greatest that fits then. A class of more than `max_per_class` stored images is not cut at all.
 
     >>> bound_factors(torch.tensor([0, 0, 0, 1]), 2, 7).tolist()
     [2, 1, 1, 2]
@@ -107,7 +107,7 @@ def bound_factors(labels: Tensor, factor: int, most: int) -> Tensor:
     factors = torch.ones(len(labels), dtype=torch.int64)
     for label in classes.unique().tolist():
         rows = (classes == label).nonzero().squeeze(1).tolist()
-        spare, now = most - len(rows), factor
+        spare, now = max_per_class - len(rows), factor
         for row in rows:
             while now > 1 and now * now - 1 > spare:
                 now -= 1
@@ -120,26 +120,26 @@ def bound_factors(labels: Tensor, factor: int, most: int) -> Tensor:
 class Partition:
     """The `decode` of a multi-formation set: (stored images, labels) -> (training images, labels).
 
-    how:  single: every image is cut by `factor`. multi: by 1, 2, ..., `factor`, all together. bound: as finely as
-          `most` training images a class allow (see `bound_factors`).
+    mode: single: every image is cut by `factor`. multi: by 1, 2, ..., `factor`, all together. bound: as finely as
+          `max_per_class` training images a class allow (see `bound_factors`).
     pad:  what fills a side that does not divide: per channel, in network input space (see `grey`).
     Labels are classes (n,) or logits (n, classes), repeated in the order of the images. Factor 1 is the identity.
     """
 
     factor: int
-    how: How = "single"
+    mode: Mode = "single"
     pad: tuple[float, ...] = (0.0,)
-    most: int = 128
+    max_per_class: int = 128
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         if self.factor == 1:
             return images, labels
-        if self.how == "single":
+        if self.mode == "single":
             return self._cut(images, labels, self.factor)
-        if self.how == "multi":
+        if self.mode == "multi":
             parts = [self._cut(images, labels, factor) for factor in range(1, self.factor + 1)]
         else:
-            factors = bound_factors(labels, self.factor, self.most)
+            factors = bound_factors(labels, self.factor, self.max_per_class)
             chosen = [(factor, (factors == factor).nonzero().squeeze(1)) for factor in range(self.factor, 0, -1)]
             places = [(factor, rows.to(images.device)) for factor, rows in chosen if len(rows)]
             parts = [self._cut(images[rows], labels[rows], factor) for factor, rows in places]
@@ -147,10 +147,10 @@ class Partition:
 
     def _cut(self, images: Tensor, labels: Tensor, factor: int) -> tuple[Tensor, Tensor]:
         repeats = (factor**2, *[1] * (labels.ndim - 1))
-        return cut(images, factor, self.pad), labels.repeat(repeats) if factor > 1 else labels
+        return cut_tiles(images, factor, self.pad), labels.repeat(repeats) if factor > 1 else labels
 
 
-def grey(preprocess: Preprocess, pixel: float = 0.5) -> tuple[float, ...]:
+def pad_value(preprocess: Preprocess, pixel: float = 0.5) -> tuple[float, ...]:
     """A pixel value per channel in network input space: the reference pads with 0.5 in pixel space.
 
     Raises UserError for whitening, which is of whole images and knows no value of one pixel.

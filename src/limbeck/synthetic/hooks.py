@@ -9,17 +9,17 @@ from math import nan
 import torch
 from torch import Tensor
 
-from limbeck.core.sums import total
+from limbeck.core.sums import reproducible_sum
 from limbeck.data import Preprocess
-from limbeck.synthetic.loop import Diverged
+from limbeck.synthetic.loop import DivergenceError
 from limbeck.synthetic.set import LOG_LR_RANGE, SyntheticSet
 
 
 class Ema:
     """The exponential average of parts of a set: e <- decay e + (1 - decay) x after every step.
 
-    It starts at the set it is given, and keeps it apart; a part that is not averaged is shown as it is. `show` is for
-    `Plan.show`: the average is what is validated and kept, on networks of its own.
+    It starts at the set it is given, and keeps it apart; a part that is not averaged is shown as it is. `average`
+    is for `Plan.show`: the average is what is validated and kept, on networks of its own.
     unbiased: it starts at 0 and is divided by 1 - decay^steps where it is shown (Kingma & Ba 2015), as RCIG has it:
               a mean of what was reached, without the start.
     """
@@ -38,7 +38,7 @@ class Ema:
         for name, mean in self.mean.items():
             mean.mul_(self.decay).add_(synthetic.state()[name], alpha=1 - self.decay)
 
-    def show(self, synthetic: SyntheticSet) -> SyntheticSet:
+    def average(self, synthetic: SyntheticSet) -> SyntheticSet:
         """The set with its averaged parts."""
         shown = synthetic.snapshot()
         if self.unbiased and not self.steps:
@@ -58,7 +58,7 @@ class Ema:
             mean.copy_(state[name])
 
 
-class Decay:
+class StepDecay:
     """Step decay of an optimiser's step sizes: times `factor` after every `every` outer steps.
 
     A function of the step alone, so that there is nothing to save.
@@ -83,7 +83,7 @@ class Decay:
 
 
 @torch.no_grad()
-def forget(optimiser: torch.optim.Optimizer, parameter: Tensor, rows: Tensor | None = None) -> None:
+def reset_optimiser_state(optimiser: torch.optim.Optimizer, parameter: Tensor, rows: Tensor | None = None) -> None:
     """Zero what an optimiser remembers of a parameter, or of these rows of it."""
     for slot in optimiser.state.get(parameter, {}).values():
         if isinstance(slot, Tensor) and slot.shape == parameter.shape:
@@ -118,7 +118,7 @@ class StudentMonitor:
     warn:     hears one sentence, once for each of `WARNINGS`.
     patience: steps in a row that count as standing still (the loss is within 0.001 of 1) or as stuck (the loss is far
               above 1 while neither images nor step size move).
-    Raises Diverged where nothing can come of it any more: standing still with the least step size, or stuck.
+    Raises DivergenceError where nothing can come of it any more: standing still with the least step size, or stuck.
     """
 
     warn: Callable[[str], None]
@@ -131,7 +131,7 @@ class StudentMonitor:
     def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
         lr, log_lr = float(synthetic.lr.detach()), float(synthetic.log_lr.detach())
         far = loss > OVERSHOOT
-        self._count(far, loss, (log_lr, float(total(synthetic.images.detach()))))
+        self._count(far, loss, (log_lr, float(reproducible_sum(synthetic.images.detach()))))
         still = self.still >= self.patience
         facts = {
             "step": step,
@@ -147,7 +147,7 @@ class StudentMonitor:
                 self.warn(WARNINGS[name].format(**facts))
         for name, holds in {"still": still and log_lr <= low, "stuck": self.stuck >= self.patience}.items():
             if holds:
-                raise Diverged(DEAD_ENDS[name].format(**facts))
+                raise DivergenceError(DEAD_ENDS[name].format(**facts))
 
     def _count(self, far: bool, loss: float, position: tuple[float, float]) -> None:
         self.still = self.still + 1 if abs(loss - 1) < 1e-3 else 0
@@ -177,7 +177,7 @@ class Clamp:
         synthetic.images.copy_(synthetic.images.maximum(self.low).minimum(self.high))
 
 
-def clamp(preprocess: Preprocess) -> list[Clamp]:
+def make_clamp_hooks(preprocess: Preprocess) -> list[Clamp]:
     """The hook that keeps pixels between 0 and 1; none for whitening, which knows no range of one pixel."""
     if preprocess.std is None:
         return []

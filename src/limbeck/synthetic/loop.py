@@ -25,28 +25,23 @@ class Hook(Protocol):
     def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None: ...
 
 
-class Diverged(UserError):
+class DivergenceError(UserError):
     """The loss or a gradient stopped being finite; the set still holds its last good values."""
 
 
-def always(loss: float) -> bool:
-    """Accept every step."""
-    return True
-
-
-def descend(
+def outer_loop(
     objective: Objective,
     synthetic: SyntheticSet,
     optimisers: Sequence[torch.optim.Optimizer],
     steps: range,
     seed: int,
-    accept: Callable[[float], bool] = always,
+    accept: Callable[[float], bool] | None = None,
     hooks: Sequence[Hook] = (),
 ) -> None:
     """Lower `objective` over `steps`, updating the learned parameters of `synthetic` in place.
 
     Each step is random only through (seed, step), so that a run can be taken up again at any of them.
-    Hooks see the number of steps done. Raises Diverged before a step that is not finite is taken.
+    Hooks see the number of steps done. Raises DivergenceError before a step that is not finite is taken.
     """
     for step in steps:
         for optimiser in optimisers:
@@ -55,7 +50,7 @@ def descend(
         loss.backward()
         value = float(loss.detach())
         _check(value, synthetic, step)
-        if accept(value):
+        if accept is None or accept(value):
             for optimiser in optimisers:
                 optimiser.step()
         for hook in hooks:
@@ -68,7 +63,7 @@ def _check(loss: float, synthetic: SyntheticSet, step: int) -> None:
     if not isfinite(loss) or broken:
         what = f"the gradient of {', '.join(broken)}" if broken else "the loss"
         lr = float(synthetic.lr.detach())
-        raise Diverged(
+        raise DivergenceError(
             f"step {step}: {what} is not finite (loss {loss:.4g}, student step size {lr:.4g}); the last good state "
             "is kept. Lower --lr-img, --lr-lr or --syn-steps and run again in a new folder."
         )

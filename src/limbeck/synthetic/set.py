@@ -17,11 +17,6 @@ Decode = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(stored images, labels) -> (training images, their labels)."""
 
 
-def identity(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The stored images are the training images."""
-    return images, labels
-
-
 @dataclass(frozen=True, eq=False)
 class SyntheticSet:
     """Raw parameters and how to read them.
@@ -30,17 +25,17 @@ class SyntheticSet:
     labels:  int64 classes (n,), or float logits (n, classes) whose softmax is the target.
     log_lr:  scalar, the logarithm of the student's step size: the step size is positive by construction.
              It is meant to lie in `LOG_LR_RANGE`.
-    decode:  stored images to training images.
+    decode:  stored images and labels to training images and labels; None where they are the same.
     learned: names of the parameters that a method optimises.
-    more:    further raw parameters by name, of methods that have some (a temperature, say).
+    extra:   further raw parameters by name, of methods that have some (a temperature, say).
     """
 
     images: Tensor
     labels: Tensor
     log_lr: Tensor
-    decode: Decode = identity
+    decode: Decode | None = None
     learned: tuple[str, ...] = field(default=("images", "log_lr"))
-    more: Mapping[str, Tensor] = field(default_factory=dict)
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def start(
@@ -50,16 +45,16 @@ class SyntheticSet:
         lr: float,
         learned: tuple[str, ...] = ("images", "log_lr"),
         *,
-        decode: Decode = identity,
-        more: Mapping[str, Tensor] | None = None,
+        decode: Decode | None = None,
+        extra: Mapping[str, Tensor] | None = None,
     ) -> SyntheticSet:
         """A set that begins at these images (copied), labels and step size; the learned parts ask for gradients."""
         log_lr = torch.tensor(log(lr), dtype=images.dtype, device=images.device)
-        extra = {name: tensor.detach().clone() for name, tensor in (more or {}).items()}
-        made = cls(images.detach().clone(), labels.detach().clone(), log_lr, decode, learned, extra)
-        for parameter in made.parameters().values():
+        copies = {name: tensor.detach().clone() for name, tensor in (extra or {}).items()}
+        synthetic = cls(images.detach().clone(), labels.detach().clone(), log_lr, decode, learned, copies)
+        for parameter in synthetic.parameters().values():
             parameter.requires_grad_()
-        return made
+        return synthetic
 
     @property
     def lr(self) -> Tensor:
@@ -72,7 +67,7 @@ class SyntheticSet:
 
     def state(self) -> dict[str, Tensor]:
         """All raw tensors by name."""
-        return {"images": self.images, "labels": self.labels, "log_lr": self.log_lr, **self.more}
+        return {"images": self.images, "labels": self.labels, "log_lr": self.log_lr, **self.extra}
 
     def parameters(self) -> dict[str, Tensor]:
         """The learned raw tensors by name."""
@@ -88,11 +83,15 @@ class SyntheticSet:
         """A detached copy."""
         copies = {name: tensor.detach().clone() for name, tensor in self.state().items()}
         images, labels, log_lr = (copies.pop(name) for name in ("images", "labels", "log_lr"))
-        return replace(self, images=images, labels=labels, log_lr=log_lr, more=copies)
+        return replace(self, images=images, labels=labels, log_lr=log_lr, extra=copies)
+
+    def decoded_pair(self) -> tuple[Tensor, Tensor]:
+        """Training images and their raw labels: classes, or logits before the softmax."""
+        return (self.images, self.labels) if self.decode is None else self.decode(self.images, self.labels)
 
     def training_pair(self) -> tuple[Tensor, Tensor]:
         """Training images and labels; label logits become probabilities."""
-        images, labels = self.decode(self.images, self.labels)
+        images, labels = self.decoded_pair()
         return images, labels.softmax(1) if labels.dtype.is_floating_point else labels
 
     def batches(self, steps: int, size: int | None, generator: torch.Generator) -> list[Batch]:

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from limbeck.core.rng import derive, stream
-from limbeck.core.sums import inner, total
+from limbeck.core.rng import derive_seed, make_generator
+from limbeck.core.sums import reproducible_dot, reproducible_sum
 from limbeck.core.types import Batch, PureLoss
 from limbeck.derivatives.autograd import gradient
 
@@ -50,7 +50,7 @@ class Gsam:
         scaled = size * here
         ahead = theta.detach() + self.rho * size * scaled / (scaled.norm() + 1e-12)
         perturbed = gradient(loss, ahead, batch)
-        along = inner(here, perturbed) / (total(perturbed.square()) + 1e-12)
+        along = reproducible_dot(here, perturbed) / (reproducible_sum(perturbed.square()) + 1e-12)
         return perturbed - self.alpha * (here - along * perturbed)
 
 
@@ -74,9 +74,9 @@ def train(
     for epoch in range(schedule.epochs):
         if epoch == schedule.drop:
             optimiser = _sgd(theta, lr * 0.1, schedule)
-        order = torch.randperm(len(images), generator=stream(seed, "order", epoch)).to(images.device)
+        order = torch.randperm(len(images), generator=make_generator(seed, "order", epoch)).to(images.device)
         for step, rows in enumerate(order.split(schedule.batch_size)):
-            batch = Batch(images[rows], labels[rows], derive(seed, "augment", epoch, step))
+            batch = Batch(images[rows], labels[rows], derive_seed(seed, "augment", epoch, step))
             theta.grad = rule(loss, theta, batch)
             optimiser.step()
         yield theta.detach().clone()

@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from limbeck.core.errors import UserError
-from limbeck.core.home import kernels_folder
+from limbeck.core.folders import kernels_folder
 
 SOURCE = Path(__file__).with_name("network.cpp")
 HEADERS = tuple(

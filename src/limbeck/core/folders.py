@@ -15,18 +15,18 @@ def size_of(path: Path) -> int:
     return path.stat().st_size
 
 
-def home() -> Path:
+def home_folder() -> Path:
     """Where experts, baselines and decoded images are kept for reuse: $LIMBECK_HOME, else the user's cache folder."""
     folder = os.environ.get("LIMBECK_HOME")
-    return Path(folder) if folder else user_cache()
+    return Path(folder) if folder else user_cache_folder()
 
 
 def kernels_folder() -> Path:
     """Where compiled kernels are kept: in the user's own cache, since a group may share $LIMBECK_HOME."""
-    return user_cache() / "kernels"
+    return user_cache_folder() / "kernels"
 
 
-def user_cache() -> Path:
+def user_cache_folder() -> Path:
     """limbeck's folder in the user's cache: below $XDG_CACHE_HOME, else ~/.cache."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "limbeck"
