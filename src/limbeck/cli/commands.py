@@ -12,6 +12,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from limbeck.core.aliases import rename_flags
 from limbeck.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -90,6 +91,9 @@ def _run_command(name: str, arguments: list[str]) -> int:
     import tyro
 
     options, arguments = command.adapt(command.options, arguments)
+    arguments, notices = rename_flags(arguments, options.model_fields)
+    for notice in notices:
+        print(f"limbeck: {notice}", file=sys.stderr)
     args: Any = tyro.cli(options, prog=f"limbeck {name}", args=arguments)
     if args.threads is not None:
         import torch
