@@ -212,7 +212,7 @@ READS = {
 
 def plan(method: Method, task: Task, expert: Expert, **options: object) -> Plan:
     facts = DataFacts(len(task.data.train), 2, ExpertConfig(epochs=len(expert.validation) - 1))
-    config = method.resolve(method.config(**options), facts)
+    config = method.resolve_options(method.config(**options), facts)
     config = config.model_copy(update={name: n for name, n in SMALL.items() if name in method.config.model_fields})
     trajectory = None if method.experts is None else expert.trajectory(method.experts)
     return method.plan(config, MethodInputs(task, [] if trajectory is None else [trajectory], 2, 0))
@@ -241,13 +241,13 @@ def test_an_outer_step_waits_where_it_is_listed(
             if isinstance(hook, Stateful):
                 hook.restore({name: tensor.cpu() for name, tensor in hook.state().items()}, 1)
         losses += steps(recipe, 1, 1)
-        shown = [tensor.cpu() for tensor in recipe.show(recipe.synthetic).state().values()]
+        shown = [tensor.cpu() for tensor in recipe.evaluated_set().state().values()]
     if method.learns:
         expected = EVERY_STEP | {"synthetic.loop._check": len(method.learns)} | READS[method.name]
         assert counts == expected
     in_order(elsewhere)
     assert losses == pytest.approx(steps(here, 0, 2), rel=2e-3)
-    for ours, same in zip(shown, here.show(here.synthetic).state().values(), strict=True):
+    for ours, same in zip(shown, here.evaluated_set().state().values(), strict=True):
         assert ours.shape == same.shape
         assert ours.isfinite().all()
 
@@ -278,7 +278,7 @@ def test_options_stay_there(
     with elsewhere:
         there = plan(method, moved(elsewhere, task), expert, **options)
         losses = steps(there, 0, 2)
-        shown = there.show(there.synthetic)
+        shown = there.evaluated_set()
         assert all(tensor.device == DEVICE for tensor in shown.state().values())
     in_order(elsewhere)
     assert losses == pytest.approx(steps(here, 0, 2), rel=2e-3)

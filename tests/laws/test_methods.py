@@ -33,7 +33,7 @@ FACTS = [
 
 def resolved(method: Method, task: Task, expert: Expert, ipc: int) -> MethodConfig:
     epochs = len(expert.validation) - 1
-    config = method.resolve(method.config(), DataFacts(len(task.data.train), ipc, ExpertConfig(epochs=epochs)))
+    config = method.resolve_options(method.config(), DataFacts(len(task.data.train), ipc, ExpertConfig(epochs=epochs)))
     assert isinstance(config, MethodConfig)
     return config
 
@@ -69,8 +69,8 @@ def test_its_config_survives_json(method: Method) -> None:
 @pytest.mark.parametrize("facts", FACTS, ids=lambda facts: f"{facts.train_images}-{facts.ipc}-{facts.expert.epochs}")
 def test_its_defaults_can_be_worked_out(method: Method, facts: DataFacts) -> None:
     """Once, to values that its config accepts, survive JSON, and leave alone what was given."""
-    config = method.resolve(method.config(), facts)
-    assert method.resolve(config, facts) == config
+    config = method.resolve_options(method.config(), facts)
+    assert method.resolve_options(config, facts) == config
     assert method.config(**config.model_dump()) == config
     assert method.config.model_validate_json(config.model_dump_json()) == config
     given = method.config().model_dump(exclude_none=True)
@@ -176,7 +176,7 @@ def test_more_iterations_leave_the_first_steps_as_they_are(method: Method, task:
         return images
 
     facts = DataFacts(len(task.data.train), 2, ExpertConfig(epochs=3))
-    config = method.resolve(method.config(iterations=5, **RHYTHMS.get(method.name, {})), facts)
+    config = method.resolve_options(method.config(iterations=5, **RHYTHMS.get(method.name, {})), facts)
     for ours, theirs in zip(path(5), path(50), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -209,7 +209,9 @@ def test_a_run_is_taken_up_bit_for_bit(method: Method, task: Task, expert: Exper
         made = plan(method, task, expert, seed=0, ipc=2)
         run = Run.begin(tmp_path / folder, {}, {})
         log = Log(run, lambda event: None)
-        chooser = Choose(run, 3, 6, lambda held: (0.0, 0.0, 1), lambda held, step: None, lambda event: None, made.show)
+        chooser = Choose(
+            run, 3, 6, lambda held: (0.0, 0.0, 1), lambda held, step: None, lambda event: None, made.evaluated_set
+        )
         save = Save(run, made.optimisers, made.hooks, chooser, log)
         return made, save, [hook for hook in made.hooks if isinstance(hook, Stateful)]
 
@@ -225,7 +227,7 @@ def test_a_run_is_taken_up_bit_for_bit(method: Method, task: Task, expert: Exper
     go(again, save, range(3, 6))
     for ours, theirs in (
         (again.synthetic, whole.synthetic),
-        (again.show(again.synthetic), whole.show(whole.synthetic)),
+        (again.evaluated_set(), whole.evaluated_set()),
     ):
         assert all(torch.equal(tensor, theirs.state()[name]) for name, tensor in ours.state().items())
     assert not torch.equal(again.synthetic.images, first.synthetic.images)

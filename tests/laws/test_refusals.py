@@ -97,14 +97,14 @@ def test_a_rehearsal_refuses_what_the_plan_refuses_and_nothing_else(
                 continue
             facts = DataFacts(len(task.data.train), 2, EXPERT)
             resolved: list[Any] = []
-            early = refusal(lambda: resolved.append(method.resolve(method.config(**options), facts)))  # noqa: B023
+            early = refusal(lambda: resolved.append(method.resolve_options(method.config(**options), facts)))  # noqa: B023
             if early is not None:  # by `resolve`, which comes before
                 continue
 
             def build(resolved: Any = resolved, task: Task = task) -> None:
                 inputs = MethodInputs(task, expert_of(task, expert, method), 2, 0)
                 plan = method.plan(resolved[0], inputs)
-                plan.show(plan.synthetic).training_pair()
+                plan.evaluated_set().training_pair()
                 if method.experts in ("convex", "recorded"):
                     for step in (0, 1):
                         sampled = getattr(plan.objective, "objective", plan.objective)

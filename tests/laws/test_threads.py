@@ -110,7 +110,7 @@ GRADIENTS = [
     for value in get_args(method.config.model_fields["gradient"].annotation)
 ]
 CASES: list[tuple[str, dict[str, str]]] = [*((name, {}) for name in METHODS), *GRADIENTS]
-SAME_BITS = [case for case in CASES if not METHODS[case[0]].threads_matter(METHODS[case[0]].config(**case[1]))]
+SAME_BITS = [case for case in CASES if not METHODS[case[0]].depends_on_threads(METHODS[case[0]].config(**case[1]))]
 
 
 def test_methods_say_where_the_number_of_threads_matters() -> None:
@@ -133,7 +133,7 @@ def test_the_gradient_of_every_method_by_any_number_of_threads(name: str, given:
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        options = method.resolve(method.config(**given), DataFacts(len(wide.data.train), 1, config))
+        options = method.resolve_options(method.config(**given), DataFacts(len(wide.data.train), 1, config))
         plan = method.plan(options, MethodInputs(wide, [path] if method.experts else [], 1, 0))
         values = [plan.synthetic.images.detach().clone()]
         if plan.iterations:

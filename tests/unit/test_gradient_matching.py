@@ -306,7 +306,7 @@ def test_layers_are_flip_colour_one_of_the_rest_and_cutout() -> None:
 
 def recipe(name: str, task: Task, ipc: int = 2, seed: int = 0, **options: Any) -> Plan:
     method = METHODS[name]
-    config = method.resolve(method.config(**options), DataFacts(len(task.data.train), ipc, ExpertConfig()))
+    config = method.resolve_options(method.config(**options), DataFacts(len(task.data.train), ipc, ExpertConfig()))
     return method.plan(config, MethodInputs(task, [], ipc, seed))
 
 
@@ -418,7 +418,9 @@ def test_ten_steps_lower_the_loss(task: Task, name: str) -> None:
 
 def test_papers_pairs_of_loops() -> None:
     config = METHODS["dc"].config()
-    held = {ipc: METHODS["dc"].resolve(config, DataFacts(1000, ipc, ExpertConfig())) for ipc in (1, 10, 20, 50, 100)}
+    held = {
+        ipc: METHODS["dc"].resolve_options(config, DataFacts(1000, ipc, ExpertConfig())) for ipc in (1, 10, 20, 50, 100)
+    }
     assert {ipc: (each.inner, each.net_epochs) for ipc, each in held.items()} == {
         **{1: (1, 500), 10: (10, 50), 20: (20, 25), 50: (50, 10), 100: (50, 10)}
     }

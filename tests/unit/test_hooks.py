@@ -64,7 +64,7 @@ def test_step_decay_is_a_function_of_the_step() -> None:
 
 def test_an_average_of_draws_is_the_mean_of_them(task: Task, expert: Expert) -> None:
     method, facts = METHODS["mtt"], DataFacts(300, 2, ExpertConfig(epochs=3))
-    config = method.resolve(method.config(batch_syn=7), facts)
+    config = method.resolve_options(method.config(batch_syn=7), facts)
     assert expert.recorded is not None
     made = method.plan(config, MethodInputs(task, [expert.recorded], 2, 0))
     parameters = list(made.synthetic.parameters().values())

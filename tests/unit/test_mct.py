@@ -71,7 +71,7 @@ def test_teacher_labels_are_what_the_expert_says_at_u(task: Task, expert: Expert
     segment = Segment(expert.convex.at(0), expert.convex.at(1), 0, 1, expert.convex)
     wanted = task.model(expert.convex.at(1.5), images).softmax(1)
     torch.testing.assert_close(labeller(images, segment), wanted)
-    shown = made.show(made.synthetic)
+    shown = made.evaluated_set()
     torch.testing.assert_close(shown.training_pair()[1], wanted)
     assert made.synthetic.labels.dtype == torch.int64  # the set that is optimised keeps its classes
     made.objective(made.synthetic, 0, 0).backward()
@@ -139,4 +139,4 @@ def test_every_option_takes_steps(
     assert not torch.equal(made.synthetic.images.detach(), before)
     plain = planned(task, expert, expert_config)
     outer_loop(plain.objective, plain.synthetic, plain.optimisers, range(3), 0, plain.accept, plain.hooks)
-    assert not torch.equal(made.show(made.synthetic).images, plain.show(plain.synthetic).images)  # it does something
+    assert not torch.equal(made.evaluated_set().images, plain.evaluated_set().images)  # it does something

@@ -17,7 +17,7 @@ from limbeck.experts import Expert, ExpertConfig
 from limbeck.experts.segments import GrownEpochs
 from limbeck.methods import METHODS, DataFacts, MethodInputs, Plan
 from limbeck.methods.datm import label_logits
-from limbeck.methods.parts import ShowTaught
+from limbeck.methods.parts import WithTeacherLabels
 from limbeck.select import select_per_class
 from limbeck.select.correct import select_correct
 from limbeck.synthetic.loop import outer_loop
@@ -30,7 +30,9 @@ pytestmark = pytest.mark.usefixtures("untouched_generators")
 def make(name: str, task: Task, experts: list[Expert], ipc: int = 1, **options: Any) -> Plan:
     """A recipe with these options, on recorded experts of three epochs."""
     method = METHODS[name]
-    config = method.resolve(method.config(**options), DataFacts(len(task.data.train), ipc, ExpertConfig(epochs=3)))
+    config = method.resolve_options(
+        method.config(**options), DataFacts(len(task.data.train), ipc, ExpertConfig(epochs=3))
+    )
     trajectories = [expert.trajectory("recorded") for expert in experts]
     return method.plan(config, MethodInputs(task, [each for each in trajectories if each is not None], ipc, 0))
 
@@ -147,8 +149,8 @@ def test_teacher_labels_are_the_target_checkpoints(task: Task, expert: Expert) -
 
 def test_a_taught_set_is_kept_with_the_mean_of_what_experts_say(task: Task, expert: Expert) -> None:
     made = make("tesla", task, [expert, expert], expert_epochs=1, max_start_epoch=3, teacher_labels=True)
-    assert isinstance(made.show, ShowTaught)
-    images, labels = made.show(made.synthetic).training_pair()
+    assert isinstance(made.as_evaluated, WithTeacherLabels)
+    images, labels = made.evaluated_set().training_pair()
     assert expert.recorded is not None
     torch.testing.assert_close(labels, net(task, expert.recorded.at(3), images).softmax(1), rtol=1e-4, atol=1e-6)
 
@@ -207,7 +209,7 @@ def test_the_average_follows_its_recurrence(task: Task, expert: Expert) -> None:
     expected = seen[0]
     for images in seen[1:]:
         expected = 0.75 * expected + 0.25 * images
-    shown = made.show(made.synthetic)
+    shown = made.evaluated_set()
     torch.testing.assert_close(shown.images, expected)
     assert torch.equal(shown.log_lr, made.synthetic.log_lr)
     assert not torch.equal(shown.images, made.synthetic.images)

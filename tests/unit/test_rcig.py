@@ -251,13 +251,13 @@ def test_the_average_is_without_bias(task: Task) -> None:
 def test_what_is_shown_serves_both_protocols(task: Task) -> None:
     made = plan(task, ipc=2, label_scale=4.0)
     run(made, range(3))
-    shown = made.show(made.synthetic)
+    shown = made.evaluated_set()
     _, labels = shown.training_pair()
     torch.testing.assert_close(labels, (4 * shown.extra["targets"]).softmax(1))
     assert shown.extra["targets"].shape == (20, 10)
     last = plan(task, ipc=2, ema_decay=0.0)
     run(last, range(3))
-    assert torch.equal(last.show(last.synthetic).extra["targets"], last.synthetic.labels)
+    assert torch.equal(last.evaluated_set().extra["targets"], last.synthetic.labels)
     assert torch.equal(last.synthetic.labels, made.synthetic.labels)  # showing changes nothing
 
 
@@ -270,7 +270,7 @@ def as_file(task: Task, shown: SyntheticSet, targets: Tensor | None) -> Distille
 
 def test_targets_survive_the_file(task: Task, tmp_path: Path) -> None:
     made = plan(task)
-    shown = made.show(made.synthetic)
+    shown = made.evaluated_set()
     held = as_file(task, shown, shown.extra["targets"].detach())
     held.save(tmp_path / "set")
     found = load(tmp_path / "set")
@@ -313,7 +313,7 @@ def test_regression_fits_targets_and_knows_digits() -> None:
 
 def test_rows_of_results(task: Task) -> None:
     made = plan(task)
-    shown = made.show(made.synthetic)
+    shown = made.evaluated_set()
     quick = QUICK.model_copy(update={"steps": 3})
     rows = regression_rows(task, as_file(task, shown, shown.extra["targets"].detach()), quick, 0, "last")
     assert [row["protocol"] for row in rows] == ["regression", "regression, augmented"]
@@ -327,9 +327,9 @@ def test_rows_of_results(task: Task) -> None:
 def test_a_distilled_set_beats_what_it_started_from(task: Task) -> None:
     """150 steps at one image per class, by both protocols' measure, on validation."""
     made = plan(task, pool_width=8, batch_real=128)
-    start = made.show(made.synthetic)
+    start = made.evaluated_set()
     run(made, range(150))
-    shown = made.show(made.synthetic)
+    shown = made.evaluated_set()
     config = QUICK.model_copy(update={"networks": 3})
 
     def accuracy(held: SyntheticSet) -> float:

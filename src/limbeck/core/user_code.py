@@ -17,19 +17,22 @@ from limbeck.core.files import content_key
 CONSTANTS = (bool, int, float, complex, str, bytes, type(None))
 
 
-def source_key(*roots: object) -> str:
+def source_key(*roots: object | None) -> str:
     """12 hex digits over the source of the user's functions and classes that `roots` are or use; "" where none is.
+
+    A root that is None is passed over.
 
     Nothing of limbeck, the standard library and installed packages counts, but for the packages of the roots.
     A change of comments or of layout changes nothing; one of code, of a constant that it uses, or of an attribute of
     an instance does.
 
-    >>> source_key(len, Path)
+    >>> source_key(len, Path, None)
     ''
     """
-    walk = _Walk({_module_of(root).split(".")[0] for root in roots})
+    walk = _Walk({_module_of(root).split(".")[0] for root in roots if root is not None})
     for number, root in enumerate(roots):
-        walk.visit(root, f"root {number}")
+        if root is not None:
+            walk.visit(root, f"root {number}")
     return content_key(walk.texts) if walk.texts else ""
 
 

@@ -42,7 +42,7 @@ class Choose:
     """Every `every` steps, and before the first: validate, and keep the set that did best so far.
 
     measure: set -> (mean, std, n) on the validation part; keep: called with a better set and its step;
-    show: the set that is meant, from the one that is optimised.
+    evaluated_set: returns the set to validate, as it is now.
     """
 
     run: Run
@@ -51,14 +51,14 @@ class Choose:
     measure: Callable[[SyntheticSet], tuple[float, float | None, int]]
     keep: Callable[[SyntheticSet, int], None]
     listen: Listener
-    show: Callable[[SyntheticSet], SyntheticSet]
+    evaluated_set: Callable[[], SyntheticSet]
     best: float = -1.0
     step: int = 0
 
     def __call__(self, synthetic: SyntheticSet, step: int, loss: float = 0.0) -> None:
         if step % self.every and step != self.last:
             return
-        shown = self.show(synthetic).snapshot()
+        shown = self.evaluated_set()
         mean, std, n = self.measure(shown)
         fields = {"step": step, "which": "distilled", "accuracy_mean": mean, "accuracy_std": std, "n": n}
         self.run.line("validate", **fields)

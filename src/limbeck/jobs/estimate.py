@@ -295,7 +295,7 @@ def estimate(work: Work, path: Path) -> Estimate:
     plan, building, scale = build(work, min(10.0, max(0.3, 0.03 * sum(account.measure().values()))))
     state = path / "state.safetensors"
     done = int(read_header(state)["step"]) if state.exists() else 0
-    shown = plan.show(plan.synthetic).snapshot()
+    shown = plan.evaluated_set()
     account.known |= {"distill": building, "report": REPORT}
     add_distill(account, plan, scale, config.seed, plan.iterations - done)
     add_validation(account, work, shown, done, plan.iterations)

@@ -144,7 +144,7 @@ def prepare(
 
     config, given = _with_experts(config, chosen, task, experts)
     expert = config.expert if given is None else given.store.config
-    options_of_method = chosen.resolve(asked, DataFacts(len(images.train), config.ipc, expert))
+    options_of_method = chosen.resolve_options(asked, DataFacts(len(images.train), config.ipc, expert))
     config = config.model_copy(update={"model": task.model_config, "augment": task.augment.strategy, "expert": expert})
     return Work(task, config, chosen, options_of_method, given)
 
@@ -287,7 +287,7 @@ def _check_kept(expert: ExpertConfig, kind: Kind, method: str) -> None:
 def _facts(work: Work, source: object) -> dict[str, Any]:
     """What the record keeps beside the configuration."""
     task = work.task
-    sums_vary = work.method is not None and work.method.threads_matter(work.options)
+    sums_vary = work.method is not None and work.method.depends_on_threads(work.options)
     threads = {"threads": torch.get_num_threads()} if sums_vary else {}
     return {
         "command": shlex.join(["limbeck", *sys.argv[1:]]) if Path(sys.argv[0]).name == "limbeck" else "(from Python)",

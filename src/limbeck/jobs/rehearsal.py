@@ -60,7 +60,7 @@ def refuse_impossible(method: Method, options: Any, task: Task, ipc: int, seed: 
 
     def build(part: Task) -> None:
         plan = method.plan(options, MethodInputs(part, paths, ipc, seed))
-        plan.show(plan.synthetic).training_pair()
+        plan.evaluated_set().training_pair()
 
     try:
         build(fewer(task, 2 * images_to_start(options, ipc)))

@@ -106,7 +106,7 @@ def optimise(job: Job, plan: Plan) -> None:
 
     every = config.validate_every or max(1, plan.iterations // 10)
     chooser = Choose(
-        run, every, plan.iterations, lambda made: _validate(job, made), keep("chosen"), job.listen, plan.show
+        run, every, plan.iterations, lambda made: _validate(job, made), keep("chosen"), job.listen, plan.evaluated_set
     )
     log = Log(run, job.listen)
     monitors = [StudentMonitor(partial(_warn, job))] if job.lr_learned and _has_experts(job) else []
@@ -121,7 +121,7 @@ def optimise(job: Job, plan: Plan) -> None:
     steps = range(done, plan.iterations)
     hooks += [log, chooser, save]
     outer_loop(plan.objective, plan.synthetic, plan.optimisers, steps, config.seed, plan.accept, hooks)
-    keep("last")(plan.show(plan.synthetic).snapshot(), plan.iterations)
+    keep("last")(plan.evaluated_set(), plan.iterations)
 
 
 def _has_experts(job: Job) -> bool:

@@ -13,7 +13,7 @@ from limbeck.experts.segments import GrownEpochs
 from limbeck.methods.coreset import Init
 from limbeck.methods.ftd import FLAT
 from limbeck.methods.parts import RecordedConfig, logits_of, match, optimisers, real_set, whole_epochs
-from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan, threads_always_matter
+from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
 from limbeck.synthetic.set import SyntheticSet
 
 
@@ -108,7 +108,7 @@ DATM = Method(
     experts="recorded",
     plan=plan,
     resolve=resolve,
-    threads_matter=threads_always_matter,  # torch's softmax, backward, by AVX2: the labels' gradient
+    threads_matter=True,  # torch's softmax, backward, by AVX2: the labels' gradient
     expert_defaults=FLAT,
     learns=("images", "labels", "log_lr"),
 )

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pydantic import Field
 
 from limbeck.methods.matching import MatchingConfig, image_sgd, real_rows, start
-from limbeck.methods.plan import Method, MethodInputs, Plan, threads_always_matter
+from limbeck.methods.plan import Method, MethodInputs, Plan
 from limbeck.objectives.classes import MatchClasses
 from limbeck.objectives.features import FeatureDistance
 from limbeck.objectives.pool import Ageing, Fresh
@@ -40,5 +40,5 @@ DM = Method(
     experts=None,
     plan=plan,
     learns=("images",),
-    threads_matter=threads_always_matter,
+    threads_matter=True,
 )

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from limbeck.experts.segments import WholeEpochs
 from limbeck.methods.coreset import Init
-from limbeck.methods.parts import RecordedConfig, keeps_graph, match, optimisers, real_set, whole_epochs
+from limbeck.methods.parts import RecordedConfig, match, optimisers, real_set, whole_epochs
 from limbeck.methods.plan import Method, MethodInputs, Plan
 from limbeck.synthetic.hooks import Ema
 
@@ -27,14 +27,15 @@ class FTDConfig(RecordedConfig):
 
 
 def plan(config: FTDConfig, inputs: MethodInputs) -> Plan:
-    """Recorded experts (flat, where they were trained for this method), whole epochs; the averaged set is shown."""
+    """Recorded experts (flat, where they were trained for this method), whole epochs; the averaged set is evaluated."""
     assert config.max_start_epoch is not None
     assert config.expert_epochs is not None
     synthetic = real_set(config.init, inputs, config.lr_teacher)
     sampler = WholeEpochs(config.max_start_epoch, config.expert_epochs)
     objective = match(config, inputs, sampler, config.gradient)
     ema = Ema(synthetic, config.ema_decay)
-    return Plan(objective, synthetic, optimisers(config, synthetic), config.iterations, hooks=[ema], show=ema.average)
+    steps = optimisers(config, synthetic)
+    return Plan(objective, synthetic, steps, config.iterations, hooks=[ema], as_evaluated=ema.average)
 
 
 FTD = Method(
@@ -45,6 +46,5 @@ FTD = Method(
     experts="recorded",
     plan=plan,
     resolve=whole_epochs,
-    threads_matter=keeps_graph,
     expert_defaults=FLAT,
 )

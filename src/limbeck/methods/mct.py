@@ -14,16 +14,15 @@ from limbeck.experts.segments import Continuous, WholeEpochs
 from limbeck.methods.coreset import Init
 from limbeck.methods.parts import (
     GRADIENTS,
-    ShowTaught,
     StartNoise,
     TeacherAt,
+    WithTeacherLabels,
     image_optimiser,
-    keeps_graph,
     lr_optimiser,
     real_set,
     span_and_start,
 )
-from limbeck.methods.plan import DataFacts, Method, MethodConfig, MethodInputs, Plan, itself
+from limbeck.methods.plan import DataFacts, Method, MethodConfig, MethodInputs, Plan
 from limbeck.objectives.combine import averaged
 from limbeck.objectives.trajectory import MatchTrajectory
 from limbeck.synthetic.hooks import Ema, StepDecay
@@ -106,19 +105,19 @@ def plan(config: MCTConfig, inputs: MethodInputs) -> Plan:
         perturb=StartNoise(task.model.layout, config.noise_start) if config.noise_start else None,
     )
     hooks: list[Hook] = [StepDecay(images, config.lr_img_every, 0.5)] if config.lr_img_every else []
-    show: Callable[[SyntheticSet], SyntheticSet] = itself
+    as_evaluated: Callable[[SyntheticSet], SyntheticSet] | None = None
     if config.ema_decay:
         average = Ema(synthetic, config.ema_decay)
         hooks.append(average)
-        show = average.average
+        as_evaluated = average.average
     if config.teacher_labels:
-        show = ShowTaught(inputs, config.max_start_epoch or 0.0, show)
+        as_evaluated = WithTeacherLabels(inputs, config.max_start_epoch or 0.0, as_evaluated)
     optimisers: list[torch.optim.Optimizer] = [
         images,
         lr_optimiser(synthetic, config.lr_lr, config.lr_teacher, config.momentum),
     ]
     mean = averaged(objective, config.grad_accum)
-    return Plan(mean, synthetic, optimisers, config.iterations, hooks=hooks, show=show)
+    return Plan(mean, synthetic, optimisers, config.iterations, hooks=hooks, as_evaluated=as_evaluated)
 
 
 def _sampler(config: MCTConfig) -> Sampler:
@@ -139,5 +138,4 @@ MCT = Method(
     experts="convex",
     plan=plan,
     resolve=resolve,
-    threads_matter=keeps_graph,
 )

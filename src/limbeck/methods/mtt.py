@@ -8,7 +8,7 @@ from pydantic import Field
 
 from limbeck.experts.segments import WholeEpochs
 from limbeck.methods.coreset import Init
-from limbeck.methods.parts import RecordedConfig, keeps_graph, match, optimisers, real_set, whole_epochs
+from limbeck.methods.parts import RecordedConfig, match, optimisers, real_set, whole_epochs
 from limbeck.methods.plan import Method, MethodInputs, Plan
 
 
@@ -41,6 +41,5 @@ MTT = Method(
     experts="recorded",
     plan=plan,
     resolve=whole_epochs,
-    threads_matter=keeps_graph,
     expert_defaults={"keep": "both"},
 )

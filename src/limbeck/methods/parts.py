@@ -14,7 +14,7 @@ from torch import Tensor
 from limbeck.core.errors import UserError
 from limbeck.core.types import Adjoint, Sampler, Segment
 from limbeck.methods.coreset import choose_real
-from limbeck.methods.plan import DataFacts, MethodConfig, MethodInputs, itself
+from limbeck.methods.plan import DataFacts, MethodConfig, MethodInputs
 from limbeck.networks.flat import Layout
 from limbeck.objectives.combine import averaged
 from limbeck.objectives.trajectory import Labeller, MatchTrajectory
@@ -29,11 +29,6 @@ GRADIENTS: dict[str, Adjoint] = {
     "tesla": Replay(curvature=False, image_gain=0.5),  # as released, with its lost factor of 2
     "tesla-corrected": Replay(curvature=False),
 }
-
-
-def keeps_graph(options: Any) -> bool:
-    """Whether the student's gradient is that of autograd's graph, whose sums depend on the number of threads."""
-    return bool(options.gradient == "backprop")
 
 
 class RecordedConfig(MethodConfig):
@@ -212,17 +207,20 @@ class StartNoise:
 
 
 @dataclass(frozen=True)
-class ShowTaught:
-    """The set with teacher labels to keep: the mean over all experts of what each says at epoch `t`."""
+class WithTeacherLabels:
+    """For `Plan.as_evaluated`: the set with soft labels, the mean over all experts of their probabilities at epoch `t`.
+
+    before: changes the set first (to an average of it, say).
+    """
 
     inputs: MethodInputs
     t: float
-    show: Callable[[SyntheticSet], SyntheticSet] = itself
+    before: Callable[[SyntheticSet], SyntheticSet] | None = None
 
     def __call__(self, synthetic: SyntheticSet) -> SyntheticSet:
-        shown = self.show(synthetic).snapshot()
+        changed = synthetic if self.before is None else self.before(synthetic)
+        evaluated = changed.snapshot()
         model, trajectories = self.inputs.task.logits, self.inputs.trajectories
-        said = torch.stack(
-            [logits_of(model, each.at(min(self.t, each.end)), shown.images).softmax(1) for each in trajectories]
-        )
-        return replace(shown, labels=said.mean(0).clamp_min(1e-12).log())
+        thetas = [path.at(min(self.t, path.end)) for path in trajectories]
+        probabilities = torch.stack([logits_of(model, theta, evaluated.images).softmax(1) for theta in thetas])
+        return replace(evaluated, labels=probabilities.mean(0).clamp_min(1e-12).log())

@@ -17,9 +17,12 @@ from limbeck.task import Task
 
 
 class MethodInputs(NamedTuple):
-    """What a method works from: the task, experts' trajectories of the kind it asks for, images per class, seed.
+    """What a method works on.
 
-    A method without experts finds trajectories only where the user named a store of some.
+    trajectories: of the experts, of the kind that the method needs. A method that needs none is given some only where
+        the user named a store of experts.
+    ipc: images per class of the synthetic set.
+    seed: of everything random.
     """
 
     task: Task
@@ -29,7 +32,12 @@ class MethodInputs(NamedTuple):
 
 
 class DataFacts(NamedTuple):
-    """What a method's defaults may depend on: training images, images per class, and how its experts are trained."""
+    """What the defaults of a method may depend on.
+
+    train_images: how many there are, over all classes.
+    ipc: images per class of the synthetic set.
+    expert: how the experts are trained.
+    """
 
     train_images: int
     ipc: int
@@ -37,18 +45,16 @@ class DataFacts(NamedTuple):
 
     @property
     def steps_per_epoch(self) -> int:
+        """Steps that an expert takes per epoch; its last batch may be smaller."""
         return -(-self.train_images // self.expert.batch_size)
 
 
-def itself(synthetic: SyntheticSet) -> SyntheticSet:
-    """The set that is optimised is the set that is used."""
-    return synthetic
-
-
 class Plan(NamedTuple):
-    """A method made concrete: what to lower, from where, by which optimisers, for how many outer steps.
+    """A method made concrete: what to minimise, from where, by which optimisers, for how many outer steps.
 
-    show: the set to validate and to keep, from the one that is optimised (an average of it, say).
+    accept: loss -> whether the outer step may be taken.
+    hooks: called after every outer step, in this order.
+    as_evaluated: the set that is optimised -> the set to evaluate and to keep (an average, say); None: the same set.
     """
 
     objective: Objective
@@ -57,40 +63,34 @@ class Plan(NamedTuple):
     iterations: int
     accept: Callable[[float], bool] | None = None
     hooks: Sequence[Hook] = ()
-    show: Callable[[SyntheticSet], SyntheticSet] = itself
+    as_evaluated: Callable[[SyntheticSet], SyntheticSet] | None = None
 
-
-def as_asked(config: Any, facts: DataFacts) -> Any:
-    """No default depends on the data."""
-    return config
-
-
-def threads_never_matter(options: Any) -> bool:
-    """Whatever the options are."""
-    return False
-
-
-def threads_always_matter(options: Any) -> bool:
-    """Whatever the options are."""
-    return True
+    def evaluated_set(self) -> SyntheticSet:
+        """Return a detached copy of the set to evaluate and to keep, as it is now."""
+        evaluated = self.synthetic if self.as_evaluated is None else self.as_evaluated(self.synthetic)
+        return evaluated.snapshot()
 
 
 class MethodConfig(BaseModel):
-    """Options of a method: its fields are its command-line flags."""
+    """Options of a method as a user gives them. Its fields are flags; the docstring under each is its help."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 @dataclass(frozen=True)
 class Method:
-    """A line of the registry: name, where it comes from, its options, the experts it needs, and its recipe.
+    """A line of the registry: the name of a method, its source, its options, the experts it needs, and its recipe.
 
-    resolve: fill in the defaults that depend on the data, so that a record holds numbers.
-    experts: which trajectories it needs, any, or none: then no experts are trained for it.
-    expert_defaults: fields of `ExpertConfig` that experts trained for this method have unless told otherwise.
-    learns: names of the raw parameters of the set that it optimises.
-    threads_matter: options -> whether its bits depend on the number of threads although the network is compiled, since
-        some of its gradients go through autograd.
+    config: the options as a user gives them.
+    experts: which trajectories the method needs ("any": whichever a store has); None: no experts are trained for it.
+    plan: (resolved options, inputs) -> the plan; UserError for what cannot work.
+    resolve: (config, facts) -> the config with a value for every default that depends on the data, so that the record
+        of a run holds numbers; None: there is no such default.
+    expert_defaults: fields of `ExpertConfig` for experts that are trained for this method, unless the user sets them.
+    learns: names of the parameters of the synthetic set that the method optimises.
+    threads_matter: whether the bits of a run depend on the number of threads although the network is compiled, because
+        some gradient of the method goes through autograd.
+    experimental: whether the method is not a reproduction of its source.
     """
 
     name: str
@@ -99,7 +99,19 @@ class Method:
     config: type[MethodConfig]
     experts: Kind | None
     plan: Callable[[Any, MethodInputs], Plan]
-    resolve: Callable[[Any, DataFacts], Any] = as_asked
+    resolve: Callable[[Any, DataFacts], Any] | None = None
     expert_defaults: Mapping[str, Any] = field(default_factory=dict)
     learns: tuple[str, ...] = ("images", "log_lr")
-    threads_matter: Callable[[Any], bool] = threads_never_matter
+    threads_matter: bool = False
+    experimental: bool = False
+
+    def resolve_options(self, config: Any, facts: DataFacts) -> Any:
+        """Return the options that `plan` takes; UserError for options that do not fit together."""
+        return config if self.resolve is None else self.resolve(config, facts)
+
+    def depends_on_threads(self, options: Any) -> bool:
+        """Return whether the bits of a run with these options depend on the number of threads.
+
+        With --gradient backprop they do for every method: the gradient is then that of autograd's graph.
+        """
+        return self.threads_matter or getattr(options, "gradient", None) == "backprop"

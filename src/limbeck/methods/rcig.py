@@ -13,7 +13,7 @@ from torch import Tensor
 
 from limbeck.methods.coreset import Init
 from limbeck.methods.parts import real_set
-from limbeck.methods.plan import Method, MethodConfig, MethodInputs, Plan, threads_always_matter
+from limbeck.methods.plan import Method, MethodConfig, MethodInputs, Plan
 from limbeck.methods.rcig_pool import Pool
 from limbeck.networks.flat import FlatModel
 from limbeck.networks.losses import cross_entropy
@@ -104,8 +104,8 @@ def platt(margin: bool, logits: Tensor, labels: Tensor, synthetic: SyntheticSet)
     return fit - (top[:, 0] - top[:, 1]).clamp_max(0.5 / synthetic.labels.shape[1]).mean()
 
 
-def show(average: Ema | None, scale: float, synthetic: SyntheticSet) -> SyntheticSet:
-    """The averaged set for both protocols: its targets as they are, and logits of labels for cross-entropy."""
+def set_for_both_protocols(average: Ema | None, scale: float, synthetic: SyntheticSet) -> SyntheticSet:
+    """Return the averaged set with its targets as they are, for RCIG's protocol, and logits for the common one."""
     shown = synthetic.snapshot() if average is None else average.average(synthetic)
     return replace(shown, labels=scale * shown.labels, extra={**shown.extra, "targets": shown.labels})
 
@@ -150,7 +150,7 @@ def plan(config: RCIGConfig, inputs: MethodInputs) -> Plan:
         [torch.optim.Adam(groups)],
         config.iterations,
         hooks=[pool] if average is None else [pool, average],
-        show=partial(show, average, config.label_scale),
+        as_evaluated=partial(set_for_both_protocols, average, config.label_scale),
     )
 
 
@@ -162,5 +162,5 @@ RCIG = Method(
     experts=None,
     plan=plan,
     learns=LEARNED,
-    threads_matter=threads_always_matter,
+    threads_matter=True,
 )

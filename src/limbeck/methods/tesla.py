@@ -8,14 +8,14 @@ from limbeck.experts.segments import WholeEpochs
 from limbeck.methods.coreset import Init
 from limbeck.methods.parts import (
     RecordedConfig,
-    ShowTaught,
     TeacherLabels,
+    WithTeacherLabels,
     match,
     optimisers,
     real_set,
     whole_epochs,
 )
-from limbeck.methods.plan import Method, MethodInputs, Plan, itself
+from limbeck.methods.plan import Method, MethodInputs, Plan
 
 
 class TESLAConfig(RecordedConfig):
@@ -36,9 +36,11 @@ def plan(config: TESLAConfig, inputs: MethodInputs) -> Plan:
     synthetic = real_set(config.init, inputs, config.lr_teacher)
     sampler = WholeEpochs(config.max_start_epoch, config.expert_epochs)
     labels = TeacherLabels(inputs.task.logits) if config.teacher_labels else None
-    show = ShowTaught(inputs, config.max_start_epoch - 1 + config.expert_epochs) if labels else itself
+    last_target = config.max_start_epoch - 1 + config.expert_epochs
+    as_evaluated = WithTeacherLabels(inputs, last_target) if config.teacher_labels else None
     objective = match(config, inputs, sampler, config.gradient, labels)
-    return Plan(objective, synthetic, optimisers(config, synthetic), config.iterations, show=show)
+    steps = optimisers(config, synthetic)
+    return Plan(objective, synthetic, steps, config.iterations, as_evaluated=as_evaluated)
 
 
 TESLA = Method(
