@@ -14,7 +14,7 @@ from torch import Tensor
 from limbeck.core.types import Adjoint, Segment
 from limbeck.experts import Continuous, Expert, WholeEpochs
 from limbeck.jobs.record import Run
-from limbeck.methods.parts import GRADIENTS
+from limbeck.methods.trajectory_matching import GRADIENTS
 from limbeck.objectives import MatchTrajectory
 from limbeck.select import select_per_class
 from limbeck.synthetic.loop import DivergenceError, outer_loop

@@ -15,7 +15,7 @@ from limbeck.core.rng import make_generator
 from limbeck.data.augment import DSA, CanvasCrop, toroidal_crop
 from limbeck.experts import ExpertConfig
 from limbeck.methods import MethodInputs
-from limbeck.methods.parts import real_set
+from limbeck.methods.trajectory_matching import real_set
 from limbeck.select import select_per_class
 from limbeck.task import Task, make_task
 

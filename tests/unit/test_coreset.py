@@ -19,7 +19,7 @@ from limbeck.evaluation.protocol import evaluate_set
 from limbeck.experts import Expert, Recorded, Store
 from limbeck.methods import MethodInputs
 from limbeck.methods.coreset import CORESETS, Init, choose_real
-from limbeck.methods.parts import real_set
+from limbeck.methods.trajectory_matching import real_set
 from limbeck.select.scores import early_checkpoints, el2n, extract_features, forgetting, grand
 from limbeck.task import Task, make_task
 from limbeck.training import CrossEntropy

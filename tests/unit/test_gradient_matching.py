@@ -16,7 +16,7 @@ from limbeck.core.rng import make_generator
 from limbeck.data.augment import DSA, ComposedDSA, Draw
 from limbeck.experts import ExpertConfig
 from limbeck.methods import METHODS, DataFacts, MethodInputs, Plan
-from limbeck.methods.matching import pixel_variance
+from limbeck.methods.class_matching import pixel_variance
 from limbeck.networks.losses import CrossEntropy
 from limbeck.networks.registry import ModelConfig, flat_model
 from limbeck.objectives.classes import Discrepancy, MatchClasses, Sum, unchanged

@@ -13,7 +13,7 @@ from limbeck.core.types import Segment
 from limbeck.experts import Continuous, Expert, ExpertConfig
 from limbeck.methods import DataFacts, MethodInputs, Plan
 from limbeck.methods.mct import MCTConfig, plan, resolve
-from limbeck.methods.parts import StartNoise, TeacherAt
+from limbeck.methods.trajectory_matching import StartNoise, TeacherAt
 from limbeck.networks.flat import Layout
 from limbeck.objectives import MatchTrajectory
 from limbeck.synthetic.loop import outer_loop

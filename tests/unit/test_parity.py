@@ -17,7 +17,7 @@ from limbeck.experts import Expert, ExpertConfig
 from limbeck.experts.segments import GrownEpochs
 from limbeck.methods import METHODS, DataFacts, MethodInputs, Plan
 from limbeck.methods.datm import label_logits
-from limbeck.methods.parts import WithTeacherLabels
+from limbeck.methods.trajectory_matching import WithTeacherLabels
 from limbeck.select import select_per_class
 from limbeck.select.correct import select_correct
 from limbeck.synthetic.loop import outer_loop

@@ -18,7 +18,7 @@ from limbeck import EvalConfig, ExpertConfig, ImageData, ModelConfig, UserError
 from limbeck.core.rng import make_generator
 from limbeck.data import Split
 from limbeck.experts import Expert, WholeEpochs
-from limbeck.methods.parts import MAX_LOG_CHANGE, StepSizeSGD, lr_optimiser
+from limbeck.methods.trajectory_matching import MAX_LOG_CHANGE, StepSizeSGD, lr_optimiser
 from limbeck.objectives import MatchTrajectory
 from limbeck.objectives.combine import Average
 from limbeck.select import select_per_class

@@ -427,7 +427,7 @@ def test_a_run_in_a_folder_of_its_datas_name_is_evaluated_on_the_data(
 METHOD = '''
 from limbeck import METHODS
 from limbeck.methods import Method, MethodConfig, Plan
-from limbeck.methods.parts import real_set
+from limbeck.methods.trajectory_matching import real_set
 import torch
 from torch import nn
 

@@ -12,8 +12,8 @@ from limbeck.core.errors import UserError
 from limbeck.experts.segments import GrownEpochs
 from limbeck.methods.coreset import Init
 from limbeck.methods.ftd import FLAT
-from limbeck.methods.parts import RecordedConfig, logits_of, match, optimisers, real_set, whole_epochs
 from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
+from limbeck.methods.trajectory_matching import RecordedConfig, logits_of, match, optimisers, real_set, whole_epochs
 from limbeck.synthetic.set import SyntheticSet
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from limbeck.core.rng import derive_seed
-from limbeck.methods.matching import LR_NET, MatchingConfig, image_sgd, real_rows, start
+from limbeck.methods.class_matching import LR_NET, MatchingConfig, image_sgd, real_rows, start
 from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
 from limbeck.objectives.classes import Augment, MatchClasses, unchanged
 from limbeck.objectives.gradient import DISTANCES, GradientDistance, weights

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from pydantic import Field
 
-from limbeck.methods.matching import MatchingConfig, image_sgd, real_rows, start
+from limbeck.methods.class_matching import MatchingConfig, image_sgd, real_rows, start
 from limbeck.methods.plan import Method, MethodInputs, Plan
 from limbeck.objectives.classes import MatchClasses
 from limbeck.objectives.features import FeatureDistance

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from limbeck.experts.segments import WholeEpochs
 from limbeck.methods.coreset import Init
-from limbeck.methods.parts import RecordedConfig, match, optimisers, real_set, whole_epochs
 from limbeck.methods.plan import Method, MethodInputs, Plan
+from limbeck.methods.trajectory_matching import RecordedConfig, match, optimisers, real_set, whole_epochs
 from limbeck.synthetic.hooks import Ema
 
 FLAT = {"keep": "both", "sam_rho": 0.01, "sam_alpha": 0.3, "sam_adaptive": True}

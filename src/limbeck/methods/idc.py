@@ -8,7 +8,7 @@ from pydantic import Field
 
 from limbeck.core.rng import derive_seed
 from limbeck.data.augment import DSA, ComposedDSA
-from limbeck.methods.matching import (
+from limbeck.methods.class_matching import (
     LR_NET,
     MatchingConfig,
     image_sgd,

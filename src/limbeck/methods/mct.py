@@ -12,7 +12,8 @@ from limbeck.core.errors import UserError
 from limbeck.core.types import Sampler
 from limbeck.experts.segments import Continuous, WholeEpochs
 from limbeck.methods.coreset import Init
-from limbeck.methods.parts import (
+from limbeck.methods.plan import DataFacts, Method, MethodConfig, MethodInputs, Plan
+from limbeck.methods.trajectory_matching import (
     GRADIENTS,
     StartNoise,
     TeacherAt,
@@ -22,7 +23,6 @@ from limbeck.methods.parts import (
     real_set,
     span_and_start,
 )
-from limbeck.methods.plan import DataFacts, Method, MethodConfig, MethodInputs, Plan
 from limbeck.objectives.combine import averaged
 from limbeck.objectives.trajectory import MatchTrajectory
 from limbeck.synthetic.hooks import Ema, StepDecay

@@ -17,9 +17,9 @@ from torch import Tensor
 from limbeck.core.rng import derive_seed
 from limbeck.methods.coreset import Init
 from limbeck.methods.overlap import Overlap
-from limbeck.methods.parts import RecordedConfig, match, optimisers, real_set, whole_epochs
 from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
 from limbeck.methods.ptm_progress import Progress
+from limbeck.methods.trajectory_matching import RecordedConfig, match, optimisers, real_set, whole_epochs
 from limbeck.objectives.combine import Finite
 from limbeck.select import select_per_class
 from limbeck.synthetic.loop import Hook

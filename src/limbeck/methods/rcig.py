@@ -12,9 +12,9 @@ from pydantic import Field
 from torch import Tensor
 
 from limbeck.methods.coreset import Init
-from limbeck.methods.parts import real_set
 from limbeck.methods.plan import Method, MethodConfig, MethodInputs, Plan
 from limbeck.methods.rcig_pool import Pool
+from limbeck.methods.trajectory_matching import real_set
 from limbeck.networks.flat import FlatModel
 from limbeck.networks.losses import cross_entropy
 from limbeck.networks.registry import ModelConfig, flat_model

@@ -6,7 +6,8 @@ from typing import Literal
 
 from limbeck.experts.segments import WholeEpochs
 from limbeck.methods.coreset import Init
-from limbeck.methods.parts import (
+from limbeck.methods.plan import Method, MethodInputs, Plan
+from limbeck.methods.trajectory_matching import (
     RecordedConfig,
     TeacherLabels,
     WithTeacherLabels,
@@ -15,7 +16,6 @@ from limbeck.methods.parts import (
     real_set,
     whole_epochs,
 )
-from limbeck.methods.plan import Method, MethodInputs, Plan
 
 
 class TESLAConfig(RecordedConfig):
