@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pwd
 import stat
 import subprocess
 import sys
@@ -181,14 +182,14 @@ def test_a_home_that_cannot_be_written_to_leaves_temporary_files(
 
 
 def test_a_user_without_a_home_has_a_folder_of_his_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a container that runs under a number, say: Path.home() raises RuntimeError there."""
+    """In a container that runs under a number, say, which no list of users knows."""
 
-    def homeless() -> Path:
-        raise RuntimeError("Could not determine home directory.")
+    def unknown_user(number: int) -> None:
+        raise KeyError(number)
 
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.delenv("LIMBECK_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", homeless)
+    for name in ("XDG_CACHE_HOME", "LIMBECK_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown_user)
     monkeypatch.setattr(build.tempfile, "gettempdir", lambda: str(tmp_path))
     assert build.private_folder() == tmp_path / f"limbeck-kernels-{os.getuid()}"
     with pytest.raises(UserError, match="set HOME"):

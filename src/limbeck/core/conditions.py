@@ -1,4 +1,4 @@
-"""The conditions under which numbers are computed: they change the last bits while the settings stay the same."""
+"""Conditions of a computation: what changes the last bits of a result while its settings stay the same."""
 
 from __future__ import annotations
 
@@ -7,29 +7,30 @@ from typing import Any
 from limbeck.core.errors import UserError
 
 NUMERICS = 1
-"""Version of limbeck's own arithmetic. Raise it with every change after which the same settings give other bits on the
-same machine: another order of summation, another algorithm, another random draw. Every key of a store, a baseline and a
-run holds it, so that what older arithmetic computed is never continued by newer arithmetic."""
+"""The version of limbeck's own arithmetic. Raise it with every change after which the same settings give other bits on
+the same machine: another order of summation, another algorithm, another random draw. The key of every store, baseline
+and run holds it, so that newer arithmetic never continues what older arithmetic computed."""
 
 
-def first_difference(recorded: Any, wanted: Any) -> tuple[str, str]:
-    """The first leaf in which two JSON values differ, as text for both sides.
+def first_difference(recorded: Any, present: Any) -> tuple[str, str]:
+    """The first leaf in which two JSON values differ, as its path and its value (at most 80 characters) on both sides.
 
     >>> first_difference({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}})
     ('b c 2', 'b c 3')
     """
-    if isinstance(recorded, dict) and isinstance(wanted, dict):
-        for key in sorted(set(recorded) | set(wanted)):
-            if recorded.get(key) != wanted.get(key):
-                left, right = first_difference(recorded.get(key), wanted.get(key))
+    if isinstance(recorded, dict) and isinstance(present, dict):
+        for key in sorted(set(recorded) | set(present)):
+            if recorded.get(key) != present.get(key):
+                left, right = first_difference(recorded.get(key), present.get(key))
                 return f"{key} {left}", f"{key} {right}"
-    return f"{recorded}"[:80], f"{wanted}"[:80]
+    return f"{recorded}"[:80], f"{present}"[:80]
 
 
 def require_same_conditions(subject: str, recorded: dict[str, Any] | None, present: dict[str, Any] | None) -> None:
-    """UserError unless `subject`, computed under `recorded` conditions, may go on under the `present` ones.
+    """Check that `subject`, which was computed under `recorded` conditions, may be continued under the `present` ones.
 
-    recorded, present: `Task.computed`; None where nobody knows, as of files from before it was recorded.
+    recorded, present: as `Task.computed` returns them; None where they are unknown, as in files of older versions.
+    Raises UserError where they differ, or where only one of them is known.
     """
     if recorded == present:
         return

@@ -1,4 +1,8 @@
-"""Files as contracts: written to a temporary name then renamed, self-describing, verified on open, never pickled."""
+"""Reading and writing of limbeck's own files, JSON and safetensors.
+
+A file is written to a temporary name and then renamed. It says its format, its version and, where it holds tensors,
+its checksum, which is verified when the file is opened. Nothing is pickled.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,11 @@ HEADER, CHECKSUM = "limbeck", "sha256"
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it, so that no reader ever sees half a file."""
+    """Call `write` with a temporary path beside `path`, then rename that file, so that no reader ever sees half a file.
+
+    Folders that are missing are made. The file gets the permissions of a new file. Whatever `write` raises is raised
+    here, and the file that was there before stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     os.close(handle)
@@ -39,13 +47,19 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """One JSON document, atomically; NaN and infinity are refused, since JSON has none."""
+    """Write one JSON document atomically.
+
+    Raises ValueError for NaN and infinity, which JSON does not have.
+    """
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_json(path: Path, format: str, version: int = 1) -> dict[str, Any]:
-    """A JSON object that says it is of this format and of a version we know; UserError otherwise."""
+    """Read a JSON object of this format and version.
+
+    Raises UserError where the file is missing, is no JSON object, or is of another format or version.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -70,7 +84,12 @@ def _check_format(path: Path, header: dict[str, Any], format: str, version: int)
 
 @dataclass(frozen=True)
 class LazyRows:
-    """A tensor that stays in its file: each row is read when it is asked for, and none is kept."""
+    """A tensor that stays in its file. Indexing reads one row, and nothing is kept in memory.
+
+    path:  the safetensors file. name: of the tensor in it.
+    shape: (rows, ...) of the whole tensor. dtype: of its elements.
+    Indexing takes row numbers from 0 on and raises IndexError for any other; iterating reads row after row.
+    """
 
     path: Path
     name: str
@@ -92,26 +111,32 @@ class LazyRows:
 
 
 def digest(header: dict[str, Any], tensors: Mapping[str, Tensor | LazyRows]) -> str:
-    """SHA-256 over the header, then names, types, shapes and bytes of the tensors, in name order."""
-    total = hashlib.sha256(json.dumps(header, allow_nan=False, sort_keys=True).encode())
+    """SHA-256 in hex over the header, then over name, type, shape and bytes of every tensor, in the order of names."""
+    sha = hashlib.sha256(json.dumps(header, allow_nan=False, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
-        total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        sha.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         for part in [tensor] if isinstance(tensor, Tensor) else tensor:
-            total.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
+            sha.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    """One safetensors file: the tensors, and `header` (with `format` and `version`) as JSON in its metadata."""
+    """Write one safetensors file atomically: the tensors, with `header` and a checksum as JSON in its metadata.
+
+    header: JSON values, with `format` and `version` among them. Tensors may be on any device, contiguous or not.
+    """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    # one metadata entry: of several, safetensors writes the order at random
+    # one metadata entry, because safetensors writes several of them in random order
     metadata = {HEADER: json.dumps({**header, CHECKSUM: digest(header, plain)}, allow_nan=False)}
     write_atomically(path, lambda temporary: save_file(plain, str(temporary), metadata=metadata))
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The JSON header of one of our safetensors files; UserError when it is damaged or somebody else's."""
+    """Read the JSON header of one of limbeck's safetensors files; the checksum is not verified.
+
+    Raises UserError where the file is missing or damaged, or where limbeck did not write it.
+    """
     try:
         with safe_open(str(path), framework="pt") as file:
             text = (file.metadata() or {}).get(HEADER)
@@ -131,7 +156,10 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path, format: str, version: int = 1) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and header, after checking format, version and checksum; UserError says which of them is wrong."""
+    """Read tensors and header of a safetensors file of this format and version, and verify its checksum.
+
+    Raises UserError where the file is missing or damaged, or is of another format or version.
+    """
     tensors, _, header = open_tensors(path, format, (), version)
     return tensors, header
 
@@ -139,10 +167,10 @@ def read_tensors(path: Path, format: str, version: int = 1) -> tuple[dict[str, T
 def open_tensors(
     path: Path, format: str, lazy: Collection[str], version: int = 1
 ) -> tuple[dict[str, Tensor], dict[str, LazyRows], dict[str, Any]]:
-    """As `read_tensors`, but the tensors named in `lazy` stay in the file and come as `LazyRows`.
+    """Read a file as `read_tensors` does, but leave the tensors named in `lazy` in it: (tensors, lazy tensors, header).
 
-    The checksum is verified once, here, with one row in memory at a time: one pass over the file, about 1 s a
-    gigabyte. Later reads trust the file.
+    The checksum is verified here, with one row of a lazy tensor in memory at a time, which takes about 1 s a gigabyte.
+    Later reads of rows trust the file.
     """
     header = read_header(path)
     _check_format(path, header, format, version)
@@ -160,7 +188,7 @@ def open_tensors(
 
 
 def content_key(description: dict[str, Any]) -> str:
-    """12 hex digits that name a description by its content.
+    """12 hex digits that name a description, a JSON object, by its content; the order of keys does not matter.
 
     >>> content_key({"a": 1, "b": 2}) == content_key({"b": 2, "a": 1})
     True
@@ -169,7 +197,7 @@ def content_key(description: dict[str, Any]) -> str:
 
 
 def refuse_own_folder(folder: Path) -> None:
-    """UserError for a run or a store of experts in the place of images."""
+    """Raise UserError where a folder that should hold images is a run or a store of experts."""
     for file, what in (("run.json", "a run of limbeck"), ("store.json", "a store of experts")):
         if (folder / file).exists():
             raise UserError(f"{folder}: {what} and no images; name the data set that it was made from")

@@ -1,7 +1,8 @@
-"""A linear map of tensors whose derivative is its adjoint, given as a function: for the same bits on a GPU.
+"""Linear maps of tensors with an explicit adjoint, so that their gradients have the same bits on a GPU at every run.
 
-torch's own backward passes of gather, grid_sample and bilinear interpolation add with atomic operations there, in no
-fixed order. An adjoint that gathers as well has one result. On a processor torch's own have one, and are faster.
+There the backward passes of gather, grid_sample and bilinear interpolation in torch add with atomic operations, in no
+fixed order. An adjoint that gathers adds in a fixed order. On the CPU torch's own backward passes are deterministic,
+and faster.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ Map = Callable[[Tensor], Tensor]
 
 
 class _Linear(torch.autograd.Function):
-    """Inputs: x, the map and its adjoint. The derivative of the adjoint is the map, so that both go on."""
+    """A linear map of x as an autograd function. The derivative of its adjoint is the map again, to any order."""
 
     @staticmethod
     def forward(x: Tensor, forward: Map, adjoint: Map) -> Tensor:
@@ -32,9 +33,9 @@ class _Linear(torch.autograd.Function):
 
 
 def linear_call(x: Tensor, forward: Map, adjoint: Map) -> Tensor:
-    """forward(x), whose gradient is taken by `adjoint`: <adjoint(g), x> = <g, forward(x)> for all g and x.
+    """forward(x), with `adjoint` as its backward pass: <adjoint(g), x> = <g, forward(x)> for all g and x.
 
-    On a processor the gradient is torch's own, so that `forward` has to be differentiable.
+    On the CPU autograd differentiates `forward` itself, which therefore has to be differentiable.
 
     >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
     >>> y = linear_call(x, lambda x: 3 * x.flip(0), lambda g: 3 * g.flip(0))

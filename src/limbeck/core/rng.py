@@ -1,4 +1,4 @@
-"""The only source of randomness: generators derived from (seed, purpose, step), never the global one."""
+"""The only source of randomness: generators that follow from (seed, purpose, step), never the global one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import torch
 
 
 def derive_seed(seed: int, *path: str | int) -> int:
-    """A 63-bit seed for one purpose, independent of every other purpose under the same `seed`.
+    """A 63-bit seed for one purpose, as good as independent of those for all other purposes under the same `seed`.
+
+    path: names the purpose, as in ("expert", 3). The result is a part of a SHA-256 digest of `seed` and `path`.
 
     >>> seeds = [derive_seed(0, "expert", index) for index in (3, 3, 4)]
     >>> seeds[0] == seeds[1], seeds[0] == seeds[2]
@@ -21,9 +23,9 @@ def derive_seed(seed: int, *path: str | int) -> int:
 
 
 def make_generator(seed: int, *path: str | int) -> torch.Generator:
-    """A fresh CPU generator for one purpose.
+    """A new CPU generator for one purpose, seeded with derive_seed(seed, *path).
 
-    Draws are made on the CPU and moved, so that a device does not change what is drawn.
+    Draw on the CPU and move the result, so that the device does not change what is drawn.
 
     >>> torch.rand(2, generator=make_generator(0, "a")).equal(torch.rand(2, generator=make_generator(0, "a")))
     True
@@ -33,7 +35,10 @@ def make_generator(seed: int, *path: str | int) -> torch.Generator:
 
 @contextmanager
 def fork_rng(seed: int, *path: str | int) -> Iterator[None]:
-    """Run code that can only read the global generator (a module's own initialiser), and leave that as it was."""
+    """Seed the global CPU generator inside a `with` block and restore it afterwards.
+
+    For code that reads no other generator, as the initialisers of torch's modules do.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, *path))
         yield

@@ -1,18 +1,18 @@
 """Sums of long vectors whose bits do not depend on the number of threads.
 
-torch splits a sum of more than 32,768 numbers among its threads, and libraries of linear algebra split a dot product.
-Sums of rows are split between rows, and torch's `norm` is not split.
+torch divides a sum of more than 32,768 numbers among its threads, and libraries of linear algebra divide a dot product.
+A sum along rows is only divided between rows, and torch's `norm` is not divided.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-ROW = 4096  # the second sum is one thread's work up to 32,768 rows: 134 million numbers
+ROW = 4096  # one thread adds up to 32,768 rows, so this holds for 134 million numbers
 
 
 def reproducible_sum(x: Tensor) -> Tensor:
-    """The sum of all elements of a tensor of any shape: a scalar.
+    """The sum of all elements of a tensor of any shape, a scalar with the same bits for any number of threads.
 
     >>> import torch
     >>> int(reproducible_sum(torch.ones(3, 5000)))
@@ -26,5 +26,5 @@ def reproducible_sum(x: Tensor) -> Tensor:
 
 
 def reproducible_dot(a: Tensor, b: Tensor) -> Tensor:
-    """The inner product of two tensors of one shape: a scalar."""
+    """The inner product of two tensors of the same shape, a scalar with the same bits for any number of threads."""
     return reproducible_sum(a * b)

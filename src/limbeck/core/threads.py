@@ -1,4 +1,4 @@
-"""Work whose bits would depend on the number of threads, on one of them."""
+"""One thread for work whose bits would depend on their number."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch and its libraries of linear algebra use one thread, and then as many as before."""
+    """Let torch and its linear algebra use one thread inside a `with` block, and as many as before afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

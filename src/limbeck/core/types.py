@@ -1,4 +1,4 @@
-"""The vocabulary the parts share: tuples and protocols, no logic."""
+"""Types that several packages share: tuples, protocols and function types, without logic."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """What one student step trains on.
+    """The images and labels of one training step.
 
     images: float (n, channels, height, width), in network input space.
     labels: int64 (n,) classes, or float (n, classes) probabilities.
     seed:   seed of the step's augmentation; None means none is applied.
     rows:   int64 (m,), use only these rows. The student selects them inside the step, so that the N batches of
             one set share one tensor and neither they nor their gradients are stored N times.
+
+    >>> batch = Batch(torch.zeros(4, 1, 8, 8), torch.tensor([0, 0, 1, 1]), seed=7)
+    >>> batch.images.shape, batch.rows
+    (torch.Size([4, 1, 8, 8]), None)
     """
 
     images: Tensor
@@ -26,7 +30,7 @@ class Batch(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """A stretch of one expert's trajectory: parameters `start` at epoch `t0`, `target` at epoch `t1`; each (P,)."""
+    """A segment of an expert's trajectory, from parameters `start` (P,) at epoch `t0` to `target` (P,) at `t1`."""
 
     start: Tensor
     target: Tensor
@@ -36,36 +40,42 @@ class Segment(NamedTuple):
 
 
 PureLoss = Callable[[Tensor, Batch], Tensor]
-"""(theta (P,), batch) -> scalar; the same arguments always give the same bits."""
+"""(theta (P,), batch) -> scalar. The same arguments always give the same bits."""
 
 Distance = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(theta, start, target), each (P,) -> scalar."""
 
-
 Listener = Callable[[dict[str, Any]], None]
-"""Hears of what happens, one dict each, by its "event": "begin" (a job: "work", "path"), "estimate" ("text", numbers),
-"stage" ("name", "total", "unit"), "advance" ("text") after each unit of it, "note" and "warning" ("text"); there may be
-others."""
+"""Receives the progress of a job, one dict an event. Its "event" says what the other keys are: "begin" (a job: "work",
+"path"), "estimate" ("text", numbers), "stage" ("name", "total", "unit"), "advance" ("text") after each unit of a stage,
+"note" and "warning" ("text"). Ignore events that you do not know."""
 
 
 class Trajectory(Protocol):
     """An expert's path through parameter space, from epoch 0 to epoch `end`."""
 
     @property
-    def end(self) -> int: ...
+    def end(self) -> int:
+        """The last epoch."""
+        ...
 
     def at(self, t: float) -> Tensor:
-        """Parameters (P,) at epoch `t`; ValueError where this trajectory has no answer."""
+        """The parameters (P,) at epoch `t`. Raises ValueError for a `t` at which this trajectory is not defined."""
         ...
 
 
 class Sampler(Protocol):
-    """Which segment of a trajectory of length `end` to match at an outer step: 0 <= t0 < t1 <= end."""
+    """Draws the segment (t0, t1) of a trajectory to match at an outer step, where 0 <= t0 < t1 <= end."""
 
     def __call__(self, step: int, end: int, generator: torch.Generator) -> tuple[float, float]: ...
 
 
 class Adjoint(Protocol):
-    """How the gradient of an unroll is taken."""
+    """A way to take the gradient of an unroll."""
 
-    def unroll(self, loss: PureLoss, theta0: Tensor, batches: list[Batch], lr: Tensor) -> Tensor: ...
+    def unroll(self, loss: PureLoss, theta0: Tensor, batches: list[Batch], lr: Tensor) -> Tensor:
+        """Take one step of gradient descent on each of the N batches, from theta0 (P,) with step sizes lr (N,).
+
+        Returns the last parameters (P,), differentiable in the batches' images and labels, in `lr` and in theta0.
+        """
+        ...

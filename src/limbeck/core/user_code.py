@@ -1,4 +1,4 @@
-"""The user's own code that a run is made by: functions and classes outside limbeck, by their source."""
+"""Keys of the user's own functions and classes, computed from their source code."""
 
 from __future__ import annotations
 
@@ -18,13 +18,11 @@ CONSTANTS = (bool, int, float, complex, str, bytes, type(None))
 
 
 def source_key(*roots: object | None) -> str:
-    """12 hex digits over the source of the user's functions and classes that `roots` are or use; "" where none is.
+    """12 hex digits over the source of all functions and classes of the user that `roots` are or use; "" without any.
 
-    A root that is None is passed over.
-
-    Nothing of limbeck, the standard library and installed packages counts, but for the packages of the roots.
-    A change of comments or of layout changes nothing; one of code, of a constant that it uses, or of an attribute of
-    an instance does.
+    Code of limbeck, of the standard library and of installed packages does not count, except for the packages of the
+    roots themselves. The key changes with the code, with a constant that it uses and with an attribute of an instance,
+    and not with comments or layout. A root that is None is passed over.
 
     >>> source_key(len, Path, None)
     ''
@@ -41,15 +39,18 @@ def _module_of(value: Any) -> str:
 
 
 class _Walk:
-    """Visits values and what their code uses; `texts` holds the user's source by name. packages: those of the roots."""
+    """Visits values and everything that their code uses, and collects the user's source in `texts`, by name.
+
+    packages: names of the packages of the roots, which count as the user's even where they are installed.
+    """
 
     def __init__(self, packages: set[str]):
         self.packages = packages
         self.texts: dict[str, str] = {}
-        self.visited: dict[int, object] = {}  # containers and instances, which may hold themselves
+        self.visited: dict[int, object] = {}  # containers and instances, which may contain themselves
 
     def visit(self, value: Any, name: str) -> None:
-        """Add a value and what it uses. name: where the value stands, for values without a name of their own."""
+        """Add a value and everything it uses. name: the place of the value, for values without a name of their own."""
         if isinstance(value, partial):
             self.visit(value.func, name)
             if self.is_users(_module_of(value)):
@@ -70,33 +71,33 @@ class _Walk:
             self.visit(value.fget, name)
         elif not isinstance(value, ModuleType):
             self.visit_code(type(value))
-            if self.is_users(type(value).__module__):  # Network(width=64), say: what it was built with counts
+            if self.is_users(type(value).__module__):  # what it was built with: width=64, for example
                 self.visit_items(value, getattr(value, "__dict__", {}), name)
 
     def visit_items(self, owner: object, items: dict[Any, Any], name: str) -> None:
-        """Values by key of a container, or attributes of an instance, once."""
+        """Visit the values of a container, or the attributes of an instance, unless `owner` was visited before."""
         if id(owner) not in self.visited:
             self.visited[id(owner)] = owner
             for key, item in items.items():
                 self.visit(item, f"{name}[{key}]")
 
     def visit_code(self, value: FunctionType | type) -> None:
-        """A function and what it uses, or a class with its bases and members."""
+        """Visit a function and everything it uses, or a class with its bases and members."""
         name = f"{value.__module__}.{value.__qualname__}"
         if name in self.texts or not self.is_users(value.__module__):
             return
         self.texts[name] = _source(value)
         if isinstance(value, type):
-            uses = [*((base.__qualname__, base) for base in value.__bases__), *vars(value).items()]
+            references = [*((base.__qualname__, base) for base in value.__bases__), *vars(value).items()]
         else:
-            uses = [*self.used(value), ("wrapped", getattr(value, "__wrapped__", None))]
-        for key, use in uses:
-            is_in_source = isinstance(value, type) and isinstance(use, (*CONSTANTS, dict, tuple))
+            references = [*self.references(value), ("wrapped", getattr(value, "__wrapped__", None))]
+        for key, reference in references:
+            is_in_source = isinstance(value, type) and isinstance(reference, (*CONSTANTS, dict, tuple))
             if not is_in_source:
-                self.visit(use, f"{key} of {name}")
+                self.visit(reference, f"{key} of {name}")
 
     def is_users(self, module: str) -> bool:
-        """Whether the code of a module is the user's."""
+        """Whether the code of a module counts as the user's."""
         package = module.split(".")[0]
         if package == "limbeck" or package in sys.stdlib_module_names:
             return False
@@ -105,8 +106,8 @@ class _Walk:
         file = getattr(sys.modules.get(module), "__file__", None)
         return file is not None and not {"site-packages", "dist-packages"} & set(Path(file).parts)
 
-    def used(self, function: FunctionType) -> Iterator[tuple[str, Any]]:
-        """Globals, attributes of the user's modules, variables of enclosing functions, and defaults."""
+    def references(self, function: FunctionType) -> Iterator[tuple[str, Any]]:
+        """The globals, attributes of the user's modules, variables of enclosing functions and defaults that it uses."""
         names = sorted(set(_names(function.__code__)))
         for name in names:
             value = function.__globals__.get(name)
@@ -127,7 +128,7 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 def _source(value: FunctionType | type) -> str:
-    """The code as text without comments; its compiled form where the text is not its own, or not there."""
+    """The code as text without comments, or its compiled form for a lambda and where there is no source file."""
     try:
         if value.__name__ != "<lambda>":
             return ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(value))))
@@ -142,5 +143,5 @@ def _compiled(code: CodeType) -> str:
 
 
 def _constant(value: object) -> str:
-    """A constant as text; of a set, whose order differs from process to process, in one order."""
+    """A constant as text. The elements of a set are sorted, since their order differs from process to process."""
     return f"{{{sorted(map(repr, value))}}}" if isinstance(value, set | frozenset) else repr(value)
