@@ -13,13 +13,12 @@ from torch import Tensor
 
 from limbeck.core.conditions import NUMERICS
 from limbeck.core.errors import UserError
-from limbeck.core.types import PureLoss
 from limbeck.core.user_code import source_key
 from limbeck.data import ImageData, Preprocess, Split, fit_preprocess
 from limbeck.data.augment import DSA, CanvasCrop, default_strategy
-from limbeck.derivatives.autograd import Derivatives
+from limbeck.derivatives.autograd import Loss
 from limbeck.derivatives.choice import Choice, choose
-from limbeck.derivatives.convnet import FusedCrossEntropy
+from limbeck.derivatives.explicit import ExplicitDerivatives, FusedCrossEntropy
 from limbeck.networks.flat import FlatModel
 from limbeck.networks.losses import Augment, CrossEntropy
 from limbeck.networks.registry import MODELS, ModelConfig, flat_model
@@ -45,37 +44,38 @@ class Task:
         return flat_model(self.model_config, self.data.shape, self.data.num_classes)
 
     @cached_property
-    def loss(self) -> PureLoss:
+    def loss(self) -> Loss:
         """The training loss: cross-entropy of augmented images; canvases are cropped first.
 
-        With its derivatives written out where they are for this network, on this machine.
+        It has explicit derivatives where this network has them on this machine, and autograd's otherwise.
         """
         return self.loss_with(CanvasCrop(self.data.size, self.augment))
 
-    def loss_with(self, augment: Augment | None) -> PureLoss:
-        """The same with another augmentation."""
-        if self._fast is not None:
-            return FusedCrossEntropy(CrossEntropy(self.model, augment), self._fast, self.device.type)
-        lower = torch.bfloat16 if self.precision == "bfloat16" else None
-        return CrossEntropy(self.model, augment, lower)
+    def loss_with(self, augment: Augment | None) -> Loss:
+        """The training loss with another augmentation, or with none."""
+        if self.explicit is not None:
+            return FusedCrossEntropy(CrossEntropy(self.model, augment), self.explicit, self.device.type)
+        autocast_dtype = torch.bfloat16 if self.precision == "bfloat16" else None
+        return Loss(CrossEntropy(self.model, augment, autocast_dtype))
 
     @property
     def logits(self) -> Network:
-        """(theta, images) -> logits, for whoever needs no derivative."""
-        return self.model if self._fast is None else self._fast.logits
+        """(theta (P,), images (n, channels, height, width)) -> logits (n, classes); inference only."""
+        return self.model if self.explicit is None else self.explicit.logits
 
     @property
     def implementation(self) -> str:
-        """What computes derivatives. Other implementations differ by rounding."""
+        """The name of what computes derivatives; other implementations differ by rounding."""
         return self.choice.implementation
 
     @property
     def max_workers(self) -> int | None:
-        """Networks that may be trained at the same time: None for as many as there are threads.
+        """How many networks may be trained at the same time; None stands for one per thread.
 
-        A module is one at a time: its parameters are exchanged while it is called. So are networks on a GPU.
+        It is 1 under autograd, because functional_call swaps a module's parameters, so that one module serves one
+        thread; and on a GPU, which one network keeps busy.
         """
-        return None if self._fast is not None and self.device.type == "cpu" else 1
+        return None if self.explicit is not None and self.device.type == "cpu" else 1
 
     @cached_property
     def choice(self) -> Choice:
@@ -83,7 +83,8 @@ class Task:
         return choose(self.model, self.data.shape, DTYPES[self.precision], self.device.type)
 
     @property
-    def _fast(self) -> Derivatives | None:
+    def explicit(self) -> ExplicitDerivatives | None:
+        """The network's explicit derivatives; None where autograd computes them."""
         return self.choice.derivatives
 
     @cached_property

@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck import UserError
-from limbeck.core.types import Adjoint, Batch
+from limbeck.core.types import Batch
 from limbeck.data.augment import DSA, FAMILIES
 from limbeck.networks.flat import FlatModel
 from limbeck.networks.registry import ConvNet
 from limbeck.objectives import displacement
 from limbeck.training import Backprop, CrossEntropy, Replay, unroll
+from limbeck.training.unroll import Adjoint
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 

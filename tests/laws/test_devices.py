@@ -26,8 +26,9 @@ from limbeck.data.augment import DSA, FAMILIES, ComposedDSA, toroidal_crop
 from limbeck.data.cutmix import cutmix
 from limbeck.derivatives.autograd import NeedsGrad
 from limbeck.derivatives.choice import Choice
-from limbeck.derivatives.convnet import FusedCrossEntropy, torch_derivatives
+from limbeck.derivatives.convnet import torch_derivatives
 from limbeck.derivatives.cuda_graph import CapturedDerivatives
+from limbeck.derivatives.explicit import FusedCrossEntropy
 from limbeck.evaluation.protocol import EvalConfig, best_lr
 from limbeck.experts import Expert, ExpertConfig, Store
 from limbeck.experts.make import describe_experts, make_experts, path_accuracy

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from limbeck.core.types import Adjoint, Segment
+from limbeck.core.types import Segment
 from limbeck.experts import Continuous, Expert, WholeEpochs
 from limbeck.jobs.record import Run
 from limbeck.methods.trajectory_matching import GRADIENTS
@@ -20,6 +20,7 @@ from limbeck.select import select_per_class
 from limbeck.synthetic.loop import DivergenceError, outer_loop
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task
+from limbeck.training.unroll import Adjoint
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 

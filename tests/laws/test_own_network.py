@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from limbeck.core.types import Batch
 from limbeck.data.augment import DSA
-from limbeck.derivatives.autograd import NeedsGrad, gradient, hvp
+from limbeck.derivatives.autograd import Loss, NeedsGrad
 from limbeck.networks.flat import FlatModel
 from limbeck.networks.losses import cross_entropy
 from limbeck.networks.registry import MLP, ConvNet
@@ -59,15 +59,15 @@ def user_network(name: str, channels: int) -> tuple[CrossEntropy, Tensor, Batch,
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_products_of_any_network_equal_double_backward_in_torchs_own_order(name: str, channels: int) -> None:
+def test_hvp_of_any_network_equals_double_backward_in_torchs_own_order(name: str, channels: int) -> None:
     loss, theta, batch, direction = user_network(name, channels)
     leaves = [tensor.clone().requires_grad_() for tensor in (theta, batch.images, batch.labels)]
     value = cross_entropy(loss.model(leaves[0], DSA("scale")(leaves[1], 7)), leaves[2])
     (expected,) = torch.autograd.grad(value, leaves[0], create_graph=True)
     second = torch.autograd.grad(expected @ direction, leaves)
-    assert (gradient(loss, theta, batch) - expected).norm() <= 1e-12 * expected.norm()
+    assert (Loss(loss).gradient(theta, batch) - expected).norm() <= 1e-12 * expected.norm()
     for wanted in (NeedsGrad(True, True, True), NeedsGrad(False, True, False), NeedsGrad(True, False, False)):
-        found = hvp(loss, theta, batch, direction, wanted)
+        found = Loss(loss).hvp(theta, batch, direction, wanted)
         torch.testing.assert_close(found.directional, (expected @ direction).detach(), rtol=1e-12, atol=1e-14)
         for derivative, exact, want in zip(found[1:], second, wanted):
             assert (derivative is not None) == want
@@ -92,5 +92,5 @@ def test_convolutions_see_the_order_that_is_fast_for_their_network(name: str, ch
 def test_gradients_image_by_image_are_possible_in_either_order(name: str) -> None:
     loss, theta, batch, _ = user_network(name, 3)
     images, labels = batch.images, torch.arange(IMAGES) % CLASSES
-    one_by_one = [gradient(loss, theta, Batch(images[i : i + 1], labels[i : i + 1])).norm() for i in range(IMAGES)]
+    one_by_one = [Loss(loss).gradient(theta, Batch(images[i : i + 1], labels[i : i + 1])).norm() for i in range(IMAGES)]
     torch.testing.assert_close(grand(loss, [theta], images, labels), torch.stack(one_by_one), rtol=1e-12, atol=1e-14)

@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from limbeck.core.types import Adjoint, Batch, PureLoss
+from limbeck.core.types import Batch
 from limbeck.data.augment import DSA, CanvasCrop
-from limbeck.derivatives.autograd import gradient
+from limbeck.derivatives.autograd import Loss
 from limbeck.objectives.distance import displacement
 from limbeck.task import Task
 from limbeck.training import Backprop, CrossEntropy, Replay, unroll
 from limbeck.training.plain import Schedule, train
+from limbeck.training.unroll import Adjoint
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the folder `benchmarks` is not installed
 reference: Any = importlib.import_module("benchmarks.reference")
@@ -102,9 +103,9 @@ def test_the_fields_expert_trains_in_as_many_steps(task: Task) -> None:
         calls[0] += 1
         return task.augment(batch, seed)
 
-    def rule(loss: PureLoss, theta: Tensor, batch: Batch) -> Tensor:
+    def rule(loss: Loss, theta: Tensor, batch: Batch) -> Tensor:
         calls[1] += 1
-        return gradient(loss, theta, batch)
+        return loss.gradient(theta, batch)
 
     loss = CrossEntropy(task.model, task.augment)  # no kernels, which would be compiled for it
     path = list(reference.expert_epochs(task.model.build, images, labels, task.test, augment, 3, epochs, 0.1, size))

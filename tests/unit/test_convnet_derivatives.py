@@ -14,12 +14,13 @@ from torch import Tensor
 
 from limbeck.core.types import Batch
 from limbeck.data.augment import DSA
-from limbeck.derivatives.autograd import NeedsGrad, gradient, hvp
+from limbeck.derivatives.autograd import Loss, NeedsGrad, as_loss
 from limbeck.derivatives.compiled import CompiledDerivatives
-from limbeck.derivatives.convnet import FusedCrossEntropy, TorchDerivatives, convnet_derivatives, torch_derivatives
+from limbeck.derivatives.convnet import TorchDerivatives, convnet_derivatives, torch_derivatives
 from limbeck.derivatives.cuda_graph import CapturedDerivatives, Made
+from limbeck.derivatives.explicit import FusedCrossEntropy
 from limbeck.derivatives.kernels import library as kernels
-from limbeck.derivatives.torch_block import arithmetic
+from limbeck.derivatives.torch_block import parameter_dtype
 from limbeck.networks.flat import FlatModel
 from limbeck.networks.losses import CrossEntropy
 from limbeck.networks.registry import ModelConfig, flat_model
@@ -52,12 +53,17 @@ def task(
     explicit = convnet_derivatives(model, dtype, "cpu") or operations(model, dtype)
 
     def normal(*size: int) -> Tensor:
-        return torch.randn(*size, generator=generator, dtype=torch.float64).to(arithmetic(dtype))
+        return torch.randn(*size, generator=generator, dtype=torch.float64).to(parameter_dtype(dtype))
 
-    theta = model.fresh(0).to(arithmetic(dtype)) + 0.1 * normal(model.layout.count)
+    theta = model.fresh(0).to(parameter_dtype(dtype)) + 0.1 * normal(model.layout.count)
     labels = normal(count, 5).exp() if soft else torch.arange(count) % 5  # sums other than 1 too
     batch = Batch(normal(count, *shape), labels, seed=3)
     return FusedCrossEntropy(CrossEntropy(model, DSA()), explicit), theta, batch, normal(model.layout.count)
+
+
+def by_autograd(loss: FusedCrossEntropy) -> Loss:
+    """The same loss without its explicit derivatives."""
+    return Loss(loss.function)
 
 
 def operations(model: FlatModel, dtype: torch.dtype) -> TorchDerivatives:
@@ -80,21 +86,19 @@ def test_equals_autograd_in_float64(
 ) -> None:
     loss, theta, batch, direction = task(shape, width, depth, count, soft, torch.float64)
     wanted = NeedsGrad(True, True, soft)
-    assert error(loss.gradient(theta, batch), gradient(loss.plain, theta, batch)) < 1e-12
-    found, exact = loss.hvp(theta, batch, direction, wanted), hvp(loss.plain, theta, batch, direction, wanted)
-    assert found is not None
+    assert error(loss.gradient(theta, batch), by_autograd(loss).gradient(theta, batch)) < 1e-12
+    found, exact = loss.hvp(theta, batch, direction, wanted), by_autograd(loss).hvp(theta, batch, direction, wanted)
     for name in ("directional", "theta", "images", *(("labels",) if soft else ())):
         assert error(getattr(found, name), getattr(exact, name)) < 1e-12, name
-    assert error(loss.derivatives.logits(theta, batch.images), loss.plain.model(theta, batch.images)) < 1e-12
+    assert error(loss.derivatives.logits(theta, batch.images), loss.function.model(theta, batch.images)) < 1e-12
 
 
 def test_products_are_the_slopes_of_the_gradient_along_the_direction() -> None:
     loss, theta, batch, direction = task((1, 8, 8), 6, 2, 4, True, torch.float64)
     found = loss.hvp(theta, batch, direction, ALL)
-    assert found is not None
 
     def slope(t: Tensor, images: Tensor, labels: Tensor) -> float:
-        return float(torch.dot(direction, gradient(loss, t, Batch(images, labels, batch.seed))))
+        return float(torch.dot(direction, loss.gradient(t, Batch(images, labels, batch.seed))))
 
     for place, name in enumerate(("theta", "images", "labels")):
         at = [theta, batch.images, batch.labels]
@@ -110,27 +114,24 @@ def test_products_are_the_slopes_of_the_gradient_along_the_direction() -> None:
 @pytest.mark.parametrize("width", [16, 32])
 def test_is_as_near_to_float64_in_float32_as_autograd_is(width: int) -> None:
     loss, theta, batch, direction = task((3, 32, 32), width, None, 40, True, torch.float32)
-    model = loss.plain.model
+    model = loss.function.model
     exact64 = FusedCrossEntropy(CrossEntropy(model, DSA()), operations(model, torch.float64))
     batch64 = Batch(batch.images.double(), batch.labels.double(), batch.seed)
     exact = exact64.hvp(theta.double(), batch64, direction.double(), ALL)
-    assert exact is not None
-    found, eager = loss.hvp(theta, batch, direction, ALL), hvp(loss.plain, theta, batch, direction, ALL)
+    found, eager = loss.hvp(theta, batch, direction, ALL), by_autograd(loss).hvp(theta, batch, direction, ALL)
     for name in ("theta", "images", "labels"):
         ours, theirs = (error(getattr(each, name), getattr(exact, name)) for each in (found, eager))
         assert ours < max(6 * theirs, 3e-6), name  # Winograd's transforms round: 1.4e-6 to 2.3e-6 against 5e-7
-    assert found is not None
-    largest = direction.norm() * gradient(loss, theta, batch).norm()
+    largest = direction.norm() * loss.gradient(theta, batch).norm()
     assert abs(float(found.directional) - float(exact.directional)) < 1e-6 * float(largest)
 
 
 def test_bfloat16_is_a_few_per_cent_off_and_points_the_same_way() -> None:
     loss, theta, batch, direction = task((3, 32, 32), 16, None, 40, True, torch.bfloat16)
-    found, exact = loss.hvp(theta, batch, direction, ALL), hvp(loss.plain, theta, batch, direction, ALL)
+    found, exact = loss.hvp(theta, batch, direction, ALL), by_autograd(loss).hvp(theta, batch, direction, ALL)
     made = loss.gradient(theta, batch)
-    assert made is not None
     assert made.dtype is torch.float32
-    assert 1e-4 < error(made, gradient(loss.plain, theta, batch)) < 0.1
+    assert 1e-4 < error(made, by_autograd(loss).gradient(theta, batch)) < 0.1
     for name in ("theta", "images", "labels"):
         ours, theirs = getattr(found, name).flatten(), getattr(exact, name).flatten()
         assert error(ours, theirs) < 0.15, name
@@ -142,7 +143,7 @@ def test_bfloat16_is_a_few_per_cent_off_and_points_the_same_way() -> None:
 def test_replay_through_it_equals_replay_through_autograd(curvature: bool, gain: float) -> None:
     loss, theta, batch, direction = task((1, 8, 8), 6, 2, 6, True, torch.float64)
     made = []
-    for each in (loss, loss.plain):
+    for each in (loss, loss.function):
         images, labels = batch.images.clone().requires_grad_(), batch.labels.clone().requires_grad_()
         lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
         rows = [torch.tensor([0, 2, 3]), None, torch.tensor([5, 1])]
@@ -167,8 +168,6 @@ def test_the_same_bits_each_time() -> None:
     loss, theta, batch, direction = task((1, 28, 28), 8, None, 5, False, torch.float32)
     first = loss.hvp(theta, batch, direction, NeedsGrad(True, True, False))
     again = loss.hvp(theta, batch, direction, NeedsGrad(True, True, False))
-    assert first is not None
-    assert again is not None
     assert first.theta is not None
     assert again.theta is not None
     assert first.theta.equal(again.theta)
@@ -180,8 +179,7 @@ def test_the_same_bits_each_time() -> None:
 def test_only_what_is_asked_for_is_made(wanted: NeedsGrad) -> None:
     """Of several parts of the batch too: TESLA's gradient asks for images alone."""
     loss, theta, batch, direction = task((1, 8, 8), 4, 2, 70, True, torch.float64)
-    found, exact = loss.hvp(theta, batch, direction, wanted), hvp(loss.plain, theta, batch, direction, ALL)
-    assert found is not None
+    found, exact = loss.hvp(theta, batch, direction, wanted), by_autograd(loss).hvp(theta, batch, direction, ALL)
     for name, asked in zip(("theta", "images", "labels"), wanted):
         if asked:
             assert error(getattr(found, name), getattr(exact, name)) < 1e-12
@@ -193,7 +191,6 @@ def test_what_is_not_finite_is_passed_on() -> None:
     loss, theta, batch, _ = task((1, 8, 8), 4, 2, 3, False, torch.float32)
     theta[0] = float("nan")  # one weight of the first block
     made = loss.gradient(theta, batch)
-    assert made is not None
     assert made.isnan().any()
     assert loss.derivatives.logits(theta, batch.images).isnan().all()
 
@@ -215,10 +212,20 @@ def test_other_networks_are_left_to_autograd(config: ModelConfig) -> None:
 
 def test_tensors_of_another_type_are_left_to_autograd() -> None:
     loss, theta, batch, direction = task((1, 8, 8), 4, 2, 3, False, torch.float32)
+    theta, direction = theta.double(), direction.double()
     wide = Batch(batch.images.double(), batch.labels, batch.seed)
-    assert loss.gradient(theta.double(), wide) is None
-    assert loss.hvp(theta.double(), wide, direction.double(), NeedsGrad(True, True, False)) is None
-    assert gradient(loss, theta.double(), wide).dtype is torch.float64
+    assert not loss.supports(theta, wide)
+    assert loss.gradient(theta, wide).equal(by_autograd(loss).gradient(theta, wide))
+    needs = NeedsGrad(True, True, False)
+    assert loss.hvp(theta, wide, direction, needs)[1].equal(by_autograd(loss).hvp(theta, wide, direction, needs)[1])
+
+
+def test_a_plain_function_gets_its_derivatives_by_autograd_once() -> None:
+    loss, theta, batch, _ = task((1, 8, 8), 4, 2, 3, False, torch.float32)
+    assert as_loss(loss) is loss
+    assert type(as_loss(loss.function)) is Loss
+    assert as_loss(as_loss(loss.function)) == Loss(loss.function)
+    assert as_loss(loss.function)(theta, batch).equal(loss(theta, batch))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -229,13 +236,13 @@ def test_other_devices_compute_the_same_in_torch_operations(
     """On the processor, since these operations know no device; against the compiled network, and bfloat16's float32."""
     compiled = torch.float64 if dtype is torch.float64 else torch.float32
     loss, theta, batch, direction = task(shape, width, depth, count, True, compiled)
-    other = replace(loss, derivatives=operations(loss.plain.model, dtype))
+    other = replace(loss, derivatives=operations(loss.function.model, dtype))
     close = 1e-12 if dtype is torch.float64 else 0.15  # sums are rounded after other steps
     assert error(other.gradient(theta, batch), loss.gradient(theta, batch)) < close
     found, same = (each.hvp(theta, batch, direction, ALL) for each in (other, loss))
     for name in ("theta", "images", "labels"):
         assert error(getattr(found, name), getattr(same, name)) < close, name
-    assert replace(loss, device="elsewhere").gradient(theta, batch) is None
+    assert not replace(loss, device="elsewhere").supports(theta, batch)
 
 
 @pytest.fixture
@@ -257,7 +264,7 @@ def test_the_same_bits_by_any_number_of_threads(
 ) -> None:
     """More threads than images too; and what they give is the pass as TorchDerivatives has it."""
     loss, theta, batch, direction = task(shape, width, depth, count, True, dtype)
-    compiled, other = loss.derivatives, operations(loss.plain.model, torch.float64)
+    compiled, other = loss.derivatives, operations(loss.function.model, torch.float64)
     assert isinstance(compiled, CompiledDerivatives)
     point = theta, batch.images, batch.labels
     wide = [tensor.double() for tensor in point]
@@ -296,7 +303,7 @@ def repeated(work: Callable[[], Made]) -> Callable[[], Made]:
 def test_what_is_recorded_gives_the_same_for_all_that_comes(wanted: NeedsGrad) -> None:
     """Other values, other shapes, more shapes than are recorded; and results are not written over by later ones."""
     loss, theta, batch, direction = task((1, 8, 8), 4, 2, 7, True, torch.float64)
-    plain = operations(loss.plain.model, torch.float64)
+    plain = operations(loss.function.model, torch.float64)
     recorded, made, exact = CapturedDerivatives(plain, repeated, most=4), [], []
     for turn, count in enumerate((7, 7, 3, 7, 5, 3)):
         point = theta + turn, batch.images[:count] - turn, batch.labels[:count] * (turn + 1)
@@ -306,7 +313,7 @@ def test_what_is_recorded_gives_the_same_for_all_that_comes(wanted: NeedsGrad) -
             results += each.hvp(*point, direction, wanted)
     assert len(recorded.held) == 4
     assert all(ours is None if same is None else ours.equal(same) for ours, same in zip(made, exact, strict=True))
-    assert isinstance(convnet_derivatives(loss.plain.model, torch.float32, "cuda"), CapturedDerivatives)
+    assert isinstance(convnet_derivatives(loss.function.model, torch.float32, "cuda"), CapturedDerivatives)
 
 
 def test_a_whole_pass_refuses_what_does_not_fit() -> None:

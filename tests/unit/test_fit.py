@@ -22,7 +22,10 @@ def test_training_on_the_set_is_differentiated_through(digits: ImageData, width:
     images, hot = task.train[0][:5], torch.eye(10)[task.train[1][:5]]
     plain = CrossEntropy(task.model, task.augment)
     found = []
-    for student in (Trained(task.loss, 3, adjoint=Replay()), Trained(plain, 3, adjoint=Backprop())):  # type: ignore[arg-type]
+    for student in (
+        Trained(task.model, task.loss, 3, adjoint=Replay()),
+        Trained(task.model, plain, 3, adjoint=Backprop()),
+    ):
         synthetic = SyntheticSet.start(images, hot, 0.05, ("images", "labels", "log_lr"))
         loss = Fit(student, task.train, 64)(synthetic, 0, 0)
         loss.backward()

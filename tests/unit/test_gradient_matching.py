@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from limbeck.core.errors import UserError
 from limbeck.core.rng import make_generator
 from limbeck.data.augment import DSA, ComposedDSA, Draw
+from limbeck.derivatives.autograd import Loss
 from limbeck.experts import ExpertConfig
 from limbeck.methods import METHODS, DataFacts, MethodInputs, Plan
 from limbeck.methods.class_matching import pixel_variance
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("untouched_generators")
 
 CLASSES = 3
 MODEL = flat_model(ModelConfig(width=4, depth=2), (2, 8, 8), CLASSES)
-LOSS = CrossEntropy(MODEL)
+LOSS = Loss(CrossEntropy(MODEL))
 
 
 def theta() -> Tensor:

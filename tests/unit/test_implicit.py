@@ -286,7 +286,7 @@ def test_mirror_images_are_as_if_they_were_stored() -> None:
 
 @pytest.mark.parametrize("adjoint", [Backprop(), Replay()], ids=["backprop", "replay"])
 def test_back_propagation_through_training_is_the_same_objective(adjoint: Replay | Backprop) -> None:
-    objective = Fit(Trained(CrossEntropy(MODEL, DSA("scale")), steps=4, batch_size=3, adjoint=adjoint), REAL, 5)
+    objective = Fit(Trained(MODEL, CrossEntropy(MODEL, DSA("scale")), steps=4, batch_size=3, adjoint=adjoint), REAL, 5)
 
     def value(images: Tensor, labels: Tensor, log_lr: Tensor) -> Tensor:
         return objective(SyntheticSet(images, labels, log_lr), 3, 0)

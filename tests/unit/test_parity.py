@@ -12,7 +12,6 @@ from torch import Tensor
 
 from limbeck.core.rng import derive_seed, make_generator
 from limbeck.core.types import Batch
-from limbeck.derivatives.autograd import gradient
 from limbeck.experts import Expert, ExpertConfig
 from limbeck.experts.segments import GrownEpochs
 from limbeck.methods import METHODS, DataFacts, MethodInputs, Plan
@@ -198,7 +197,7 @@ def test_gsam_is_its_formula(task: Task, adaptive: bool, alpha: float) -> None:
 def test_gsam_without_radius_is_the_gradient(task: Task) -> None:
     batch = Batch(*(part[:8] for part in task.train))
     theta = task.model.fresh(1).requires_grad_()
-    torch.testing.assert_close(Gsam(0.0, 0.3, True)(task.loss, theta, batch), gradient(task.loss, theta, batch))
+    torch.testing.assert_close(Gsam(0.0, 0.3, True)(task.loss, theta, batch), task.loss.gradient(theta, batch))
 
 
 def test_the_average_follows_its_recurrence(task: Task, expert: Expert) -> None:

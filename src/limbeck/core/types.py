@@ -68,14 +68,3 @@ class Sampler(Protocol):
     """Draws the segment (t0, t1) of a trajectory to match at an outer step, where 0 <= t0 < t1 <= end."""
 
     def __call__(self, step: int, end: int, generator: torch.Generator) -> tuple[float, float]: ...
-
-
-class Adjoint(Protocol):
-    """A way to take the gradient of an unroll."""
-
-    def unroll(self, loss: PureLoss, theta0: Tensor, batches: list[Batch], lr: Tensor) -> Tensor:
-        """Take one step of gradient descent on each of the N batches, from theta0 (P,) with step sizes lr (N,).
-
-        Returns the last parameters (P,), differentiable in the batches' images and labels, in `lr` and in theta0.
-        """
-        ...

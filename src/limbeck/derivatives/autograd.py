@@ -1,18 +1,20 @@
-"""The derivatives that training and the adjoint ask of a loss: as it has them written out, else by autograd."""
+"""Losses with their gradients and Hessian-vector products, by autograd unless a subclass computes them itself."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from limbeck.core.types import Batch, PureLoss
+from limbeck.networks.losses import CrossEntropy
 
 
 class NeedsGrad(NamedTuple):
-    """Which derivatives of direction . gradient are asked for."""
+    """Which derivatives of `direction . gradient` are needed: in parameters, in images, in labels."""
 
     theta: bool
     images: bool
@@ -20,9 +22,13 @@ class NeedsGrad(NamedTuple):
 
 
 class Hvp(NamedTuple):
-    """With g = grad loss and v the direction: v . g, and its derivatives H v (P,), in images and in labels.
+    """The derivatives of direction . g, where g (P,) is the gradient of a loss at (theta, batch).
 
-    None stands for one that was not asked for, and for one that is zero because nothing depends on it.
+    directional: The scalar direction . g.
+    theta:       The Hessian-vector product H direction (P,).
+    images:      The derivative in the batch's images (n, channels, height, width).
+    labels:      The derivative in the batch's labels (n, classes).
+    A derivative is None where `NeedsGrad` does not ask for it, and where g does not depend on that input.
     """
 
     directional: Tensor
@@ -31,90 +37,93 @@ class Hvp(NamedTuple):
     labels: Tensor | None
 
 
-@runtime_checkable
-class WrittenOut(Protocol):
-    """A loss that knows its derivatives; None where it does not, for these tensors, and autograd has to."""
+@dataclass(frozen=True)
+class Loss:
+    """A pure function (theta (P,), batch) -> scalar with its gradient and Hessian-vector products, by autograd.
 
-    def gradient(self, theta: Tensor, batch: Batch) -> Tensor | None: ...
+    A subclass that knows faster derivatives overrides `gradient` and `hvp`, and calls those of this class for tensors
+    that it does not support: see `FusedCrossEntropy`.
 
-    def hvp(self, theta: Tensor, batch: Batch, direction: Tensor, wanted: NeedsGrad) -> Hvp | None: ...
+    >>> quadratic = Loss(lambda theta, batch: (theta**2).sum())
+    >>> batch, theta = Batch(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1)), torch.tensor([1.0, 2.0])
+    >>> quadratic(theta, batch), quadratic.gradient(theta, batch)
+    (tensor(5.), tensor([2., 4.]))
+    >>> quadratic.hvp(theta, batch, torch.tensor([1.0, 0.0]), NeedsGrad(True, False, False)).theta
+    tensor([2., 0.])
+    """
 
+    function: PureLoss
 
-class Derivatives(Protocol):
-    """Of cross-entropy on images that are augmented already, at theta (P,); see `convnet.TorchDerivatives`."""
+    def __call__(self, theta: Tensor, batch: Batch) -> Tensor:
+        """The loss: a scalar with autograd's graph."""
+        return self.function(theta, batch)
 
-    def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor: ...
+    def gradient(self, theta: Tensor, batch: Batch) -> Tensor:
+        """The gradient (P,) at theta (P,), without a graph."""
+        leaf = theta.detach().requires_grad_()
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(self.function(leaf, batch), leaf)
+        return gradient
 
-    def hvp(self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, wanted: NeedsGrad) -> Hvp: ...
+    def hvp(self, theta: Tensor, batch: Batch, direction: Tensor, needs: NeedsGrad) -> Hvp:
+        """The derivatives of direction . gradient at theta, both (P,), without a graph.
 
-    def logits(self, theta: Tensor, images: Tensor) -> Tensor: ...
+        Reverse mode is used twice: forward mode was slower for every network measured (docs/LOG.md, 2026-11-26).
+        """
+        leaf = theta.detach().requires_grad_()
+        images = batch.images.detach().requires_grad_(needs.images)
+        labels = batch.labels.detach().requires_grad_(needs.labels)
+        with torch.enable_grad():
+            value = self.function(leaf, Batch(images, labels, batch.seed))
+            (gradient,) = torch.autograd.grad(value, leaf, create_graph=True)
+        inputs = [tensor for tensor, is_needed in zip((leaf, images, labels), needs) if is_needed]
+        directional = torch.dot(direction, gradient.detach())
+        if not inputs or not gradient.requires_grad:  # the second: a loss that is linear in theta
+            return Hvp(directional, None, None, None)
+        derivatives = iter(torch.autograd.grad(gradient, inputs, direction, allow_unused=True))
+        return Hvp(directional, *(next(derivatives) if is_needed else None for is_needed in needs))
 
     @property
-    def dtype(self) -> torch.dtype: ...
+    def must_verify_repeats(self) -> bool:
+        """Whether `Replay` must verify that a gradient computed again is the same: the function may be impure.
+
+        It cannot where products are rounded to a lower type: that differs as much as weak randomness does.
+        """
+        return not (isinstance(self.function, CrossEntropy) and self.function.autocast_dtype is not None)
 
 
-def gradient(loss: PureLoss, theta: Tensor, batch: Batch) -> Tensor:
-    """grad loss (P,) at theta (P,).
-
-    >>> gradient(lambda theta, batch: (theta**2).sum(), torch.tensor([1.0, 2.0]), Batch(None, None)).tolist()
-    [2.0, 4.0]
-    """
-    if isinstance(loss, WrittenOut) and (known := loss.gradient(theta, batch)) is not None:
-        return known
-    leaf = theta.detach().requires_grad_()
-    with torch.enable_grad():
-        (found,) = torch.autograd.grad(loss(leaf, batch), leaf)
-    return found
+def as_loss(function: Loss | PureLoss) -> Loss:
+    """The loss itself, or a plain function with its derivatives by autograd."""
+    return function if isinstance(function, Loss) else Loss(function)
 
 
-def hvp(loss: PureLoss, theta: Tensor, batch: Batch, direction: Tensor, wanted: NeedsGrad) -> Hvp:
-    """direction . grad loss at theta, and its derivatives, one step's graph at a time."""
-    if isinstance(loss, WrittenOut) and (known := loss.hvp(theta, batch, direction, wanted)) is not None:
-        return known
-    return _autograd_hvp(loss, theta, batch, direction, wanted)
-
-
-def _autograd_hvp(loss: PureLoss, theta: Tensor, batch: Batch, direction: Tensor, wanted: NeedsGrad) -> Hvp:
-    """By autograd, twice backwards: forward mode was slower for every network measured (docs/LOG.md, 2026-11-26)."""
-    leaf = theta.detach().requires_grad_()
-    x, y = batch.images.detach().requires_grad_(wanted.images), batch.labels.detach().requires_grad_(wanted.labels)
-    with torch.enable_grad():
-        (slope,) = torch.autograd.grad(loss(leaf, Batch(x, y, batch.seed)), leaf, create_graph=True)
-    inputs = [tensor for tensor, want in zip((leaf, x, y), wanted) if want]
-    directional = torch.dot(direction, slope.detach())
-    if not inputs or not slope.requires_grad:  # the second: a loss that is linear in theta
-        return Hvp(directional, None, None, None)
-    derivatives = iter(torch.autograd.grad(slope, inputs, direction, allow_unused=True))
-    return Hvp(directional, *(next(derivatives) if want else None for want in wanted))
-
-
-def differentiable_gradient(loss: PureLoss, theta: Tensor, batch: Batch) -> Tensor:
-    """grad loss (P,) at a fixed theta, as a function of the batch's images and labels that can be differentiated once.
+def differentiable_gradient(loss: Loss, theta: Tensor, batch: Batch) -> Tensor:
+    """The gradient (P,) at a fixed theta, as a function of the batch's images and labels that is differentiable once.
 
     >>> x = torch.ones(1, 1, 1, 1, requires_grad=True)
-    >>> cubic = lambda theta, batch: batch.images.sum() * (theta**3).sum()
+    >>> cubic = Loss(lambda theta, batch: batch.images.sum() * (theta**3).sum())
     >>> g = differentiable_gradient(cubic, torch.tensor([2.0]), Batch(x, torch.zeros(1)))
     >>> g.backward(); g.item(), x.grad.item()
     (12.0, 12.0)
     """
-    made: Tensor = _Gradient.apply(loss, theta.detach(), batch.seed, batch.images, batch.labels)  # type: ignore[no-untyped-call]
-    return made
+    gradient: Tensor = _Gradient.apply(loss, theta.detach(), batch.seed, batch.images, batch.labels)  # type: ignore[no-untyped-call]
+    return gradient
 
 
 class _Gradient(torch.autograd.Function):
-    """Its derivative in a direction is that of direction . gradient, taken when it is asked for."""
+    """The autograd node of a gradient; its inputs are images and labels, its backward pass is `Loss.hvp`."""
 
     @staticmethod
-    def forward(ctx: Any, loss: PureLoss, theta: Tensor, seed: int | None, images: Tensor, labels: Tensor) -> Tensor:
+    def forward(ctx: Any, loss: Loss, theta: Tensor, seed: int | None, images: Tensor, labels: Tensor) -> Tensor:
         ctx.loss, ctx.seed = loss, seed
         ctx.save_for_backward(theta, images, labels)
-        return gradient(loss, theta, Batch(images.detach(), labels.detach(), seed))
+        return loss.gradient(theta, Batch(images.detach(), labels.detach(), seed))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, direction: Tensor) -> tuple[Any, ...]:
         theta, images, labels = ctx.saved_tensors
-        _, _, _, *needs = ctx.needs_input_grad
+        needs = NeedsGrad(False, *ctx.needs_input_grad[3:])
         batch = Batch(images.detach(), labels.detach(), ctx.seed)
-        made = hvp(ctx.loss, theta, batch, direction, NeedsGrad(False, *needs))
-        return None, None, None, made.images, made.labels
+        derivatives = ctx.loss.hvp(theta, batch, direction, needs)
+        return None, None, None, derivatives.images, derivatives.labels

@@ -23,9 +23,10 @@ from limbeck.core.errors import UserError
 from limbeck.core.files import write_json
 from limbeck.core.rng import make_generator
 from limbeck.core.types import Batch
-from limbeck.derivatives.autograd import Derivatives, NeedsGrad, gradient, hvp
+from limbeck.derivatives.autograd import Loss, NeedsGrad
 from limbeck.derivatives.compiled import CompiledDerivatives
 from limbeck.derivatives.convnet import convnet_derivatives, torch_derivatives
+from limbeck.derivatives.explicit import ExplicitDerivatives
 from limbeck.derivatives.kernels import build
 from limbeck.derivatives.kernels.library import unavailable_reason
 from limbeck.networks.flat import FlatModel
@@ -56,7 +57,7 @@ class Choice(NamedTuple):
     slow: whether it could be faster, so that the sentence is a warning.
     """
 
-    derivatives: Derivatives | None
+    derivatives: ExplicitDerivatives | None
     reason: str
     slow: bool = False
 
@@ -134,7 +135,7 @@ def processor() -> str:
     return " ".join(fields[name] for name in PROCESSOR if name in fields)
 
 
-def measure(compiled: Derivatives, model: FlatModel, shape: Shape) -> Measurement:
+def measure(compiled: ExplicitDerivatives, model: FlatModel, shape: Shape) -> Measurement:
     """A gradient and its products of a few images, as an outer step takes them, by both in turns."""
     draws = make_generator(0, "kernels", *shape)
     classes = model.layout.shapes[-1][0]
@@ -142,16 +143,16 @@ def measure(compiled: Derivatives, model: FlatModel, shape: Shape) -> Measuremen
     images = torch.randn(count, *shape, generator=draws).to(compiled.dtype)
     theta = model.fresh(0).to(compiled.dtype)
     direction = torch.randn(len(theta), generator=draws).to(compiled.dtype)
-    labels, plain, wanted = torch.arange(count) % classes, CrossEntropy(model), NeedsGrad(True, True, False)
+    labels, needs, loss = torch.arange(count) % classes, NeedsGrad(True, True, False), Loss(CrossEntropy(model))
 
     def explicit() -> list[torch.Tensor]:
-        second = compiled.hvp(theta, images, labels, direction, wanted)
+        second = compiled.hvp(theta, images, labels, direction, needs)
         return _tensors(compiled.gradient(theta, images, labels), second.theta, second.images)
 
     def by_autograd() -> list[torch.Tensor]:
         batch = Batch(images, labels)
-        second = hvp(plain, theta, batch, direction, wanted)
-        return _tensors(gradient(plain, theta, batch), second.theta, second.images)
+        second = loss.hvp(theta, batch, direction, needs)
+        return _tensors(loss.gradient(theta, batch), second.theta, second.images)
 
     errors = [relative_error(ours, exact) for ours, exact in zip(explicit(), by_autograd())]
     times = [(_seconds(explicit), _seconds(by_autograd)) for _ in range(ROUNDS)]

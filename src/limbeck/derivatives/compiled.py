@@ -47,47 +47,40 @@ class CompiledDerivatives:
     def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """The gradient (P,) of the mean over n images (n, c, h, w); labels are classes (n,) or probabilities."""
         gradient = self._vector()
-        self._compute(theta, images, self._probabilities(labels), gradient=gradient)
+        self.library.compute(*self._arguments(theta, images, self._probabilities(labels), gradient=gradient))
         return self._narrow(gradient)
 
-    def hvp(self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, wanted: NeedsGrad) -> Hvp:
-        """direction . gradient, and those of its derivatives that `wanted` names."""
+    def hvp(self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, needs: NeedsGrad) -> Hvp:
+        """direction . gradient, and those of its derivatives that `needs` asks for."""
         probabilities = self._probabilities(labels)
-        dtheta = self._vector() if wanted.theta else None
-        dimages = torch.empty(images.shape, dtype=self.dtype) if wanted.images else None
+        dtheta = self._vector() if needs.theta else None
+        dimages = torch.empty(images.shape, dtype=self.dtype) if needs.images else None
         dlabels, directional = torch.empty_like(probabilities), torch.zeros((), dtype=torch.float64)
-        self._compute(
-            theta,
-            images,
-            probabilities,
-            direction,
-            dtheta=dtheta,
-            dimages=dimages,
-            dlabels=dlabels,
-            directional=directional,
-        )
+        outputs = {"dtheta": dtheta, "dimages": dimages, "dlabels": dlabels, "directional": directional}
+        self.library.compute(*self._arguments(theta, images, probabilities, direction, **outputs))
         return Hvp(
             directional.to(self.dtype),
             None if dtheta is None else self._narrow(dtheta),
             dimages,
-            dlabels if wanted.labels else None,
+            dlabels if needs.labels else None,
         )
 
     def logits(self, theta: Tensor, images: Tensor) -> Tensor:
         """The network's outputs (n, classes), where n may be 0; they cannot be differentiated."""
         logits = torch.empty(len(images), self.classes, dtype=self.dtype)
         if len(images):
-            self._compute(theta, images, None, logits=logits)
+            self.library.compute(*self._arguments(theta, images, None, logits=logits))
         return logits
 
-    def _compute(
+    def _arguments(
         self,
         theta: Tensor,
         images: Tensor,
         labels: Tensor | None,
         direction: Tensor | None = None,
         **outputs: Tensor | None,
-    ) -> None:
+    ) -> tuple[torch.dtype, Tensor, float, int, dict[str, Tensor | None]]:
+        """The arguments of `Library.compute`, after a check of their shapes."""
         if not len(images):
             raise ValueError("a batch without images has no mean loss and no gradient")
         for vector in (theta, direction):
@@ -102,7 +95,7 @@ class CompiledDerivatives:
             "direction": None if direction is None else self._wide(direction),
             **outputs,
         }
-        self.library.compute(self.dtype, self._sizes(images), self.eps, len(images), buffers)
+        return self.dtype, self._sizes(images), self.eps, len(images), buffers
 
     def _sizes(self, images: Tensor) -> Tensor:
         """The network for images of this size, as `Net` of network.hpp reads it."""

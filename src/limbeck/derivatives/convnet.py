@@ -21,14 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from limbeck.core.types import Batch
-from limbeck.derivatives.autograd import Derivatives, Hvp, NeedsGrad
+from limbeck.derivatives.autograd import Hvp, NeedsGrad
 from limbeck.derivatives.compiled import Block, CompiledDerivatives, supports
 from limbeck.derivatives.cuda_graph import CapturedDerivatives
+from limbeck.derivatives.explicit import ExplicitDerivatives
 from limbeck.derivatives.kernels.library import load
-from limbeck.derivatives.torch_block import Convolution, NormReluPool, arithmetic, channels_last
+from limbeck.derivatives.torch_block import Convolution, NormReluPool, channels_last, parameter_dtype
 from limbeck.networks.flat import FlatModel, Layout
-from limbeck.networks.losses import CrossEntropy
 from limbeck.networks.registry import ConvNet
 
 ROOM = 1 << 30  # bytes of the largest activation of a part
@@ -97,22 +96,26 @@ class TorchDerivatives:
         )
         return self._join(reduce(_add, parts))
 
-    def hvp(self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, wanted: NeedsGrad) -> Hvp:
+    def hvp(self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, needs: NeedsGrad) -> Hvp:
         """direction . gradient, and those of its derivatives that are asked for."""
         stages, weight, bias = self._stages(theta)
         passes = (
             self._pass(stages, weight, bias, part, target, len(images), weights=False)[0]
             for part, target in self._chunks(images, labels)
         )
-        return self._of_tapes(passes, len(images), direction, wanted)
+        return self._of_tapes(passes, len(images), direction, needs)
 
-    def _of_tapes(self, tapes: Iterable[Tape], count: int, direction: Tensor, wanted: NeedsGrad) -> Hvp:
+    def _of_tapes(self, tapes: Iterable[Tape], count: int, direction: Tensor, needs: NeedsGrad) -> Hvp:
         """The products from passes of a batch of `count` images, part by part."""
         total: list[Tensor] | None = None
         stages1, weight1, bias1 = self._stages(direction)
-        dimages, dlabels, directional = [], [], torch.zeros((), dtype=arithmetic(self.dtype), device=direction.device)
+        dimages, dlabels, directional = (
+            [],
+            [],
+            torch.zeros((), dtype=parameter_dtype(self.dtype), device=direction.device),
+        )
         for tape in tapes:
-            made, dimage, dlabel, slope = self._tangent(tape, stages1, weight1, bias1, count, wanted)
+            made, dimage, dlabel, slope = self._tangent(tape, stages1, weight1, bias1, count, needs)
             total = made if total is None else _add(total, made)
             dimages += [] if dimage is None else [dimage]
             dlabels.append(dlabel)
@@ -120,9 +123,9 @@ class TorchDerivatives:
         assert total is not None
         return Hvp(
             directional,
-            self._join(total) if wanted.theta else None,
-            torch.cat(dimages) if wanted.images else None,
-            torch.cat(dlabels) if wanted.labels else None,
+            self._join(total) if needs.theta else None,
+            torch.cat(dimages) if needs.images else None,
+            torch.cat(dlabels) if needs.labels else None,
         )
 
     def logits(self, theta: Tensor, images: Tensor) -> Tensor:
@@ -139,7 +142,7 @@ class TorchDerivatives:
 
     def _chunks(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         probabilities = labels if labels.dtype.is_floating_point else F.one_hot(labels, self.layout.shapes[-1][0])
-        probabilities, count = probabilities.to(arithmetic(self.dtype)), self._count(images)
+        probabilities, count = probabilities.to(parameter_dtype(self.dtype)), self._count(images)
         for part, target in zip(images.split(count), probabilities.split(count)):
             yield channels_last(part, self.dtype), target
 
@@ -150,7 +153,7 @@ class TorchDerivatives:
 
     def _stages(self, theta: Tensor) -> tuple[list[Stage], Tensor, Tensor]:
         """The blocks' parameters; the last layer's weight for features in channels-last order, and its bias."""
-        parts = self.layout.split(theta.detach().to(arithmetic(self.dtype)))
+        parts = self.layout.split(theta.detach().to(parameter_dtype(self.dtype)))
         stages = [
             Stage(conv.prepare(weight), gamma, beta)
             for conv, weight, _, gamma, beta in zip(self.convolutions, *[iter(parts[:-2])] * 4)
@@ -213,7 +216,7 @@ class TorchDerivatives:
         return Tape(stages, passed, Head(features, probabilities, weight, label_sums, dlogits)), made
 
     def _tangent(
-        self, tape: Tape, stages1: list[Stage], weight1: Tensor, bias1: Tensor, count: int, wanted: NeedsGrad
+        self, tape: Tape, stages1: list[Stage], weight1: Tensor, bias1: Tensor, count: int, needs: NeedsGrad
     ) -> tuple[list[Tensor], Tensor | None, Tensor, Tensor]:
         """The tangent of `_pass` where the parameters move: of the gradient, of dimages; dlabels, and the slope."""
         x1: Tensor | None = None
@@ -240,13 +243,13 @@ class TorchDerivatives:
             dz1, sums1 = BLOCK.backward_tangent(
                 kept.z, stage.gamma, stage.beta, kept.stats, kept.dy, kept.sums, z1, stage1.gamma, stats1, dy1
             )
-            if wanted.theta:
+            if needs.theta:
                 dbeta1, dgamma1 = sums1.sum(0)
                 dweight1 = conv.weight_gradient([(kept.x, dz1), *([] if x1 is None else [(x1, kept.dz)])])
                 made = [dweight1, dgamma1, dbeta1, *made]
-            if index or wanted.images:
+            if index or needs.images:
                 dy1 = conv.backward([(dz1, stage.weight), (kept.dz, stage1.weight)], kept.x.shape)
-        return made, dy1.contiguous() if wanted.images else None, dlabels, slope
+        return made, dy1.contiguous() if needs.images else None, dlabels, slope
 
 
 def _flatten(x: Tensor) -> Tensor:
@@ -264,60 +267,7 @@ def _add(total: list[Tensor], more: list[Tensor]) -> list[Tensor]:
     return [first + second for first, second in zip(total, more)]
 
 
-@dataclass(frozen=True)
-class FusedCrossEntropy:
-    """`plain`, with its derivatives written out: the same function, so that whoever calls it may use autograd.
-
-    Called, it is `plain` itself, in float32 whatever the precision of the derivatives.
-    """
-
-    plain: CrossEntropy
-    derivatives: Derivatives
-    device: str = "cpu"
-
-    def __call__(self, theta: Tensor, batch: Batch) -> Tensor:
-        return self.plain(theta, batch)
-
-    def gradient(self, theta: Tensor, batch: Batch) -> Tensor | None:
-        """As `derivatives.gradient`; None for tensors of another type or device than the kernels'."""
-        if not self._fits(theta, batch):
-            return None
-        with torch.no_grad():
-            return self.derivatives.gradient(theta.detach(), self._augmented(batch), batch.labels)
-
-    def hvp(self, theta: Tensor, batch: Batch, direction: Tensor, wanted: NeedsGrad) -> Hvp | None:
-        """As `derivatives.hvp`, and on through the augmentation to the images as they were before."""
-        if not self._fits(theta, batch):
-            return None
-        leaf, augmented = self._from_leaf(batch, wanted)
-        with torch.no_grad():
-            made = self.derivatives.hvp(theta.detach(), augmented.detach(), batch.labels, direction, wanted)
-        return _through(augmented, leaf, made)
-
-    def _from_leaf(self, batch: Batch, wanted: NeedsGrad) -> tuple[Tensor, Tensor]:
-        leaf = batch.images.detach().requires_grad_(wanted.images)
-        with torch.enable_grad():
-            return leaf, self._augmented(Batch(leaf, batch.labels, batch.seed))
-
-    def _augmented(self, batch: Batch) -> Tensor:
-        if self.plain.augment is None or batch.seed is None:
-            return batch.images
-        return self.plain.augment(batch.images, batch.seed)
-
-    def _fits(self, theta: Tensor, batch: Batch) -> bool:
-        known = arithmetic(self.derivatives.dtype)
-        return theta.dtype is known and batch.images.dtype is known and theta.device.type == self.device
-
-
-def _through(augmented: Tensor, leaf: Tensor, made: Hvp) -> Hvp:
-    """The products with the derivative in the images as they were before augmentation."""
-    if made.images is None or augmented is leaf:
-        return made
-    (back,) = torch.autograd.grad(augmented, leaf, made.images)
-    return made._replace(images=back)
-
-
-def convnet_derivatives(model: FlatModel, dtype: torch.dtype, device: str) -> Derivatives | None:
+def convnet_derivatives(model: FlatModel, dtype: torch.dtype, device: str) -> ExplicitDerivatives | None:
     """The explicit derivatives of this network; None for any but the field's ConvNet.
 
     On a processor those of the compiled network, None without it. On other devices those in torch's operations, without

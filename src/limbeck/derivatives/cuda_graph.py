@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.derivatives.autograd import Derivatives, Hvp, NeedsGrad
+from limbeck.derivatives.autograd import Hvp, NeedsGrad
+from limbeck.derivatives.explicit import ExplicitDerivatives
 
 Made = Sequence[Tensor | None]
 Record = Callable[[Callable[[], Made]], Callable[[], Made]]
@@ -48,7 +49,7 @@ class CapturedDerivatives:
     rounding, the plain pass is used, nothing else is recorded, and one warning says why.
     """
 
-    plain: Derivatives
+    plain: ExplicitDerivatives
     record: Record = cuda_graph
     most: int = 16
     held: dict[Any, tuple[list[Tensor], Callable[[], Made]]] = field(default_factory=dict)
@@ -63,13 +64,13 @@ class CapturedDerivatives:
         """As `TorchDerivatives.gradient`."""
         return self._one("gradient", self.plain.gradient, theta, images, labels)
 
-    def hvp(self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, wanted: NeedsGrad) -> Hvp:
+    def hvp(self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, needs: NeedsGrad) -> Hvp:
         """As `TorchDerivatives.hvp`."""
 
         def work(*given: Tensor) -> Hvp:
-            return self.plain.hvp(given[0], given[1], given[2], given[3], wanted)
+            return self.plain.hvp(given[0], given[1], given[2], given[3], needs)
 
-        directional, *rest = self._again(("hvp", wanted), work, theta, images, labels, direction)
+        directional, *rest = self._again(("hvp", needs), work, theta, images, labels, direction)
         assert directional is not None
         return Hvp(directional, *rest)
 

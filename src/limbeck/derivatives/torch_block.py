@@ -16,8 +16,8 @@ from torch import Tensor
 Terms = Sequence[tuple[Tensor, Tensor]]
 
 
-def arithmetic(dtype: torch.dtype) -> torch.dtype:
-    """The type of sums, statistics and parameters where activations are stored as `dtype`."""
+def parameter_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type of parameters, statistics and sums where activations are stored as `dtype`."""
     return torch.float32 if dtype is torch.bfloat16 else dtype
 
 
@@ -49,10 +49,10 @@ class Convolution:
         like = x.new_empty(()).expand(dz.shape[1], x.shape[1], 3, 3)
         return _sum(self._both(dz, x, like, [False, True])[1] for x, dz in terms)
 
-    def _both(self, dz: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor]:
+    def _both(self, dz: Tensor, x: Tensor, weight: Tensor, needs: list[bool]) -> tuple[Tensor, Tensor]:
         pad = [self.padding] * 2
         dx, dweight, _ = torch.ops.aten.convolution_backward(
-            dz, x, weight, None, [1, 1], pad, [1, 1], False, [0, 0], 1, [*wanted, False]
+            dz, x, weight, None, [1, 1], pad, [1, 1], False, [0, 0], 1, [*needs, False]
         )
         return dx, dweight
 
@@ -81,12 +81,12 @@ class Normalised(NamedTuple):
 class NormReluPool:
     """Instance norm, ReLU and 2 x 2 average pooling of z (n, c, h, w), with the derivative and both their tangents.
 
-    gamma, beta are (c,); stats and sums (n, 2, c), of `arithmetic(dtype)`.
+    gamma, beta are (c,); stats and sums (n, 2, c), of `parameter_dtype(dtype)`.
     """
 
     def forward(self, z: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """y, stats."""
-        wide = z.to(arithmetic(z.dtype))
+        wide = z.to(parameter_dtype(z.dtype))
         variance, m = torch.var_mean(wide, (2, 3), correction=0)
         r = (variance + eps).rsqrt()
         a = (wide - _spread(m)) * _spread(r) * _row(gamma) + _row(beta)

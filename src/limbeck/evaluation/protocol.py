@@ -13,9 +13,9 @@ from torch import Tensor
 from limbeck.core.errors import UserError
 from limbeck.core.parallel import CheckCancelled, parallel_map
 from limbeck.core.rng import derive_seed
-from limbeck.core.types import Batch, Listener, PureLoss
+from limbeck.core.types import Batch, Listener
 from limbeck.data import ImageData, load_data
-from limbeck.derivatives.autograd import gradient
+from limbeck.derivatives.autograd import Loss
 from limbeck.networks.registry import ModelConfig
 from limbeck.synthetic.distilled import DistilledSet, load
 from limbeck.task import Precision, Task, kept_switches, make_task
@@ -99,9 +99,9 @@ def scores_of(
 
     def job(trial: Trial, start: Tensor) -> Callable[[CheckCancelled], Score]:
         def work(check: CheckCancelled) -> Score:
-            def rule(loss: PureLoss, theta: Tensor, batch: Batch) -> Tensor:
+            def rule(loss: Loss, theta: Tensor, batch: Batch) -> Tensor:
                 check()
-                return gradient(loss, theta, batch)
+                return loss.gradient(theta, batch)
 
             path = train(task.loss, start, trial.images, trial.labels, trial.schedule, trial.seed, rule)
             return score(task.logits, last(path), *split)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.core.types import Batch, PureLoss
-from limbeck.derivatives.autograd import gradient
+from limbeck.derivatives.autograd import Loss
 from limbeck.experts.bezier import Bezier
 from limbeck.experts.convexified import SMOOTHING, Convexified, Convexifier
 from limbeck.experts.recorded import Recorded
@@ -39,11 +39,11 @@ def train_expert(
     Raises UserError when training diverges.
     """
     schedule = Schedule(config.epochs, config.lr, config.batch_size, config.momentum, config.weight_decay)
-    against = Gsam(config.sam_rho, config.sam_alpha, config.sam_adaptive) if config.sam_rho else gradient
+    gsam = Gsam(config.sam_rho, config.sam_alpha, config.sam_adaptive) if config.sam_rho else None
 
-    def rule(loss: PureLoss, theta: Tensor, batch: Batch) -> Tensor:
+    def rule(loss: Loss, theta: Tensor, batch: Batch) -> Tensor:
         check()
-        return against(loss, theta, batch)
+        return loss.gradient(theta, batch) if gsam is None else gsam(loss, theta, batch)
 
     convexifier = None
     if config.keep != "recorded" and not config.whole_path():

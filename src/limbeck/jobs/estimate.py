@@ -17,7 +17,6 @@ from torch import Tensor
 from limbeck.core.files import read_header
 from limbeck.core.rng import derive_seed, make_generator
 from limbeck.data import Split
-from limbeck.derivatives.autograd import gradient
 from limbeck.evaluation.baselines import kept_row, real_images
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.evaluation.regression import RegressionConfig, fit_targets
@@ -68,7 +67,7 @@ class Account:
         schedule: Schedule,
         jobs: int,
         groups: float = 1,
-        rule: GradientRule = gradient,
+        rule: GradientRule | None = None,
     ) -> None:
         """Networks trained on `pair`: whole batches, and the last of every epoch."""
         images, labels = pair
@@ -139,7 +138,7 @@ def expert_bytes(task: Task, config: ExpertConfig) -> int:
 def add_experts(account: Account, config: ExpertConfig, missing: int) -> None:
     """Train and watch those that are missing."""
     task = account.task
-    rule: GradientRule = Gsam(config.sam_rho, config.sam_alpha, config.sam_adaptive) if config.sam_rho else gradient
+    rule = Gsam(config.sam_rho, config.sam_alpha, config.sam_adaptive) if config.sam_rho else None
     schedule = Schedule(config.epochs, config.lr, config.batch_size, config.momentum, config.weight_decay)
     account.train("experts", "expert", task.train, schedule, missing, rule=rule)
     account.score("experts", task.data.validation, config.epochs + 1, missing)

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from limbeck.core.errors import UserError
-from limbeck.core.types import Adjoint, Sampler, Segment
+from limbeck.core.types import Sampler, Segment
 from limbeck.methods.coreset import choose_real
 from limbeck.methods.plan import DataFacts, MethodConfig, MethodInputs
 from limbeck.networks.flat import Layout
@@ -21,7 +21,7 @@ from limbeck.objectives.trajectory import Labeller, MatchTrajectory
 from limbeck.synthetic.loop import Objective
 from limbeck.synthetic.set import LOG_LR_RANGE, SyntheticSet
 from limbeck.training.plain import Network
-from limbeck.training.unroll import Backprop, Replay
+from limbeck.training.unroll import Adjoint, Backprop, Replay
 
 GRADIENTS: dict[str, Adjoint] = {
     "exact": Replay(),

@@ -53,24 +53,28 @@ def prefers_channels_last(module: nn.Module) -> bool:
 class CrossEntropy:
     """Cross-entropy of a network on a batch, augmented inside the step where the batch carries a seed.
 
-    lower: type that products and convolutions are taken in (torch's autocast); None: that of the tensors.
+    autocast_dtype: type that products and convolutions are taken in (torch's autocast); None: that of the tensors.
     """
 
     model: FlatModel
     augment: Augment | None = None
-    lower: torch.dtype | None = None
+    autocast_dtype: torch.dtype | None = None
 
     def __call__(self, theta: Tensor, batch: Batch) -> Tensor:
-        images = batch.images
-        if self.augment is not None and batch.seed is not None:
-            images = self.augment(images, batch.seed)
+        images = self.augmented(batch)
         if self._channels_last and images.ndim == 4 and images.device.type == "cpu":
             images = channels_last(images)
-        if self.lower is None:
+        if self.autocast_dtype is None:
             return cross_entropy(self.model(theta, images), batch.labels)
-        with torch.autocast(images.device.type, self.lower):
+        with torch.autocast(images.device.type, self.autocast_dtype):
             logits = self.model(theta, images)
         return cross_entropy(logits.float(), batch.labels)
+
+    def augmented(self, batch: Batch) -> Tensor:
+        """The images as the network sees them; the batch's own tensor where nothing is to be augmented."""
+        if self.augment is None or batch.seed is None:
+            return batch.images
+        return self.augment(batch.images, batch.seed)
 
     @cached_property
     def _channels_last(self) -> bool:

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from limbeck.core.rng import make_generator
-from limbeck.core.types import Adjoint, Batch
+from limbeck.core.types import Batch, PureLoss
 from limbeck.data.augment import append_mirror_images
-from limbeck.derivatives.convnet import FusedCrossEntropy
+from limbeck.derivatives.autograd import Loss
 from limbeck.networks.flat import FlatModel
-from limbeck.networks.losses import CrossEntropy, cross_entropy
+from limbeck.networks.losses import cross_entropy
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.training.implicit import Implicit, linearised, solve
-from limbeck.training.unroll import Replay, unroll
+from limbeck.training.unroll import Adjoint, Replay, unroll
 
 EXACT, IMPLICIT = Replay(), Implicit()
 Predictor = Callable[[Tensor], Tensor]
@@ -49,7 +49,7 @@ class Fit:
     >>> from limbeck.networks.registry import ModelConfig
     >>> from limbeck.task import make_task
     >>> task = make_task(load_data("digits"), ModelConfig(width=32))
-    >>> bptt = Fit(Trained(task.loss, steps=3, adjoint=Replay()), task.train, 64)
+    >>> bptt = Fit(Trained(task.model, task.loss, steps=3, adjoint=Replay()), task.train, 64)
     >>> rcig = Fit(Solved(task.model, lambda step: task.model.fresh(step), ridge=0.01), task.train, 64)
     >>> images, hot = task.train[0][:5], torch.eye(10)[task.train[1][:5]]
     >>> for objective in (bptt, rcig):
@@ -78,20 +78,23 @@ class Fit:
 class Trained:
     """A network trained on the set from a random start, with the set's step size: back-propagation through training.
 
-    loss:  cross-entropy of the network, with hand-written derivatives or without: `task.loss`.
-    steps: of it; batch_size: synthetic images per step (None: all); adjoint: how its gradient is taken.
+    model:      The network, whose logits are the prediction.
+    loss:       Its training loss: `task.loss`, or any pure function of (theta, batch).
+    steps:      Steps of training.
+    batch_size: Synthetic images per step; None stands for all.
+    adjoint:    How the gradient through the training is computed.
     """
 
-    loss: CrossEntropy | FusedCrossEntropy
+    model: FlatModel
+    loss: Loss | PureLoss
     steps: int
     batch_size: int | None = None
     adjoint: Adjoint = EXACT
 
     def __call__(self, synthetic: SyntheticSet, step: int, seed: int) -> Predictor:
-        model = (self.loss.plain if isinstance(self.loss, FusedCrossEntropy) else self.loss).model
-        theta0 = model.fresh(seed, "student", step).to(synthetic.images)
+        theta0 = self.model.fresh(seed, "student", step).to(synthetic.images)
         batches = synthetic.batches(self.steps, self.batch_size, make_generator(seed, "batches", step))
-        return partial(model, unroll(self.loss, theta0, batches, synthetic.lr, self.adjoint))
+        return partial(self.model, unroll(self.loss, theta0, batches, synthetic.lr, self.adjoint))
 
 
 @dataclass(frozen=True)

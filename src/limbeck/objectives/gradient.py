@@ -10,8 +10,8 @@ from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.core.sums import reproducible_sum
-from limbeck.core.types import Batch, PureLoss
-from limbeck.derivatives.autograd import differentiable_gradient, gradient
+from limbeck.core.types import Batch
+from limbeck.derivatives.autograd import Loss, differentiable_gradient
 from limbeck.networks.flat import Layout
 from limbeck.objectives.classes import Pair
 
@@ -69,7 +69,7 @@ class GradientDistance:
     No parameter's `.grad` is touched.
     """
 
-    loss: PureLoss
+    loss: Loss
     layout: Layout
     which: tuple[int, ...]
     distance: TensorDistance
@@ -80,6 +80,6 @@ class GradientDistance:
         return [parts[i] for i in self.which]
 
     def __call__(self, theta: Tensor, real: Pair, synthetic: Pair) -> Tensor:
-        target = self.matched(gradient(self.loss, theta, Batch(*real)))
+        target = self.matched(self.loss.gradient(theta, Batch(*real)))
         ours = self.matched(differentiable_gradient(self.loss, theta, Batch(*synthetic)))
         return torch.stack([self.distance(a, b) for a, b in zip(ours, target)]).sum()

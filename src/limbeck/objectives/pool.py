@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.core.rng import derive_seed, make_generator
-from limbeck.core.types import Batch, PureLoss
+from limbeck.core.types import Batch
 from limbeck.data.cutmix import cutmix
-from limbeck.derivatives.autograd import gradient
+from limbeck.derivatives.autograd import Loss
 from limbeck.networks.flat import FlatModel
 from limbeck.objectives.classes import Augment, Pair, unchanged
 from limbeck.synthetic.set import SyntheticSet
@@ -57,7 +57,7 @@ class Fresh:
 class WarmUp:
     """Some epochs of plain training on all real images: DREAM+ gives every new network one."""
 
-    loss: PureLoss
+    loss: Loss
     real: Pair
     schedule: Schedule
 
@@ -120,7 +120,7 @@ class Ageing:
     next one. Parameters and velocity are all it remembers; what it draws is a function of (seed, step).
     """
 
-    def __init__(self, loss: PureLoss, begin: Begin, every: int, lessons: Lessons = none, sgd: Sgd | None = None):
+    def __init__(self, loss: Loss, begin: Begin, every: int, lessons: Lessons = none, sgd: Sgd | None = None):
         self.loss, self.begin, self.every, self.lessons = loss, begin, every, lessons
         self.sgd = sgd or Sgd(0.01)
         self.theta = begin(0)
@@ -132,8 +132,8 @@ class Ageing:
             self.velocity = torch.zeros_like(self.theta)
             return
         for images, labels in self.lessons(synthetic, step):
-            found = gradient(self.loss, self.theta, Batch(images, labels))
-            self.theta, self.velocity = self.sgd.step(self.theta, self.velocity, found)
+            gradient = self.loss.gradient(self.theta, Batch(images, labels))
+            self.theta, self.velocity = self.sgd.step(self.theta, self.velocity, gradient)
 
     def network(self) -> Tensor:
         """The present parameters (P,)."""

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from limbeck.core.rng import make_generator
-from limbeck.core.types import Adjoint, Batch, Distance, PureLoss, Sampler, Segment, Trajectory
+from limbeck.core.types import Batch, Distance, PureLoss, Sampler, Segment, Trajectory
+from limbeck.derivatives.autograd import Loss
 from limbeck.objectives.combine import of_step_size
 from limbeck.objectives.distance import displacement
 from limbeck.synthetic.hooks import OVERSHOOT
 from limbeck.synthetic.set import SyntheticSet
-from limbeck.training.unroll import Replay, unroll
+from limbeck.training.unroll import Adjoint, Replay, unroll
 
 EXACT = Replay()
 Labeller = Callable[[Tensor, Segment], Tensor]
@@ -38,7 +39,7 @@ class MatchTrajectory:
 
     trajectories: Sequence[Trajectory]
     sampler: Sampler
-    loss: PureLoss
+    loss: Loss | PureLoss
     steps: int
     batch_size: int | None = None
     adjoint: Adjoint = EXACT

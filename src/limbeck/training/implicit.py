@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from limbeck.core.types import Batch
 from limbeck.networks.flat import FlatModel
-from limbeck.training.unroll import select
+from limbeck.training.unroll import select_rows
 
 CHUNK = 256  # images whose graph is kept at once; more of them are taken in parts, and computed again at every product
 Pair = tuple[Tensor, Tensor]
@@ -337,7 +337,7 @@ def solve(
     >>> x.grad.shape
     torch.Size([2, 1, 8, 8])
     """
-    chosen = select(batch)
+    chosen = select_rows(batch)
     targets = chosen.labels
     if not targets.dtype.is_floating_point or targets.ndim != 2 or len(targets) != len(chosen.images):
         raise ValueError(f"targets are floats (n, classes) of n images, not {targets.dtype} {tuple(targets.shape)}")

@@ -13,7 +13,7 @@ from torch import Tensor
 from limbeck.core.rng import derive_seed, make_generator
 from limbeck.core.sums import reproducible_dot, reproducible_sum
 from limbeck.core.types import Batch, PureLoss
-from limbeck.derivatives.autograd import gradient
+from limbeck.derivatives.autograd import Loss, as_loss
 
 
 class Schedule(NamedTuple):
@@ -27,8 +27,8 @@ class Schedule(NamedTuple):
     drop: int | None = None
 
 
-GradientRule = Callable[[PureLoss, Tensor, Batch], Tensor]
-"""(loss, theta (P,), batch) -> what a step goes against (P,)."""
+GradientRule = Callable[[Loss, Tensor, Batch], Tensor]
+"""(loss, theta (P,), batch) -> the direction (P,) that a step of SGD subtracts."""
 
 
 @dataclass(frozen=True)
@@ -44,29 +44,33 @@ class Gsam:
     alpha: float = 0.0
     adaptive: bool = False
 
-    def __call__(self, loss: PureLoss, theta: Tensor, batch: Batch) -> Tensor:
-        here = gradient(loss, theta, batch)
-        size = theta.detach().abs() if self.adaptive else torch.ones_like(here)
-        scaled = size * here
-        ahead = theta.detach() + self.rho * size * scaled / (scaled.norm() + 1e-12)
-        perturbed = gradient(loss, ahead, batch)
-        along = reproducible_dot(here, perturbed) / (reproducible_sum(perturbed.square()) + 1e-12)
-        return perturbed - self.alpha * (here - along * perturbed)
+    def __call__(self, loss: Loss, theta: Tensor, batch: Batch) -> Tensor:
+        """The direction (P,) of a step at theta (P,)."""
+        gradient = loss.gradient(theta, batch)
+        size = theta.detach().abs() if self.adaptive else torch.ones_like(gradient)
+        scaled = size * gradient
+        sharpest = theta.detach() + self.rho * size * scaled / (scaled.norm() + 1e-12)
+        perturbed = loss.gradient(sharpest, batch)
+        projection = reproducible_dot(gradient, perturbed) / (reproducible_sum(perturbed.square()) + 1e-12)
+        return perturbed - self.alpha * (gradient - projection * perturbed)
 
 
 def train(
-    loss: PureLoss,
+    loss: Loss | PureLoss,
     theta0: Tensor,
     images: Tensor,
     labels: Tensor,
     schedule: Schedule,
     seed: int,
-    rule: GradientRule = gradient,
+    rule: GradientRule | None = None,
 ) -> Iterator[Tensor]:
     """Yield a copy of the parameters (P,) before training and after every epoch: epochs + 1 of them.
 
+    loss: A `Loss`, or any pure function of (theta, batch), as in `unroll`.
+    rule: The direction of a step; the default is the gradient.
     Batch order and augmentation come from (seed, epoch, step) alone. theta0 is not changed.
     """
+    loss = as_loss(loss)
     theta = theta0.detach().clone().requires_grad_()
     yield theta.detach().clone()
     lr = schedule.lr
@@ -77,7 +81,7 @@ def train(
         order = torch.randperm(len(images), generator=make_generator(seed, "order", epoch)).to(images.device)
         for step, rows in enumerate(order.split(schedule.batch_size)):
             batch = Batch(images[rows], labels[rows], derive_seed(seed, "augment", epoch, step))
-            theta.grad = rule(loss, theta, batch)
+            theta.grad = loss.gradient(theta, batch) if rule is None else rule(loss, theta, batch)
             optimiser.step()
         yield theta.detach().clone()
 

@@ -1,0 +1,85 @@
+"""A cross-entropy whose derivatives come from explicit formulas of its network instead of autograd."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from limbeck.core.types import Batch
+from limbeck.derivatives.autograd import Hvp, Loss, NeedsGrad
+from limbeck.derivatives.torch_block import parameter_dtype
+from limbeck.networks.losses import CrossEntropy
+
+
+class ExplicitDerivatives(Protocol):
+    """Derivatives of the mean cross-entropy of one network over images that are augmented already.
+
+    theta and direction are (P,), images (n, channels, height, width), labels int64 classes (n,) or probabilities
+    (n, classes). No result has a graph of autograd.
+    """
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type in which activations are stored."""
+        ...
+
+    def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """The gradient (P,)."""
+        ...
+
+    def hvp(self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, needs: NeedsGrad) -> Hvp:
+        """The derivatives of direction . gradient."""
+        ...
+
+    def logits(self, theta: Tensor, images: Tensor) -> Tensor:
+        """The network's outputs (n, classes)."""
+        ...
+
+
+@dataclass(frozen=True)
+class FusedCrossEntropy(Loss):
+    """A cross-entropy with explicit derivatives; calling it still works under autograd.
+
+    function:    The same cross-entropy by autograd. It serves calls, and tensors that `derivatives` does not support:
+                 those of another type or device. Calls are in float32 whatever the precision of the derivatives.
+    derivatives: The explicit derivatives of `function`'s network.
+    device:      The type of device on which they compute.
+    """
+
+    function: CrossEntropy
+    derivatives: ExplicitDerivatives
+    device: str = "cpu"
+
+    def gradient(self, theta: Tensor, batch: Batch) -> Tensor:
+        """The gradient (P,) at theta (P,)."""
+        if not self.supports(theta, batch):
+            return super().gradient(theta, batch)
+        with torch.no_grad():
+            return self.derivatives.gradient(theta.detach(), self.function.augmented(batch), batch.labels)
+
+    def hvp(self, theta: Tensor, batch: Batch, direction: Tensor, needs: NeedsGrad) -> Hvp:
+        """The derivatives of direction . gradient; autograd takes that in the images back through the augmentation."""
+        if not self.supports(theta, batch):
+            return super().hvp(theta, batch, direction, needs)
+        images = batch.images.detach().requires_grad_(needs.images)
+        with torch.enable_grad():
+            augmented = self.function.augmented(Batch(images, batch.labels, batch.seed))
+        with torch.no_grad():
+            result = self.derivatives.hvp(theta.detach(), augmented.detach(), batch.labels, direction, needs)
+        if result.images is None or augmented is images:
+            return result
+        (image_gradient,) = torch.autograd.grad(augmented, images, result.images)
+        return result._replace(images=image_gradient)
+
+    def supports(self, theta: Tensor, batch: Batch) -> bool:
+        """Whether the explicit derivatives can compute with tensors of these types on this device."""
+        dtype = parameter_dtype(self.derivatives.dtype)
+        return theta.dtype is dtype and batch.images.dtype is dtype and theta.device.type == self.device
+
+    @property
+    def must_verify_repeats(self) -> bool:
+        """False: explicit derivatives give the same bits again."""
+        return False
