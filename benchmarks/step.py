@@ -96,7 +96,7 @@ def eager_loss(task: Task) -> PureLoss:
 
 def our_step(task: Task, loss: PureLoss, ipc: int, steps: int) -> Step:
     """One outer step as methods take it, from the segment to the gradients."""
-    held = SyntheticSet.start(*synthetic(task, ipc), lr=LR)
+    held = SyntheticSet.from_images(*synthetic(task, ipc), lr=LR)
     objective = MatchTrajectory([Recorded(torch.stack(segment(task)))], WholeEpochs(1, 1), loss, steps)
     value = objective(held, 0, 0)
     value.backward()

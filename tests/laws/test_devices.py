@@ -40,10 +40,10 @@ from limbeck.methods.ptm_progress import Progress
 from limbeck.networks.losses import CrossEntropy
 from limbeck.networks.registry import ModelConfig
 from limbeck.select.scores import extract_features
-from limbeck.synthetic.decode import Partition
 from limbeck.synthetic.hooks import Ema, StepDecay, make_clamp_hooks
 from limbeck.synthetic.loop import outer_loop
 from limbeck.synthetic.set import SyntheticSet
+from limbeck.synthetic.tiles import Partition
 from limbeck.task import Task, make_task
 from limbeck.training.plain import Schedule, last, train
 
@@ -372,7 +372,7 @@ def test_images_are_changed_as_here(elsewhere: Elsewhere, change: str, shape: tu
         waited = list(elsewhere.reads)
         assert torch.equal(changed.cpu(), y)
         torch.testing.assert_close(gradient.cpu(), expected, rtol=1e-5, atol=1e-5)
-    assert waited == (["synthetic.decode.bound_factors"] if change == "tiles, bound" else [])
+    assert waited == (["synthetic.tiles.bound_factors"] if change == "tiles, bound" else [])
     in_order(elsewhere)
 
 
@@ -418,7 +418,7 @@ def test_hooks_stay_there(elsewhere: Elsewhere, task: Task) -> None:
         there = moved(elsewhere, task)
         images, labels = there.train
         rows = torch.cat([(task.train[1] == label).nonzero().squeeze(1)[:3] for label in range(CLASSES)]).to(DEVICE)
-        synthetic = SyntheticSet.start(images[rows], labels[rows], 0.01)
+        synthetic = SyntheticSet.from_images(images[rows], labels[rows], 0.01)
         for hook in hooks_of(there, synthetic):
             for step in (1, 2, 3):
                 hook(synthetic, step, 1.0)  # type: ignore[operator]

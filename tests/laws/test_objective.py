@@ -42,7 +42,7 @@ def real_set(task: Task, learned: tuple[str, ...] = ("images", "log_lr"), lr: fl
     start = labels[rows]
     if "labels" in learned:
         start = 3.0 * torch.nn.functional.one_hot(start, 10).float()
-    return SyntheticSet.start(images[rows], start, lr, learned)
+    return SyntheticSet.from_images(images[rows], start, lr, learned)
 
 
 def match(
@@ -221,7 +221,7 @@ def test_a_fresh_run_has_no_state(task: Task, tmp_path: Path) -> None:
 
 
 def toy() -> tuple[SyntheticSet, list[torch.optim.Optimizer]]:
-    synthetic = SyntheticSet.start(torch.ones(1, 1, 2, 2), torch.tensor([0]), 0.1)
+    synthetic = SyntheticSet.from_images(torch.ones(1, 1, 2, 2), torch.tensor([0]), 0.1)
     return synthetic, [torch.optim.SGD([synthetic.images], 0.1), torch.optim.SGD([synthetic.log_lr], 0.1)]
 
 

@@ -16,8 +16,8 @@ from limbeck.core.linear import _Linear
 from limbeck.core.rng import fork_rng
 from limbeck.data import augment
 from limbeck.data.augment import DSA, FAMILIES, Draw, default_strategy, toroidal_crop
-from limbeck.synthetic import decode
-from limbeck.synthetic.decode import enlarge_tiles
+from limbeck.synthetic import tiles
+from limbeck.synthetic.tiles import enlarge_tiles
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 
@@ -187,8 +187,8 @@ MAPS: dict[str, Callable[[Tensor, int], Tensor]] = {
 
 def by_adjoint(patch: pytest.MonkeyPatch) -> None:
     """Gradients by the adjoints, on a processor too."""
-    for module in (augment, decode):
-        patch.setattr(module, "linear", _Linear.apply)
+    for module in (augment, tiles):
+        patch.setattr(module, "linear_call", _Linear.apply)
 
 
 @pytest.mark.parametrize("name", MAPS)

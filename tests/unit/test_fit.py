@@ -26,7 +26,7 @@ def test_training_on_the_set_is_differentiated_through(digits: ImageData, width:
         Trained(task.model, task.loss, 3, adjoint=Replay()),
         Trained(task.model, plain, 3, adjoint=Backprop()),
     ):
-        synthetic = SyntheticSet.start(images, hot, 0.05, ("images", "labels", "log_lr"))
+        synthetic = SyntheticSet.from_images(images, hot, 0.05, ("images", "labels", "log_lr"))
         loss = Fit(student, task.train, 64)(synthetic, 0, 0)
         loss.backward()
         found.append([loss.detach(), *(parameter.grad for parameter in synthetic.parameters().values())])

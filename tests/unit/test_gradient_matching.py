@@ -24,10 +24,10 @@ from limbeck.objectives.classes import Discrepancy, MatchClasses, Sum, unchanged
 from limbeck.objectives.features import FeatureDistance
 from limbeck.objectives.gradient import DISTANCES, GradientDistance, convolutions, weights
 from limbeck.objectives.query import RandomRows, rows_by_class
-from limbeck.synthetic.decode import Partition
 from limbeck.synthetic.hooks import make_clamp_hooks
 from limbeck.synthetic.loop import outer_loop
 from limbeck.synthetic.set import Decode, SyntheticSet
+from limbeck.synthetic.tiles import Partition
 from limbeck.task import Task, make_task
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
@@ -63,7 +63,7 @@ def synthetic(decode: Decode | None = None, soft: bool = False) -> SyntheticSet:
     learned: tuple[str, ...] = ("images",)
     if soft:
         labels, learned = 3 * F.one_hot(labels, CLASSES).double(), ("images", "labels")
-    return SyntheticSet.start(images, labels, 0.01, learned, decode=decode)
+    return SyntheticSet.from_images(images, labels, 0.01, learned, decode=decode)
 
 
 def objective(discrepancy: Discrepancy, **more: Any) -> MatchClasses:
@@ -198,7 +198,7 @@ def test_only_one_class_at_a_time() -> None:
     assert whole.images.grad is not None
     for label in range(CLASSES):
         mine = whole.labels == label
-        alone = SyntheticSet.start(whole.images[mine], whole.labels[mine], 0.01, ("images",))
+        alone = SyntheticSet.from_images(whole.images[mine], whole.labels[mine], 0.01, ("images",))
         matched(alone, 0, 0).backward()
         assert alone.images.grad is not None
         assert torch.equal(alone.images.grad, whole.images.grad[mine])
@@ -241,7 +241,7 @@ def test_distribution_matching_in_closed_form() -> None:
 
 def test_features_of_the_same_images_are_matched() -> None:
     everything, known = real()
-    held = SyntheticSet.start(everything, known, 0.01, ("images",))
+    held = SyntheticSet.from_images(everything, known, 0.01, ("images",))
     whole = replace(objective(FeatureDistance(MODEL)), rows=RandomRows(rows_by_class(known, CLASSES), 100))
     assert float(whole(held, 0, 0).detach()) == pytest.approx(0, abs=1e-20)
 
@@ -378,7 +378,7 @@ def test_whitened_images_have_no_tiles(digits: Any) -> None:
 
 def test_pixels_stay_between_black_and_white(task: Task) -> None:
     (hook,) = make_clamp_hooks(task.preprocess)
-    held = SyntheticSet.start(
+    held = SyntheticSet.from_images(
         torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 9, torch.arange(5), 0.1
     )
     before = task.preprocess.invert(held.images.detach().clone())

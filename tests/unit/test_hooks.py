@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("untouched_generators")
 
 
 def toy() -> SyntheticSet:
-    return SyntheticSet.start(torch.arange(4.0).reshape(1, 1, 2, 2), torch.tensor([0]), 0.1)
+    return SyntheticSet.from_images(torch.arange(4.0).reshape(1, 1, 2, 2), torch.tensor([0]), 0.1)
 
 
 def test_the_average_starts_at_the_first_set() -> None:
@@ -241,7 +241,7 @@ def overlapping() -> tuple[SyntheticSet, torch.optim.Optimizer, Overlap]:
     pool = torch.randn(40, 1, 2, 2, generator=make_generator(0, "pool"))
     labels = torch.arange(2).repeat_interleave(20)
     images = pool[[0, 0, 1, 20, 21, 22]]
-    synthetic = SyntheticSet.start(images, torch.tensor([0, 0, 0, 1, 1, 1]), 0.1)
+    synthetic = SyntheticSet.from_images(images, torch.tensor([0, 0, 0, 1, 1, 1]), 0.1)
     optimiser = torch.optim.SGD([synthetic.images], 0.1, momentum=0.9)
     hook = Overlap(synthetic, optimiser, lambda x: x.flatten(1), (pool, labels), 0.9999, every=2, retrain=3, until=4)
     return synthetic, optimiser, hook

@@ -244,7 +244,7 @@ def test_equal_images_with_hardly_any_ridge() -> None:
 
 def made(flip: bool = False) -> SyntheticSet:
     images, labels = (torch.cat([X, X.flip(3)]), torch.cat([Y, Y])) if flip else (X, Y)
-    return SyntheticSet.start(images, labels, 0.1, ("images", "labels"))
+    return SyntheticSet.from_images(images, labels, 0.1, ("images", "labels"))
 
 
 SOLVED = Solved(MODEL, lambda step: THETA, RIDGE, Implicit(Cholesky()))

@@ -427,7 +427,7 @@ def test_a_run_stopped_at_any_write_gives_the_same_bits(tmp_path: Path, monkeypa
         whole(*args)
 
     monkeypatch.setattr("limbeck.core.files.write_atomically", write)
-    monkeypatch.setattr("limbeck.synthetic.pictures.write_atomically", write)
+    monkeypatch.setattr("limbeck.synthetic.grids.write_atomically", write)
     monkeypatch.setattr("limbeck.jobs.job.write_report", lambda path: None)
     while written == stop:  # the try before this one was stopped
         written, stop, out = 0, stop + 1, tmp_path / f"{stop + 1}"

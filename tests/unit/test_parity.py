@@ -18,7 +18,7 @@ from limbeck.methods import METHODS, DataFacts, MethodInputs, Plan
 from limbeck.methods.datm import label_logits
 from limbeck.methods.trajectory_matching import WithTeacherLabels
 from limbeck.select import select_per_class
-from limbeck.select.correct import select_correct
+from limbeck.select.coresets import select_correct
 from limbeck.synthetic.loop import outer_loop
 from limbeck.task import Task
 from limbeck.training.plain import Gsam, Schedule, train

@@ -139,7 +139,7 @@ def test_a_query_looks_at_a_pool_of_a_class() -> None:
 
 def test_a_query_chooses_anew_for_every_network_and_every_interval() -> None:
     made, seen = query(pool=30, every=10, interval=4)
-    synthetic = SyntheticSet.start(torch.zeros(1, 1, 4, 4), torch.tensor([0]), 0.1)
+    synthetic = SyntheticSet.from_images(torch.zeros(1, 1, 4, 4), torch.tensor([0]), 0.1)
     chosen_at = []
     for step in range(1, 22):
         before = len(seen)
@@ -150,7 +150,7 @@ def test_a_query_chooses_anew_for_every_network_and_every_interval() -> None:
 
 def test_a_query_is_taken_up_where_it_was() -> None:
     made, _ = query(pool=30, every=10, interval=5)
-    synthetic = SyntheticSet.start(torch.zeros(1, 1, 4, 4), torch.tensor([0]), 0.1)
+    synthetic = SyntheticSet.from_images(torch.zeros(1, 1, 4, 4), torch.tensor([0]), 0.1)
     made(synthetic, 5, 0.0)
     other, _ = query(pool=30, every=10, interval=5)
     assert not torch.equal(other.rows(0, 0, 0), made.rows(0, 0, 0))

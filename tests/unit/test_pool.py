@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("untouched_generators")
 
 def small(task: Task) -> SyntheticSet:
     images, labels = task.train
-    return SyntheticSet.start(images[:12], labels[:12], 0.01, ("images",))
+    return SyntheticSet.from_images(images[:12], labels[:12], 0.01, ("images",))
 
 
 def lessons(task: Task, kind: str) -> Lessons:

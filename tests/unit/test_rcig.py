@@ -149,7 +149,7 @@ def small_pool(task: Task, **options: Any) -> Pool:
 
 def a_set(task: Task) -> SyntheticSet:
     images, labels = task.train
-    return SyntheticSet.start(images[:10], torch.eye(10)[labels[:10]] - 0.1, 0.01, ("images", "labels"))
+    return SyntheticSet.from_images(images[:10], torch.eye(10)[labels[:10]] - 0.1, 0.01, ("images", "labels"))
 
 
 def test_networks_age_on_the_set_and_are_made_anew(task: Task) -> None:
@@ -228,7 +228,7 @@ def test_the_regression_leaves_the_pool_alone(task: Task) -> None:
 
 
 def test_the_average_is_without_bias(task: Task) -> None:
-    held = SyntheticSet.start(
+    held = SyntheticSet.from_images(
         torch.zeros(1, 1, 8, 8), torch.zeros(1, 10), 0.1, ("images",), extra={"tau": torch.ones(())}
     )
     ema = Ema(held, 0.9, ("images", "tau"), unbiased=True)

@@ -32,7 +32,7 @@ LOW, HIGH = LOG_LR_RANGE
 
 
 def toy(log_lr: float = -3.0) -> SyntheticSet:
-    synthetic = SyntheticSet.start(torch.zeros(1, 1, 2, 2), torch.tensor([0]), 0.1)
+    synthetic = SyntheticSet.from_images(torch.zeros(1, 1, 2, 2), torch.tensor([0]), 0.1)
     synthetic.log_lr.data.fill_(log_lr)
     return synthetic
 
@@ -104,7 +104,7 @@ def matched(
     assert expert.recorded is not None
     images, labels = task.train
     rows = select_per_class("random", images, labels, 10, 1, seed=0)
-    synthetic = SyntheticSet.start(images[rows], labels[rows], lr, learned)
+    synthetic = SyntheticSet.from_images(images[rows], labels[rows], lr, learned)
     return synthetic, MatchTrajectory([expert.recorded], WholeEpochs(2, 1), task.loss, 5, overshoot=overshoot)
 
 

@@ -251,7 +251,7 @@ def test_a_run_stopped_at_any_write_while_it_is_changed_ends_the_same(
             raise Stop
         write(*args)
 
-    for module in ("limbeck.core.files", "limbeck.synthetic.pictures"):
+    for module in ("limbeck.core.files", "limbeck.synthetic.grids"):
         monkeypatch.setattr(f"{module}.write_atomically", count)
     monkeypatch.setattr("limbeck.jobs.job.write_report", lambda path: None)
     while written >= stop:

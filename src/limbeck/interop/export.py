@@ -19,7 +19,7 @@ from limbeck.experts.convexified import Convexified
 from limbeck.experts.store import Store
 from limbeck.networks.flat import Layout
 from limbeck.synthetic.distilled import DistilledSet
-from limbeck.synthetic.pictures import save_png
+from limbeck.synthetic.grids import save_png
 
 EXPERTS_A_FILE = 10
 LOGIT_FLOOR = 1e-9  # the smallest probability whose logarithm is written

@@ -26,9 +26,9 @@ from limbeck.jobs.config import JobConfig
 from limbeck.jobs.record import RESULTS, Run
 from limbeck.methods import Plan
 from limbeck.synthetic.distilled import DistilledSet, load
+from limbeck.synthetic.grids import image_grid, image_strip, save_png
 from limbeck.synthetic.hooks import StudentMonitor
 from limbeck.synthetic.loop import outer_loop
-from limbeck.synthetic.pictures import image_grid, image_strip, save_png
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task
 

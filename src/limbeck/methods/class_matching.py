@@ -20,9 +20,9 @@ from limbeck.objectives.query import Query, RandomRows, rows_by_class
 from limbeck.select.coresets import Selector
 from limbeck.select.policy import POLICIES, Dream
 from limbeck.select.scores import extract_features
-from limbeck.synthetic.decode import Partition, make_mosaic, pad_value
 from limbeck.synthetic.loop import Hook
 from limbeck.synthetic.set import Decode, SyntheticSet
+from limbeck.synthetic.tiles import Partition, make_mosaic, pad_value
 
 LR_NET = 0.01  # the papers' step size of networks, and what a set of these methods starts with as its own
 
@@ -87,7 +87,7 @@ def start(config: MatchingConfig, inputs: MethodInputs, network: Ageing, decode:
     images, labels = task.train[0], torch.arange(classes, device=task.device).repeat_interleave(inputs.ipc)
     if config.init == "noise":
         begun = torch.randn(len(labels), *task.data.shape, generator=make_generator(inputs.seed, "noise")).to(images)
-        return SyntheticSet.start(begun, labels, LR_NET, ("images",), decode=decode)
+        return SyntheticSet.from_images(begun, labels, LR_NET, ("images",), decode=decode)
     if config.init == "dream":
         seed, look = derive_seed(inputs.seed, "start"), represent(inputs, network)
         chosen = Query(images, members(inputs), Dream(), count, look, seed, pool=config.pool).chosen
@@ -98,7 +98,7 @@ def start(config: MatchingConfig, inputs: MethodInputs, network: Ageing, decode:
     else:
         chosen = list(choose_real(config.init, inputs, count).view(classes, count))
     begun = torch.cat([make_mosaic(images[rows], factor) for rows in chosen])
-    return SyntheticSet.start(begun, labels, LR_NET, ("images",), decode=decode)
+    return SyntheticSet.from_images(begun, labels, LR_NET, ("images",), decode=decode)
 
 
 def partition(factor: int, how: Any, inputs: MethodInputs) -> Decode | None:

@@ -15,8 +15,7 @@ from limbeck.experts.store import Kind
 from limbeck.methods.plan import Method, MethodConfig, MethodInputs, Plan
 from limbeck.networks.losses import CrossEntropy
 from limbeck.select import herding, kcentre, kmeans, random, topk
-from limbeck.select.coresets import Selector, select_per_class
-from limbeck.select.correct import select_correct
+from limbeck.select.coresets import Selector, select_correct, select_per_class
 from limbeck.select.scores import early_checkpoints, el2n, extract_features, forgetting, grand
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.training.plain import predict
@@ -152,7 +151,7 @@ def plan(name: str, config: CoresetConfig, inputs: MethodInputs) -> Plan:
     """Real images, and no outer steps."""
     images, labels = inputs.task.train
     rows = choose_real(name, inputs, inputs.ipc)
-    synthetic = SyntheticSet.start(images[rows], labels[rows], config.lr_net, learned=())
+    synthetic = SyntheticSet.from_images(images[rows], labels[rows], config.lr_net, learned=())
     return Plan(nothing, synthetic, [], iterations=0)
 
 

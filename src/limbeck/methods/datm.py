@@ -75,7 +75,7 @@ def start(config: DATMConfig, inputs: MethodInputs) -> SyntheticSet:
     ends = [each.at(each.end) for each in inputs.trajectories]
     logits = torch.stack([logits_of(inputs.task.logits, theta, images) for theta in ends])
     learned = ("images", "labels", "log_lr")
-    return SyntheticSet.start(images, label_logits(logits, labels), config.lr_teacher, learned)
+    return SyntheticSet.from_images(images, label_logits(logits, labels), config.lr_teacher, learned)
 
 
 def plan(config: DATMConfig, inputs: MethodInputs) -> Plan:

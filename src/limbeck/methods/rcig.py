@@ -114,7 +114,7 @@ def start(config: RCIGConfig, inputs: MethodInputs) -> SyntheticSet:
     """Real images; targets one-hot less 1/classes; tau 0."""
     real, classes = real_set(config.init, inputs, config.lr_net), inputs.task.data.num_classes
     targets = F.one_hot(real.labels, classes).to(real.images) - 1 / classes
-    return SyntheticSet.start(
+    return SyntheticSet.from_images(
         real.images, targets, config.lr_net, LEARNED, extra={"tau": torch.zeros_like(targets[0, 0])}
     )
 

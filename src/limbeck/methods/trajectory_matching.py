@@ -90,7 +90,7 @@ def real_set(init: str, inputs: MethodInputs, lr: float, canvas: int = 1) -> Syn
     count = inputs.ipc * canvas**2
     rows = choose_real(init, inputs, count)
     if canvas == 1:
-        return SyntheticSet.start(images[rows], labels[rows], lr)
+        return SyntheticSet.from_images(images[rows], labels[rows], lr)
     if task.preprocess.kind == "zca":
         raise UserError(
             "--canvas needs --preprocess normalise: whitening is of whole images, a crop of a canvas is none."
@@ -98,7 +98,7 @@ def real_set(init: str, inputs: MethodInputs, lr: float, canvas: int = 1) -> Syn
     channels, height, width = task.data.shape
     tiles = images[rows].view(-1, canvas, canvas, channels, height, width)
     mosaics = tiles.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, canvas * height, canvas * width)
-    return SyntheticSet.start(mosaics, labels[rows][:: canvas**2], lr)
+    return SyntheticSet.from_images(mosaics, labels[rows][:: canvas**2], lr)
 
 
 def image_optimiser(kind: str, images: Tensor, lr: float, momentum: float) -> torch.optim.Optimizer:

@@ -104,7 +104,7 @@ BY_ROW = ("images", "labels")
 def part_of(synthetic: SyntheticSet, rows: Tensor) -> SyntheticSet:
     """The images and labels of these rows as a set of its own; what is learned are new leaves that ask for gradients.
 
-    >>> whole = SyntheticSet.start(torch.zeros(3, 1, 2, 2), torch.tensor([0, 0, 1]), 0.1)
+    >>> whole = SyntheticSet.from_images(torch.zeros(3, 1, 2, 2), torch.tensor([0, 0, 1]), 0.1)
     >>> part_of(whole, torch.tensor([2])).labels.tolist()
     [1]
     """

@@ -53,7 +53,7 @@ class Fit:
     >>> rcig = Fit(Solved(task.model, lambda step: task.model.fresh(step), ridge=0.01), task.train, 64)
     >>> images, hot = task.train[0][:5], torch.eye(10)[task.train[1][:5]]
     >>> for objective in (bptt, rcig):
-    ...     made = SyntheticSet.start(images, hot, lr=0.01, learned=("images", "labels"))
+    ...     made = SyntheticSet.from_images(images, hot, lr=0.01, learned=("images", "labels"))
     ...     objective(made, 0, 0).backward()
     ...     print(made.images.grad.norm() > 0, made.labels.grad.norm() > 0)
     tensor(True) tensor(True)

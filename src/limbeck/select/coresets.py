@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from limbeck.core.rng import derive_seed, make_generator
 
 Selector = Callable[[Tensor, int, int], Tensor]
 """(features of one class (m, d), how many, seed) -> distinct rows (k,)."""
+
+Classify = Callable[[Tensor], Tensor]
+"""images (n, ...) -> classes (n,)."""
 
 
 def random(features: Tensor, count: int, seed: int) -> Tensor:
@@ -120,3 +123,26 @@ def class_rows(labels: Tensor, classes: int, ipc: int) -> list[Tensor]:
                 f"class {label} has {len(members)} training images, fewer than the {ipc} per class asked for."
             )
     return rows
+
+
+def select_correct(
+    images: Tensor, labels: Tensor, classes: int, ipc: int, experts: Sequence[Classify], seed: int
+) -> Tensor:
+    """`ipc` random rows of every class that an expert classifies correctly, class-sorted (classes * ipc,).
+
+    The first expert is asked; where it is not right often enough, the next one is, and so on. What is still missing
+    when all were asked is filled up with random images of the class, so that a hard class does not stop the run.
+    Raises UserError for a class with fewer than `ipc` images.
+    """
+    chosen = []
+    for label, rows in enumerate(class_rows(labels, classes, ipc)):
+        order = torch.randperm(len(rows), generator=make_generator(seed, "correct", label)).to(rows.device)
+        rest = rows[order]
+        found = rest[:0]
+        for expert in experts:
+            for part in rest.split(256):
+                if len(found) < ipc:
+                    found = torch.cat([found, part[expert(images[part]) == label]])
+            rest = rest[~torch.isin(rest, found)]
+        chosen.append(torch.cat([found, rest])[:ipc])
+    return torch.cat(chosen)

@@ -38,7 +38,7 @@ class SyntheticSet:
     extra: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def start(
+    def from_images(
         cls,
         images: Tensor,
         labels: Tensor,

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.data import fit_preprocess
-from limbeck.synthetic.decode import Mode, Partition, bound_factors, cut_tiles, make_mosaic, pad_value, tile_sides
 from limbeck.synthetic.set import SyntheticSet
+from limbeck.synthetic.tiles import Mode, Partition, bound_factors, cut_tiles, make_mosaic, pad_value, tile_sides
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 
@@ -125,7 +125,7 @@ def test_of_a_whole_set_a_class_gets_what_it_gets_alone() -> None:
 
 
 def test_a_set_decodes_with_gradients() -> None:
-    synthetic = SyntheticSet.start(some(2, 8), torch.tensor([0, 1]), 0.01, ("images",), decode=Partition(3))
+    synthetic = SyntheticSet.from_images(some(2, 8), torch.tensor([0, 1]), 0.01, ("images",), decode=Partition(3))
     images, labels = synthetic.training_pair()
     assert labels.tolist() == [0, 1] * 9
     (gradient,) = torch.autograd.grad(images.square().sum(), synthetic.images)

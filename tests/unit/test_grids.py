@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from limbeck.synthetic.pictures import image_grid, image_strip, save_png
+from limbeck.synthetic.grids import image_grid, image_strip, save_png
 
 
 def _cells(grid: Image.Image, scale: int, height: int) -> np.ndarray:
