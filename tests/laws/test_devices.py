@@ -80,12 +80,12 @@ def captured(elsewhere: Elsewhere, task: Task) -> CapturedDerivatives:
     """The task's derivatives as a GPU has them, with a recorder that lets nothing cross."""
 
     def record(work: Callable[[], object]) -> Callable[[], object]:
-        def again() -> object:
+        def replay() -> object:
             with elsewhere.nothing_crosses("while a CUDA graph is captured"):
                 return work()
 
-        again()
-        return again
+        replay()
+        return replay
 
     plain = torch_derivatives(task.model, torch.float32)
     assert plain is not None
@@ -384,14 +384,14 @@ def test_nothing_crosses_in_what_is_captured(elsewhere: Elsewhere, task: Task, w
     """Several parts to a batch, hard and soft labels; and it is what autograd says."""
     theta, (images, labels) = task.model.fresh(0), (part[:20] for part in task.train)
     direction = torch.randn(len(theta), generator=torch.Generator().manual_seed(0))
-    plain = FusedCrossEntropy(CrossEntropy(task.model), replace(captured(elsewhere, task).plain, room=1), DEVICE.type)  # type: ignore[type-var]
+    derivatives = replace(captured(elsewhere, task).derivatives, max_bytes=1)  # type: ignore[type-var]
     for target in (labels, torch.eye(CLASSES)[labels]):
         with elsewhere:
             point = [tensor.to(DEVICE) for tensor in (theta, images, target, direction)]
             with elsewhere.nothing_crosses("in what is captured"):
-                gradient = plain.derivatives.gradient(*point[:3])
-                logits = plain.derivatives.logits(*point[:2])
-                plain.derivatives.hvp(*point, wanted)
+                gradient = derivatives.gradient(*point[:3])
+                logits = derivatives.logits(*point[:2])
+                derivatives.hvp(*point, wanted)
             gradient_here, logits_here = gradient.cpu(), logits.cpu()
         torch.testing.assert_close(logits_here, task.model(theta, images), rtol=1e-4, atol=1e-4)
         leaf = theta.clone().requires_grad_()

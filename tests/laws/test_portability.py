@@ -127,7 +127,7 @@ def test_the_build_for_aarch64_computes_the_same(builds: Path, tmp_path: Path) -
         for dtype in CLOSE:
             model, (theta, images, labels, direction) = inputs(case, dtype)
             network = compiled(_FourLanes(), model, dtype)
-            wide, direction = network._wide(theta), network._wide(direction)
+            wide, direction = network._pad(theta), network._pad(direction)
             head = [dtype.itemsize, len(network.blocks), len(images), len(wide), images.numel(), labels.numel()]
             tensors = [torch.tensor(head), torch.tensor([network.eps], dtype=torch.float64), network._sizes(images)]
             arrays = [tensor.numpy() for tensor in (*tensors, wide, images, labels, direction)]
@@ -140,7 +140,7 @@ def test_the_build_for_aarch64_computes_the_same(builds: Path, tmp_path: Path) -
             outputs = torch.frombuffer(bytearray(answers[0][:-8]), dtype=dtype)
             lengths = [len(wide), labels.numel(), len(wide), images.numel(), labels.numel()]
             gradient, logits, dtheta, dimages, dlabels = outputs.split(lengths)
-            results = [network._narrow(gradient), logits.view_as(labels), network._narrow(dtheta)]
+            results = [network._unpad(gradient), logits.view_as(labels), network._unpad(dtheta)]
             check([*results, dimages.view_as(images), dlabels.view_as(labels)], index, dtype)
 
 

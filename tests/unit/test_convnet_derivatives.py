@@ -17,7 +17,7 @@ from limbeck.data.augment import DSA
 from limbeck.derivatives.autograd import Loss, NeedsGrad, as_loss
 from limbeck.derivatives.compiled import CompiledDerivatives
 from limbeck.derivatives.convnet import TorchDerivatives, convnet_derivatives, torch_derivatives
-from limbeck.derivatives.cuda_graph import CapturedDerivatives, Made
+from limbeck.derivatives.cuda_graph import CapturedDerivatives, Outputs
 from limbeck.derivatives.explicit import FusedCrossEntropy
 from limbeck.derivatives.kernels import library as kernels
 from limbeck.derivatives.torch_block import parameter_dtype
@@ -70,7 +70,7 @@ def operations(model: FlatModel, dtype: torch.dtype) -> TorchDerivatives:
     """In torch's operations, by parts of eight images."""
     explicit = torch_derivatives(model, dtype)
     assert explicit is not None
-    return replace(explicit, room=0)
+    return replace(explicit, max_bytes=0)
 
 
 def error(found: Tensor | None, exact: Tensor | None) -> float:
@@ -286,11 +286,11 @@ def test_the_same_bits_by_any_number_of_threads(
     assert abs(float(directional) - float(exact.directional)) < close * float(direction.norm() * ours.norm())
 
 
-def repeated(work: Callable[[], Made]) -> Callable[[], Made]:
+def repeated(work: Callable[[], Outputs]) -> Callable[[], Outputs]:
     """What a CUDA graph does, on a processor: the same work again, on the same tensors, into the same tensors."""
     made = work()
 
-    def again() -> Made:
+    def again() -> Outputs:
         for place, new in zip(made, work()):
             if place is not None and new is not None:
                 place.copy_(new)
@@ -304,14 +304,14 @@ def test_what_is_recorded_gives_the_same_for_all_that_comes(wanted: NeedsGrad) -
     """Other values, other shapes, more shapes than are recorded; and results are not written over by later ones."""
     loss, theta, batch, direction = task((1, 8, 8), 4, 2, 7, True, torch.float64)
     plain = operations(loss.function.model, torch.float64)
-    recorded, made, exact = CapturedDerivatives(plain, repeated, most=4), [], []
+    recorded, made, exact = CapturedDerivatives(plain, repeated, max_graphs=4), [], []
     for turn, count in enumerate((7, 7, 3, 7, 5, 3)):
         point = theta + turn, batch.images[:count] - turn, batch.labels[:count] * (turn + 1)
         for each, results in ((recorded, made), (plain, exact)):
             results.append(each.gradient(*point))
             results.append(each.logits(*point[:2]))
             results += each.hvp(*point, direction, wanted)
-    assert len(recorded.held) == 4
+    assert len(recorded.graphs) == 4
     assert all(ours is None if same is None else ours.equal(same) for ours, same in zip(made, exact, strict=True))
     assert isinstance(convnet_derivatives(loss.function.model, torch.float32, "cuda"), CapturedDerivatives)
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from limbeck.derivatives.autograd import Hvp, NeedsGrad
-from limbeck.derivatives.cuda_graph import CapturedDerivatives, Made, agree
+from limbeck.derivatives.cuda_graph import CapturedDerivatives, Outputs, agree
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 
 WANTED = NeedsGrad(True, True, False)
-Work = Callable[[], Made]
+Work = Callable[[], Outputs]
 
 
 @dataclass
@@ -45,7 +45,7 @@ def faithful(work: Work) -> Work:
     """What a CUDA graph does: the same work on the same buffers, into the same buffers."""
     results = work()
 
-    def again() -> Made:
+    def again() -> Outputs:
         for place, new in zip(results, work()):
             if place is not None and new is not None:
                 place.copy_(new)
@@ -60,7 +60,7 @@ def refuses(work: Work) -> Work:
 
 
 def refuses_to_replay(work: Work) -> Work:
-    def again() -> Made:
+    def again() -> Outputs:
         raise MemoryError
 
     return again
@@ -139,7 +139,7 @@ def test_what_cannot_be_trusted_is_not_used(name: str) -> None:
         for count in (3, 5, 3):
             assert same(answers(derivatives, count), answers(Plain(), count))
     assert len(caught) == len(tries) == 1
-    assert derivatives.held == {}
+    assert derivatives.graphs == {}
     assert ("not permitted" in str(caught[0].message)) == (name == "refuses")
     assert "long story" not in str(caught[0].message)
 
@@ -155,7 +155,7 @@ def test_what_was_recorded_before_a_failure_goes_on() -> None:
     derivatives.gradient(theta, images, labels)
     with pytest.warns(UserWarning, match="CUDA graphs"):
         derivatives.logits(theta, images)
-    assert len(derivatives.held) == 1
+    assert len(derivatives.graphs) == 1
     assert torch.equal(derivatives.gradient(theta + 1, images, labels), Plain().gradient(theta + 1, images, labels))
 
 

@@ -89,7 +89,7 @@ def test_without_kernels_autograd_is_chosen_with_the_reason(
     chosen = choose(model, SHAPE, torch.float32, "cpu")
     assert chosen.derivatives is None
     assert chosen.implementation == "autograd"
-    assert chosen.slow
+    assert chosen.could_be_faster
     assert reason in chosen.reason
     assert not list(cache.glob("*.so")) if cache.exists() else True
 
@@ -248,11 +248,11 @@ def test_kernels_that_are_wrong_here_are_refused(model: FlatModel, monkeypatch: 
         return replace(right, eps=0.3)
 
     monkeypatch.setattr(choice, "convnet_derivatives", wrong)
-    monkeypatch.setattr(choice, "_remembered", choice.measure)
+    monkeypatch.setattr(choice, "_measurement", choice.measure)
     monkeypatch.setenv("LIMBECK_KERNELS", "1")  # not even then
     chosen = choose(model, SHAPE, torch.float32, "cpu")
     assert chosen.derivatives is None
-    assert chosen.slow
+    assert chosen.could_be_faster
     assert "wrong on this machine" in chosen.reason
 
 
@@ -277,7 +277,7 @@ def test_a_result_that_is_not_a_number_is_wrong_wherever_it_is(place: int, digit
             name = ("", "theta", "images")[place]
             return second._replace(**{name: getattr(second, name) * torch.nan}) if name else second
 
-    assert not choice.measure(Wrong(), task.model, digits.shape).right  # type: ignore[arg-type]
+    assert not choice.measure(Wrong(), task.model, digits.shape).is_accurate  # type: ignore[arg-type]
 
 
 def test_another_processor_and_another_torch_measure_anew(
@@ -296,13 +296,15 @@ def test_another_processor_and_another_torch_measure_anew(
     assert choose(model, SHAPE, torch.float32, "cpu").reason == here.reason
 
 
-def test_the_faster_one_is_taken_and_remembered(model: FlatModel, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def test_the_faster_one_is_used_and_its_measurement_stored(
+    model: FlatModel, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
     """Kernels were once four times as slow as autograd on processors without the vectors they were written for."""
     measured = [Measurement(1e-6, 0.25), Measurement(1e-6, 5.2)]
     monkeypatch.setattr(choice, "measure", lambda *_: measured.pop(0))
     slow = choose(model, SHAPE, torch.float32, "cpu")
     assert slow.derivatives is None
-    assert not slow.slow
+    assert not slow.could_be_faster
     assert slow.reason == "autograd is 4.0 times as fast as compiled kernels for this network"
     assert choose(model, SHAPE, torch.float32, "cpu") == slow  # as it was, in the middle of a run too
     monkeypatch.setenv("LIMBECK_KERNELS", "1")

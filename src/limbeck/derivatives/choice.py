@@ -1,6 +1,6 @@
-"""Which implementation computes a network's derivatives here: explicit ones where they are right and faster.
+"""Chooses what computes a network's derivatives: explicit derivatives where they are accurate and faster than autograd.
 
-Explicit derivatives are compared with autograd once for a processor and a network. The measurement is stored beside the
+Compiled derivatives are compared with autograd once per processor and network. The measurement is stored beside the
 compiled library, so that the choice does not change in the middle of a run.
 """
 
@@ -40,45 +40,47 @@ ROUNDS = 5
 
 
 class Measurement(NamedTuple):
-    """Compiled derivatives against autograd: the largest relative error, and how many times as fast they are."""
+    """Compiled derivatives against autograd: the largest relative error, and the ratio of autograd's time to theirs."""
 
     error: float
     ratio: float
 
     @property
-    def right(self) -> bool:
+    def is_accurate(self) -> bool:
         """Whether the results agree to rounding."""
         return self.error <= TOLERANCE
 
 
 class Choice(NamedTuple):
-    """derivatives: None for autograd. reason: a sentence for the person who waits, or empty.
+    """What computes a network's derivatives, and why.
 
-    slow: whether it could be faster, so that the sentence is a warning.
+    derivatives:     The explicit derivatives; None stands for autograd.
+    reason:          A clause for the user, or empty.
+    could_be_faster: Whether something that is wrong with this machine slows it down, so that the reason is a warning.
     """
 
     derivatives: ExplicitDerivatives | None
     reason: str
-    slow: bool = False
+    could_be_faster: bool = False
 
     @property
     def is_compiled(self) -> bool:
-        """Whether gradients have the same bits by any number of threads."""
+        """Whether the compiled network computes them, whose bits do not depend on the number of threads."""
         return isinstance(self.derivatives, CompiledDerivatives)
 
     @property
     def implementation(self) -> str:
-        """A name: the same name and inputs give the same bits."""
+        """The name of what computes them. The same name and inputs give the same bits."""
         if isinstance(self.derivatives, CompiledDerivatives):
             return f"compiled ({self.derivatives.library.name})"
         return "autograd" if self.derivatives is None else "explicit"
 
 
 def choose(model: FlatModel, shape: Shape, dtype: torch.dtype, device: str) -> Choice:
-    """The fastest right implementation for images of this shape (channels, height, width).
+    """The fastest accurate implementation for images of this shape (channels, height, width) on this type of device.
 
-    $LIMBECK_KERNELS: 0 takes autograd, 1 takes the kernels however fast they are; wrong ones are never taken.
-    Raises UserError where it is something else.
+    $LIMBECK_KERNELS chooses as well: 0 forces autograd, and 1 takes the kernels however fast they are. Kernels that are
+    not accurate are never used. Raises UserError where the variable is anything else.
     """
     switch = os.environ.get("LIMBECK_KERNELS", "")
     if switch not in ("", "0", "1"):
@@ -92,20 +94,20 @@ def choose(model: FlatModel, shape: Shape, dtype: torch.dtype, device: str) -> C
         reason = (
             f"no compiled kernels: {missing}; autograd computes the same, two to six times as slow" if missing else ""
         )
-        return Choice(None, reason, slow=bool(reason))
+        return Choice(None, reason, could_be_faster=bool(reason))
     if not isinstance(derivatives, CompiledDerivatives):
         return Choice(derivatives, "")
-    measured = _remembered(derivatives, model, shape)
-    if not measured.right:
+    measured = _measurement(derivatives, model, shape)
+    if not measured.is_accurate:
         text = f"the compiled kernels are wrong on this machine (relative error {measured.error:.1g}) and are not used"
-        return Choice(None, text, slow=True)
+        return Choice(None, text, could_be_faster=True)
     if measured.ratio < 1 and switch != "1":
         return Choice(None, f"autograd is {1 / measured.ratio:.1f} times as fast as compiled kernels for this network")
     return Choice(derivatives, f"compiled kernels, {measured.ratio:.1f} times as fast as autograd")
 
 
-def _remembered(compiled: CompiledDerivatives, model: FlatModel, shape: Shape) -> Measurement:
-    """The measurement of this library and network on this processor, taken the first time, by one process at a time."""
+def _measurement(compiled: CompiledDerivatives, model: FlatModel, shape: Shape) -> Measurement:
+    """The stored measurement of this library and network on this processor; measured the first time, by one process."""
     network = [*map(list, compiled.blocks), compiled.classes, list(shape), str(compiled.dtype)]
     case = [*network, compiled.library.path.stem, processor(), str(torch.__version__)]
     path = compiled.library.path.with_name(
@@ -116,7 +118,7 @@ def _remembered(compiled: CompiledDerivatives, model: FlatModel, shape: Shape) -
             return Measurement(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError):
             measured = measure(compiled, model, shape)
-            with suppress(OSError):  # a full disk: it is measured again
+            with suppress(OSError):  # a full disk, say: the next process measures again
                 write_json(path, measured._asdict())
             return measured
 
@@ -126,7 +128,7 @@ PROCESSOR = ("model name", "cpu family", "model", "CPU implementer", "CPU part")
 
 @cache
 def processor() -> str:
-    """What Linux says of this processor, empty elsewhere: machines with different ones may share a home folder."""
+    """The processor's name and model on Linux, empty elsewhere: different machines may share a home folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
     except OSError:
@@ -136,7 +138,7 @@ def processor() -> str:
 
 
 def measure(compiled: ExplicitDerivatives, model: FlatModel, shape: Shape) -> Measurement:
-    """A gradient and its products of a few images, as an outer step takes them, by both in turns."""
+    """Compare a gradient and Hessian-vector products of a few images with autograd's, and time both in turns."""
     draws = make_generator(0, "kernels", *shape)
     classes = model.layout.shapes[-1][0]
     count = max(2, min(10, 10 * 32 * 32 // (shape[1] * shape[2])))
@@ -156,7 +158,7 @@ def measure(compiled: ExplicitDerivatives, model: FlatModel, shape: Shape) -> Me
 
     errors = [relative_error(ours, exact) for ours, exact in zip(explicit(), by_autograd())]
     times = [(_seconds(explicit), _seconds(by_autograd)) for _ in range(ROUNDS)]
-    fastest = [min(column) for column in zip(*times)]  # other processes may be busy
+    fastest = [min(column) for column in zip(*times)]  # the fastest round: other processes may be busy
     return Measurement(max(errors), fastest[1] / fastest[0])
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from limbeck.derivatives.autograd import Hvp, NeedsGrad
 from limbeck.derivatives.kernels.library import NAMES, Library
 
-MOST_BLOCKS = 8  # of network.hpp
+MAX_BLOCKS = 8  # of network.hpp
 
 
 class Block(NamedTuple):
@@ -30,10 +30,16 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class CompiledDerivatives:
-    """Derivatives of cross-entropy of a ConvNet on a batch of images that are augmented already.
+    """Explicit derivatives of a ConvNet's cross-entropy by a compiled library: see `ExplicitDerivatives`.
 
-    parameters: P, of which the last layer has `features` for each class. The same bits by any number of threads.
-    Raises ValueError where a tensor does not fit.
+    library:    The compiled network.
+    blocks:     The network's blocks; classes and features are the outputs and inputs of its last layer.
+    parameters: P, the length of theta.
+    eps:        Of instance norm.
+    dtype:      The type of all tensors, float32 or float64; tensors of another type are converted.
+
+    Every method gives the same bits by any number of threads, and raises ValueError for tensors of a wrong shape and
+    MemoryError where memory is short.
     """
 
     library: Library
@@ -46,27 +52,27 @@ class CompiledDerivatives:
 
     def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """The gradient (P,) of the mean over n images (n, c, h, w); labels are classes (n,) or probabilities."""
-        gradient = self._vector()
+        gradient = self._empty_vector()
         self.library.compute(*self._arguments(theta, images, self._probabilities(labels), gradient=gradient))
-        return self._narrow(gradient)
+        return self._unpad(gradient)
 
     def hvp(self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, needs: NeedsGrad) -> Hvp:
-        """direction . gradient, and those of its derivatives that `needs` asks for."""
+        """The derivatives of direction . gradient."""
         probabilities = self._probabilities(labels)
-        dtheta = self._vector() if needs.theta else None
+        dtheta = self._empty_vector() if needs.theta else None
         dimages = torch.empty(images.shape, dtype=self.dtype) if needs.images else None
         dlabels, directional = torch.empty_like(probabilities), torch.zeros((), dtype=torch.float64)
         outputs = {"dtheta": dtheta, "dimages": dimages, "dlabels": dlabels, "directional": directional}
         self.library.compute(*self._arguments(theta, images, probabilities, direction, **outputs))
         return Hvp(
             directional.to(self.dtype),
-            None if dtheta is None else self._narrow(dtheta),
+            None if dtheta is None else self._unpad(dtheta),
             dimages,
             dlabels if needs.labels else None,
         )
 
     def logits(self, theta: Tensor, images: Tensor) -> Tensor:
-        """The network's outputs (n, classes), where n may be 0; they cannot be differentiated."""
+        """The network's outputs (n, classes) without a graph; n may be 0."""
         logits = torch.empty(len(images), self.classes, dtype=self.dtype)
         if len(images):
             self.library.compute(*self._arguments(theta, images, None, logits=logits))
@@ -89,18 +95,18 @@ class CompiledDerivatives:
         if labels is not None and labels.shape != (len(images), self.classes):
             raise ValueError(f"labels of shape {tuple(labels.shape)} for {len(images)} images, {self.classes} classes")
         buffers = {
-            "theta": self._wide(theta),
+            "theta": self._pad(theta),
             "images": images.detach().to(self.dtype).contiguous(),
             "labels": None if labels is None else labels.detach().contiguous(),
-            "direction": None if direction is None else self._wide(direction),
+            "direction": None if direction is None else self._pad(direction),
             **outputs,
         }
         return self.dtype, self._sizes(images), self.eps, len(images), buffers
 
     def _sizes(self, images: Tensor) -> Tensor:
-        """The network for images of this size, as `Net` of network.hpp reads it."""
+        """The network for images of this size, in the format of `Net` in network.hpp."""
         sizes, (channels, height, width) = [self.classes], images.shape[1:]
-        for block in self._wide_blocks:
+        for block in self._padded_blocks:
             sizes += [block.channels, block.out, height, width, block.padding]
             height, width = ((side + 2 * block.padding - 2) // 2 for side in (height, width))
         if channels != self.blocks[0].channels or self.blocks[-1].out * height * width != self.features:
@@ -113,50 +119,50 @@ class CompiledDerivatives:
         return probabilities.to(self.dtype)
 
     @cached_property
-    def _wide_blocks(self) -> tuple[Block, ...]:
-        """The blocks with whole panels of channels; channels that are added have zero weights, and stay zero."""
+    def _padded_blocks(self) -> tuple[Block, ...]:
+        """The blocks padded to whole panels of channels. Padding has zero weights, and its activations stay zero."""
         panel = self.library.panel(self.dtype)
         outs = [-(-block.out // panel) * panel for block in self.blocks]
         inputs = [self.blocks[0].channels, *outs]
         return tuple(Block(inputs[i], outs[i], block.padding) for i, block in enumerate(self.blocks))
 
     @cached_property
-    def _places(self) -> tuple[Tensor | None, int]:
-        """Places of the parameters in the vector of the wide blocks, None where none is added; that vector's length."""
+    def _padded_places(self) -> tuple[Tensor | None, int]:
+        """Where each parameter lies in the padded vector, None where nothing is padded; and that vector's length."""
         places, count = list[Tensor](), 0
 
-        def place(shape: tuple[int, ...], used: tuple[slice, ...]) -> None:
+        def add(shape: tuple[int, ...], used: tuple[slice, ...]) -> None:
             nonlocal count
             size = torch.Size(shape).numel()
             places.append(torch.arange(count, count + size).view(shape)[used].flatten())
             count += size
 
-        for block, wide in zip(self.blocks, self._wide_blocks):
-            place((wide.out, wide.channels, 9), (slice(block.out), slice(block.channels)))
+        for block, padded in zip(self.blocks, self._padded_blocks):
+            add((padded.out, padded.channels, 9), (slice(block.out), slice(block.channels)))
             for _ in ("bias", "gamma", "beta"):
-                place((wide.out,), (slice(block.out),))
-        out, wide_out = self.blocks[-1].out, self._wide_blocks[-1].out
-        place((self.classes, wide_out, self.features // out), (slice(None), slice(out)))
-        place((self.classes,), (slice(None),))
+                add((padded.out,), (slice(block.out),))
+        out, padded_out = self.blocks[-1].out, self._padded_blocks[-1].out
+        add((self.classes, padded_out, self.features // out), (slice(None), slice(out)))
+        add((self.classes,), (slice(None),))
         return (None if count == self.parameters else torch.cat(places)), count
 
-    def _vector(self) -> Tensor:
-        return torch.empty(self._places[1], dtype=self.dtype)
+    def _empty_vector(self) -> Tensor:
+        return torch.empty(self._padded_places[1], dtype=self.dtype)
 
-    def _wide(self, vector: Tensor) -> Tensor:
-        """(P,) -> the same vector for the wide blocks."""
-        places, count = self._places
+    def _pad(self, vector: Tensor) -> Tensor:
+        """(P,) -> the padded vector."""
+        places, count = self._padded_places
         vector = vector.detach().to(self.dtype)
         if places is None:
             return vector.contiguous()
         return torch.zeros(count, dtype=self.dtype).index_copy_(0, places, vector)
 
-    def _narrow(self, vector: Tensor) -> Tensor:
-        """A vector for the wide blocks -> (P,)."""
-        places, _ = self._places
+    def _unpad(self, vector: Tensor) -> Tensor:
+        """The padded vector -> (P,)."""
+        places, _ = self._padded_places
         return vector if places is None else vector[places]
 
 
 def supports(blocks: Sequence[Block], dtype: torch.dtype) -> bool:
     """Whether network.cpp can compute this network: padding 1 after the first block, and not too many blocks."""
-    return dtype in NAMES and len(blocks) <= MOST_BLOCKS and all(block.padding == 1 for block in blocks[1:])
+    return dtype in NAMES and len(blocks) <= MAX_BLOCKS and all(block.padding == 1 for block in blocks[1:])

@@ -12,7 +12,7 @@ same in one call of C++ on a processor; tests compare the two.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from typing import NamedTuple
@@ -21,30 +21,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from limbeck.derivatives import torch_block
 from limbeck.derivatives.autograd import Hvp, NeedsGrad
 from limbeck.derivatives.compiled import Block, CompiledDerivatives, supports
 from limbeck.derivatives.cuda_graph import CapturedDerivatives
 from limbeck.derivatives.explicit import ExplicitDerivatives
 from limbeck.derivatives.kernels.library import load
-from limbeck.derivatives.torch_block import Convolution, NormReluPool, channels_last, parameter_dtype
+from limbeck.derivatives.torch_block import Convolution, channels_last, parameter_dtype
 from limbeck.networks.flat import FlatModel, Layout
 from limbeck.networks.registry import ConvNet
 
-ROOM = 1 << 30  # bytes of the largest activation of a part
-LEAST = 8  # images of a part: fewer do not keep two threads busy
-BLOCK = NormReluPool()
+MAX_ACTIVATION_BYTES = 1 << 30
+MIN_PART = 8  # images: fewer do not keep two threads busy
 
 
-class Stage(NamedTuple):
-    """One block's parameters: weight as its convolution has it prepared; gamma, beta (out,)."""
+class BlockParameters(NamedTuple):
+    """Parameters of one block: the convolution's weight in channels-last memory; gamma and beta of the norm (out,)."""
 
     weight: Tensor
     gamma: Tensor
     beta: Tensor
 
 
-class Passed(NamedTuple):
-    """What one block keeps of a forward and backward pass, for its tangent: see kernels/block.hpp."""
+class Parameters(NamedTuple):
+    """A vector (P,) as blocks and the last layer: weight (classes, h w c), bias (classes,)."""
+
+    blocks: list[BlockParameters]
+    weight: Tensor
+    bias: Tensor
+
+
+class BlockTape(NamedTuple):
+    """What the tangent needs of a forward and backward pass through one block; the names are those of block.hpp."""
 
     x: Tensor
     z: Tensor
@@ -54,202 +62,187 @@ class Passed(NamedTuple):
     sums: Tensor
 
 
-class Head(NamedTuple):
-    """What the last layer keeps: features (n, d), probabilities (n, classes), the labels' sums (n, 1), dlogits."""
+class Tape(NamedTuple):
+    """What the tangent needs of a forward and backward pass of n images.
 
+    features (n, d), probabilities (n, classes), label_sums (n, 1) and dlogits (n, classes) are of the last layer.
+    """
+
+    parameters: Parameters
+    blocks: list[BlockTape]
     features: Tensor
     probabilities: Tensor
-    weight: Tensor
     label_sums: Tensor
     dlogits: Tensor
 
 
-class Tape(NamedTuple):
-    """A forward and backward pass of some images."""
-
-    stages: list[Stage]
-    passed: list[Passed]
-    head: Head
-
-
 @dataclass(frozen=True, eq=False)
 class TorchDerivatives:
-    """Derivatives of cross-entropy of a ConvNet on a batch of images that are augmented already.
+    """Explicit derivatives of a ConvNet's cross-entropy in torch's operations: see `ExplicitDerivatives`.
 
-    layout, convolutions (one a block) and eps are the network's; dtype is how activations are stored. A batch is
-    worked on in parts whose largest activation takes `room` bytes (at least LEAST images), so that memory does not grow
-    with it; a step holds some six of that size at a time.
+    layout:       The network's parameters.
+    convolutions: One per block.
+    eps:          Of instance norm.
+    dtype:        The type in which activations are stored.
+    max_bytes:    A batch is processed in parts whose largest activation takes this many bytes (of MIN_PART images at
+                  least), so that memory does not grow with the batch; a step holds about six tensors of that size.
     """
 
     layout: Layout
     convolutions: tuple[Convolution, ...]
     eps: float
     dtype: torch.dtype = torch.float32
-    room: int = ROOM
+    max_bytes: int = MAX_ACTIVATION_BYTES
 
     def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """The gradient (P,) of the mean over n images (n, c, h, w); labels are classes (n,) or probabilities."""
-        stages, weight, bias = self._stages(theta)
-        parts = (
-            self._pass(stages, weight, bias, part, target, len(images), weights=True)[1]
-            for part, target in self._chunks(images, labels)
+        parameters = self._parameters(theta)
+        gradients = (
+            self._pass(parameters, part, target, len(images), with_gradient=True)[1]
+            for part, target in self._parts(images, labels)
         )
-        return self._join(reduce(_add, parts))
+        return self._join(reduce(_add, gradients))
 
     def hvp(self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, needs: NeedsGrad) -> Hvp:
-        """direction . gradient, and those of its derivatives that are asked for."""
-        stages, weight, bias = self._stages(theta)
-        passes = (
-            self._pass(stages, weight, bias, part, target, len(images), weights=False)[0]
-            for part, target in self._chunks(images, labels)
-        )
-        return self._of_tapes(passes, len(images), direction, needs)
-
-    def _of_tapes(self, tapes: Iterable[Tape], count: int, direction: Tensor, needs: NeedsGrad) -> Hvp:
-        """The products from passes of a batch of `count` images, part by part."""
-        total: list[Tensor] | None = None
-        stages1, weight1, bias1 = self._stages(direction)
-        dimages, dlabels, directional = (
-            [],
-            [],
-            torch.zeros((), dtype=parameter_dtype(self.dtype), device=direction.device),
-        )
-        for tape in tapes:
-            made, dimage, dlabel, slope = self._tangent(tape, stages1, weight1, bias1, count, needs)
-            total = made if total is None else _add(total, made)
+        """The derivatives of direction . gradient."""
+        parameters, tangent = self._parameters(theta), self._parameters(direction)
+        gradient1: list[Tensor] | None = None
+        dimages, dlabels = [], []
+        directional = torch.zeros((), dtype=parameter_dtype(self.dtype), device=direction.device)
+        for part, target in self._parts(images, labels):
+            tape, _ = self._pass(parameters, part, target, len(images), with_gradient=False)
+            terms, dimage, dlabel, slope = self._tangent_pass(tape, tangent, len(images), needs)
+            gradient1 = terms if gradient1 is None else _add(gradient1, terms)
             dimages += [] if dimage is None else [dimage]
             dlabels.append(dlabel)
             directional = directional + slope
-        assert total is not None
+        assert gradient1 is not None
         return Hvp(
             directional,
-            self._join(total) if needs.theta else None,
+            self._join(gradient1) if needs.theta else None,
             torch.cat(dimages) if needs.images else None,
             torch.cat(dlabels) if needs.labels else None,
         )
 
     def logits(self, theta: Tensor, images: Tensor) -> Tensor:
-        """What the network says (n, classes); nothing here can be differentiated."""
-        stages, weight, bias = self._stages(theta)
-        said = []
-        for part in images.split(self._count(images)):
+        """The network's outputs (n, classes), without a graph."""
+        blocks, weight, bias = self._parameters(theta)
+        logits = []
+        for part in images.split(self._part_size(images)):
             x = channels_last(part, self.dtype)
-            for stage, conv in zip(stages, self.convolutions):
-                z = conv.forward([(x, stage.weight)])
-                x, _ = BLOCK.forward(z, stage.gamma, stage.beta, self.eps)
-            said.append(torch.addmm(bias, _flatten(x).to(weight), weight.T))
-        return torch.cat(said)
+            for block, conv in zip(blocks, self.convolutions):
+                z = conv.forward([(x, block.weight)])
+                x, _ = torch_block.forward(z, block.gamma, block.beta, self.eps)
+            logits.append(torch.addmm(bias, _flatten(x).to(weight), weight.T))
+        return torch.cat(logits)
 
-    def _chunks(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _parts(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images and probabilities part by part."""
         probabilities = labels if labels.dtype.is_floating_point else F.one_hot(labels, self.layout.shapes[-1][0])
-        probabilities, count = probabilities.to(parameter_dtype(self.dtype)), self._count(images)
-        for part, target in zip(images.split(count), probabilities.split(count)):
+        probabilities, size = probabilities.to(parameter_dtype(self.dtype)), self._part_size(images)
+        for part, target in zip(images.split(size), probabilities.split(size)):
             yield channels_last(part, self.dtype), target
 
-    def _count(self, images: Tensor) -> int:
-        """Images of a part."""
-        each = self.layout.shapes[0][0] * images.shape[2] * images.shape[3] * self.dtype.itemsize
-        return max(LEAST, self.room // each)
+    def _part_size(self, images: Tensor) -> int:
+        """How many images a part has."""
+        bytes_per_image = self.layout.shapes[0][0] * images.shape[2] * images.shape[3] * self.dtype.itemsize
+        return max(MIN_PART, self.max_bytes // bytes_per_image)
 
-    def _stages(self, theta: Tensor) -> tuple[list[Stage], Tensor, Tensor]:
-        """The blocks' parameters; the last layer's weight for features in channels-last order, and its bias."""
-        parts = self.layout.split(theta.detach().to(parameter_dtype(self.dtype)))
-        stages = [
-            Stage(conv.prepare(weight), gamma, beta)
-            for conv, weight, _, gamma, beta in zip(self.convolutions, *[iter(parts[:-2])] * 4)
+    def _parameters(self, theta: Tensor) -> Parameters:
+        tensors = self.layout.split(theta.detach().to(parameter_dtype(self.dtype)))
+        blocks = [
+            BlockParameters(conv.prepare(weight), gamma, beta)
+            for conv, weight, _, gamma, beta in zip(self.convolutions, *[iter(tensors[:-2])] * 4)
         ]
-        return stages, self._reordered(parts[-2]), parts[-1]
+        weight = tensors[-2]
+        weight = weight.view(len(weight), self._channels, -1).transpose(1, 2).reshape(len(weight), -1)
+        return Parameters(blocks, weight, tensors[-1])
 
     @cached_property
     def _channels(self) -> int:
         return self.layout.shapes[-4][0]
 
-    def _reordered(self, weight: Tensor) -> Tensor:
-        """(classes, c h w) -> (classes, h w c)."""
-        return weight.view(len(weight), self._channels, -1).transpose(1, 2).reshape(len(weight), -1)
+    def _join(self, tensors: list[Tensor]) -> Tensor:
+        """One vector (P,) from dweight, dgamma, dbeta of each block and the last layer's dweight and dbias.
 
-    def _join(self, parts: list[Tensor]) -> Tensor:
-        """One vector (P,) from dweight, dgamma, dbeta of each block and the last layer's two.
-
-        A convolution's bias is taken out again by the mean that is subtracted: its derivatives are 0.
+        Instance norm subtracts a convolution's bias again with the mean: its derivatives are exactly 0.
         """
-        *blocks, weight, bias = parts
-        every: list[Tensor] = []
+        *blocks, weight, bias = tensors
+        parts: list[Tensor] = []
         for dweight, dgamma, dbeta in zip(*[iter(blocks)] * 3):
-            every += [dweight.to(dgamma), torch.zeros_like(dbeta), dgamma, dbeta]
-        every.append(weight.view(len(weight), -1, self._channels).transpose(1, 2).reshape(len(weight), -1))
-        return self.layout.join([*every, bias])
+            parts += [dweight.to(dgamma), torch.zeros_like(dbeta), dgamma, dbeta]
+        parts.append(weight.view(len(weight), -1, self._channels).transpose(1, 2).reshape(len(weight), -1))
+        return self.layout.join([*parts, bias])
 
     def _pass(
-        self,
-        stages: list[Stage],
-        weight: Tensor,
-        bias: Tensor,
-        images: Tensor,
-        labels: Tensor,
-        count: int,
-        weights: bool,
+        self, parameters: Parameters, images: Tensor, labels: Tensor, count: int, with_gradient: bool
     ) -> tuple[Tape, list[Tensor]]:
-        """Forwards and backwards; `weights`: whether the gradient is made as well."""
-        x, rising = images, []
-        for stage, conv in zip(stages, self.convolutions):
-            z = conv.forward([(x, stage.weight)])
-            y, stats = BLOCK.forward(z, stage.gamma, stage.beta, self.eps)
-            rising.append((x, z, stats))
+        """A forward and backward pass of a part of a batch of `count` images -> its tape and terms of the gradient."""
+        blocks, weight, bias = parameters
+        x, states = images, []
+        for block, conv in zip(blocks, self.convolutions):
+            z = conv.forward([(x, block.weight)])
+            y, stats = torch_block.forward(z, block.gamma, block.beta, self.eps)
+            states.append((x, z, stats))
             x = y
         features = _flatten(x).to(weight)
         probabilities = torch.addmm(bias, features, weight.T).softmax(1)
         label_sums = labels.sum(1, keepdim=True)
         dlogits = (probabilities * label_sums - labels) / count
-        made = [dlogits.T @ features, dlogits.sum(0)] if weights else []
+        gradient = [dlogits.T @ features, dlogits.sum(0)] if with_gradient else []
         dy = _unflatten(dlogits @ weight, x)
-        passed: list[Passed] = []
-        for index in reversed(range(len(stages))):
-            stage, conv, (x, z, stats) = stages[index], self.convolutions[index], rising[index]
-            dz, sums = BLOCK.backward(z, stage.gamma, stage.beta, stats, dy)
-            passed.insert(0, Passed(x, z, stats, dy, dz, sums))
-            if weights:
+        tapes: list[BlockTape] = []
+        for index in reversed(range(len(blocks))):
+            block, conv, (x, z, stats) = blocks[index], self.convolutions[index], states[index]
+            dz, sums = torch_block.backward(z, block.gamma, block.beta, stats, dy)
+            tapes.insert(0, BlockTape(x, z, stats, dy, dz, sums))
+            if with_gradient:
                 dbeta, dgamma = sums.sum(0)
-                made = [conv.weight_gradient([(x, dz)]), dgamma, dbeta, *made]
+                gradient = [conv.weight_gradient([(x, dz)]), dgamma, dbeta, *gradient]
             if index:
-                dy = conv.backward([(dz, stage.weight)], x.shape)
-        return Tape(stages, passed, Head(features, probabilities, weight, label_sums, dlogits)), made
+                dy = conv.backward([(dz, block.weight)], x.shape)
+        return Tape(parameters, tapes, features, probabilities, label_sums, dlogits), gradient
 
-    def _tangent(
-        self, tape: Tape, stages1: list[Stage], weight1: Tensor, bias1: Tensor, count: int, needs: NeedsGrad
+    def _tangent_pass(
+        self, tape: Tape, tangent: Parameters, count: int, needs: NeedsGrad
     ) -> tuple[list[Tensor], Tensor | None, Tensor, Tensor]:
-        """The tangent of `_pass` where the parameters move: of the gradient, of dimages; dlabels, and the slope."""
+        """The tangent of `_pass` where the parameters move in the direction `tangent`.
+
+        Returns the terms of the gradient's tangent, the derivatives in the images and in the labels, and the slope of
+        the loss. A name with a 1 behind it is the tangent of the one without.
+        """
+        (blocks, weight, _), (blocks1, weight1, bias1) = tape.parameters, tangent
         x1: Tensor | None = None
-        rising: list[tuple[Tensor | None, Tensor, Tensor]] = []
-        for stage, stage1, kept, conv in zip(tape.stages, stages1, tape.passed, self.convolutions):
-            z1 = conv.forward([(kept.x, stage1.weight), *([] if x1 is None else [(x1, stage.weight)])])
-            y1, stats1 = BLOCK.forward_tangent(
-                kept.z, stage.gamma, stage.beta, kept.stats, z1, stage1.gamma, stage1.beta
+        states: list[tuple[Tensor | None, Tensor, Tensor]] = []
+        for block, block1, saved, conv in zip(blocks, blocks1, tape.blocks, self.convolutions):
+            z1 = conv.forward([(saved.x, block1.weight), *([] if x1 is None else [(x1, block.weight)])])
+            y1, stats1 = torch_block.forward_tangent(
+                saved.z, block.gamma, block.beta, saved.stats, z1, block1.gamma, block1.beta
             )
-            rising.append((x1, z1, stats1))
+            states.append((x1, z1, stats1))
             x1 = y1
         assert x1 is not None
-        features, p, weight, label_sums, dlogits = tape.head
+        features, p, dlogits = tape.features, tape.probabilities, tape.dlogits
         features1 = _flatten(x1).to(weight)
         logits1 = features1 @ weight.T + torch.addmm(bias1, features, weight1.T)
         centred = logits1 - (p * logits1).sum(1, keepdim=True)
-        dlogits1 = p * centred * label_sums / count
+        dlogits1 = p * centred * tape.label_sums / count
         slope, dlabels = (dlogits * logits1).sum(), -centred / count
-        made = [dlogits1.T @ features + dlogits.T @ features1, dlogits1.sum(0)]
+        gradient1 = [dlogits1.T @ features + dlogits.T @ features1, dlogits1.sum(0)]
         dy1 = _unflatten(dlogits1 @ weight + dlogits @ weight1, x1)
-        for index in reversed(range(len(tape.stages))):
-            stage, stage1, kept = tape.stages[index], stages1[index], tape.passed[index]
-            conv, (x1, z1, stats1) = self.convolutions[index], rising[index]
-            dz1, sums1 = BLOCK.backward_tangent(
-                kept.z, stage.gamma, stage.beta, kept.stats, kept.dy, kept.sums, z1, stage1.gamma, stats1, dy1
+        for index in reversed(range(len(blocks))):
+            block, block1, saved = blocks[index], blocks1[index], tape.blocks[index]
+            conv, (x1, z1, stats1) = self.convolutions[index], states[index]
+            dz1, sums1 = torch_block.backward_tangent(
+                saved.z, block.gamma, block.beta, saved.stats, saved.dy, saved.sums, z1, block1.gamma, stats1, dy1
             )
             if needs.theta:
                 dbeta1, dgamma1 = sums1.sum(0)
-                dweight1 = conv.weight_gradient([(kept.x, dz1), *([] if x1 is None else [(x1, kept.dz)])])
-                made = [dweight1, dgamma1, dbeta1, *made]
+                dweight1 = conv.weight_gradient([(saved.x, dz1), *([] if x1 is None else [(x1, saved.dz)])])
+                gradient1 = [dweight1, dgamma1, dbeta1, *gradient1]
             if index or needs.images:
-                dy1 = conv.backward([(dz1, stage.weight), (kept.dz, stage1.weight)], kept.x.shape)
-        return made, dy1.contiguous() if needs.images else None, dlabels, slope
+                dy1 = conv.backward([(dz1, block.weight), (saved.dz, block1.weight)], saved.x.shape)
+        return gradient1, dy1.contiguous() if needs.images else None, dlabels, slope
 
 
 def _flatten(x: Tensor) -> Tensor:
@@ -263,36 +256,36 @@ def _unflatten(rows: Tensor, like: Tensor) -> Tensor:
     return rows.to(like.dtype).view(n, h, w, c).permute(0, 3, 1, 2)
 
 
-def _add(total: list[Tensor], more: list[Tensor]) -> list[Tensor]:
-    return [first + second for first, second in zip(total, more)]
+def _add(total: list[Tensor], terms: list[Tensor]) -> list[Tensor]:
+    return [first + second for first, second in zip(total, terms)]
 
 
 def convnet_derivatives(model: FlatModel, dtype: torch.dtype, device: str) -> ExplicitDerivatives | None:
-    """The explicit derivatives of this network; None for any but the field's ConvNet.
+    """The explicit derivatives of this network on this type of device; None for any but the field's ConvNet.
 
-    On a processor those of the compiled network, None without it. On other devices those in torch's operations, without
-    a graph of autograd; on a GPU recorded as a graph of its own.
+    On a processor they are those of the compiled network, and None where it cannot be built. On other devices they are
+    in torch's operations; on a GPU these are captured as CUDA graphs.
     """
-    found = _blocks(model)
-    if found is None:
+    if device != "cpu":
+        derivatives = torch_derivatives(model, dtype)
+        return CapturedDerivatives(derivatives) if derivatives is not None and device == "cuda" else derivatives
+    network = _blocks(model)
+    if network is None:
         return None
-    blocks, eps = found
-    if device == "cpu":
-        library = load() if supports(blocks, dtype) else None
-        classes, features = model.layout.shapes[-2]
-        if library is None:
-            return None
-        return CompiledDerivatives(library, blocks, classes, features, model.layout.count, eps, dtype)
-    written = torch_derivatives(model, dtype)
-    return CapturedDerivatives(written) if written is not None and device == "cuda" else written
+    blocks, eps = network
+    library = load() if supports(blocks, dtype) else None
+    if library is None:
+        return None
+    classes, features = model.layout.shapes[-2]
+    return CompiledDerivatives(library, blocks, classes, features, model.layout.count, eps, dtype)
 
 
 def torch_derivatives(model: FlatModel, dtype: torch.dtype) -> TorchDerivatives | None:
-    """`TorchDerivatives` of this network; None for any but the field's ConvNet."""
-    found = _blocks(model)
-    if found is None:
+    """The explicit derivatives of this network in torch's operations; None for any but the field's ConvNet."""
+    network = _blocks(model)
+    if network is None:
         return None
-    blocks, eps = found
+    blocks, eps = network
     return TorchDerivatives(model.layout, tuple(Convolution(block.padding, dtype) for block in blocks), eps, dtype)
 
 
@@ -303,14 +296,14 @@ def _blocks(model: FlatModel) -> tuple[tuple[Block, ...], float] | None:
         return None
     layers, blocks, eps = list(module.features), list[Block](), 0.0
     for conv, norm, activation, pooling in zip(*[iter(layers)] * 4):
-        fitting = (
+        is_supported = (
             isinstance(conv, nn.Conv2d)
             and isinstance(norm, nn.GroupNorm)
             and norm.num_groups == norm.num_channels
             and isinstance(activation, nn.ReLU)
             and isinstance(pooling, nn.AvgPool2d)
         )
-        if not fitting:
+        if not is_supported:
             return None
         blocks.append(Block(conv.in_channels, conv.out_channels, int(conv.padding[0])))
         eps = norm.eps

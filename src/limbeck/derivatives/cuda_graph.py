@@ -1,4 +1,4 @@
-"""Captures a derivative as a CUDA graph, so that some hundred small kernels launch as one."""
+"""Captures derivatives as CUDA graphs, so that about a hundred small kernels launch as one."""
 
 from __future__ import annotations
 
@@ -13,99 +13,104 @@ from torch import Tensor
 from limbeck.derivatives.autograd import Hvp, NeedsGrad
 from limbeck.derivatives.explicit import ExplicitDerivatives
 
-Made = Sequence[Tensor | None]
-Record = Callable[[Callable[[], Made]], Callable[[], Made]]
+Outputs = Sequence[Tensor | None]
+Capture = Callable[[Callable[[], Outputs]], Callable[[], Outputs]]
 """fn -> replay, which runs fn again on the same input and output buffers."""
 
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2}
-"""How far a replay may be from the plain pass, relative to the size of the result: both run the same kernels."""
+"""How far a replay may be from the direct computation, relative to the result's norm: both run the same kernels."""
 
 
-def cuda_graph(work: Callable[[], Made]) -> Callable[[], Made]:
-    """Run `work` three times on a stream of its own, so that libraries choose their algorithms, and capture it."""
+def cuda_graph(fn: Callable[[], Outputs]) -> Callable[[], Outputs]:
+    """Run `fn` three times on a side stream, so that libraries choose their algorithms, then capture it."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
-            work()
+            fn()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        made = work()
+        outputs = fn()
 
-    def again() -> Made:
+    def replay() -> Outputs:
         graph.replay()
-        return made
+        return outputs
 
-    return again
+    return replay
 
 
 @dataclass(frozen=True, eq=False)
 class CapturedDerivatives:
-    """`plain`, which reads nothing back from the device, recorded once for each shape of its inputs.
+    """Explicit derivatives, captured once for each shape of their inputs: see `ExplicitDerivatives`.
 
-    A step is then some copies and one launch. Only the first `most` shapes are recorded, since a recording holds its
-    memory. The first replay is compared with the plain pass. Where recording fails, or the two differ by more than
-    rounding, the plain pass is used, nothing else is recorded, and one warning says why.
+    derivatives: What is captured. It must not read anything back from the device.
+    capture:     How a function becomes a replay.
+    max_graphs:  Only the first shapes are captured, since a graph keeps its memory.
+
+    A step is then a few copies and one launch. The first replay is compared with the direct computation. Where
+    capturing fails, or the two differ by more than rounding, direct computation is used from then on, no other shape is
+    captured, and one warning says why.
     """
 
-    plain: ExplicitDerivatives
-    record: Record = cuda_graph
-    most: int = 16
-    held: dict[Any, tuple[list[Tensor], Callable[[], Made]]] = field(default_factory=dict)
+    derivatives: ExplicitDerivatives
+    capture: Capture = cuda_graph
+    max_graphs: int = 16
+    graphs: dict[Any, tuple[list[Tensor], Callable[[], Outputs]]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
     @property
     def dtype(self) -> torch.dtype:
-        """How activations are stored."""
-        return self.plain.dtype
+        """The type in which activations are stored."""
+        return self.derivatives.dtype
 
     def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        """As `TorchDerivatives.gradient`."""
-        return self._one("gradient", self.plain.gradient, theta, images, labels)
+        """The gradient (P,)."""
+        return self._run_single("gradient", self.derivatives.gradient, theta, images, labels)
 
     def hvp(self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, needs: NeedsGrad) -> Hvp:
-        """As `TorchDerivatives.hvp`."""
+        """The derivatives of direction . gradient."""
 
-        def work(*given: Tensor) -> Hvp:
-            return self.plain.hvp(given[0], given[1], given[2], given[3], needs)
+        def compute(*inputs: Tensor) -> Hvp:
+            return self.derivatives.hvp(inputs[0], inputs[1], inputs[2], inputs[3], needs)
 
-        directional, *rest = self._again(("hvp", needs), work, theta, images, labels, direction)
+        directional, *derivatives = self._run(("hvp", needs), compute, theta, images, labels, direction)
         assert directional is not None
-        return Hvp(directional, *rest)
+        return Hvp(directional, *derivatives)
 
     def logits(self, theta: Tensor, images: Tensor) -> Tensor:
-        """As `TorchDerivatives.logits`."""
-        return self._one("logits", self.plain.logits, theta, images)
+        """The network's outputs (n, classes)."""
+        return self._run_single("logits", self.derivatives.logits, theta, images)
 
-    def _one(self, name: str, work: Callable[..., Tensor], *given: Tensor) -> Tensor:
-        (made,) = self._again(name, lambda *inputs: (work(*inputs),), *given)
-        assert made is not None
-        return made
+    def _run_single(self, name: str, compute: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        (output,) = self._run(name, lambda *tensors: (compute(*tensors),), *inputs)
+        assert output is not None
+        return output
 
-    def _again(self, what: Any, work: Callable[..., Made], *given: Tensor) -> Made:
-        key = what, tuple((tensor.shape, tensor.dtype) for tensor in given)
-        if key in self.held:
-            return _replay(*self.held[key], given)
-        if len(self.held) == self.most or self.failures:
-            return work(*given)
-        plain = work(*given)
+    def _run(self, name: Any, compute: Callable[..., Outputs], *inputs: Tensor) -> Outputs:
+        """compute(*inputs), by a replay where one was captured for these shapes."""
+        key = name, tuple((tensor.shape, tensor.dtype) for tensor in inputs)
+        if key in self.graphs:
+            return _replay(*self.graphs[key], inputs)
+        if len(self.graphs) == self.max_graphs or self.failures:
+            return compute(*inputs)
+        outputs = compute(*inputs)
         try:
-            # On other values than the first replay has, so that a recording that is deaf to its inputs is found out.
-            inputs = [tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in given]
-            for tensor in inputs:
-                tensor.copy_(tensor / 2)
-            recording = inputs, self.record(lambda: work(*inputs))
-            replayed = _replay(*recording, given)
-            if not agree(replayed, plain, ROUNDING[self.dtype]):
+            # Captured on other values than the first replay gets: a graph that ignores its inputs is then detected.
+            buffers = [tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in inputs]
+            for buffer in buffers:
+                buffer.copy_(buffer / 2)
+            graph = buffers, self.capture(lambda: compute(*buffers))
+            replayed = _replay(*graph, inputs)
+            if not agree(replayed, outputs, ROUNDING[self.dtype]):
                 raise RuntimeError("a replay gave other numbers than the pass itself")
-        except Exception as error:  # whatever it is: an optimisation ends no run
-            self._give_up(error)
-            return plain
-        self.held[key] = recording
+        except Exception as error:  # any error at all: an optimisation must not end a run
+            self._stop_capturing(error)
+            return outputs
+        self.graphs[key] = graph
         return replayed
 
-    def _give_up(self, error: Exception) -> None:
+    def _stop_capturing(self, error: Exception) -> None:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         self.failures.append(reason)
         warnings.warn(
@@ -114,22 +119,23 @@ class CapturedDerivatives:
         )
 
 
-def _replay(inputs: list[Tensor], again: Callable[[], Made], given: Sequence[Tensor]) -> Made:
-    for place, tensor in zip(inputs, given):
-        place.copy_(tensor)
-    return [None if result is None else result.clone() for result in again()]
+def _replay(buffers: list[Tensor], replay: Callable[[], Outputs], inputs: Sequence[Tensor]) -> Outputs:
+    """Copy the inputs into the buffers, replay, and copy the results out of theirs."""
+    for buffer, tensor in zip(buffers, inputs):
+        buffer.copy_(tensor)
+    return [None if output is None else output.clone() for output in replay()]
 
 
-def agree(replayed: Made, plain: Made, tolerance: float) -> bool:
-    """Whether both have the same tensors up to rounding, relative to the norm of each, wherever `plain` is finite.
+def agree(replayed: Outputs, direct: Outputs, tolerance: float) -> bool:
+    """Whether both have the same tensors up to rounding, relative to the norm of each, wherever `direct` is finite.
 
     >>> one = torch.ones(3)
     >>> agree([one + 1e-6, None], [one, None], 1e-3), agree([2 * one, None], [one, None], 1e-3)
     (True, False)
     """
-    if len(replayed) != len(plain):
+    if len(replayed) != len(direct):
         return False
-    for ours, exact in zip(replayed, plain):
+    for ours, exact in zip(replayed, direct):
         if ours is None or exact is None:
             if ours is not exact:
                 return False
@@ -138,6 +144,6 @@ def agree(replayed: Made, plain: Made, tolerance: float) -> bool:
             return False
         finite = exact.isfinite()
         size = torch.where(finite, exact, 0).norm()
-        if not bool(torch.where(finite, ours - exact, 0).norm() <= tolerance * size):  # NaN is not
+        if not bool(torch.where(finite, ours - exact, 0).norm() <= tolerance * size):  # false for NaN
             return False
     return True

@@ -102,7 +102,7 @@ def _begin(work: Work, path: Path, listen: Listener) -> None:
     """Announce the job, and how its derivatives are computed."""
     choice = work.task.choice
     if choice.reason:
-        listen({"event": "warning" if choice.slow else "note", "text": choice.reason})
+        listen({"event": "warning" if choice.could_be_faster else "note", "text": choice.reason})
     listen({"event": "begin", "work": work, "path": path})
 
 
