@@ -10,7 +10,7 @@ RUN ?= runs/digits
 
 run: $(VENV)/.installed
 	$(BIN)/limbeck distill digits --ipc 1 --out $(RUN) --threads 1 --model.width 32 \
-		--count 10 --expert.epochs 30 --expert.lr 0.05 --expert.batch-size 64 \
+		--num-experts 10 --expert.epochs 30 --expert.lr 0.05 --expert.batch-size 64 \
 		--iterations 200 --syn-steps 30 --lr-img 0.05
 
 test: lint

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rich.style  # noqa: F401 - its import draws from the global generator
 import torch
 
 from limbeck.data import ImageData, Split, load_data

@@ -152,6 +152,13 @@ def allow_tf32(allowed: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
+def set_switches(device: torch.device, precision: Precision) -> None:
+    """On an NVIDIA GPU, torch's switches as a task of this precision needs them; elsewhere nothing."""
+    if device.type == "cuda":
+        allow_tf32(precision == "tf32")
+        torch.backends.cudnn.deterministic = True  # the same command gives the same bits
+
+
 @contextmanager
 def kept_switches() -> Iterator[None]:
     """Around a call that makes a task: torch's switches for NVIDIA's GPUs, which that sets, are put back at its end.
@@ -200,9 +207,7 @@ def make_task(
         raise UserError(f"device '{device}' cannot be used here: {str(error).splitlines()[0]}") from None
     if precision == "tf32" and where.type != "cuda":
         raise UserError(f"precision tf32 is of NVIDIA GPUs; with --device {device} use float32 or bfloat16.")
-    if where.type == "cuda":
-        allow_tf32(precision == "tf32")
-        torch.backends.cudnn.deterministic = True  # the same command gives the same bits
+    set_switches(where, precision)
     dsa = DSA(default_strategy(data.name) if augment is None else augment)
     fitted = fit_preprocess(preprocess, data.train.images) if isinstance(preprocess, str) else preprocess
     task = Task(data, model.resolved(data.size), fitted.to(where), dsa, where, precision)

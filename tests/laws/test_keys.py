@@ -98,10 +98,10 @@ def test_a_store_says_which_numbers_its_images_were_normalised_by(tmp_path: Path
 
 def test_a_store_of_constants_is_inspected_with_its_own_images(tmp_path: Path) -> None:
     """Its preprocessing was looked up by kind, so that 'imagenet' came back as the images' own mean."""
-    from limbeck.jobs.job import train_experts
+    from limbeck.jobs.stages import train_experts
 
     data = load_data(colours(0))
-    few = {"count": 1, "model": ModelConfig(name="mlp", width=4), "expert": ExpertConfig(epochs=2, batch_size=32)}
+    few = {"num_experts": 1, "model": ModelConfig(name="mlp", width=4), "expert": ExpertConfig(epochs=2, batch_size=32)}
     store = train_experts(data, out=tmp_path / "store", preprocess="imagenet", **few)
     inspect_store(store.path, tmp_path / "inspection", data=data)
     curve = json.loads((tmp_path / "inspection" / "inspect.json").read_text())["accuracy"]["curves"]["stored"][0]

@@ -118,7 +118,7 @@ def test_a_rehearsal_refuses_what_the_plan_refuses_and_nothing_else(
     assert refused or method.name not in ("mct", "mtt", "tesla", "ftd", "ptm", "idc", "dream", "dream-plus")
 
 
-TINY: dict[str, Any] = {"count": 1, "model": ModelConfig(width=4), "expert": ExpertConfig(epochs=2, waypoints=2)}
+TINY: dict[str, Any] = {"num_experts": 1, "model": ModelConfig(width=4), "expert": ExpertConfig(epochs=2, waypoints=2)}
 IMPOSSIBLE = [
     ("mct", {"teacher_labels": True, "canvas": 2}, "do not go together"),
     ("mct", {"canvas": 2, "preprocess": "zca"}, "whitening"),
@@ -139,7 +139,7 @@ def test_a_job_that_cannot_work_leaves_nothing_behind(
     method: str, options: dict[str, Any], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LIMBECK_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("limbeck.jobs.job.make_experts", lambda *args: pytest.fail("an expert is trained"))
+    monkeypatch.setattr("limbeck.experts.handle.make_experts", lambda *args: pytest.fail("an expert is trained"))
     common = TINY if METHODS[method].experts else {"model": TINY["model"]}
     with pytest.raises(UserError, match=words):
         limbeck.distill("digits", method=method, out=tmp_path / "run", **{**common, **options})

@@ -83,16 +83,16 @@ def test_one_result_by_any_number_of_threads_interrupted_or_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two threads, interrupted among the experts and in distillation: once the share of threads changed the bits."""
-    whole = run(tmp_path / "one", monkeypatch, 1, count=3)
+    whole = run(tmp_path / "one", monkeypatch, 1, num_experts=3)
     expected, scores = tensors(whole), accuracies(whole)
     assert sum("expert" in name for name in expected) >= 6
     for name, threads, stop_at in (("two", 2, None), ("experts", 2, 3), ("steps", 2, 9), ("back", 3, 14)):
-        other = run(tmp_path / name, monkeypatch, threads, stop_at, count=3)
+        other = run(tmp_path / name, monkeypatch, threads, stop_at, num_experts=3)
         results = tensors(other)
         assert results.keys() == expected.keys()
         assert [key for key in expected if not results[key].equal(expected[key])] == [], name
         assert accuracies(other) == scores, name
-    fewer = tensors(run(tmp_path / "fewer", monkeypatch, 2, count=1))
+    fewer = tensors(run(tmp_path / "fewer", monkeypatch, 2, num_experts=1))
     same = [key for key in fewer if key.startswith("expert-0000")]
     assert same
     assert all(fewer[key].equal(expected[key]) for key in same)

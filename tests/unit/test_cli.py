@@ -22,14 +22,14 @@ from PIL import Image
 
 import limbeck as limbeck_package
 from limbeck import METHODS, ModelConfig, __version__
-from limbeck.cli.catalogue import load_catalogue, read_registry, to_json
+from limbeck.cli.catalogue import as_text, catalogue, registered
 from limbeck.cli.commands import COMMANDS, find_command
 from limbeck.cli.main import main
-from limbeck.jobs.job import _facts, prepare
+from limbeck.jobs.job import prepare
 
-EXPERTS = ["--model.width", "4", "--count", "1", "--epochs", "2"]
+EXPERTS = ["--model.width", "4", "--num-experts", "1", "--epochs", "2"]
 TINY = [
-    *("--model.width", "4", "--count", "1", "--expert.epochs", "2", "--iterations", "4", "--syn-steps", "2"),
+    *("--model.width", "4", "--num-experts", "1", "--expert.epochs", "2", "--iterations", "4", "--syn-steps", "2"),
     *("--max-start-epoch", "1", "--expert-epochs", "1", "--lr-img", "5", "--lr-teacher", "0.05"),
     *("--validate-every", "2", "--validate-networks", "1", "--validate-epochs", "2"),
     *("--eval.epochs", "2", "--eval.networks", "1", "--eval.full-epochs", "1", "--eval.full-networks", "1"),
@@ -208,8 +208,8 @@ def test_the_list_of_commands_says_what_the_commands_say(name: str) -> None:
 
 def test_the_catalogue_is_the_registry() -> None:
     kept = (Path(limbeck_package.__file__).parent / "cli" / "catalogue.json").read_text(encoding="utf-8")
-    assert kept == to_json(read_registry()), "write it anew: python -m limbeck.cli.catalogue"
-    assert load_catalogue() == read_registry()
+    assert kept == as_text(registered()), "write it anew: python -m limbeck.cli.catalogue"
+    assert catalogue() == registered()
 
 
 def test_a_method_of_the_users_own_is_listed(limbeck: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +238,7 @@ def test_a_recorded_command_can_be_typed_again(
 ) -> None:
     words = ["distill", "my pictures", "--out", "it's $HERE", "--augment", ""]
     monkeypatch.setattr(sys, "argv", [name, *words])
-    command = _facts(prepare("digits", model=ModelConfig(width=4)), "digits")["command"]
+    command = prepare("digits", model=ModelConfig(width=4)).facts()["command"]
     assert shlex.split(command) == ["limbeck", *words]
 
 
@@ -285,7 +285,7 @@ def test_experts_without_out_are_found_again(limbeck: Any) -> None:
     assert first.json == again.json
     assert again.json["experts"] == 1
     assert "epoch" not in again.err  # nothing to train
-    more = limbeck("experts", "digits", *EXPERTS, "--count", "2", "--json")
+    more = limbeck("experts", "digits", *EXPERTS, "--num-experts", "2", "--json")
     assert (more.json["experts"], more.json["store"]) == (2, first.json["store"])
 
 
@@ -405,7 +405,7 @@ def test_bad_options_found_too_late(limbeck: Any, tmp_path: Path, words: list[st
         ["--expert-epochs", "0"],
         ["--expert.waypoints", "1"],
         ["--expert.epochs", "0"],
-        ["--count", "0"],
+        ["--num-experts", "0"],
         ["--iterations", "0"],
         ["--lr-img", "-1"],
         ["--eval.weight-decay", "inf"],
@@ -583,7 +583,7 @@ def test_experts_are_refused_before_the_store_is_made(refused: Any, tmp_path: Pa
 
 def test_experts_of_another_kind_do_not_join_a_store(refused: Any, made: dict[str, Path]) -> None:
     before = sorted(made["convex"].iterdir())
-    told = refused("experts", "digits", *EXPERTS, "--lr", "0.5", "--count", "3", "--out", made["convex"])
+    told = refused("experts", "digits", *EXPERTS, "--lr", "0.5", "--num-experts", "3", "--out", made["convex"])
     assert "lr 0.01" in told
     assert sorted(made["convex"].iterdir()) == before
 
@@ -798,6 +798,4 @@ def test_the_command_lists_every_method_with_what_it_learns(capsys: pytest.Captu
         assert method.summary in shown
         assert method.source in shown
     assert "learns nothing; experts of any kind" in shown
-    assert [each["name"] for each in told if each["experimental"]] == ["ptm"]
-    assert shown.count("experimental; ") == 1
     assert "learns images, step size; convexified experts" in shown

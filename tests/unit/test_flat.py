@@ -240,7 +240,7 @@ def test_a_transformer_is_distilled(digits: ImageData, tmp_path: Path, monkeypat
         digits,
         out=tmp_path / "run",
         model=ModelConfig(name="transformer"),
-        count=1,
+        num_experts=1,
         expert=ExpertConfig(epochs=2),
         eval=EvalConfig(networks=1, epochs=2, baseline_lrs=(0.01,), full_networks=0),
         iterations=2,

@@ -208,7 +208,7 @@ def test_one_kind_of_several_is_chosen(tmp_path: Path, bring: Callable[..., Stor
 
 def test_files_may_be_named_one_by_one_and_counted(tmp_path: Path, bring: Callable[..., Store]) -> None:
     files = [save([walk(n, 2), walk(n + 1, 2)], tmp_path / f"b/replay_buffer_{n}.pt") for n in (3, 7)]
-    assert bring(files, count=3).indices() == [0, 1, 2]
+    assert bring(files, num_experts=3).indices() == [0, 1, 2]
 
 
 def test_ten_experts_are_imported_convexified_and_distilled_from(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from limbeck.jobs.record import Run
 
 TINY: dict[str, Any] = {
     "ipc": 1,
-    "count": 2,
+    "num_experts": 2,
     "model": ModelConfig(width=4),
     "expert": ExpertConfig(epochs=2, lr=0.05, batch_size=64),
     "eval": EvalConfig(networks=2, epochs=5, baseline_lrs=(0.01, 0.03), full_epochs=1, full_networks=1),
@@ -192,22 +192,22 @@ def test_experts_are_found_again(run: Path, home: Path, tmp_path: Path) -> None:
 
 
 def experts(**options: Any) -> limbeck.Store:
-    given = {name: TINY[name] for name in ("count", "model", "expert")}
-    return limbeck.train_experts("digits", **{**given, "count": 1, **options})
+    given = {name: TINY[name] for name in ("num_experts", "model", "expert")}
+    return limbeck.train_experts("digits", **{**given, "num_experts": 1, **options})
 
 
 def test_more_experts_only_add_what_is_missing(own_home: Path) -> None:
     first = stamps(experts().path)
-    more = experts(count=3)
+    more = experts(num_experts=3)
     assert more.indices() == [0, 1, 2]
     assert first.items() <= stamps(more.path).items()
 
 
 def test_an_expert_does_not_depend_on_those_before_it(own_home: Path, tmp_path: Path) -> None:
-    store = experts(count=2)
+    store = experts(num_experts=2)
     before = store.file(0).read_bytes()
     store.file(0).unlink()
-    assert experts(count=2).file(0).read_bytes() == before
+    assert experts(num_experts=2).file(0).read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_another_setting_gives_another_store(other: dict[str, Any]) -> None:
 
 
 def test_a_given_store_gives_the_same_set(run: Path, tmp_path: Path) -> None:
-    store = experts(count=2, out=tmp_path / "store")
+    store = experts(num_experts=2, out=tmp_path / "store")
     path = job(tmp_path / "run", experts=store.path)
     assert all(map(torch.equal, pixels(path), pixels(run)))
 
@@ -287,7 +287,7 @@ def test_image_data_from_python_gives_what_its_name_gives(run: Path, tmp_path: P
 
 def test_a_torch_dataset_goes_all_the_way(tmp_path: Path) -> None:
     dataset = few(limbeck.load_data("digits"))
-    path = job(tmp_path / "run", dataset, count=1, ipc=1)
+    path = job(tmp_path / "run", dataset, num_experts=1, ipc=1)
     assert limbeck.load(path).provenance["data"]["source"] is None
     assert rows(path)[0]["n"] == 2
     assert limbeck.evaluate(path, data=dataset, networks=1, epochs=1)[0]["n"] == 1
@@ -428,7 +428,7 @@ def test_a_run_stopped_at_any_write_gives_the_same_bits(tmp_path: Path, monkeypa
 
     monkeypatch.setattr("limbeck.core.files.write_atomically", write)
     monkeypatch.setattr("limbeck.synthetic.grids.write_atomically", write)
-    monkeypatch.setattr("limbeck.jobs.job.write_report", lambda path: None)
+    monkeypatch.setattr("limbeck.jobs.stages.write_report", lambda path: None)
     while written == stop:  # the try before this one was stopped
         written, stop, out = 0, stop + 1, tmp_path / f"{stop + 1}"
         with suppress(KeyboardInterrupt):
@@ -447,7 +447,7 @@ def test_experts_weaker_than_the_start_are_named(tmp_path: Path) -> None:
     """One epoch with a tiny step size teaches nothing: the images that the set starts from do better."""
     heard: list[dict[str, Any]] = []
     weak = limbeck.ExpertConfig(epochs=1, lr=1e-6)
-    options = {"count": 1, "iterations": 1, "syn_steps": 1, "validate_epochs": 60, "validate_networks": 2}
+    options = {"num_experts": 1, "iterations": 1, "syn_steps": 1, "validate_epochs": 60, "validate_networks": 2}
     small = limbeck.EvalConfig(networks=1, epochs=2, full_networks=0)
     run = limbeck.distill(
         "digits",

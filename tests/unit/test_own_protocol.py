@@ -48,7 +48,7 @@ def test_every_set_has_both_protocols_and_random_images_too(run: Path) -> None:
 
 def test_what_was_judged_is_not_judged_again(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without results.json, as after a crash, the same rows come from the log."""
-    monkeypatch.setattr("limbeck.jobs.stages.regression_rows", lambda *args: pytest.fail("judged again"))
+    monkeypatch.setattr("limbeck.jobs.results.regression_rows", lambda *args: pytest.fail("judged again"))
     held = rows(run)
     (run / "results.json").rename(tmp_path / "results.json")
     config = json.loads((run / "run.json").read_text())

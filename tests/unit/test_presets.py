@@ -87,7 +87,7 @@ def test_the_configurations_accept_them(name: str) -> None:
         pytest.skip(f"{preset.method} is not there yet")
     assert checked(METHODS[preset.method].config, preset.options)
     if METHODS[preset.method].experts is None:
-        assert (preset.count, preset.expert) == (None, {})
+        assert (preset.num_experts, preset.expert) == (None, {})
     else:
         assert preset.expert["keep"] in (METHODS[preset.method].experts, "both")
 
@@ -107,7 +107,7 @@ def test_as_words_of_the_command_line_they_say_the_same(name: str) -> None:
             assert getattr(getattr(read, part), key) == getattr(given, key), key
     words += ["--ipc", "7", "--expert.epochs", "3"]
     read = tyro.cli(with_method(Distill, words)[0], args=words)
-    assert (read.ipc, read.expert.epochs, read.count) == (7, 3, preset.count)
+    assert (read.ipc, read.expert.epochs, read.num_experts) == (7, 3, preset.num_experts)
 
 
 def test_an_unknown_name_lists_those_of_its_method() -> None:
@@ -139,7 +139,7 @@ MORE = [
     *("teacher_labels", "ema_decay"),
 ]
 TINY: dict[str, Any] = {
-    **{"iterations": 3, "syn_steps": 2, "max_start_epoch": 1, "expert_epochs": 1, "lr_img": 5, "count": 1},
+    **{"iterations": 3, "syn_steps": 2, "max_start_epoch": 1, "expert_epochs": 1, "lr_img": 5, "num_experts": 1},
     "expert": {"epochs": 2, "waypoints": 2, "waypoint_at": (), "smoothing": "none"},
     "model": {"width": 4, "depth": 2},
     "eval": {"epochs": 2, "networks": 2, "full_networks": 0},
@@ -197,7 +197,14 @@ def test_the_commands(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
         "iterations=2",
         "syn_steps=2",
     ]
-    words += ["max_start_epoch=1", "expert_epochs=1", "count=1", "expert.epochs=2", "eval.epochs=2", "eval.networks=1"]
+    words += [
+        "max_start_epoch=1",
+        "expert_epochs=1",
+        "num_experts=1",
+        "expert.epochs=2",
+        "eval.epochs=2",
+        "eval.networks=1",
+    ]
     words += ["eval.full_networks=0", "expert.waypoints=2", "expert.waypoint_at=[]"]
     status, out, err = call(
         capsys, "reproduce", "mct/cifar10/ipc1", "digits", "--out", str(tmp_path / "r"), "--change", *words

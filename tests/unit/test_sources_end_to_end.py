@@ -14,7 +14,18 @@ import limbeck
 from limbeck.cli.main import main
 
 TINY = [
-    *("--model.width", "4", "--count", "1", "--expert.epochs", "2", "--expert.batch-size", "16", "--iterations", "4"),
+    *(
+        "--model.width",
+        "4",
+        "--num-experts",
+        "1",
+        "--expert.epochs",
+        "2",
+        "--expert.batch-size",
+        "16",
+        "--iterations",
+        "4",
+    ),
     *("--syn-steps", "2", "--max-start-epoch", "1", "--expert-epochs", "1", "--lr-img", "5", "--validate-every", "2"),
     *("--validate-networks", "1", "--validate-epochs", "2", "--eval.epochs", "3", "--eval.networks", "2"),
     *("--eval.full-epochs", "1", "--eval.full-networks", "1", "--json"),

@@ -25,13 +25,13 @@ from limbeck.core.aliases import old_config
 from limbeck.core.files import content_key
 from limbeck.core.user_code import source_key
 from limbeck.jobs.inspection import inspect_store
-from limbeck.jobs.job import is_finished, prepare
+from limbeck.jobs.job import prepare
 from limbeck.jobs.record import Run
 from limbeck.task import Task, make_task
 
 EVAL = EvalConfig(networks=1, epochs=3, baseline_lrs=(0.01,), full_networks=0)
 TINY: dict[str, Any] = {
-    "count": 2,
+    "num_experts": 2,
     "model": ModelConfig(width=4),
     "expert": ExpertConfig(epochs=2, lr=0.05, batch_size=64),
     "eval": EVAL,
@@ -43,7 +43,7 @@ TINY: dict[str, Any] = {
     "validate_networks": 1,
     "validate_epochs": 2,
 }
-FOR_EXPERTS = ("count", "syn_steps", "max_start_epoch", "expert_epochs")
+FOR_EXPERTS = ("num_experts", "syn_steps", "max_start_epoch", "expert_epochs")
 MATCHING: dict[str, Any] = {name: value for name, value in TINY.items() if name not in FOR_EXPERTS}
 SETS = ("set-last.safetensors", "set-chosen.safetensors")
 Events = list[dict[str, Any]]
@@ -194,8 +194,8 @@ def test_a_schedule_that_follows_from_the_iterations_is_not_continued(tmp_path: 
 def test_another_evaluation_does_not_distil_again(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = EVAL.model_copy(update={"networks": 2, "epochs": 4})
     fresh = job(tmp_path / "fresh", eval=other)
-    monkeypatch.setattr("limbeck.jobs.job.optimise", None)
-    monkeypatch.setattr("limbeck.jobs.job.make_experts", None)
+    monkeypatch.setattr("limbeck.jobs.stages.run_outer_loop", None)
+    monkeypatch.setattr("limbeck.experts.handle.make_experts", None)
     before = (run / "report.html").read_text()
     job(run, eval=other)
     assert bits(run) == bits(fresh)
@@ -204,7 +204,7 @@ def test_another_evaluation_does_not_distil_again(run: Path, tmp_path: Path, mon
     assert read(run / "run.json")["config"]["eval"] == other.model_dump(mode="json")
     assert (run / "report.html").read_text() != before
     assert limbeck.evaluate(run) == rows(run)[:2]
-    monkeypatch.setattr("limbeck.jobs.stages.evaluate_distilled", None)
+    monkeypatch.setattr("limbeck.jobs.results.evaluate_distilled", None)
     job(run)  # the first evaluation again, from the log
     assert read(run / "results.json")["results"][0]["n"] == 1
 
@@ -253,7 +253,7 @@ def test_a_run_stopped_at_any_write_while_it_is_changed_ends_the_same(
 
     for module in ("limbeck.core.files", "limbeck.synthetic.grids"):
         monkeypatch.setattr(f"{module}.write_atomically", count)
-    monkeypatch.setattr("limbeck.jobs.job.write_report", lambda path: None)
+    monkeypatch.setattr("limbeck.jobs.stages.write_report", lambda path: None)
     while written >= stop:
         written, stop, out = 0, stop + 1, Path(shutil.copytree(finished, tmp_path / f"{stop + 1}"))
         with suppress(Stop):
@@ -278,10 +278,9 @@ def test_a_finished_run_says_so_in_one_line(run: Path) -> None:
 
 
 def test_a_run_is_estimated_as_what_is_left_of_it(finished: Path) -> None:
-    work = prepare("digits", **TINY)
-    assert is_finished(work, finished)
+    assert prepare("digits", out=finished, **TINY).is_finished
     for changed in ({"iterations": 8}, {"eval": EVAL.model_copy(update={"networks": 2})}):
-        assert not is_finished(prepare("digits", **{**TINY, **changed}), finished)
+        assert not prepare("digits", out=finished, **{**TINY, **changed}).is_finished
 
 
 def test_a_recorded_command_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,15 +372,15 @@ def test_stores_and_baselines_are_found_under_their_conditions_only(
 def test_a_store_is_read_but_not_extended_under_other_conditions(elsewhere: Any, tmp_path: Path) -> None:
     name, value, move = elsewhere
     few = {key: TINY[key] for key in ("model", "expert")}
-    store = limbeck.train_experts("digits", out=tmp_path / "store", count=2, **few)
+    store = limbeck.train_experts("digits", out=tmp_path / "store", num_experts=2, **few)
     recorded = store.header["computed"].get(name)
     move()
-    assert limbeck.train_experts("digits", out=store.path, count=2, **few).indices() == [0, 1]
+    assert limbeck.train_experts("digits", out=store.path, num_experts=2, **few).indices() == [0, 1]
     path = job(tmp_path / "run", experts=store.path)
     assert read(path / "experts.json")["computed"] == store.header["computed"]
     assert read(path / "run.json")["computed"][name] == value
     with pytest.raises(UserError, match=f"{name} {re.escape(str(recorded))}, and would go on with {name} {value}"):
-        limbeck.train_experts("digits", out=store.path, count=3, **few)
+        limbeck.train_experts("digits", out=store.path, num_experts=3, **few)
     assert store.indices() == [0, 1]
 
 
@@ -416,7 +415,7 @@ def test_a_run_in_a_folder_of_its_datas_name_is_evaluated_on_the_data(
     assert limbeck.load_data("digits").name == "digits"
     with pytest.raises(UserError, match="a run of limbeck and no images"):
         limbeck.load_data("./digits")
-    limbeck.train_experts("digits", out="store", count=1, **{key: TINY[key] for key in ("model", "expert")})
+    limbeck.train_experts("digits", out="store", num_experts=1, **{key: TINY[key] for key in ("model", "expert")})
     with pytest.raises(UserError, match="a store of experts and no images"):
         limbeck.load_data("store")
 
@@ -427,7 +426,7 @@ def test_a_run_in_a_folder_of_its_datas_name_is_evaluated_on_the_data(
 METHOD = '''
 from limbeck import METHODS
 from limbeck.methods import Method, MethodConfig, Plan
-from limbeck.methods.trajectory_matching import init_synthetic_set
+from limbeck.methods.trajectory_matching import real_set
 import torch
 from torch import nn
 
@@ -441,7 +440,7 @@ def loss(synthetic, step, seed):  # how far it is from grey
     return FACTOR * synthetic.images.square().mean() + 0 * synthetic.log_lr
 
 def plan(config, inputs):
-    synthetic = init_synthetic_set("random", inputs, 0.01)
+    synthetic = real_set("random", inputs, 0.01)
     steps = [torch.optim.SGD([synthetic.images], 0.1), torch.optim.SGD([synthetic.log_lr], 0.1)]
     return Plan(loss, synthetic, steps, config.iterations)
 
@@ -500,7 +499,9 @@ def test_changed_code_of_a_users_method_is_another_run(
 
 def test_changed_code_of_a_users_network_makes_other_experts(write_method: Any, tmp_path: Path) -> None:
     def store(out: Path | None = None) -> limbeck.Store:
-        return limbeck.train_experts("digits", out=out, count=1, model=ModelConfig(name="mine"), expert=TINY["expert"])
+        return limbeck.train_experts(
+            "digits", out=out, num_experts=1, model=ModelConfig(name="mine"), expert=TINY["expert"]
+        )
 
     write_method(METHOD)
     first, named = store(), store(tmp_path / "store")

@@ -100,12 +100,11 @@ def _run_command(name: str, arguments: list[str]) -> int:
 
         torch.set_num_threads(args.threads)
     from limbeck.cli.allocator import keep_freed_memory
-    from limbeck.cli.common import Foretell
     from limbeck.cli.screen import Screen
 
     keep_freed_memory()
     with Screen() as screen:
-        result = command.run(args, Foretell(screen) if args.estimate else screen)
+        result = command.run(args, screen)
     _show(result, args.as_json)
     return 0
 

@@ -52,28 +52,11 @@ class Command(NamedTuple):
     adapt: Callable[[Options, list[str]], tuple[Options, list[str]]] = unchanged
 
 
-class Foretell:
-    """A listener that says how long the work will take when it begins, to the listener that it is made of.
-
-    An estimate that fails is left out: it must not stop the work.
-    """
-
-    def __init__(self, listen: Listener):
-        self.listen = listen
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        if event["event"] == "begin":
-            from limbeck.jobs.estimate import estimate
-
-            self.tell(lambda: estimate(event["work"], event["path"]))
-        else:
-            self.listen(event)
-
-    def tell(self, estimate: Callable[[], Any]) -> None:
-        """Hand the estimate on as an event."""
-        try:
-            result = estimate()
-        except Exception:  # whatever it is, the work itself will say so if it matters
-            return
-        if result.total:
-            self.listen({"event": "estimate", "text": result.text, **result.to_json()})
+def announce(estimate: Callable[[], Any], listen: Listener) -> None:
+    """Say how long the work will take; an estimate that fails is left out, since it must not stop the work."""
+    try:
+        result = estimate()
+    except Exception:  # the work itself will say what is wrong, if it matters
+        return
+    if result.total:
+        listen({"event": "estimate", **result.to_json()})

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any, cast
 
 from pydantic import create_model
 from rich.console import Console
 
-from limbeck.cli.common import Command, Data, Listener, Options
+from limbeck.cli.common import Command, Data, Listener, Options, announce
 from limbeck.experts.store import ExpertConfig
 from limbeck.jobs.config import JobConfig
 from limbeck.jobs.estimate import estimate
-from limbeck.jobs.job import distill, is_finished, prepare, run_folder
+from limbeck.jobs.job import Job, prepare
 from limbeck.jobs.presets import preset_arguments
-from limbeck.jobs.stopwatch import Estimate
+from limbeck.jobs.stages import run
 from limbeck.methods import find_method
-
-IMPORTS = time.process_time()  # of the process so far: nearly all of what it takes to start
 
 
 class Run(Data):
@@ -70,33 +67,30 @@ def _job_options(args: Any) -> dict[str, Any]:
     return {name: getattr(args, name) for name in own | set(JobConfig.model_fields)}
 
 
-def run_distill(args: Any, listen: Listener) -> Any:
-    """Call `limbeck.distill`; the result is results.json with the paths of run and report."""
-    path = distill(
+def _prepare(args: Any) -> Job:
+    return prepare(
         args.data,
         method=args.method,
         out=args.out,
         experts=args.experts,
         device=args.device,
         resize=args.resize,
-        listen=listen,
         **_job_options(args),
     )
+
+
+def run_distill(args: Any, listen: Listener) -> Any:
+    """Prepare the job, say how long it will take, and run it; returns results.json with the paths of run and report."""
+    job = _prepare(args)
+    if args.estimate and not job.is_finished:
+        announce(lambda: estimate(job), listen)
+    path = run(job, listen)
     return {**json.loads((path / "results.json").read_text()), "run": str(path), "report": str(path / "report.html")}
 
 
 def run_estimate(args: Any, listen: Listener) -> Any:
-    """Call `limbeck.jobs.estimate`; the result is its numbers with --json, else a sentence is printed."""
-    parsed = time.perf_counter()
-    common = {"method": args.method, "experts": args.experts, "device": args.device, "resize": args.resize}
-    work = prepare(args.data, **common, **_job_options(args))
-    start = {"start": IMPORTS + time.perf_counter() - parsed}
-    path = run_folder(work, args.out)
-    if is_finished(work, path):
-        result = Estimate(start, None, None, 0)
-    else:
-        result = estimate(work, path)
-        result = Estimate({**start, **result.seconds}, result.memory, result.device, result.disk)
+    """Prepare the job and call `limbeck.estimate`; returns its numbers with --json, else prints a sentence."""
+    result = estimate(_prepare(args))
     if args.as_json:
         return result.to_json()
     Console(highlight=False).print(result.text, soft_wrap=True)

@@ -8,12 +8,13 @@ from typing import Any, Literal
 import tyro
 from pydantic import Field
 
-from limbeck.cli.common import Command, Common, Data, Listener
+from limbeck.cli.common import Command, Common, Data, Listener, announce
 from limbeck.cli.info import describe
 from limbeck.data.preprocess import Name
 from limbeck.experts.store import ExpertConfig, Store
+from limbeck.jobs.estimate import estimate_experts
 from limbeck.jobs.inspection import inspect_store
-from limbeck.jobs.job import train_experts
+from limbeck.jobs.job import prepare_experts
 from limbeck.networks.registry import ModelConfig
 from limbeck.task import Precision
 
@@ -23,7 +24,7 @@ class Experts(ExpertConfig, Data):
 
     out: str | None = None
     """the store's folder; by default one named by its content"""
-    count: int = Field(default=10, ge=1)
+    num_experts: int = Field(default=10, ge=1)
     """experts"""
     seed: int = 0
     """of everything random"""
@@ -75,12 +76,15 @@ class Inspect(Common):
 
 
 def run_experts(args: Experts, listen: Listener) -> Any:
-    """Call `limbeck.train_experts`; the result describes the store."""
+    """Train the experts that the store lacks; the result describes the store."""
     expert = ExpertConfig(**{name: getattr(args, name) for name in ExpertConfig.model_fields})
-    options = {name: getattr(args, name) for name in ("count", "seed", "preprocess", "augment", "precision", "model")}
-    store = train_experts(
-        args.data, out=args.out, device=args.device, resize=args.resize, listen=listen, expert=expert, **options
-    )
+    options = {
+        name: getattr(args, name) for name in ("num_experts", "seed", "preprocess", "augment", "precision", "model")
+    }
+    experts = prepare_experts(args.data, out=args.out, device=args.device, resize=args.resize, expert=expert, **options)
+    if args.estimate:
+        announce(lambda: estimate_experts(experts), listen)
+    store = experts.train(listen)
     return {**describe(str(store.path)), "store": str(store.path)}
 
 

@@ -46,7 +46,7 @@ class ImportExperts(Foreign):
 
     kind: str | None = None
     """which files, where a folder holds several kinds: waypoint_buffer_ip4, say"""
-    count: int | None = Field(default=None, ge=1)
+    num_experts: int | None = Field(default=None, ge=1)
     """at most so many experts"""
     epochs: int | None = Field(default=None, ge=1)
     """how long they were trained; others are refused"""
@@ -89,7 +89,7 @@ def run_import_experts(args: ImportExperts, listen: Listener) -> Any:
         preprocess=fit_preprocess(args.preprocess, images.train.images),
         augment=args.augment,
         kind=args.kind,
-        count=args.count,
+        num_experts=args.num_experts,
         epochs=args.epochs,
         trained=ExpertConfig(lr=args.lr, batch_size=args.batch_size),
         measure=args.measure,

@@ -88,14 +88,16 @@ def reproduce(
     changed: options other than the preset's, nested as in `preset_options`; they are named in the result.
     Raises UserError for an unknown preset, and whatever `limbeck.distill` refuses.
     """
-    from limbeck.jobs.job import distill
+    from limbeck.jobs.stages import distill
 
     preset, options = load_preset(name), preset_options(name)
     changed = changed or {}
     for key, value in changed.items():
         options[key] = {**options.get(key, {}), **value} if isinstance(value, dict) else value
     if experts is not None:  # how they were trained, and how many there are, is the store's to say
-        options = {key: value for key, value in options.items() if key not in ("expert", "count") or key in changed}
+        options = {
+            key: value for key, value in options.items() if key not in ("expert", "num_experts") or key in changed
+        }
     path = distill(
         data, out=out, experts=experts, device=device, resize=resize, listen=listen, **{"seed": seed, **options}
     )

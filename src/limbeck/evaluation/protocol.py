@@ -18,7 +18,7 @@ from limbeck.data import ImageData, load_data
 from limbeck.derivatives.autograd import Loss
 from limbeck.networks.registry import ModelConfig
 from limbeck.synthetic.distilled import DistilledSet, load
-from limbeck.task import Precision, Task, kept_switches, make_task
+from limbeck.task import Precision, Task, kept_switches, make_task, set_switches
 from limbeck.training.plain import Schedule, Score, last, score, train
 
 
@@ -176,46 +176,97 @@ def evaluate_distilled(
     return result_row("distilled", which, task, "test", summary, lr=made.lr, step=made.provenance.get("step"))
 
 
+class Evaluation(NamedTuple):
+    """A distilled set that is to be evaluated on `task` by the protocol `config`; which: of its run, last or chosen."""
+
+    task: Task
+    distilled: DistilledSet
+    which: str | None
+    config: EvalConfig
+
+
 @kept_switches()
-def evaluate(
-    made: DistilledSet | str | Path,
+def prepare_evaluation(
+    distilled: DistilledSet | str | Path,
     *,
     data: str | Path | ImageData | None = None,
     networks: int | None = None,
     epochs: int | None = None,
     model: ModelConfig | None = None,
-    seed: int = 0,
     device: str = "cpu",
     resize: int | None = None,
     precision: Precision = "float32",
+) -> list[Evaluation]:
+    """Read and check what `evaluate` takes, one evaluation for each set; nothing is trained.
+
+    Raises UserError when there is no set, or when the data is not what the set was made from.
+    """
+    changes = {"networks": networks, "epochs": epochs}
+    evaluations: list[Evaluation] = []
+    for which, one in sets_of(distilled):
+        origin = one.provenance.get("data", {})
+        source = data if data is not None else origin.get("source")
+        if source is None:
+            raise UserError("the set does not say where its data lies; name it with --data.")
+        if evaluations:
+            images: ImageData = evaluations[0].task.data  # both sets of a run are of one data set
+        else:
+            seed = one.provenance.get("config", {}).get("seed", 0)
+            images = load_data(source, seed=seed, resize=resize or origin.get("resize"))
+        require_same_data(images, one)
+        recipe = dict(one.recipe)
+        network, augment = evaluated_network(recipe.pop("model"), model), recipe.pop("augment")
+        task = make_task(images, network, one.preprocess, augment, device, precision)
+        config = EvalConfig(**{**recipe, **{name: value for name, value in changes.items() if value is not None}})
+        evaluations.append(Evaluation(task, one, which, config))
+    return evaluations
+
+
+@kept_switches()
+def run_evaluations(
+    evaluations: Sequence[Evaluation], seed: int = 0, listen: Listener = lambda event: None
+) -> list[dict[str, Any]]:
+    """The rows of prepared evaluations: fresh networks trained on each set, and tested."""
+    rows = []
+    for task, distilled, which, config in evaluations:
+        set_switches(task.device, task.precision)
+        listen({"event": "stage", "name": "evaluate", "total": config.networks, "unit": "network"})
+        rows.append(evaluate_distilled(task, distilled, config, seed, which, listen))
+    return rows
+
+
+def evaluate(
+    distilled: DistilledSet | str | Path,
+    *,
+    seed: int = 0,
     listen: Listener = lambda event: None,
+    data: str | Path | ImageData | None = None,
+    networks: int | None = None,
+    epochs: int | None = None,
+    model: ModelConfig | None = None,
+    device: str = "cpu",
+    resize: int | None = None,
+    precision: Precision = "float32",
 ) -> list[dict[str, Any]]:
     """Rows for a distilled set, its file, or both sets of a run folder, on the test part of its data.
 
-    data:  where the images are; by default where the set says it came from.
-    model: another network than the one it was distilled with, see `evaluated_network`.
+    seed:   of the networks.
+    data:   where the images are; by default where the set says it came from.
+    model:  another network than the one it was distilled with, see `evaluated_network`.
     networks, epochs: by default the set's own.
     Raises UserError when there is no set, or when the data is not what the set was made from.
     """
-    sets = sets_of(made)
-    rows = []
-    for which, each in sets:
-        held = each.provenance.get("data", {})
-        source = data if data is not None else held.get("source")
-        if source is None:
-            raise UserError("the set does not say where its data lies; name it with --data.")
-        images = load_data(
-            source, seed=each.provenance.get("config", {}).get("seed", 0), resize=resize or held.get("resize")
-        )
-        require_same_data(images, each)
-        recipe = dict(each.recipe)
-        network, augment = evaluated_network(recipe.pop("model"), model), recipe.pop("augment")
-        task = make_task(images, network, each.preprocess, augment, device, precision)
-        changed = {"networks": networks, "epochs": epochs}
-        protocol = EvalConfig(**{**recipe, **{name: value for name, value in changed.items() if value is not None}})
-        listen({"event": "stage", "name": "evaluate", "total": protocol.networks, "unit": "network"})
-        rows.append(evaluate_distilled(task, each, protocol, seed, which, listen))
-    return rows
+    evaluations = prepare_evaluation(
+        distilled,
+        data=data,
+        networks=networks,
+        epochs=epochs,
+        model=model,
+        device=device,
+        resize=resize,
+        precision=precision,
+    )
+    return run_evaluations(evaluations, seed, listen)
 
 
 OWN_NETWORK = ModelConfig(name="same")

@@ -51,7 +51,7 @@ def import_experts(
     preprocess: str | Preprocess = "normalise",
     augment: str | None = None,
     kind: str | None = None,
-    count: int | None = None,
+    num_experts: int | None = None,
     epochs: int | None = None,
     trained: ExpertConfig | None = None,
     measure: int = 1000,
@@ -67,7 +67,7 @@ def import_experts(
     data:       what they were trained on: the store states its fingerprint, classes and shape.
     model:      their network; by default what their parameters fit.
     preprocess: how their images were prepared: the files do not say. A ZCA matrix is fitted anew.
-    kind:       which files, where a folder holds several kinds, as waypoint_buffer_ip4. count: at most so many experts.
+    kind:       which files, where a folder holds several kinds, as waypoint_buffer_ip4. num_experts: at most so many.
     epochs:     how long they were trained; experts of another length (cut waypoint files) are refused.
     trained:    step size and batch size they were trained with; by default the authors' 0.01 and 256.
     measure:    images of our validation part for the accuracy after each epoch (all epochs, at most this many images:
@@ -92,7 +92,7 @@ def import_experts(
     try:
         store: Store | None = None
         for index, expert in enumerate(_experts(buffers, task, measure, listen)):
-            if index == count:
+            if index == num_experts:
                 break
             config = _config(trained or ExpertConfig(), expert, buffers[0].kind)
             _same_length(config, epochs, store, f"{buffers[0].path.parent}, expert {index}")

@@ -38,7 +38,7 @@ class Log:
 
 
 @dataclass
-class Choose:
+class KeepBest:
     """Every `every` steps, and before the first: validate, and keep the set that did best so far.
 
     measure: set -> (mean, std, n) on the validation part; keep: called with a better set and its step;
@@ -78,13 +78,13 @@ class Stateful(Protocol):
 
 
 @dataclass
-class Save:
+class Checkpoint:
     """Write the state after every validation, at the end, and when the last one is older than SAVE_SECONDS."""
 
     run: Run
     optimisers: Sequence[torch.optim.Optimizer]
     hooks: Sequence[Hook]
-    chooser: Choose
+    chooser: KeepBest
     log: Log
     written: float = field(default_factory=time.perf_counter)
 

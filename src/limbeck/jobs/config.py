@@ -29,7 +29,7 @@ class JobConfig(BaseModel):
     """per-channel mean and deviation, or ZCA whitening, fitted on train; cifar, imagenet: the authors' constants"""
     augment: str | None = None
     """DSA families joined by '_', or none; by default all, without flip where mirror images are wrong"""
-    count: int | None = Field(default=None, ge=1)
+    num_experts: int | None = Field(default=None, ge=1)
     """experts; by default 10, or all of the store given with --experts"""
     validate_every: int | None = Field(default=None, ge=1)
     """outer steps between validations; by default a tenth of all"""

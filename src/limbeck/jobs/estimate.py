@@ -1,14 +1,18 @@
-"""How long a job will take, how much memory and disk: a few of its real steps are timed, and nothing is written."""
+"""How long a job will take, from a few of its own steps: an epoch of an expert, an outer step, an epoch of evaluation.
+
+What was timed is multiplied by how often the job does it; a factor of two is good enough. Nothing is written.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from itertools import count as numbers
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
@@ -16,346 +20,230 @@ from torch import Tensor
 
 from limbeck.core.files import read_header
 from limbeck.core.rng import derive_seed, make_generator
-from limbeck.data import Split
+from limbeck.core.threads import one_thread
 from limbeck.evaluation.baselines import kept_row, real_images
-from limbeck.evaluation.protocol import EvalConfig
+from limbeck.evaluation.protocol import Evaluation
 from limbeck.evaluation.regression import RegressionConfig, fit_targets
-from limbeck.experts.make import default_store, describe_experts
-from limbeck.experts.store import DTYPES, ExpertConfig, Store
-from limbeck.jobs.checkpoint import Stateful
-from limbeck.jobs.job import Work
-from limbeck.jobs.record import Run
+from limbeck.experts.handle import Experts
+from limbeck.experts.make import describe_experts
+from limbeck.experts.store import DTYPES
+from limbeck.jobs.job import Job
 from limbeck.jobs.rehearsal import fewer, images_to_start, stand_ins
-from limbeck.jobs.stages import evaluation_key
-from limbeck.jobs.stopwatch import Estimate, Make, Piece, bytes_of, device_peak, measure, peak
 from limbeck.methods import MethodInputs, Plan
 from limbeck.networks.flat import lecun_normal
 from limbeck.networks.registry import ModelConfig, flat_model
-from limbeck.synthetic.distilled import DistilledSet
-from limbeck.synthetic.loop import Hook
+from limbeck.report.text import duration, size
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task
-from limbeck.training.plain import GradientRule, Gsam, Schedule, last, score, train
+from limbeck.training.plain import GradientRule, Gsam, Schedule, score, train
 
-REPORT = 1.5  # seconds that report.html took on one core of 2 GHz
-REPORT_BYTES = 75_000  # of it, without the images
-
-
-@dataclass
-class Account:
-    """What a job is made of: pieces that are timed, and seconds that are known."""
-
-    task: Task
-    pieces: dict[tuple[str, int], Piece] = field(default_factory=dict)
-    known: dict[str, float] = field(default_factory=dict)
-
-    def add(self, stage: str, name: str, make: Make, times: float, jobs: int = 1, groups: float = 1) -> None:
-        """A piece that each of `jobs` does `times` times, all of that `groups` times; jobs work at the same time."""
-        if times * jobs * groups <= 0:
-            return
-        most = torch.get_num_threads() if self.task.max_workers is None else self.task.max_workers
-        workers = min(jobs, most)
-        piece = self.pieces.get((name, workers)) or Piece(make, workers, self.task.device)
-        self.pieces[name, workers] = piece
-        piece.uses[stage] = piece.uses.get(stage, 0.0) + times * groups * -(-jobs // workers)
-
-    def train(
-        self,
-        stage: str,
-        name: str,
-        pair: tuple[Tensor, Tensor],
-        schedule: Schedule,
-        jobs: int,
-        groups: float = 1,
-        rule: GradientRule | None = None,
-    ) -> None:
-        """Networks trained on `pair`: whole batches, and the last of every epoch."""
-        images, labels = pair
-        theta = self.task.model.fresh(0, "estimate").to(self.task.device)
-
-        def steps(length: int) -> Make:
-            def make() -> Callable[[], Tensor]:
-                endless = schedule._replace(epochs=sys.maxsize, drop=None)
-                path = train(self.task.loss, theta, images[:length], labels[:length], endless, 0, rule)
-                next(path)
-                return lambda: next(path)
-
-            return make
-
-        whole, rest = divmod(len(images), schedule.batch_size)
-        self.add(stage, f"{name}, {whole > 0}", steps(schedule.batch_size), schedule.epochs * whole, jobs, groups)
-        self.add(stage, f"{name}, {rest}", steps(rest), schedule.epochs * (rest > 0), jobs, groups)
-
-    def score(self, stage: str, split: Split, times: float, jobs: int, groups: float = 1) -> None:
-        """Networks scored on a split: the time of up to 500 images of the validation part."""
-        images, labels = (tensor[:500] for tensor in self.task.validation)
-        theta = self.task.model.fresh(0, "estimate").to(self.task.device)
-        part = len(split) / len(images)
-
-        def once() -> object:
-            return score(self.task.logits, theta, images, labels)
-
-        self.add(stage, "score", same(once), times * part, jobs, groups)
-
-    def seconds(self) -> dict[str, float]:
-        """By stage, from what was measured so far."""
-        total = dict(self.known)
-        for piece in self.pieces.values():
-            for stage, times in piece.uses.items():
-                total[stage] = total.get(stage, 0.0) + times * piece.once()
-        return total
-
-    def measure(self) -> dict[str, float]:
-        """Time the pieces, after a step on two images, as the first of all loads for a second; seconds by stage."""
-        images, labels = self.task.train
-        last(train(self.task.loss, self.task.model.fresh(0).to(images), images[:2], labels[:2], Schedule(1, 0.01), 0))
-        measure(self.pieces.values(), lambda: sum(self.seconds().values()))
-        return self.seconds()
+STAGES = {"experts": "experts", "distill": "distillation", "evaluate": "evaluation"}
 
 
-# --- the stages
+@dataclass(frozen=True)
+class Estimate:
+    """What is left of a job: seconds by stage, as results.json names them, and bytes of experts yet to be stored."""
+
+    seconds: Mapping[str, float]
+    store_bytes: int = 0
+
+    @property
+    def total(self) -> float:
+        """Seconds of all stages."""
+        return sum(self.seconds.values())
+
+    @property
+    def text(self) -> str:
+        """One line.
+
+        >>> Estimate({"experts": 360.0, "distill": 120.0, "evaluate": 241.0}, 18_200_000).text
+        'about 12 min 1 s (experts 6 min 0 s, distillation 2 min 0 s, evaluation 4 min 1 s), 18.2 MB of experts'
+        """
+        stages = [f"{STAGES[name]} {duration(seconds)}" for name, seconds in self.seconds.items() if seconds]
+        parts = f" ({', '.join(stages)})" if len(stages) > 1 else ""
+        disk = f", {size(self.store_bytes)} of experts" if self.store_bytes else ""
+        return f"about {duration(self.total)}{parts}{disk}"
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        stages = {name: round(seconds, 2) for name, seconds in self.seconds.items()}
+        return {
+            "seconds": round(self.total, 2),
+            "stages": stages,
+            "store_bytes": self.store_bytes,
+            "text": self.text,
+        }
 
 
-def missing_experts(work: Work, store: Path | None = None) -> int:
-    """How many experts are yet to be trained."""
-    if work.given is not None or work.config.count is None:
-        return 0
-    path = store or default_store(describe_experts(work.task, work.config.expert, work.config.seed))
-    have = Store.open(path).indices() if (path / "store.json").exists() else []
-    return len(set(range(work.config.count)) - set(have))
+def estimate(job: Job) -> Estimate:
+    """What is left of a job, for the state that its run folder and its store are in.
+
+    >>> from limbeck.jobs.job import prepare
+    >>> estimate(prepare("digits", method="random", ipc=1)).total > 0
+    True
+    """
+    if job.is_finished:
+        return Estimate({})
+    seconds, store_bytes = {}, 0
+    if job.folder.steps_left(job.resolved):
+        if job.experts is not None:
+            experts = estimate_experts(job.experts)
+            seconds["experts"], store_bytes = experts.total, experts.store_bytes
+        plan, building, scale = _rehearse(job)
+        state = job.path / "state.safetensors"
+        left = plan.iterations - (int(read_header(state)["step"]) if state.exists() else 0)
+        synthetic = plan.evaluated_set()
+        seconds["distill"] = building + left * _step_seconds(plan, scale, job.config.seed)
+        seconds["distill"] += _validation_seconds(job, synthetic, left)
+    else:
+        synthetic = _rehearse(job)[0].synthetic
+    seconds["evaluate"] = _evaluation_seconds(job, synthetic) + _baseline_seconds(job)
+    return Estimate(seconds, store_bytes)
 
 
-def expert_bytes(task: Task, config: ExpertConfig) -> int:
-    """Bytes of one expert's file: waypoints and beta, every epoch's parameters, or both; and its header."""
-    parameters, number = task.model.layout.count, DTYPES[config.dtype].itemsize
-    waypoints = 3 if config.form == "bezier" else len(config.waypoint_epochs())
-    convex = waypoints * parameters * number + 4 * config.epochs * len(task.model.layout.names)
-    recorded = (config.epochs + 1) * parameters * number
-    header = len(json.dumps(describe_experts(task, config, 0))) + 22 * config.epochs + 600
-    return header + convex * (config.keep != "recorded") + recorded * (config.keep != "convex")
-
-
-def add_experts(account: Account, config: ExpertConfig, missing: int) -> None:
-    """Train and watch those that are missing."""
-    task = account.task
+def estimate_experts(experts: Experts) -> Estimate:
+    """What it takes to train the experts that are missing."""
+    task, config, missing = experts.task, experts.config, len(experts.missing())
+    if not missing:
+        return Estimate({"experts": 0.0})
     rule = Gsam(config.sam_rho, config.sam_alpha, config.sam_adaptive) if config.sam_rho else None
     schedule = Schedule(config.epochs, config.lr, config.batch_size, config.momentum, config.weight_decay)
-    account.train("experts", "expert", task.train, schedule, missing, rule=rule)
-    account.score("experts", task.data.validation, config.epochs + 1, missing)
-    account.score("experts", task.data.test, 1, missing)
+    images = (config.epochs + 1) * len(task.data.validation) + len(task.data.test)
+    seconds = _networks_seconds(task, task.train, schedule, missing, images, rule)
+    return Estimate({"experts": seconds}, missing * _expert_bytes(experts))
 
 
-def build(work: Work, limit: float) -> tuple[Plan, float, float]:
-    """A plan to try steps on, seconds that the job takes to build its own, and how much larger its own is.
+def estimate_evaluation(evaluations: Sequence[Evaluation]) -> Estimate:
+    """What it takes to evaluate sets."""
+    seconds = 0.0
+    for evaluation in evaluations:
+        task, config, distilled = evaluation.task, evaluation.config, evaluation.distilled
+        pair = distilled.images.to(task.device), distilled.labels.to(task.device)
+        schedule = config.schedule(distilled.lr)
+        seconds += _networks_seconds(task, pair, schedule, config.networks, len(task.data.test))
+    return Estimate({"evaluate": seconds})
 
-    Where that takes longer than `limit` seconds, the plan is of fewer real images.
-    """
-    assert work.method is not None
-    task, options, config = work.task, work.options, work.config
-    end = config.expert.epochs if work.given is None else work.given.store.config.epochs
-    most = 2 * max(images_to_start(options, config.ipc), getattr(options, "batch_real", 0), 16)
-    scale = 1.0
-    for each in (fewer(task, most), task):
-        paths = [] if config.count is None else stand_ins(task, end, config.seed)
+
+def _seconds(call: Callable[[], object], device: torch.device, most: float = 0.5) -> float:
+    """Median seconds of a call after one that warms up; of that one alone where it takes longer than `most`."""
+    times: list[float] = []
+    begin = time.perf_counter()
+    while len(times) < 6 and (not times or time.perf_counter() - begin < most):
         start = time.perf_counter()
-        plan = work.method.plan(options, MethodInputs(each, paths, config.ipc, config.seed))
-        stop = time.perf_counter()
-        took = stop - start
-        if paths and paths[0].first_use and paths[1].first_use:  # the method goes through all of them
-            took += (stop - paths[1].first_use) * max(0, (config.count or 0) - 2)
-        scale = len(task.data.train) / len(each.data.train)
-        if took * scale > limit:
-            break
-    return plan, took * scale, scale
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return median(times[1:] or times)
 
 
-def add_distill(account: Account, plan: Plan, scale: float, seed: int, left: int) -> None:
-    """Outer steps and hooks; scale: how many more real images the job has than the plan."""
-    numbered = numbers()
+def _networks_seconds(
+    task: Task,
+    pair: tuple[Tensor, Tensor],
+    schedule: Schedule,
+    networks: int,
+    scored: int,
+    rule: GradientRule | None = None,
+) -> float:
+    """Seconds to train `networks` networks on images and labels and to score each on `scored` images."""
+    images, labels = pair
+    theta = task.model.fresh(0, "estimate").to(task.device)
+    length = min(len(images), schedule.batch_size)
+    endless = schedule._replace(epochs=sys.maxsize, drop=None)
+    path = train(task.loss, theta, images[:length], labels[:length], endless, 0, rule)
+    some = tuple(tensor[:500] for tensor in task.validation)
+    most = task.max_workers or torch.get_num_threads()
+    with one_thread() if most > 1 else nullcontext():
+        next(path)
+        step = _seconds(lambda: next(path), task.device)
+        scoring = _seconds(lambda: score(task.logits, theta, *some), task.device) / len(some[0])
+    once = schedule.epochs * len(images) / length * step + scored * scoring
+    return once * math.ceil(networks / most)
 
-    def outer() -> None:
+
+def _rehearse(job: Job) -> tuple[Plan, float, float]:
+    """A plan of few real images on stand-ins, the seconds that the job's own takes, and how many more images it has."""
+    task, options, config = job.task, job.options, job.config
+    paths = [] if job.experts is None else stand_ins(task, job.experts.config.epochs, config.seed)
+    most = 2 * max(images_to_start(options, config.ipc), getattr(options, "batch_real", 0), 16)
+    part = fewer(task, most)
+    start = time.perf_counter()
+    plan = job.method.plan(options, MethodInputs(part, paths, config.ipc, config.seed))
+    scale = len(task.data.train) / len(part.data.train)
+    return plan, (time.perf_counter() - start) * scale, scale
+
+
+def _step_seconds(plan: Plan, scale: float, seed: int) -> float:
+    """Seconds of one outer step and its hooks; what a hook does now and then counts by how often, and by `scale`."""
+    if not plan.iterations:
+        return 0.0
+    steps = iter(range(sys.maxsize))
+    device = plan.synthetic.images.device
+
+    def step() -> None:
         for optimiser in plan.optimisers:
             optimiser.zero_grad()
-        plan.objective(plan.synthetic, next(numbered), seed).backward()
+        plan.objective(plan.synthetic, next(steps), seed).backward()
 
-    def at(hook: Hook, step: int, every: int) -> Callable[[], None]:
-        steps = numbers(step, every)
-        return lambda: hook(plan.synthetic, next(steps), 1.0)
-
-    account.add("distill", "step", same(outer), left)
-    for number, hook in enumerate(plan.hooks):
-        every = rhythm(hook)
-        rare, often = at(hook, every, every), at(hook, 1, 1 if every == 1 else every)
-        account.add("distill", f"hook {number}, rare", same(rare), scale * left / every)
-        account.add("distill", f"hook {number}", same(often), left - left / every)
+    seconds = _seconds(step, device, most=2.0)
+    for hook in plan.hooks:
+        every = max(1, min(getattr(hook, "every", 1), getattr(hook, "interval", None) or sys.maxsize))
+        seconds += scale / every * _seconds(lambda: hook(plan.synthetic, every, 1.0), device)  # noqa: B023
+        if every > 1:
+            seconds += _seconds(lambda: hook(plan.synthetic, 1, 1.0), device)  # noqa: B023
+    return seconds
 
 
-def same(call: Callable[[], object]) -> Make:
-    """Of a call that only one makes at a time."""
-    return lambda: call
+def _validation_seconds(job: Job, synthetic: SyntheticSet, left: int) -> float:
+    """Seconds of the validations in the `left` outer steps."""
+    config = job.config
+    rounds = 1 + left // (config.validate_every or max(1, left))
+    schedule = config.eval.schedule(float(synthetic.lr), config.validate_epochs)
+    scored = len(job.task.data.validation)
+    return rounds * _networks_seconds(job.task, synthetic.training_pair(), schedule, config.validate_networks, scored)
 
 
-def rhythm(hook: Hook) -> int:
-    """Every how many steps a hook does more than at the others."""
-    every, interval = getattr(hook, "every", 1), getattr(hook, "interval", None)
-    return max(1, min(every, interval or every))
+def _evaluation_seconds(job: Job, synthetic: SyntheticSet) -> float:
+    """Seconds to evaluate the last and the chosen set, by the common protocol and by their own."""
+    task, config, pair = job.task, job.config.eval, synthetic.training_pair()
+    networks = config.networks * (1 if job.learns_lr else 1 + len(config.baseline_lrs))
+    seconds = 2 * _networks_seconds(task, pair, config.schedule(0.01), networks, len(task.data.test))
+    if "targets" in synthetic.extra:
+        regression = RegressionConfig(networks=config.networks)
+        options = ModelConfig(name="widening", width=regression.width).resolved(task.data.size)
+        model = flat_model(options, task.data.shape, task.data.num_classes)
+        theta = lecun_normal(model.layout, make_generator(0, "estimate")).to(task.device)
+        few = regression.model_copy(update={"steps": 20})
+        images, targets = synthetic.images, synthetic.extra["targets"]
+        fit = _seconds(lambda: fit_targets(model, theta, images, targets, few, 0, task.augment), task.device)
+        seconds += 6 * config.networks * fit * regression.steps / few.steps
+    return seconds
 
 
-def add_validation(account: Account, work: Work, shown: SyntheticSet, done: int, iterations: int) -> None:
-    """Validations that are left, the one before the first step included."""
-    config = work.config
-    every = config.validate_every or max(1, iterations // 10)
-    rounds = len({*range(every, iterations + 1, every), iterations} - set(range(done + 1))) + (done == 0)
-    schedule = config.eval.schedule(float(shown.lr), config.validate_epochs)
-    account.train("distill", "set", shown.training_pair(), schedule, config.validate_networks, rounds)
-    account.score("distill", work.task.data.validation, 1, config.validate_networks, rounds)
-
-
-def add_evaluation(account: Account, work: Work, plan: Plan, shown: SyntheticSet, held: set[Any]) -> None:
-    """The last and the chosen set, by the common protocol and by their own; held: rows that are there."""
-    assert work.method is not None
-    config, data = work.config.eval, work.task.data
-    which = [name for name in ("last", "chosen") if ("distilled", name) not in held]
-    sets = min(len(which), 1.5 if plan.iterations else 1.0)  # where they are the same, one is judged
-    schedule = config.schedule(float(shown.lr))
-    if "log_lr" not in work.method.learns:
-        tries = config.networks * len(config.baseline_lrs)
-        account.train("evaluate", "set", shown.training_pair(), schedule, tries, sets)
-        account.score("evaluate", data.validation, 1, tries, sets)
-    account.train("evaluate", "set", shown.training_pair(), schedule, config.networks, sets)
-    account.score("evaluate", data.test, 1, config.networks, sets)
-    if "targets" in shown.extra:
-        _add_regression(account, shown, bool(getattr(work.options, "flip", False)), config.networks)
-
-
-def _add_regression(account: Account, shown: SyntheticSet, flip: bool, networks: int) -> None:
-    """The protocol of `regression.py`, one network after the other: last, chosen and random, augmented and not."""
-    task, config = account.task, RegressionConfig(networks=networks)
-    options = ModelConfig(name="widening", width=config.width).resolved(task.data.size)
-    model = flat_model(options, task.data.shape, task.data.num_classes)
-    theta = lecun_normal(model.layout, make_generator(0, "estimate")).to(task.device)
-    images, targets = (torch.cat([part] * (1 + flip)) for part in (shown.images, shown.extra["targets"]))
-    some = config.model_copy(update={"steps": config.steps // 50})  # the first of them makes what Adam remembers
-    for augment in (None, task.augment):
-
-        def fit(augment: Any = augment) -> Tensor:
-            return fit_targets(model, theta, images, targets, some, 0, augment)
-
-        account.add("evaluate", f"regression, {augment is not None}", same(fit), 3 * networks * 50)
-    account.score("evaluate", task.data.test, 6 * networks, 1)
-
-
-def add_baselines(account: Account, work: Work) -> None:
-    """Random, k-means and full data, where their rows are not kept."""
-    config, task, ipc = work.config.eval, work.task, work.config.ipc
-
-    def row(name: str) -> Path:
-        return kept_row(task, name, ipc, config, work.config.seed)[0]
-
-    if config.full_networks and not row("full").exists():
-        once = config.full_epochs, 0.01, config.full_batch_size, config.momentum, config.weight_decay
-        account.train("evaluate", "full", task.train, Schedule(*once), config.full_networks)
-        account.score("evaluate", task.data.test, 1, config.full_networks)
-    tries = config.networks * len(config.baseline_lrs)
+def _baseline_seconds(job: Job) -> float:
+    """Seconds of the baselines whose rows are not stored yet."""
+    task, config, ipc, seed = job.task, job.config.eval, job.config.ipc, job.config.seed
+    seconds = 0.0
     for name in ("random", "kmeans"):
-        if row(name).exists():
+        if kept_row(task, name, ipc, config, seed)[0].exists():
             continue
-        choose, scale = _chooser(task, name, ipc)
-        account.add("evaluate", f"choose {name}", same(choose), scale * (tries + config.networks))
-        pair = real_images(task, "random", ipc)(work.config.seed)
-        for jobs, split in ((tries, task.data.validation), (config.networks, task.data.test)):
-            account.train("evaluate", "real", pair, config.schedule(0.01), jobs)
-            account.score("evaluate", split, 1, jobs)
+        networks = config.networks * (1 + len(config.baseline_lrs))
+        part = fewer(task, max(100, 2 * ipc))
+        select = _seconds(lambda: real_images(part, name, ipc)(derive_seed(seed, "estimate")), task.device)  # noqa: B023
+        seconds += networks * select * len(task.data.train) / len(part.data.train)
+        pair = real_images(part, "random", ipc)(seed)
+        seconds += _networks_seconds(task, pair, config.schedule(0.01), networks, len(task.data.test))
+    if config.full_networks and not kept_row(task, "full", ipc, config, seed)[0].exists():
+        schedule = Schedule(config.full_epochs, 0.01, config.full_batch_size, config.momentum, config.weight_decay)
+        seconds += _networks_seconds(task, task.train, schedule, config.full_networks, len(task.data.test))
+    return seconds
 
 
-def _chooser(task: Task, name: str, ipc: int) -> tuple[Callable[[], object], float]:
-    """A call that chooses real images, from fewer of them where there are many; and how much larger the job's is."""
-    part = task if len(task.data.train) <= 3000 else fewer(task, max(100, 2 * ipc))
-    seeds, make = numbers(), real_images(part, name, ipc)
-    return lambda: make(derive_seed(next(seeds), "estimate")), len(task.data.train) / len(part.data.train)
-
-
-# --- all of it
-
-
-def estimate(work: Work, path: Path) -> Estimate:
-    """What is left of a job: of a run in the folder `path`, or of experts in that store. Nothing is written.
-
-    Raises UserError where the method refuses its options.
-    """
-    if work.method is None:
-        return _estimate_experts(work, path)
-    task, config, run, account = work.task, work.config, Run(path), Account(work.task)
-    missing = missing_experts(work)
-    add_experts(account, config.expert, missing)
-    if config.count is not None and work.method.experts != "recorded" and not (path / "experts.json").exists():
-        account.score("experts", task.data.validation, 11 * min(5, config.count), 1)
-    add_baselines(account, work)
-    plan, building, scale = build(work, min(10.0, max(0.3, 0.03 * sum(account.measure().values()))))
-    state = path / "state.safetensors"
-    done = int(read_header(state)["step"]) if state.exists() else 0
-    shown = plan.evaluated_set()
-    account.known |= {"distill": building, "report": REPORT}
-    add_distill(account, plan, scale, config.seed, plan.iterations - done)
-    add_validation(account, work, shown, done, plan.iterations)
-    key = evaluation_key(task, config.eval, plan.iterations)
-    rows = {(row["set"], row["which"]) for row in run.lines("result") if row.get("evaluation") == key}
-    add_evaluation(account, work, plan, shown, rows)
-    seconds = account.measure()
-    order = ("experts", "distill", "evaluate", "report")
-    disk = missing * expert_bytes(task, config.expert) + run_bytes(work, plan, shown)
-    held: dict[str, float] = {name: seconds[name] for name in order if name in seconds}
-    return Estimate(held, peak(held_bytes(work, missing)), device_peak(task.device), disk)
-
-
-def _estimate_experts(work: Work, path: Path) -> Estimate:
-    account, missing = Account(work.task), missing_experts(work, path)
-    add_experts(account, work.config.expert, missing)
-    seconds, disk = account.measure(), missing * expert_bytes(work.task, work.config.expert)
-    return Estimate(seconds, peak(training_bytes(work, missing)), device_peak(work.task.device), disk)
-
-
-def estimate_evaluation(task: Task, sets: list[DistilledSet], config: EvalConfig) -> Estimate:
-    """What `limbeck.evaluate` takes for these sets."""
-    account = Account(task)
-    for number, made in enumerate(sets):
-        pair = made.images.to(task.device), made.labels.to(task.device)
-        account.train("evaluate", f"set {number}", pair, config.schedule(made.lr), config.networks)
-        account.score("evaluate", task.data.test, 1, config.networks)
-    return Estimate(account.measure(), peak(0), device_peak(task.device), 0)
-
-
-def training_bytes(work: Work, missing: int) -> int:
-    """What experts in training keep in memory: all their epochs, and once more when they are put together."""
-    config, task = work.config.expert, work.task
-    if not missing or (config.keep == "convex" and not config.whole_path()):
-        return 0
-    max_workers = min(missing, torch.get_num_threads() if task.max_workers is None else task.max_workers)
-    return 2 * max_workers * 4 * (config.epochs + 1) * task.model.layout.count
-
-
-def held_bytes(work: Work, missing: int) -> int:
-    """What a run keeps in memory that was not there while its steps were timed."""
-    config = work.config.expert if work.given is None else work.given.store.config
-    held = 0
-    if work.given is None and work.config.count is not None and config.keep != "recorded":
-        waypoints = 3 if config.form == "bezier" else len(config.waypoint_epochs())
-        held = work.config.count * waypoints * work.task.model.layout.count * DTYPES[config.dtype].itemsize
-    return max(held, training_bytes(work, missing))
-
-
-def run_bytes(work: Work, plan: Plan, shown: SyntheticSet) -> int:
-    """Bytes of a run folder: two sets, the state, three pictures, the log, and the report that holds some of these."""
-    pair = [*shown.training_pair(), *(tensor for name, tensor in shown.extra.items() if name == "targets")]
-    made = bytes_of(pair) + bytes_of(work.task.preprocess.state().values()) + 4000
-    slots = 0
-    for optimiser in plan.optimisers:
-        adam = "betas" in optimiser.defaults
-        parts = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-        slots += (2 if adam else bool(optimiser.defaults.get("momentum"))) * bytes_of(parts)
-    kept = [hook.state().values() for hook in plan.hooks if isinstance(hook, Stateful)]
-    state = bytes_of(plan.synthetic.state().values()) + slots + sum(map(bytes_of, kept)) + 2000
-    pictures = 500 * len(shown.images)
-    return (
-        2 * made + (state if plan.iterations else 0) + 3 * pictures + 2 * pictures + 90 * plan.iterations + REPORT_BYTES
-    )
+def _expert_bytes(experts: Experts) -> int:
+    """Bytes of one expert's file: waypoints and beta, every epoch's parameters, or both; and its header."""
+    task, config = experts.task, experts.config
+    numbers, layers = task.model.layout.count * DTYPES[config.dtype].itemsize, len(task.model.layout.names)
+    convex = len(config.waypoint_epochs()) * numbers + 4 * config.epochs * layers
+    recorded = (config.epochs + 1) * numbers
+    header = len(json.dumps(describe_experts(task, config, 0))) + 22 * config.epochs + 600
+    return header + convex * (config.keep != "recorded") + recorded * (config.keep != "convex")

@@ -34,7 +34,7 @@ class Published(BaseModel):
 class Preset(BaseModel):
     """One published setting. `options` are the method's own; model, expert and eval are parts of `JobConfig`.
 
-    count: experts; None for a method that has none.
+    num_experts: experts; None for a method that has none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -46,7 +46,7 @@ class Preset(BaseModel):
     ipc: int = Field(ge=1)
     preprocess: Literal["normalise", "zca"]
     model: dict[str, Any]
-    count: int | None = Field(ge=1)
+    num_experts: int | None = Field(ge=1)
     expert: dict[str, Any]
     options: dict[str, Any]
     eval: dict[str, Any]
@@ -88,7 +88,7 @@ def preset_options(name: str) -> dict[str, Any]:
         "method": preset.method,
         "ipc": preset.ipc,
         "preprocess": preset.preprocess,
-        **({} if preset.count is None else {"count": preset.count}),
+        **({} if preset.num_experts is None else {"num_experts": preset.num_experts}),
         **preset.options,
         **parts,
     }

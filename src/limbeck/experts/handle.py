@@ -1,0 +1,100 @@
+"""The experts of a job as a handle: where they are stored, how many, and how those that are missing are trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from limbeck.core.errors import UserError
+from limbeck.core.types import Listener, Trajectory
+from limbeck.experts.make import default_store, describe_experts, make_experts
+from limbeck.experts.store import Expert, ExpertConfig, Kind, Store
+from limbeck.task import Task
+
+
+@dataclass(frozen=True, eq=False)
+class Experts:
+    """The first `count` experts of the store at `path`, each with a trajectory of `kind`.
+
+    config: how they are trained, or were.
+    is_user_store: whether the user named the store; nothing is trained into such a store.
+    """
+
+    task: Task
+    config: ExpertConfig
+    count: int
+    seed: int
+    kind: Kind
+    path: Path
+    is_user_store: bool = False
+
+    @classmethod
+    def to_train(
+        cls, task: Task, config: ExpertConfig, count: int, seed: int, kind: Kind = "any", path: Path | None = None
+    ) -> Experts:
+        """Experts that are trained where the store lacks them; by default in a store that is named by its content.
+
+        Raises UserError for waypoints that do not fit the epochs, and where trajectories of `kind` would not be stored.
+        """
+        config.waypoint_epochs()
+        if kind != "any" and config.keep not in (kind, "both"):
+            raise UserError(
+                f"the method needs {kind} trajectories; train its experts with '--expert.keep {kind}' or both."
+            )
+        return cls(task, config, count, seed, kind, path or default_store(describe_experts(task, config, seed)))
+
+    @classmethod
+    def of_store(cls, task: Task, path: Path, count: int | None, seed: int, kind: Kind) -> Experts:
+        """The experts of a store that the user named: the first `count`, or all.
+
+        Raises UserError where the store is another task's, holds too few experts, or none with trajectories of `kind`.
+        """
+        store = Store.open(path)
+        store.require(task.describe())
+        available = len(store.indices())
+        if not available:
+            raise UserError(f"the store {path} holds no finished experts; run 'limbeck experts' first.")
+        if count is not None and available < count:
+            raise UserError(f"the store {path} holds {available} experts, fewer than --num-experts {count}.")
+        handle = cls(task, store.config, count or available, seed, kind, path, is_user_store=True)
+        _ = handle.loaded
+        return handle
+
+    @cached_property
+    def store(self) -> Store:
+        """The store, which is created where it does not exist yet."""
+        if self.is_user_store:
+            return Store.open(self.path)
+        return Store.create(self.path, describe_experts(self.task, self.config, self.seed))
+
+    @property
+    def indices(self) -> list[int]:
+        """Which experts of the store these are."""
+        return list(self.store.indices()[: self.count])
+
+    def missing(self) -> list[int]:
+        """Which of them are yet to be trained; nothing is written to find out."""
+        if self.is_user_store:
+            return []
+        finished = Store.open(self.path).indices() if (self.path / "store.json").exists() else []
+        return sorted(set(range(self.count)) - set(finished))
+
+    def train(self, listen: Listener) -> Store:
+        """Train those that are missing and return the store."""
+        if not self.is_user_store:
+            make_experts(self.task, self.config, self.count, self.seed, self.store, listen)
+        return self.store
+
+    @cached_property
+    def loaded(self) -> list[Expert]:
+        """The experts from their files, whose checksums are verified once; recorded parameters stay in the files."""
+        experts = [self.store.read(index, lazy=True) for index in self.indices]
+        if any(expert.trajectory(self.kind) is None for expert in experts):
+            remedy = "'limbeck convexify' it" if self.kind == "convex" else "train with '--keep recorded'"
+            raise UserError(f"the store {self.path} holds no {self.kind} trajectories; {remedy}.")
+        return experts
+
+    def trajectories(self) -> list[Trajectory]:
+        """One trajectory of `kind` an expert."""
+        return [path for expert in self.loaded if (path := expert.trajectory(self.kind)) is not None]

@@ -1,0 +1,160 @@
+"""The last stage of a run: evaluate its sets and what they are compared with, and write results.json."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from limbeck.core.files import content_key, read_json, write_json
+from limbeck.core.folders import size_of
+from limbeck.core.rng import derive_seed
+from limbeck.core.types import Listener
+from limbeck.evaluation.baselines import baselines, networks_to_train, real_images
+from limbeck.evaluation.protocol import EvalConfig, best_lr, evaluate_distilled
+from limbeck.evaluation.regression import RegressionConfig, regression_rows
+from limbeck.jobs.job import Job
+from limbeck.jobs.record import RESULTS
+from limbeck.synthetic.distilled import DistilledSet, load
+from limbeck.task import Task
+
+CHOSEN_LR = "chosen on validation"
+
+
+def evaluation_key(task: Task, config: EvalConfig, steps: int) -> str:
+    """A key of the protocol, the conditions and the outer steps of the last set: rows of the log with one key agree."""
+    return content_key({"eval": config.model_dump(mode="json"), "computed": task.computed(), "steps": steps})
+
+
+def evaluate_run(job: Job, listen: Listener) -> list[dict[str, Any]]:
+    """Rows of results.json: last and chosen set, real images, full data. The test part is used here and nowhere else.
+
+    Rows that an earlier try left in the log are taken from there.
+    """
+    folder, config = job.folder, job.config
+    sets = {which: _load_set(job, which) for which in ("last", "chosen")}
+    key = evaluation_key(job.task, config.eval, sets["last"].provenance["step"])
+    logged = {(row["set"], row["which"]): row for row in folder.lines("result") if row.get("evaluation") == key}
+    networks = config.eval.networks * (1 if job.learns_lr else 1 + len(config.eval.baseline_lrs))
+    total = 2 * networks + networks_to_train(config.eval)
+    listen({"event": "stage", "name": "evaluate", "total": total, "unit": "network"})
+    rows: list[dict[str, Any]] = []
+    for which, distilled in sets.items():
+        row = logged.get(("distilled", which))
+        if row is None:
+            same = rows[0] if rows and rows[0]["step"] == distilled.provenance["step"] else None
+            if not job.learns_lr:
+                distilled = _with_lr(job, distilled, which, key, None if same is None else same["lr"], listen)
+            if same is not None:  # the same set, so the same bits
+                row = {**same, "which": which}
+            else:
+                row = evaluate_distilled(job.task, distilled, config.eval, config.seed, which, listen)
+            folder.line("result", **{**row, "evaluation": key})
+        rows.append({name: value for name, value in row.items() if name not in ("event", "evaluation")})
+    rows += baselines(job.task, config.ipc, config.eval, config.seed, listen)
+    return rows + _rows_by_targets(job, sets, key, listen)
+
+
+def _load_set(job: Job, which: str) -> DistilledSet:
+    """A set of the run; its file is brought up to this job's configuration where that has changed since."""
+    path = job.path / f"set-{which}.safetensors"
+    stored = load(path)
+    current = replace(stored, recipe=job.recipe, provenance={**stored.provenance, "config": job.resolved})
+    if (current.recipe, current.provenance) != (stored.recipe, stored.provenance):
+        current.save(path)
+    return current
+
+
+def _with_lr(
+    job: Job, distilled: DistilledSet, which: str, key: str, lr: float | None, listen: Listener
+) -> DistilledSet:
+    """The set, in its file too, with the step size that does best on validation, since its method learns none.
+
+    key: of the evaluation that the step size is chosen for; lr: the step size where it is known already.
+    """
+    if distilled.provenance.get("lr_for") == key:
+        return distilled
+    if lr is None:
+        pair = distilled.images.to(job.task.device), distilled.labels.to(job.task.device)
+        advance = partial(listen, {"event": "advance", "text": f"step size for the {which} set"})
+        lr = best_lr(job.task, lambda _seed: pair, job.config.eval, derive_seed(job.config.seed, "step size"), advance)
+    distilled = replace(distilled, lr=lr, provenance={**distilled.provenance, "lr": CHOSEN_LR, "lr_for": key})
+    distilled.save(job.path / f"set-{which}.safetensors")
+    return distilled
+
+
+def _rows_by_targets(job: Job, sets: dict[str, DistilledSet], key: str, listen: Listener) -> list[dict[str, Any]]:
+    """For sets with real-valued targets, the rows of their own protocol, beside random real images by the same.
+
+    key: of this evaluation; rows of another one in the log are passed over.
+    """
+    folder, task, seed = job.folder, job.task, job.config.seed
+    if sets["last"].targets is None:
+        return []
+    logged = {
+        (line["set"], line["which"]): line["rows"]
+        for line in folder.lines("own protocol")
+        if line.get("evaluation") == key
+    }
+    config = RegressionConfig(networks=job.config.eval.networks)
+    listen({"event": "stage", "name": "own protocol", "total": 6 * config.networks, "unit": "network"})
+    images, labels = real_images(task, "random", job.config.ipc)(derive_seed(seed, "regression", "random"))
+    one_hot = torch.eye(task.data.num_classes, device=labels.device)[labels] - 1 / task.data.num_classes
+    subjects: list[tuple[str, str | None, DistilledSet]] = [("distilled", which, sets[which]) for which in sets]
+    subjects.append(("random", None, replace(sets["last"], images=images, targets=one_hot)))
+    rows = []
+    for name, which, distilled in subjects:
+        if (name, which) not in logged:
+            advance = partial(listen, {"event": "advance", "text": f"{name}, by its own protocol"})
+            computed = regression_rows(task, distilled, config, seed, which, advance)
+            logged[name, which] = [{**row, "set": name, "step": row["step"] if which else None} for row in computed]
+            folder.line("own protocol", set=name, which=which, rows=logged[name, which], evaluation=key)
+        rows += logged[name, which]
+    return rows
+
+
+@contextmanager
+def timed(job: Job, stage: str) -> Iterator[None]:
+    """Add the seconds of a stage to the log, also when it is cut short."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        job.folder.line("stage", name=stage, seconds=round(time.perf_counter() - start, 2))
+
+
+def stage_seconds(job: Job) -> dict[str, float]:
+    """Seconds by stage, earlier tries included."""
+    total: dict[str, float] = {}
+    for line in job.folder.lines("stage"):
+        total[line["name"]] = round(total.get(line["name"], 0.0) + line["seconds"], 2)
+    return total
+
+
+def write_results(job: Job, rows: list[dict[str, Any]]) -> None:
+    """results.json, then the configuration that it is of in run.json; a report of other results is removed first."""
+    e, task, experts = job.config.eval, job.task, job.path / "experts.json"
+    stored = {"experts": read_json(experts, "limbeck-experts")["bytes"]["experts"]} if experts.exists() else {}
+    value = {
+        "format": RESULTS,
+        "version": 1,
+        "key": content_key(job.resolved),
+        "computed": task.computed(),
+        "method": job.resolved["method"],
+        "data": {"name": task.data.name, "fingerprint": task.data.fingerprint},
+        "ipc": job.config.ipc,
+        "protocol": f"{e.epochs} epochs of SGD with momentum {e.momentum}, weight decay {e.weight_decay}, batch "
+        f"{e.batch_size}, step size x 0.1 after half of them, augmentation {task.augment.strategy}; std is the sample "
+        "standard deviation over networks",
+        "results": rows,
+        "seconds": stage_seconds(job),
+        "bytes": {**stored, "set": size_of(job.path / "set-chosen.safetensors")},
+    }
+    (job.path / "report.html").unlink(missing_ok=True)
+    write_json(job.path / "results.json", value)
+    job.folder.record(job.resolved)
