@@ -244,7 +244,7 @@ def test_an_outer_step_waits_where_it_is_listed(
         losses += steps(recipe, 1, 1)
         shown = [tensor.cpu() for tensor in recipe.evaluated_set().state().values()]
     if method.learns:
-        expected = EVERY_STEP | {"synthetic.loop._check": len(method.learns)} | READS[method.name]
+        expected = EVERY_STEP | {"synthetic.loop._check_finite": len(method.learns)} | READS[method.name]
         assert counts == expected
     in_order(elsewhere)
     assert losses == pytest.approx(steps(here, 0, 2), rel=2e-3)

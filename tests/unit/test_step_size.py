@@ -201,7 +201,7 @@ def test_the_monitor_is_taken_up() -> None:
     again = StudentMonitor(monitor.warn, patience=3)
     again.restore(copy.deepcopy(monitor.state()), 3)
     assert again == monitor
-    assert again.warned == {"far"}
+    assert again.warnings == {"far"}
 
 
 # --- the whole job

@@ -69,6 +69,10 @@ class Preprocess:
         mean, colour = tensors["mean"], tensors["colour"]
         return _chunked(images, lambda x: (x.flatten(1).float() @ colour + mean).reshape(x.shape))
 
+    def input_value(self, pixel: float) -> Tensor | None:
+        """A pixel value in [0, 1] as network input, (c,); None for whitening, which maps whole images."""
+        return None if self.std is None else (pixel - self.mean) / self.std
+
     def to(self, device: torch.device | str) -> Preprocess:
         """The same map with its tensors on `device`; otherwise each call copies them to the images' device."""
         return self.from_state(self.header(), {name: held.to(device) for name, held in self.state().items()})

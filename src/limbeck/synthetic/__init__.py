@@ -1,1 +1,1 @@
-"""The synthetic set, its file, the outer loop that improves it, and the hooks of that loop."""
+"""The synthetic set, its file, the outer loop that improves it, and that loop's hooks."""

@@ -1,4 +1,4 @@
-"""The distilled set as a file: everything that is needed to use it, in one place."""
+"""The distilled set, its file, and how it is loaded."""
 
 from __future__ import annotations
 
@@ -19,17 +19,25 @@ FORMAT = "limbeck-set"
 
 @dataclass(frozen=True, eq=False)
 class DistilledSet:
-    """A tiny training set, with what it takes to train on it.
+    """A distilled training set, with everything that training on it needs.
 
     images:     float32 (n, channels, height, width), in network input space.
     labels:     int64 (n,) classes, or float32 (n, classes) probabilities.
     lr:         the step size that was learned with the images.
-    preprocess: turns other images into that space (`apply`) and these into pictures (`invert`).
-    classes:    class names, in label order.
-    recipe:     how the set is meant to be trained on: network, epochs, momentum, weight decay, augmentation.
-    provenance: method, resolved configuration, data name and fingerprint, outer step, seed.
-    targets:    float32 (n, classes), what the images were distilled to stand for where that is a regression (RCIG);
-                any real numbers. `labels` says the same for cross-entropy.
+    preprocess: maps other images to network input space (`apply`) and these images to pixels (`invert`).
+    classes:    class names, in the order of the labels.
+    recipe:     how a network is meant to be trained on the set: network, epochs, momentum, weight decay, augmentation.
+    provenance: method, resolved configuration, name and fingerprint of the data, outer step, seed.
+    targets:    float32 (n, classes), targets of a regression, any real numbers, where the set was distilled for one
+                (RCIG); else None. `labels` are their counterpart for cross-entropy.
+
+    >>> from limbeck.data import fit_preprocess, load_data
+    >>> data = load_data("digits")
+    >>> preprocess = fit_preprocess("normalise", data.train.images)
+    >>> images, labels = preprocess.apply(data.train.images[:10]), data.train.labels[:10]
+    >>> distilled = DistilledSet(images, labels, 0.01, preprocess, data.classes, recipe={}, provenance={})
+    >>> len(distilled.dataset()), distilled.pictures().shape
+    (10, torch.Size([10, 1, 8, 8]))
     """
 
     images: Tensor
@@ -42,19 +50,19 @@ class DistilledSet:
     targets: Tensor | None = None
 
     def dataset(self) -> TensorDataset:
-        """A torch `Dataset` of (image, label), ready for a network."""
+        """A torch `Dataset` of (image, label) pairs, ready for a network."""
         return TensorDataset(self.images, self.labels)
 
     def pictures(self) -> Tensor:
-        """The images back in pixel space, nominally [0, 1] and not clipped; (n, channels, height, width)."""
+        """The images as pixels (n, channels, height, width), nominally in [0, 1] and not clipped."""
         return self.preprocess.invert(self.images)
 
     def hard_labels(self) -> Tensor:
-        """The class of each image (n,): the most likely one where labels are soft."""
+        """The class of each image, int64 (n,): the most likely one where labels are probabilities."""
         return self.labels.argmax(1) if self.labels.dtype.is_floating_point else self.labels
 
     def save(self, path: str | Path) -> None:
-        """One safetensors file, written atomically."""
+        """Write the set to one safetensors file, atomically. `load` reads it."""
         tensors = {"images": self.images, "labels": self.labels, "lr": torch.tensor(self.lr, dtype=torch.float64)}
         if self.targets is not None:
             tensors["targets"] = self.targets
@@ -71,18 +79,29 @@ class DistilledSet:
 
 
 def load(path: str | Path) -> DistilledSet:
-    """Read a distilled set from its file, or the chosen one from a run folder.
+    """Read a distilled set from its file, or from the folder of a run: the chosen set, else the last one.
 
-    Raises UserError when there is none, or when the file is damaged or something else.
+    Raises UserError where there is none, and where the file is damaged or not a distilled set.
+
+    >>> import tempfile
+    >>> from limbeck.data import fit_preprocess
+    >>> pixels = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
+    >>> preprocess = fit_preprocess("normalise", pixels)
+    >>> distilled = DistilledSet(preprocess.apply(pixels), torch.tensor([0, 1]), 0.01, preprocess, ("a", "b"), {}, {})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     distilled.save(f"{folder}/set.safetensors")
+    ...     load(f"{folder}/set.safetensors").classes
+    ('a', 'b')
     """
     path = Path(path)
     if path.is_dir():
-        found = [path / f"set-{which}.safetensors" for which in ("chosen", "last")]
-        path = next((file for file in found if file.exists()), path / "set-chosen.safetensors")
+        files = [path / f"set-{which}.safetensors" for which in ("chosen", "last")]
+        path = next((file for file in files if file.exists()), files[0])
         if not path.exists():
             raise UserError(f"{path.parent} holds no distilled set; it is not a run folder, or the run has not ended.")
     tensors, header = read_tensors(path, FORMAT)
-    state = {name.removeprefix("preprocess."): t for name, t in tensors.items() if name.startswith("preprocess.")}
+    prefix = "preprocess."
+    state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     return DistilledSet(
         images=tensors["images"],
         labels=tensors["labels"],

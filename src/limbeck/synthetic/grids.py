@@ -1,4 +1,4 @@
-"""Images to look at: one row a class, or side by side; clipped and enlarged for display only."""
+"""Grids of images to look at, one row a class or side by side. Values are clipped and enlarged for display only."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from limbeck.core.files import write_atomically
 
 _CELL = 96  # pixels: small images are enlarged to about this height
-_SMALL_CELL, _MANY_ROWS = 48, 25
-_ROOM = 790  # pixels: ten columns still fit the width of a page without being scaled down
-_GAP = 4
-_TEXT = 13
-_WIDEST_NAME = 150
+_SMALL_CELL, _MANY_ROWS = 48, 25  # with more rows than this, cells are small
+_PAGE_WIDTH = 790  # pixels: ten columns fit the width of a page without being scaled down
+_GAP = 4  # pixels between cells
+_TEXT_SIZE = 13
+_MAX_NAME_WIDTH = 150  # pixels
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 _GREY = (118, 118, 118, 255)  # contrast of about 4.5 on white and on near black, so the grid suits both
 
@@ -30,11 +30,15 @@ def image_grid(
     upscale: int | None = None,
     max_columns: int = 10,
 ) -> Image.Image:
-    """Images (n, channels, height, width) as a picture, one row per class that has any, its name at the left.
+    """Draw images as a grid with one row for every class that has any, and the name of the class on the left.
 
-    labels are classes (n,) or probabilities (n, classes). Values within [0, 1] are shown as they are. Otherwise they
-    are clipped at mean +- sigma * std of the whole set and stretched (sigma None: clipped at 0 and 1). Of each class
-    the first `max_columns` images are shown; the row says how many there are.
+    images:      float (n, channels, height, width). Values in [0, 1] are shown as they are.
+    labels:      classes (n,) or probabilities (n, classes).
+    classes:     class names, in the order of the labels.
+    sigma:       other values are clipped at mean +- sigma * std of all images and stretched; None clips at 0 and 1.
+    upscale:     whole number by which images are enlarged; None chooses one.
+    max_columns: images of a class that are shown, the first ones; the row says how many there are.
+    Raises ValueError for images or options of another shape or range.
     """
     if images.ndim != 4 or len(images) == 0 or len(images) != len(labels):
         raise ValueError(f"need images (n, c, h, w) and n labels, got {tuple(images.shape)} and {tuple(labels.shape)}")
@@ -48,22 +52,22 @@ def image_grid(
     columns = min(max_columns, max(len(members) for members in rows.values()))
     height, width = images.shape[2:]
     cell = _CELL if len(rows) <= _MANY_ROWS else _SMALL_CELL
-    scale = upscale or max(1, min(round(cell / height), _ROOM // (columns * width)))
-    font = ImageFont.load_default(size=_TEXT)
+    scale = upscale or max(1, min(round(cell / height), _PAGE_WIDTH // (columns * width)))
+    font = ImageFont.load_default(size=_TEXT_SIZE)
     names = {label: _name(label, classes, font) for label in rows}
     left = int(max(font.getlength(name) for name in names.values())) + 2 * _GAP
     if any(len(members) > columns for members in rows.values()):
         left = max(left, int(font.getlength("1000 of 1000")) + 2 * _GAP)
-    cell_width, cell_height = width * scale, max(height * scale, 2 * _TEXT + _GAP)
+    cell_width, cell_height = width * scale, max(height * scale, 2 * _TEXT_SIZE + _GAP)
     size = (left + columns * (cell_width + _GAP) - _GAP, len(rows) * (cell_height + _GAP) - _GAP)
     grid = Image.new("RGBA", size, (0, 0, 0, 0))
     draw = ImageDraw.Draw(grid)
     for row, label in enumerate(sorted(rows)):
         top, members = row * (cell_height + _GAP), rows[label]
-        words = [names[label]] + ([f"{columns} of {len(members)}"] if len(members) > columns else [])
-        for line, word in enumerate(words):
-            middle = top + cell_height / 2 + (line - (len(words) - 1) / 2) * (_TEXT + 3)
-            draw.text((left - 2 * _GAP, middle), word, fill=_GREY, font=font, anchor="rm")
+        lines = [names[label]] + ([f"{columns} of {len(members)}"] if len(members) > columns else [])
+        for number, line in enumerate(lines):
+            middle = top + cell_height / 2 + (number - (len(lines) - 1) / 2) * (_TEXT_SIZE + 3)
+            draw.text((left - 2 * _GAP, middle), line, fill=_GREY, font=font, anchor="rm")
         for column, index in enumerate(members[:columns]):
             picture = Image.fromarray(pixels[index].numpy()).convert("RGBA")
             picture = picture.resize((cell_width, height * scale), Image.Resampling.NEAREST)
@@ -74,16 +78,17 @@ def image_grid(
 def image_strip(
     images: Tensor, labels: Tensor, classes: Sequence[str], *, sigma: float | None = 2.5, columns: int = 5
 ) -> Image.Image:
-    """Images (n, channels, height, width) side by side, `columns` in a row, each with its class's name above.
+    """Draw images (n, channels, height, width) side by side, `columns` in a row, each below the name of its class.
 
-    For one image per class, where `image_grid` would be one column and taller than a screen. Values as there.
+    This suits one image per class, for which `image_grid` would draw a single column, taller than a screen.
+    Labels, classes and sigma are those of `image_grid`.
     """
     hard = (labels.argmax(1) if labels.ndim == 2 else labels).tolist()
     pixels = _to_bytes(images.detach().cpu().float(), sigma)
     height, width = images.shape[2:]
     scale = max(1, round(_CELL / height))
-    font = ImageFont.load_default(size=_TEXT)
-    step_x, step_y = max(width * scale, _WIDEST_NAME * 2 // 3) + 2 * _GAP, height * scale + _TEXT + 4 * _GAP
+    font = ImageFont.load_default(size=_TEXT_SIZE)
+    step_x, step_y = max(width * scale, _MAX_NAME_WIDTH * 2 // 3) + 2 * _GAP, height * scale + _TEXT_SIZE + 4 * _GAP
     rows = -(-len(hard) // columns)
     sheet = Image.new("RGBA", (min(columns, len(hard)) * step_x, rows * step_y), (0, 0, 0, 0))
     draw = ImageDraw.Draw(sheet)
@@ -92,36 +97,36 @@ def image_strip(
         draw.text((left, top), _name(label, classes, font, step_x - 2 * _GAP), fill=_GREY, font=font)
         picture = Image.fromarray(pixels[index].numpy()).convert("RGBA")
         picture = picture.resize((width * scale, height * scale), Image.Resampling.NEAREST)
-        sheet.paste(picture, (left, top + _TEXT + _GAP))
+        sheet.paste(picture, (left, top + _TEXT_SIZE + _GAP))
     return sheet
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    """Write a PNG whole or not at all: to a temporary name beside it, then renamed."""
+    """Write a PNG file atomically: to a temporary name beside `path`, which is then renamed."""
     write_atomically(path, lambda temporary: image.save(temporary, format="PNG"))
 
 
 def _to_bytes(images: Tensor, sigma: float | None) -> Tensor:
-    """uint8 (n, h, w) of one channel or (n, h, w, 3); NaN becomes the lowest value."""
+    """Floats as uint8, (n, h, w) for one channel, else (n, h, w, 3); NaN becomes the lowest value."""
     low, high = 0.0, 1.0
     finite = images[images.isfinite()].double()
-    # Undoing a normalisation leaves rounding errors outside [0, 1]; they are no reason to stretch.
-    leaves = finite.numel() > 0 and bool(finite.min() < -1e-3 or finite.max() > 1 + 1e-3)
-    if leaves and sigma is not None:
+    # Inverting a normalisation leaves rounding errors outside of [0, 1], which are no reason to stretch.
+    exceeds = finite.numel() > 0 and bool(finite.min() < -1e-3 or finite.max() > 1 + 1e-3)
+    if exceeds and sigma is not None:
         mean, spread = finite.mean().item(), sigma * finite.std(correction=0).item()
         low, high = (mean - spread, mean + spread) if spread > 0 else (mean - 0.5, mean + 0.5)
-    shown = images[:, :3] if images.shape[1] >= 3 else images[:, :1]
-    shown = torch.nan_to_num(shown.double(), nan=low, posinf=high, neginf=low)
-    shown = ((shown - low) / (high - low)).clamp(0, 1).mul(255).round().to(torch.uint8)
-    return shown.permute(0, 2, 3, 1) if shown.shape[1] == 3 else shown[:, 0]
+    pixels = images[:, :3] if images.shape[1] >= 3 else images[:, :1]
+    pixels = torch.nan_to_num(pixels.double(), nan=low, posinf=high, neginf=low)
+    pixels = ((pixels - low) / (high - low)).clamp(0, 1).mul(255).round().to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1) if pixels.shape[1] == 3 else pixels[:, 0]
 
 
-def _name(label: int, classes: Sequence[str], font: Font, widest: float = _WIDEST_NAME) -> str:
-    """The class's name on one line, shortened to fit."""
+def _name(label: int, classes: Sequence[str], font: Font, max_width: float = _MAX_NAME_WIDTH) -> str:
+    """The name of a class on one line, shortened to `max_width` pixels."""
     full = str(classes[label]) if 0 <= label < len(classes) else str(label)
     full = " ".join("".join(c if c.isprintable() else " " for c in full[:200]).split())
     name = full
-    while font.getlength(name) > widest and len(full) > 1:
+    while font.getlength(name) > max_width and len(full) > 1:
         full = full[:-1]
         name = full.rstrip() + "…"
     return name

@@ -1,4 +1,4 @@
-"""Values that act between the outer steps: averages, decays, and what watches the student."""
+"""Hooks: what acts on a synthetic set between outer steps, as averages, decays and a monitor of the student."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from limbeck.synthetic.set import LOG_LR_RANGE, SyntheticSet
 
 
 class Ema:
-    """The exponential average of parts of a set: e <- decay e + (1 - decay) x after every step.
+    """The exponential moving average of parts of a set: e <- decay e + (1 - decay) x after every outer step.
 
-    It starts at the set it is given, and keeps it apart; a part that is not averaged is shown as it is. `average`
-    is for `Plan.show`: the average is what is validated and kept, on networks of its own.
-    unbiased: it starts at 0 and is divided by 1 - decay^steps where it is shown (Kingma & Ba 2015), as RCIG has it:
-              a mean of what was reached, without the start.
+    start:    the set at which the average starts; its tensors are copied.
+    decay:    between 0 and 1.
+    names:    the raw parameters that are averaged; all others are used as they are.
+    unbiased: start at 0 instead and divide by 1 - decay^steps (Kingma & Ba 2015, section 3), as RCIG does: a mean of
+              the values that were reached, without the start.
     """
 
     def __init__(
@@ -39,29 +40,29 @@ class Ema:
             mean.mul_(self.decay).add_(synthetic.state()[name], alpha=1 - self.decay)
 
     def average(self, synthetic: SyntheticSet) -> SyntheticSet:
-        """The set with its averaged parts."""
-        shown = synthetic.snapshot()
+        """A copy of the set with the averages in place of the averaged parts: the set to evaluate and to save."""
+        averaged = synthetic.snapshot()
         if self.unbiased and not self.steps:
-            return shown
-        total = 1 - self.decay**self.steps if self.unbiased else 1.0
-        shown.load({**shown.state(), **{name: mean / total for name, mean in self.mean.items()}})
-        return shown
+            return averaged
+        weight = 1 - self.decay**self.steps if self.unbiased else 1.0
+        averaged.load({**averaged.state(), **{name: mean / weight for name, mean in self.mean.items()}})
+        return averaged
 
     def state(self) -> dict[str, Tensor]:
         """The averages by name."""
         return dict(self.mean)
 
     def restore(self, state: dict[str, Tensor], step: int) -> None:
-        """Take them up again."""
+        """Continue from the averages after `step` outer steps."""
         self.steps = step
         for name, mean in self.mean.items():
             mean.copy_(state[name])
 
 
 class StepDecay:
-    """Step decay of an optimiser's step sizes: times `factor` after every `every` outer steps.
+    """Multiplies an optimiser's step sizes by `factor` after every `every` outer steps.
 
-    A function of the step alone, so that there is nothing to save.
+    They are a function of the step alone, so that the hook has no state.
     """
 
     def __init__(self, optimiser: torch.optim.Optimizer, every: int, factor: float):
@@ -69,28 +70,27 @@ class StepDecay:
         self.start = [group["lr"] for group in optimiser.param_groups]
 
     def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
-        for group, lr in zip(self.optimiser.param_groups, self.start):
-            group["lr"] = lr * self.factor ** (step // self.every)
+        self.restore({}, step)
 
     def state(self) -> dict[str, Tensor]:
         """Nothing."""
         return {}
 
     def restore(self, state: dict[str, Tensor], step: int) -> None:
-        """The step sizes of this step."""
+        """Set the step sizes that belong to `step`."""
         for group, lr in zip(self.optimiser.param_groups, self.start):
             group["lr"] = lr * self.factor ** (step // self.every)
 
 
 @torch.no_grad()
 def reset_optimiser_state(optimiser: torch.optim.Optimizer, parameter: Tensor, rows: Tensor | None = None) -> None:
-    """Zero what an optimiser remembers of a parameter, or of these rows of it."""
-    for slot in optimiser.state.get(parameter, {}).values():
-        if isinstance(slot, Tensor) and slot.shape == parameter.shape:
-            slot[... if rows is None else rows] = 0
+    """Set the moments that an optimiser keeps of a parameter to zero: all of them, or those of `rows` (m,)."""
+    for moment in optimiser.state.get(parameter, {}).values():
+        if isinstance(moment, Tensor) and moment.shape == parameter.shape:
+            moment[... if rows is None else rows] = 0
 
 
-OVERSHOOT = 2.0  # a normalised loss above it: the student ends well farther from the target than where it started
+OVERSHOOT = 2.0  # a normalised loss above which the student ends much farther from its target than it started
 WARNINGS = {
     "far": "step {step}: the matching loss is {loss}, where 1 is a student that did not move: it goes far past "
     "its target, and the images wait until its step size has come down. Start from a smaller one (--lr-teacher "
@@ -113,26 +113,26 @@ DEAD_ENDS = {
 
 @dataclass
 class StudentMonitor:
-    """Watches students that match trajectories, whose loss is 1 where they do not move, and says what goes wrong.
+    """Watches the loss of trajectory matching, which is 1 where the student does not move, and warns what goes wrong.
 
-    warn:     hears one sentence, once for each of `WARNINGS`.
+    warn:     called with one sentence, once for each entry of `WARNINGS`.
     patience: steps in a row that count as standing still (the loss is within 0.001 of 1) or as stuck (the loss is far
-              above 1 while neither images nor step size move).
-    Raises DivergenceError where nothing can come of it any more: standing still with the least step size, or stuck.
+              above 1 while neither images nor step size change).
+    Raises DivergenceError where the run cannot recover: the student stands still with the least step size, or is stuck.
     """
 
     warn: Callable[[str], None]
     patience: int = 20
-    still: int = 0
-    stuck: int = 0
+    still_steps: int = 0
+    stuck_steps: int = 0
     position: tuple[float, float] = (nan, nan)
-    warned: set[str] = field(default_factory=set)
+    warnings: set[str] = field(default_factory=set)
 
     def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
         lr, log_lr = float(synthetic.lr.detach()), float(synthetic.log_lr.detach())
-        far = loss > OVERSHOOT
-        self._count(far, loss, (log_lr, float(reproducible_sum(synthetic.images.detach()))))
-        still = self.still >= self.patience
+        is_far = loss > OVERSHOOT
+        self._count(is_far, loss, (log_lr, float(reproducible_sum(synthetic.images.detach()))))
+        is_still = self.still_steps >= self.patience
         facts = {
             "step": step,
             "loss": f"{loss:,.1f}" if loss < 1e6 else f"{loss:.0e}",
@@ -141,33 +141,35 @@ class StudentMonitor:
             "smaller": lr / max(loss, 1.0) ** 0.5,
         }
         low, high = LOG_LR_RANGE
-        for name, holds in {"far": far, "bound": not low < log_lr < high, "still": still}.items():
-            if holds and name not in self.warned:
-                self.warned.add(name)
+        for name, applies in {"far": is_far, "bound": not low < log_lr < high, "still": is_still}.items():
+            if applies and name not in self.warnings:
+                self.warnings.add(name)
                 self.warn(WARNINGS[name].format(**facts))
-        for name, holds in {"still": still and log_lr <= low, "stuck": self.stuck >= self.patience}.items():
-            if holds:
+        is_stuck = self.stuck_steps >= self.patience
+        for name, applies in {"still": is_still and log_lr <= low, "stuck": is_stuck}.items():
+            if applies:
                 raise DivergenceError(DEAD_ENDS[name].format(**facts))
 
-    def _count(self, far: bool, loss: float, position: tuple[float, float]) -> None:
-        self.still = self.still + 1 if abs(loss - 1) < 1e-3 else 0
-        self.stuck = self.stuck + 1 if far and position == self.position else 0
+    def _count(self, is_far: bool, loss: float, position: tuple[float, float]) -> None:
+        self.still_steps = self.still_steps + 1 if abs(loss - 1) < 1e-3 else 0
+        self.stuck_steps = self.stuck_steps + 1 if is_far and position == self.position else 0
         self.position = position
 
     def state(self) -> dict[str, Tensor]:
-        """The counts, where the set was, and which warnings were given."""
-        flags = [name in self.warned for name in WARNINGS]
-        return {"numbers": torch.tensor([self.still, self.stuck, *self.position, *flags], dtype=torch.double)}
+        """The two counts, the position of the set, and which warnings were given: one vector of float64."""
+        flags = [name in self.warnings for name in WARNINGS]
+        numbers = [self.still_steps, self.stuck_steps, *self.position, *flags]
+        return {"numbers": torch.tensor(numbers, dtype=torch.double)}
 
     def restore(self, state: dict[str, Tensor], step: int) -> None:
-        """Take them up again."""
-        still, stuck, log_lr, pixels, *flags = state["numbers"].tolist()
-        self.still, self.stuck, self.position = int(still), int(stuck), (log_lr, pixels)
-        self.warned = {name for name, flag in zip(WARNINGS, flags) if flag}
+        """Continue from a state."""
+        still_steps, stuck_steps, log_lr, pixel_sum, *flags = state["numbers"].tolist()
+        self.still_steps, self.stuck_steps, self.position = int(still_steps), int(stuck_steps), (log_lr, pixel_sum)
+        self.warnings = {name for name, flag in zip(WARNINGS, flags) if flag}
 
 
 class Clamp:
-    """Keep stored images between `low` and `high`, each (c, 1, 1) in network input space, after every step."""
+    """Keeps the stored images between `low` and `high`, each (c, 1, 1) in network input space, after every step."""
 
     def __init__(self, low: Tensor, high: Tensor):
         self.low, self.high = low, high
@@ -178,8 +180,6 @@ class Clamp:
 
 
 def make_clamp_hooks(preprocess: Preprocess) -> list[Clamp]:
-    """The hook that keeps pixels between 0 and 1; none for whitening, which knows no range of one pixel."""
-    if preprocess.std is None:
-        return []
-    low, high = ((pixel - preprocess.mean) / preprocess.std for pixel in (0.0, 1.0))
-    return [Clamp(low[:, None, None], high[:, None, None])]
+    """The hook that keeps pixels in [0, 1]; an empty list for whitening, where a single pixel has no range."""
+    low, high = preprocess.input_value(0.0), preprocess.input_value(1.0)
+    return [] if low is None or high is None else [Clamp(low[:, None, None], high[:, None, None])]

@@ -1,4 +1,4 @@
-"""The one outer loop: draw, loss, backward, accept, step, hooks."""
+"""The outer loop, which improves a synthetic set: objective, backward pass, optimisers' steps, hooks."""
 
 from __future__ import annotations
 
@@ -14,19 +14,23 @@ from limbeck.synthetic.set import SyntheticSet
 
 
 class Objective(Protocol):
-    """What a method minimises: a differentiable scalar of the synthetic set, random only through (seed, step)."""
+    """What a method minimises: a differentiable scalar of the synthetic set. It is random only through (seed, step)."""
 
-    def __call__(self, synthetic: SyntheticSet, step: int, seed: int) -> Tensor: ...
+    def __call__(self, synthetic: SyntheticSet, step: int, seed: int) -> Tensor:
+        """The loss at outer step `step`, a scalar."""
+        ...
 
 
 class Hook(Protocol):
-    """Called after every outer step, with the updated set and that step's loss."""
+    """A function of the updated set, the number of outer steps so far and the last loss, called after every step."""
 
-    def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None: ...
+    def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
+        """Act on the set after its `step`-th step."""
+        ...
 
 
 class DivergenceError(UserError):
-    """The loss or a gradient stopped being finite; the set still holds its last good values."""
+    """The loss or a gradient stopped being finite. The set still has its last finite values."""
 
 
 def outer_loop(
@@ -38,10 +42,23 @@ def outer_loop(
     accept: Callable[[float], bool] | None = None,
     hooks: Sequence[Hook] = (),
 ) -> None:
-    """Lower `objective` over `steps`, updating the learned parameters of `synthetic` in place.
+    """Minimise `objective` over the outer steps `steps`, updating the learned parameters of `synthetic` in place.
 
-    Each step is random only through (seed, step), so that a run can be taken up again at any of them.
-    Hooks see the number of steps done. Raises DivergenceError before a step that is not finite is taken.
+    optimisers: of the learned parameters, each stepped once an outer step.
+    accept:     loss -> whether to take this step; None takes every step.
+    hooks:      called in order after every step, accepted or not, with the number of steps so far.
+
+    Each step is random only through (seed, step), so that a run can be continued from any step.
+    Raises DivergenceError where the loss or a gradient is not finite, before the step is taken.
+
+    >>> images, labels = torch.ones(2, 1, 4, 4), torch.tensor([0, 1])
+    >>> synthetic = SyntheticSet.from_images(images, labels, lr=0.1, learned=("images",))
+    >>> optimiser = torch.optim.SGD([synthetic.images], lr=0.5)
+    >>> def objective(synthetic, step, seed):
+    ...     return synthetic.images.square().sum()
+    >>> outer_loop(objective, synthetic, [optimiser], range(1), seed=0)
+    >>> float(synthetic.images.detach().abs().max())
+    0.0
     """
     for step in steps:
         for optimiser in optimisers:
@@ -49,7 +66,7 @@ def outer_loop(
         loss = objective(synthetic, step, seed)
         loss.backward()
         value = float(loss.detach())
-        _check(value, synthetic, step)
+        _check_finite(value, synthetic, step)
         if accept is None or accept(value):
             for optimiser in optimisers:
                 optimiser.step()
@@ -57,13 +74,13 @@ def outer_loop(
             hook(synthetic, step + 1, value)
 
 
-def _check(loss: float, synthetic: SyntheticSet, step: int) -> None:
+def _check_finite(loss: float, synthetic: SyntheticSet, step: int) -> None:
     grads = {name: parameter.grad for name, parameter in synthetic.parameters().items()}
     broken = [name for name, grad in grads.items() if grad is not None and not bool(torch.isfinite(grad).all())]
     if not isfinite(loss) or broken:
-        what = f"the gradient of {', '.join(broken)}" if broken else "the loss"
+        subject = f"the gradient of {', '.join(broken)}" if broken else "the loss"
         lr = float(synthetic.lr.detach())
         raise DivergenceError(
-            f"step {step}: {what} is not finite (loss {loss:.4g}, student step size {lr:.4g}); the last good state "
+            f"step {step}: {subject} is not finite (loss {loss:.4g}, student step size {lr:.4g}); the last good state "
             "is kept. Lower --lr-img, --lr-lr or --syn-steps and run again in a new folder."
         )

@@ -1,4 +1,4 @@
-"""The synthetic set while it is being learned: raw parameters, and the batches a student takes from them."""
+"""The synthetic set while it is learned: its raw parameters, and the batches that a student takes from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from limbeck.core.types import Batch
 
-LOG_LR_RANGE = (-16.0, 5.0)  # step sizes between 1e-7 and 150
+LOG_LR_RANGE = (-16.0, 5.0)
+"""The range of log_lr within which the step size follows it: step sizes between 1e-7 and 150."""
 
 Decode = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(stored images, labels) -> (training images, their labels)."""
@@ -19,15 +20,23 @@ Decode = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class SyntheticSet:
-    """Raw parameters and how to read them.
+    """A synthetic set: raw parameters, and how training images and labels follow from them.
 
-    images:  (n, channels, height, width) in network input space, class-sorted.
+    images:  (n, channels, height, width) in network input space, sorted by class.
     labels:  int64 classes (n,), or float logits (n, classes) whose softmax is the target.
-    log_lr:  scalar, the logarithm of the student's step size: the step size is positive by construction.
-             It is meant to lie in `LOG_LR_RANGE`.
-    decode:  stored images and labels to training images and labels; None where they are the same.
+    log_lr:  scalar, the logarithm of the student's step size, which is therefore positive. See `LOG_LR_RANGE`.
+    decode:  maps stored images and labels to training images and labels; None where they are the same.
     learned: names of the parameters that a method optimises.
-    extra:   further raw parameters by name, of methods that have some (a temperature, say).
+    extra:   further raw parameters by name, for methods that have some (a temperature, say).
+
+    >>> import torch
+    >>> images, labels = torch.zeros(4, 1, 8, 8), torch.tensor([0, 0, 1, 1])
+    >>> synthetic = SyntheticSet.from_images(images, labels, lr=0.01)
+    >>> sorted(synthetic.parameters()), round(float(synthetic.lr.detach()), 6)
+    (['images', 'log_lr'], 0.01)
+    >>> batches = synthetic.batches(steps=3, size=2, generator=torch.Generator().manual_seed(0))
+    >>> [len(batch.rows) for batch in batches]
+    [2, 2, 2]
     """
 
     images: Tensor
@@ -48,7 +57,10 @@ class SyntheticSet:
         decode: Decode | None = None,
         extra: Mapping[str, Tensor] | None = None,
     ) -> SyntheticSet:
-        """A set that begins at these images (copied), labels and step size; the learned parts ask for gradients."""
+        """A set that starts at copies of these images, labels and extra parameters, with step size `lr`.
+
+        The parameters named in `learned` require gradients. Raises ValueError for an `lr` that is not above 0.
+        """
         log_lr = torch.tensor(log(lr), dtype=images.dtype, device=images.device)
         copies = {name: tensor.detach().clone() for name, tensor in (extra or {}).items()}
         synthetic = cls(images.detach().clone(), labels.detach().clone(), log_lr, decode, learned, copies)
@@ -58,9 +70,10 @@ class SyntheticSet:
 
     @property
     def lr(self) -> Tensor:
-        """The student's step size, a positive scalar between 1e-7 and 150, however far log_lr goes.
+        """The student's step size, a positive scalar between 1e-7 and 150 for any log_lr.
 
-        Its derivative in log_lr is the step size itself, beyond the range too, so that log_lr can return.
+        Its derivative with respect to log_lr is the step size itself, outside of the range too, so that log_lr can
+        come back.
         """
         excess = self.log_lr - self.log_lr.clamp(*LOG_LR_RANGE)
         return (self.log_lr - excess.detach()).exp()
@@ -75,7 +88,7 @@ class SyntheticSet:
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Copy raw tensors in, in place, so that optimisers keep hold of them."""
+        """Copy raw tensors into this set in place, so that its optimisers stay valid."""
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
 
@@ -90,24 +103,24 @@ class SyntheticSet:
         return (self.images, self.labels) if self.decode is None else self.decode(self.images, self.labels)
 
     def training_pair(self) -> tuple[Tensor, Tensor]:
-        """Training images and labels; label logits become probabilities."""
+        """Training images, and labels as classes or, where they are logits, as probabilities."""
         images, labels = self.decoded_pair()
         return images, labels.softmax(1) if labels.dtype.is_floating_point else labels
 
     def batches(self, steps: int, size: int | None, generator: torch.Generator) -> list[Batch]:
-        """`steps` batches of `size` images (None: all), passing over the set in a new order each time.
+        """`steps` batches of `size` images each, or of all images where `size` is None or not below their number.
 
-        They share one tensor of images and carry rows and an augmentation seed each.
+        They pass over the set in a new order each time; the last batch of a pass may be smaller. All batches share one
+        tensor of images and differ in their rows and in the seeds of their augmentation.
         """
         images, labels = self.training_pair()
         count = len(images)
-        whole = size is None or size >= count
         rows: list[Tensor | None] = []
         while len(rows) < steps:
-            if whole or size is None:
+            if size is None or size >= count:
                 rows.append(None)
             else:
                 order = torch.randperm(count, generator=generator).to(images.device)
                 rows += [order[i : i + size] for i in range(0, count, size)]
         seeds = torch.randint(2**62, (steps,), generator=generator).tolist()
-        return [Batch(images, labels, seed, part) for seed, part in zip(seeds, rows)]
+        return [Batch(images, labels, seed, batch_rows) for seed, batch_rows in zip(seeds, rows)]

@@ -1,4 +1,8 @@
-"""Multi-formation: every stored image is a mosaic of f x f tiles, and each tile, enlarged, is a training image."""
+"""Multi-formation (Kim et al., IDC, ICML 2022): every stored image is a mosaic of f x f tiles.
+
+Each tile, enlarged, is a training image. `cut_tiles` maps stored to training images, `make_mosaic` real images to
+stored ones, and `Partition` is the `decode` of a synthetic set.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +23,9 @@ Mode = Literal["single", "multi", "bound"]
 
 
 def tile_sides(size: tuple[int, int], factor: int) -> tuple[int, int]:
-    """Height and width of a tile: ceil(side / factor), so that factor tiles cover a side, the last one perhaps in part.
+    """Height and width of a tile: ceil(side / factor). `factor` tiles cover a side, the last one perhaps in part.
 
-    Raises UserError for a factor below 1, or one that would leave the last tile nothing of the image.
+    Raises UserError for a factor below 1, and for one at which the last tile would contain nothing of the image.
 
     >>> tile_sides((28, 28), 3), tile_sides((8, 8), 3)
     ((10, 10), (3, 3))
@@ -33,21 +37,22 @@ def tile_sides(size: tuple[int, int], factor: int) -> tuple[int, int]:
 
 
 def _canvas(images: Tensor, sides: tuple[int, int], factor: int, pad: tuple[float, ...]) -> Tensor:
-    """images (n, c, h, w) -> (n, c, factor * tile height, factor * tile width), filled up right and below."""
+    """images (n, c, h, w) -> (n, c, factor * tile height, factor * tile width), padded on the right and below."""
     n, c, h, w = images.shape
     if (sides[0] * factor, sides[1] * factor) == (h, w):
         return images
-    fill = images.new_tensor(pad).view(1, -1, 1, 1)
-    canvas = fill.expand(n, c, sides[0] * factor, sides[1] * factor).clone()
+    values = images.new_tensor(pad).view(1, -1, 1, 1)
+    canvas = values.expand(n, c, sides[0] * factor, sides[1] * factor).clone()
     canvas[:, :, :h, :w] = images
     return canvas
 
 
 def cut_tiles(images: Tensor, factor: int, pad: tuple[float, ...] = (0.0,)) -> Tensor:
-    """images (n, c, h, w) -> (factor^2 n, c, h, w): tile 0 of all images, then tile 1 of all; tiles row by row.
+    """Cut images (n, c, h, w) into enlarged tiles (factor^2 n, c, h, w): tile 0 of all images, then tile 1 of all.
 
-    Where a side does not divide, it is filled up right and below with `pad`, one value a channel or one for all, in
-    the images' own space. Tiles are enlarged bilinearly (Kim et al., IDC, ICML 2022, section 4.1).
+    Tiles are counted row by row and enlarged bilinearly (Kim et al., IDC, section 4.1). Images whose sides are no
+    multiple of `factor` are padded on the right and below with `pad`, one value a channel or one for all, in the space
+    of the images. Raises UserError as `tile_sides` does.
     """
     if factor == 1:
         return images
@@ -59,15 +64,15 @@ def cut_tiles(images: Tensor, factor: int, pad: tuple[float, ...] = (0.0,)) -> T
 
 
 def enlarge_tiles(tiles: Tensor, size: tuple[int, int]) -> Tensor:
-    """(n, c, h, w) -> (n, c, *size), bilinearly."""
+    """Enlarge tiles (n, c, h, w) bilinearly to (n, c, *size)."""
 
     def forward(x: Tensor) -> Tensor:
         return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
     def adjoint(g: Tensor) -> Tensor:
         rows, columns = (
-            F.interpolate(torch.eye(few, dtype=g.dtype, device=g.device)[None], size=many, mode="linear")[0]
-            for few, many in zip(sides, size)
+            F.interpolate(torch.eye(side, dtype=g.dtype, device=g.device)[None], size=target, mode="linear")[0]
+            for side, target in zip(sides, size)
         )
         return rows @ g @ columns.T
 
@@ -76,11 +81,12 @@ def enlarge_tiles(tiles: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def make_mosaic(images: Tensor, factor: int) -> Tensor:
-    """The start of a multi-formation set: images (factor^2 n, c, h, w), ordered as `cut` gives tiles -> (n, c, h, w).
+    """Put images (factor^2 n, c, h, w), in the order of `cut_tiles`, into mosaics (n, c, h, w): the start of a set.
 
-    Every image is shrunk by averaging to the tile that `cut` will take from the very place it is put: the reference
-    divides 28 pixels by 3 into 10 + 9 + 9 here and 10 + 10 + 10 there, so that its tiles bleed. What of the last
-    tiles lies outside the image is cut off. Raises UserError where the number of images is no multiple of factor^2.
+    Every image is shrunk by averaging to the size of its tile. Its place is exactly that from which `cut_tiles` cuts
+    the tile; the released code divides 28 pixels by 3 into 10 + 9 + 9 here and into 10 + 10 + 10 there, so that its
+    tiles overlap their neighbours. Parts of the last tiles outside of the image are lost.
+    Raises UserError where the number of images is no multiple of factor^2, and as `tile_sides` does.
     """
     if factor == 1:
         return images
@@ -88,17 +94,17 @@ def make_mosaic(images: Tensor, factor: int) -> Tensor:
     sides = tile_sides((h, w), factor)
     if count % factor**2:
         raise UserError(f"{count} images make no whole mosaics of {factor} x {factor}.")
-    small = F.interpolate(images, size=sides, mode="area").view(factor, factor, -1, c, *sides)
-    whole = small.permute(2, 3, 0, 4, 1, 5).reshape(-1, c, factor * sides[0], factor * sides[1])
-    return whole[:, :, :h, :w].contiguous()
+    tiles = F.interpolate(images, size=sides, mode="area").view(factor, factor, -1, c, *sides)
+    canvas = tiles.permute(2, 3, 0, 4, 1, 5).reshape(-1, c, factor * sides[0], factor * sides[1])
+    return canvas[:, :, :h, :w].contiguous()
 
 
 def bound_factors(labels: Tensor, factor: int, max_per_class: int) -> Tensor:
-    """How finely each stored image is cut, (n,), so that no class gets more than `max_per_class` training images.
+    """The factor by which each stored image is cut, int64 (n,) on the CPU: at most `max_per_class` tiles a class.
 
-    On the processor, whatever device the labels are on.
-    The first images of a class get `factor`, as many as fit while every later one still gets 1; the next ones the
-    greatest that fits then. A class of more than `max_per_class` stored images is not cut at all.
+    The first images of a class get `factor`, as many as fit while all later ones still get 1, and the next image gets
+    the largest factor that then fits. A class of more than `max_per_class` stored images is not cut at all.
+    labels: int64 classes (n,) or logits (n, classes), on any device.
 
     >>> bound_factors(torch.tensor([0, 0, 0, 1]), 2, 7).tolist()
     [2, 1, 1, 2]
@@ -107,12 +113,12 @@ def bound_factors(labels: Tensor, factor: int, max_per_class: int) -> Tensor:
     factors = torch.ones(len(labels), dtype=torch.int64)
     for label in classes.unique().tolist():
         rows = (classes == label).nonzero().squeeze(1).tolist()
-        spare, now = max_per_class - len(rows), factor
+        spare, current = max_per_class - len(rows), factor
         for row in rows:
-            while now > 1 and now * now - 1 > spare:
-                now -= 1
-            factors[row] = now
-            spare -= now * now - 1
+            while current > 1 and current * current - 1 > spare:
+                current -= 1
+            factors[row] = current
+            spare -= current * current - 1
     return factors
 
 
@@ -120,10 +126,12 @@ def bound_factors(labels: Tensor, factor: int, max_per_class: int) -> Tensor:
 class Partition:
     """The `decode` of a multi-formation set: (stored images, labels) -> (training images, labels).
 
-    mode: single: every image is cut by `factor`. multi: by 1, 2, ..., `factor`, all together. bound: as finely as
-          `max_per_class` training images a class allow (see `bound_factors`).
-    pad:  what fills a side that does not divide: per channel, in network input space (see `grey`).
-    Labels are classes (n,) or logits (n, classes), repeated in the order of the images. Factor 1 is the identity.
+    factor: tiles along each side of a stored image; 1 returns images and labels as they are.
+    mode:   single: every image is cut by `factor`. multi: by 1, 2, ..., `factor`, all together. bound: into as many
+            tiles as `max_per_class` training images a class allow (see `bound_factors`).
+    pad:    pads sides that are no multiple of `factor`, per channel, in network input space (see `pad_value`).
+    max_per_class: training images of a class, in mode bound.
+    Labels are classes (n,) or logits (n, classes), repeated in the order of the images.
     """
 
     factor: int
@@ -140,10 +148,10 @@ class Partition:
             parts = [self._cut(images, labels, factor) for factor in range(1, self.factor + 1)]
         else:
             factors = bound_factors(labels, self.factor, self.max_per_class)
-            chosen = [(factor, (factors == factor).nonzero().squeeze(1)) for factor in range(self.factor, 0, -1)]
-            places = [(factor, rows.to(images.device)) for factor, rows in chosen if len(rows)]
-            parts = [self._cut(images[rows], labels[rows], factor) for factor, rows in places]
-        return torch.cat([part for part, _ in parts]), torch.cat([part for _, part in parts])
+            rows_by_factor = {k: (factors == k).nonzero().squeeze(1) for k in range(self.factor, 0, -1)}
+            groups = [(factor, rows.to(images.device)) for factor, rows in rows_by_factor.items() if len(rows)]
+            parts = [self._cut(images[rows], labels[rows], factor) for factor, rows in groups]
+        return torch.cat([tiles for tiles, _ in parts]), torch.cat([tile_labels for _, tile_labels in parts])
 
     def _cut(self, images: Tensor, labels: Tensor, factor: int) -> tuple[Tensor, Tensor]:
         repeats = (factor**2, *[1] * (labels.ndim - 1))
@@ -151,10 +159,11 @@ class Partition:
 
 
 def pad_value(preprocess: Preprocess, pixel: float = 0.5) -> tuple[float, ...]:
-    """A pixel value per channel in network input space: the reference pads with 0.5 in pixel space.
+    """The value that pads images, per channel in network input space; the released code pads pixels with 0.5.
 
-    Raises UserError for whitening, which is of whole images and knows no value of one pixel.
+    Raises UserError for whitening, which maps whole images and not single pixels.
     """
-    if preprocess.std is None:
+    values = preprocess.input_value(pixel)
+    if values is None:
         raise UserError("cutting images into tiles needs --preprocess normalise: whitening is of whole images.")
-    return tuple(((pixel - preprocess.mean) / preprocess.std).tolist())
+    return tuple(values.tolist())
