@@ -17,7 +17,7 @@ from limbeck.data.augment import DSA, ComposedDSA, Draw
 from limbeck.derivatives.autograd import Loss
 from limbeck.experts import ExpertConfig
 from limbeck.methods import METHODS, DataFacts, MethodInputs, Plan
-from limbeck.methods.class_matching import pixel_variance
+from limbeck.methods.class_matching import mean_pixel_variance
 from limbeck.networks.losses import CrossEntropy
 from limbeck.networks.registry import ModelConfig, flat_model
 from limbeck.objectives.classes import Discrepancy, MatchClasses, Sum, unchanged
@@ -390,7 +390,7 @@ def test_pixels_stay_between_black_and_white(task: Task) -> None:
 def test_a_step_in_pixel_space(digits: Any, kind: str) -> None:
     """The step size in input space moves pixels as the given one does in pixel space; for ZCA on average."""
     task = make_task(digits, ModelConfig(width=4), kind)
-    variance = pixel_variance(task.preprocess)
+    variance = mean_pixel_variance(task.preprocess)
     generator = torch.Generator().manual_seed(0)
     slope = torch.randn(400, 1, 8, 8, generator=generator)
     pixels = torch.rand(400, 1, 8, 8, generator=generator).requires_grad_()

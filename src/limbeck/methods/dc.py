@@ -5,53 +5,68 @@ from __future__ import annotations
 from pydantic import Field
 
 from limbeck.core.rng import derive_seed
-from limbeck.methods.class_matching import LR_NET, MatchingConfig, image_sgd, real_rows, start
+from limbeck.methods.class_matching import (
+    LR_NET,
+    ClassMatchingConfig,
+    init_synthetic_set,
+    make_image_optimiser,
+    make_row_sampler,
+)
 from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
 from limbeck.objectives.classes import Augment, MatchClasses, unchanged
 from limbeck.objectives.gradient import DISTANCES, GradientDistance, weights
 from limbeck.objectives.pool import Ageing, Fresh, Sgd, SyntheticLessons
 
 
-class DCConfig(MatchingConfig):
-    """Options of DC."""
+class DCConfig(ClassMatchingConfig):
+    """Options of DC and DSA. The augmentation of DSA is --augment."""
 
     lr_img: float = Field(default=0.1, gt=0)
-    """step size of the images, in network input space as the authors'"""
+    """step size of the images, in network input space as in the authors' code"""
     inner: int | None = Field(default=None, ge=1)
-    """steps that a network lives (the paper's T, outer_loop in its code); by default images per class, at most 50"""
+    """outer steps per network (the paper's T, outer_loop in its code); by default images per class, at most 50"""
     net_epochs: int | None = Field(default=None, ge=1)
-    """passes over the synthetic set between them (inner_loop); by default 500 over --inner"""
+    """passes of the network over the synthetic set between two steps (inner_loop); by default 500 over --inner"""
     lr_net: float = Field(default=LR_NET, gt=0)
     """step size of the network"""
     batch_net: int = Field(default=256, ge=1)
     """synthetic images per step of the network"""
 
 
-def loops(config: DCConfig, facts: DataFacts) -> DCConfig:
-    """The papers' pairs: one step a network at one image per class, 10 and 50 at 10, 50 and 10 at 50."""
+class DCOptions(DCConfig):
+    """Options of DC and DSA with every default resolved."""
+
+    inner: int
+    net_epochs: int
+
+
+def resolve(config: DCConfig, facts: DataFacts) -> DCOptions:
+    """Return the options with the papers' loops: 1 x 500 at one image per class, 10 x 50 at 10, 50 x 10 at 50."""
     inner = config.inner or min(facts.ipc, 50)
-    return config.model_copy(update={"inner": inner, "net_epochs": config.net_epochs or max(1, 500 // inner)})
+    loops = {"inner": inner, "net_epochs": config.net_epochs or max(1, 500 // inner)}
+    return DCOptions(**config.model_dump() | loops)
 
 
-def compose(config: DCConfig, inputs: MethodInputs, siamese: Augment, lesson: Augment) -> Plan:
-    """All weights' gradients, row by row, under a network that learns from the synthetic set."""
-    assert config.inner is not None
-    assert config.net_epochs is not None
+def make_plan(options: DCOptions, inputs: MethodInputs, siamese: Augment, augment: Augment) -> Plan:
+    """Match the gradients of all weights, row by row, under a network that learns from the synthetic set.
+
+    siamese: augmentation of real and synthetic images when they are compared; augment: of those the network learns.
+    """
     task, layout = inputs.task, inputs.task.model.layout
     fresh = Fresh(task.model, inputs.seed, task.device)
-    lessons = SyntheticLessons(config.net_epochs, config.batch_net, derive_seed(inputs.seed, "lessons"), lesson)
-    network = Ageing(task.loss_with(None), fresh, config.inner, lessons, Sgd(config.lr_net))
-    synthetic = start(config, inputs, network)
-    rows, hooks = real_rows(config, inputs, network)
+    lessons = SyntheticLessons(options.net_epochs, options.batch_net, derive_seed(inputs.seed, "lessons"), augment)
+    network = Ageing(task.loss_with(None), fresh, options.inner, lessons, Sgd(options.lr_net))
+    synthetic = init_synthetic_set(options, inputs, network)
+    rows, hooks = make_row_sampler(options, inputs, network)
     distance = GradientDistance(task.loss_with(None), layout, weights(layout), DISTANCES["cosine"])
     objective = MatchClasses(task.train, rows, network.network, distance, siamese)
-    steps = [image_sgd(synthetic, config.lr_img, config.momentum)]
-    return Plan(objective, synthetic, steps, config.iterations, hooks=hooks)
+    optimiser = make_image_optimiser(synthetic, options.lr_img, options.momentum)
+    return Plan(objective, synthetic, [optimiser], options.iterations, hooks=hooks)
 
 
-def plan(config: DCConfig, inputs: MethodInputs) -> Plan:
-    """Nothing is augmented."""
-    return compose(config, inputs, unchanged, unchanged)
+def plan(options: DCOptions, inputs: MethodInputs) -> Plan:
+    """Match gradients without augmentation."""
+    return make_plan(options, inputs, unchanged, unchanged)
 
 
 DC = Method(
@@ -61,6 +76,6 @@ DC = Method(
     config=DCConfig,
     experts=None,
     plan=plan,
-    resolve=loops,
+    resolve=resolve,
     learns=("images",),
 )

@@ -6,30 +6,35 @@ from dataclasses import replace
 
 from pydantic import Field
 
-from limbeck.methods.class_matching import MatchingConfig, image_sgd, real_rows, start
+from limbeck.methods.class_matching import (
+    ClassMatchingConfig,
+    init_synthetic_set,
+    make_image_optimiser,
+    make_row_sampler,
+)
 from limbeck.methods.plan import Method, MethodInputs, Plan
 from limbeck.objectives.classes import MatchClasses
 from limbeck.objectives.features import FeatureDistance
 from limbeck.objectives.pool import Ageing, Fresh
 
 
-class DMConfig(MatchingConfig):
+class DMConfig(ClassMatchingConfig):
     """Options of DM."""
 
     lr_img: float = Field(default=1.0, gt=0)
-    """step size of the images, in network input space as the authors'"""
+    """step size of the images, in network input space as in the authors' code"""
 
 
-def plan(config: DMConfig, inputs: MethodInputs) -> Plan:
-    """A new untrained network at every step; one augmentation draw for real and synthetic images of a class."""
+def plan(options: DMConfig, inputs: MethodInputs) -> Plan:
+    """Match mean features under a new untrained network at every step, with one draw of the augmentation per class."""
     task = inputs.task
     network = Ageing(task.loss_with(None), Fresh(task.model, inputs.seed, task.device), every=1)
-    synthetic = start(config, inputs, network)
-    rows, hooks = real_rows(config, inputs, network)
+    synthetic = init_synthetic_set(options, inputs, network)
+    rows, hooks = make_row_sampler(options, inputs, network)
     siamese = replace(task.augment, siamese=True)
     objective = MatchClasses(task.train, rows, network.network, FeatureDistance(task.model), siamese)
-    steps = [image_sgd(synthetic, config.lr_img, config.momentum)]
-    return Plan(objective, synthetic, steps, config.iterations, hooks=hooks)
+    optimiser = make_image_optimiser(synthetic, options.lr_img, options.momentum)
+    return Plan(objective, synthetic, [optimiser], options.iterations, hooks=hooks)
 
 
 DM = Method(

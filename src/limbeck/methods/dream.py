@@ -7,26 +7,44 @@ from typing import Literal
 from pydantic import Field
 
 from limbeck.methods.coreset import Init
-from limbeck.methods.idc import IDCConfig, plan, step_size
-from limbeck.methods.plan import Method
+from limbeck.methods.idc import IDCConfig, IDCOptions, plan, resolve_step_size
+from limbeck.methods.plan import DataFacts, Method
 
 
 class DREAMConfig(IDCConfig):
     """Options of DREAM: those of IDC, with other defaults."""
 
     init: Init | Literal["dream", "noise"] = "dream"
-    """where images start: a coreset's name; dream: real ones by clusters of an untrained network's features; noise"""
+    """images to start from: a coreset's name; dream: real ones by clusters of an untrained network's features; noise"""
     policy: Literal["random", "dream", "centre", "boundary"] = "dream"
     """which real images: random ones at every step; by clusters of features; nearest or farthest from the class mean"""
 
 
+class DREAMOptions(IDCOptions, DREAMConfig):
+    """Options of DREAM with every default resolved."""
+
+
+def resolve(config: DREAMConfig, facts: DataFacts) -> DREAMOptions:
+    """Return the options with a number for the step size of the images."""
+    return DREAMOptions(**config.model_dump() | resolve_step_size(config, facts))
+
+
 class DREAMPlusConfig(DREAMConfig):
-    """Options of DREAM+: those of DREAM, with a warm-up and the term of features."""
+    """Options of DREAM+: those of DREAM, with a warm-up and the distance of features."""
 
     warm_up: int = Field(default=1, ge=0)
-    """epochs on all real images that every new network gets first"""
+    """epochs on all real images that every new network is first trained for"""
     feature_weight: float = Field(default=1.0, ge=0)
-    """of the distance of mean features beside that of gradients"""
+    """weight of the distance of mean features; that of gradients has weight 1"""
+
+
+class DREAMPlusOptions(DREAMOptions, DREAMPlusConfig):
+    """Options of DREAM+ with every default resolved."""
+
+
+def resolve_plus(config: DREAMPlusConfig, facts: DataFacts) -> DREAMPlusOptions:
+    """Return the options with a number for the step size of the images."""
+    return DREAMPlusOptions(**config.model_dump() | resolve_step_size(config, facts))
 
 
 DREAM = Method(
@@ -36,7 +54,7 @@ DREAM = Method(
     config=DREAMConfig,
     experts=None,
     plan=plan,
-    resolve=step_size,
+    resolve=resolve,
     learns=("images",),
 )
 
@@ -47,6 +65,6 @@ DREAM_PLUS = Method(
     config=DREAMPlusConfig,
     experts=None,
     plan=plan,
-    resolve=step_size,
+    resolve=resolve_plus,
     learns=("images",),
 )

@@ -10,12 +10,11 @@ from limbeck.core.rng import derive_seed
 from limbeck.data.augment import DSA, ComposedDSA
 from limbeck.methods.class_matching import (
     LR_NET,
-    MatchingConfig,
-    image_sgd,
-    partition,
-    pixel_variance,
-    real_rows,
-    start,
+    ClassMatchingConfig,
+    init_synthetic_set,
+    make_image_optimiser,
+    make_row_sampler,
+    mean_pixel_variance,
 )
 from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
 from limbeck.objectives.classes import Discrepancy, MatchClasses, Sum
@@ -23,11 +22,11 @@ from limbeck.objectives.features import FeatureDistance
 from limbeck.objectives.gradient import DISTANCES, GradientDistance, convolutions
 from limbeck.objectives.pool import Ageing, Fresh, RealLessons, Sgd, WarmUp
 from limbeck.synthetic.hooks import make_clamp_hooks
-from limbeck.task import Task
+from limbeck.synthetic.tiles import Partition, pad_value
 from limbeck.training.plain import Schedule
 
 
-class IDCConfig(MatchingConfig):
+class IDCConfig(ClassMatchingConfig):
     """Options of IDC and DREAM."""
 
     factor: int = Field(default=2, ge=1)
@@ -35,73 +34,86 @@ class IDCConfig(MatchingConfig):
     how: Literal["single", "multi", "bound"] = "single"
     """cut by f; by 1 to f, all together; by up to f while a class has no more than 128 training images"""
     batch_syn: int = Field(default=128, ge=1)
-    """synthetic training images of a class per step, at most"""
+    """synthetic training images per class and outer step, at most"""
     distance: Literal["mse", "l1", "l1_mean", "cosine"] = "l1"
-    """of gradients; mse (a sum) for the papers' coloured images, l1 for grey ones"""
+    """distance of gradients: mse (a sum) for the papers' coloured images, l1 for grey ones"""
     lr_img: float | None = Field(default=None, gt=0)
-    """step size of the images in pixel space (0 to 1), as the authors' once scaled; by default it grows with --ipc"""
+    """step size of the images in pixel space (0 to 1), as the authors' when scaled; by default it grows with --ipc"""
     inner: int = Field(default=10, ge=1)
-    """steps that a network lives (the authors: 100)"""
+    """outer steps per network (the authors: 100)"""
     net_steps: int = Field(default=4, ge=1)
-    """steps of the network on real images between them"""
+    """steps of the network on real images between two outer steps"""
     batch_net: int = Field(default=64, ge=1)
     """real images per step of the network"""
     lr_net: float = Field(default=LR_NET, gt=0)
-    """step size of the network; momentum is 0.9, weight decay 5e-4"""
+    """step size of the network; its momentum is 0.9, its weight decay 5e-4"""
     cutmix: float = Field(default=0.5, ge=0, le=1)
-    """part of the network's batches that CutMix mixes"""
+    """fraction of the network's batches that CutMix mixes"""
     match_augment: str = "color_crop_cutout"
-    """families of the siamese augmentation: of other than flip, color and cutout one at a time"""
+    """families of the siamese augmentation; of those other than flip, color and cutout one at a time"""
     net_augment: str = "color_crop"
-    """families for the network's lessons, image by image"""
+    """families of the augmentation of the images that the network learns, drawn image by image"""
     warm_up: int = Field(default=0, ge=0)
-    """epochs on all real images that every new network gets first (1 in DREAM+)"""
+    """epochs on all real images that every new network is first trained for (1 in DREAM+)"""
     feature_weight: float = Field(default=0.0, ge=0)
-    """of the distance of mean features beside that of gradients (1 in DREAM+)"""
+    """weight of the distance of mean features; that of gradients has weight 1 (1 in DREAM+)"""
+
+
+class IDCOptions(IDCConfig):
+    """Options of IDC with every default resolved."""
+
+    lr_img: float
 
 
 BASE_LR = {"l1": 1e-3, "mse": 5e-3, "l1_mean": 1e-2, "cosine": 1e-2}
+"""Default step size of the images at one image per class, by distance."""
 
 
-def step_size(config: IDCConfig, facts: DataFacts) -> IDCConfig:
-    """The gradient in one image falls with images per class, being of a mean: the authors' lr_img grows with them."""
-    return config.model_copy(update={"lr_img": config.lr_img or BASE_LR[config.distance] * facts.ipc})
+def resolve_step_size(config: IDCConfig, facts: DataFacts) -> dict[str, float]:
+    """Return lr_img, which grows with images per class: the gradient is of a mean over them."""
+    return {"lr_img": config.lr_img or BASE_LR[config.distance] * facts.ipc}
 
 
-def ageing(config: IDCConfig, task: Task, seed: int) -> Ageing:
-    """Networks that learn from real images, perhaps with a warm-up."""
-    lesson, sgd = ComposedDSA(DSA(config.net_augment)), Sgd(config.lr_net, 0.9, 5e-4)
-    schedule = Schedule(config.warm_up, sgd.lr, config.batch_net, sgd.momentum, sgd.weight_decay)
-    warm_up = WarmUp(task.loss_with(lesson), task.train, schedule) if config.warm_up else None
+def resolve(config: IDCConfig, facts: DataFacts) -> IDCOptions:
+    """Return the options with a number for the step size of the images."""
+    return IDCOptions(**config.model_dump() | resolve_step_size(config, facts))
+
+
+def make_network(options: IDCOptions, inputs: MethodInputs) -> Ageing:
+    """Return networks that learn from real images, with a warm-up if the options ask for one."""
+    task, augment, sgd = inputs.task, ComposedDSA(DSA(options.net_augment)), Sgd(options.lr_net, 0.9, 5e-4)
+    schedule = Schedule(options.warm_up, sgd.lr, options.batch_net, sgd.momentum, sgd.weight_decay)
+    warm_up = WarmUp(task.loss_with(augment), task.train, schedule) if options.warm_up else None
     lessons = RealLessons(
         task.train,
         task.data.num_classes,
-        config.net_steps,
-        config.batch_net,
-        derive_seed(seed, "lessons"),
-        lesson,
-        config.cutmix,
+        options.net_steps,
+        options.batch_net,
+        derive_seed(inputs.seed, "lessons"),
+        augment,
+        options.cutmix,
     )
-    return Ageing(task.loss_with(None), Fresh(task.model, seed, task.device, warm_up), config.inner, lessons, sgd)
+    fresh = Fresh(task.model, inputs.seed, task.device, warm_up)
+    return Ageing(task.loss_with(None), fresh, options.inner, lessons, sgd)
 
 
-def plan(config: IDCConfig, inputs: MethodInputs) -> Plan:
-    """Gradients of convolutions for enlarged tiles; pixels stay between 0 and 1."""
-    assert config.lr_img is not None
-    task = inputs.task
-    network = ageing(config, task, inputs.seed)
-    synthetic = start(config, inputs, network, partition(config.factor, config.how, inputs))
-    rows, hooks = real_rows(config, inputs, network)
-    distance = DISTANCES[config.distance]
-    discrepancy: Discrepancy = GradientDistance(
-        task.loss_with(None), task.model.layout, convolutions(task.model.layout), distance
-    )
-    if config.feature_weight:
-        discrepancy = Sum(((1.0, discrepancy), (config.feature_weight, FeatureDistance(task.model, distance))))
-    siamese = ComposedDSA(DSA(config.match_augment, siamese=True))
-    objective = MatchClasses(task.train, rows, network.network, discrepancy, siamese, config.batch_syn)
-    steps = [image_sgd(synthetic, config.lr_img / pixel_variance(task.preprocess), config.momentum)]
-    return Plan(objective, synthetic, steps, config.iterations, hooks=[*make_clamp_hooks(task.preprocess), *hooks])
+def plan(options: IDCOptions, inputs: MethodInputs) -> Plan:
+    """Match the gradients of convolutions for enlarged tiles; pixels stay between 0 and 1."""
+    task, layout = inputs.task, inputs.task.model.layout
+    network = make_network(options, inputs)
+    tiles = Partition(options.factor, options.how, pad_value(task.preprocess)) if options.factor > 1 else None
+    synthetic = init_synthetic_set(options, inputs, network, tiles)
+    rows, hooks = make_row_sampler(options, inputs, network)
+    distance = DISTANCES[options.distance]
+    discrepancy: Discrepancy = GradientDistance(task.loss_with(None), layout, convolutions(layout), distance)
+    if options.feature_weight:
+        discrepancy = Sum(((1.0, discrepancy), (options.feature_weight, FeatureDistance(task.model, distance))))
+    siamese = ComposedDSA(DSA(options.match_augment, siamese=True))
+    objective = MatchClasses(task.train, rows, network.network, discrepancy, siamese, options.batch_syn)
+    lr = options.lr_img / mean_pixel_variance(task.preprocess)
+    optimiser = make_image_optimiser(synthetic, lr, options.momentum)
+    hooks = [*make_clamp_hooks(task.preprocess), *hooks]
+    return Plan(objective, synthetic, [optimiser], options.iterations, hooks=hooks)
 
 
 IDC = Method(
@@ -111,6 +123,6 @@ IDC = Method(
     config=IDCConfig,
     experts=None,
     plan=plan,
-    resolve=step_size,
+    resolve=resolve,
     learns=("images",),
 )
