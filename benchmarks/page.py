@@ -91,22 +91,22 @@ def of_loops(result: Json, parts: dict[str | None, str]) -> str:
     return described(result) + "\n\n" + table(["case", "side", "times as fast as the field's loop", "n"], rows)
 
 
-def of_growth(growth: Json) -> str:
+def of_growth(result: Json) -> str:
     """Tables of time and memory, and the store's bytes."""
     parts = []
-    for field, points in growth["series"].items():
+    for field, points in result["series"].items():
         rows = []
         for point in points:
             cells = [shown(point["ours float32"]), shown(point["released"])]
             rows.append([str(point[field]), *cells])
         parts.append(table([AXES[field], "ours, float32", "released"], rows))
-    stored = growth["store_bytes"]
+    stored = result["store_bytes"]
     rows = [
         [str(point["epochs"]), f"{point['convexified'] / 1e6:.2f} MB", f"{point['recorded'] / 1e6:.2f} MB"]
         for point in stored["of_one_expert_by_epochs"]
     ]
     parts.append(table(["epochs of one expert", "convexified, 2 waypoints", "recorded"], rows))
-    return described(growth) + "\n\n" + "\n\n".join(parts)
+    return described(result) + "\n\n" + "\n\n".join(parts)
 
 
 def shown(point: Json | str) -> str:
@@ -122,12 +122,12 @@ def described(result: Json) -> str:
     return f"{m['processor']}, {m['instructions']}, {m['threads']} threads, torch {m['torch']}."
 
 
-def draw(growth: Json, path: Path) -> None:
+def draw(result: Json, path: Path) -> None:
     """Time and memory against what they grow with; the same bytes for the same numbers."""
     matplotlib.rcParams["svg.hashsalt"] = "limbeck"
     figure = Figure(figsize=(11, 4.6), layout="constrained")
-    axes = figure.subplots(2, len(growth["series"]), squeeze=False)
-    for column, (field, points) in enumerate(growth["series"].items()):
+    axes = figure.subplots(2, len(result["series"]), squeeze=False)
+    for column, (field, points) in enumerate(result["series"].items()):
         for row, (key, label) in enumerate((("seconds", "seconds a step"), ("peak_mb", "peak MiB"))):
             axis = axes[row][column]
             for side, colour in (("ours float32", "#2166ac"), ("released", "#b2182b")):
@@ -153,29 +153,37 @@ def results() -> dict[str, dict[str, Json]]:
     }
 
 
-def main() -> None:
-    """Fill the marked places of docs/performance.md."""
+def filled(text: str) -> str:
+    """The page `text` with the tables in its marked places made anew."""
     tables = results()
 
     def sections(script: str, of: Callable[[Json], str]) -> str:
         parts = [f"### {title(name)}\n\n{of(part[script])}" for name, part in tables.items() if script in part]
         return "\n\n".join(parts)
 
-    growth = next(part["growth"] for part in tables.values() if "growth" in part)
     texts = {
         "step": sections("step", of_step),
         "experts": sections("experts", lambda part: of_loops(part, {"one": ", one expert", "two": ", two experts"})),
         "evaluate": sections("evaluate", lambda part: of_loops(part, {None: ""})),
-        "growth": of_growth(growth),
+        "growth": of_growth(growth(tables)),
     }
-    page = ROOT / "docs" / "performance.md"
-    text = page.read_text(encoding="utf-8")
     for name, section in texts.items():
         before, rest = text.split(f"<!-- {name} -->\n", 1)
         _, after = rest.split(f"<!-- end of {name} -->", 1)
         text = f"{before}<!-- {name} -->\n\n{section}\n\n<!-- end of {name} -->{after}"
-    page.write_text(text, encoding="utf-8")
-    draw(growth, ROOT / "docs" / "performance.svg")
+    return text
+
+
+def growth(tables: dict[str, dict[str, Json]]) -> Json:
+    """What was measured of growth, on the first machine that has it."""
+    return next(part["growth"] for part in tables.values() if "growth" in part)
+
+
+def main() -> None:
+    """Fill the marked places of docs/performance.md, and draw its picture."""
+    page = ROOT / "docs" / "performance.md"
+    page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+    draw(growth(results()), ROOT / "docs" / "performance.svg")
 
 
 def title(instructions: str) -> str:

@@ -1,7 +1,8 @@
-"""What the README says is so: its Python runs, and its links lead somewhere."""
+"""What the README says is so: its links lead somewhere, and its packages and arrows are those of the source."""
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -9,19 +10,29 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
-def test_the_ten_lines_of_python_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LIMBECK_HOME", str(tmp_path / "home"))
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    exec(compile(code, "README.md", "exec"), {})
-    assert "torch.Size([10, 1, 8, 8])" in capsys.readouterr().out
-    assert (tmp_path / "runs" / "mine" / "report.html").exists()
-
-
-def test_the_files_it_points_to_are_there() -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+@pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
+def test_the_files_it_points_to_are_there(text: str) -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
         assert (ROOT / target).exists(), target
+    for target in re.findall(r"`((?:docs|tests|src|benchmarks)/[\w./-]+)`", text):
+        assert (ROOT / target).exists() or "NAME" in target, target  # of what is to be written
+
+
+def test_its_packages_and_arrows_are_those_of_the_source() -> None:
+    """The table in README against ARROWS of tests/laws/test_arrows.py, which holds the source to it."""
+    tree = ast.parse((ROOT / "tests" / "laws" / "test_arrows.py").read_text(encoding="utf-8"))
+    (value,) = (
+        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ARROWS"
+    )
+    arrows = {name: set(imports.split()) for name, imports in ast.literal_eval(value).items() if name != "__main__"}
+    shown: dict[str, set[str]] = {}
+    for name, imports in re.findall(r"^\| `(\w+)` \| .* \| ([\w, ]*?) ?\|$", README, re.MULTILINE):
+        if imports.startswith("anything above but "):
+            left_out = set(re.findall(r"\w+", imports.removeprefix("anything above but "))) - {"and"}
+            shown[name] = set(shown) - left_out - {"core"}
+        else:
+            shown[name] = {word for word in imports.split(", ") if word}
+    assert shown == arrows

@@ -1,0 +1,175 @@
+"""Fill the tables of README and pages from records: python docs/tables.py.
+
+results.json   rows of the tables that `limbeck table` wrote at the commits the page names; means, deviations and n in
+               percent. Its `earlier` are figures of the README that have no record: the table marks them.
+records/*.json one run each: its commit, its command, and its results.json as the run left it.
+
+A table stands between `<!-- NAME -->` and `<!-- end of NAME -->`; a test holds every page up to date.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from limbeck.methods import METHODS
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+Json = dict[str, Any]
+RESULTS: Json = json.loads((DOCS / "results.json").read_text(encoding="utf-8"))
+ROWS: list[Json] = RESULTS["rows"]
+EARLIER: list[Json] = RESULTS["earlier"]
+NONE = "–"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
+
+
+def cell(value: list[float] | None, n: float | None = None) -> str:
+    """[mean, deviation, n] -> text; n is said where it is not that of the row."""
+    if value is None:
+        return NONE
+    mean, std, networks = value
+    return f"{mean} ± {std}" + (f" (n = {networks:.0f})" if n is not None and networks != n else "")
+
+
+def results_of(data: str, ipc: int, measure: str = "accuracy") -> str:
+    """The rows of one data set and budget."""
+    rows = []
+    for row in ROWS:
+        if (row["data"], row["ipc"], row["measure"]) != (data, ipc, measure):
+            continue
+        n = row["chosen"][2]
+        setting = row.get("protocol") or row.get("setting", "")
+        seeds = f"{row['seeds']} x " if row["seeds"] > 1 else ""
+        sets = [cell(row[name], n) for name in ("chosen", "last", "random", "kmeans", "full")]
+        rows.append([f"`{row['method']}`", setting, f"{seeds}{n}", *sets])
+    head = ["method", "setting or protocol", "n", "chosen", "last", "random", "k-means", "full data"]
+    if not any(row[1] for row in rows):
+        head, rows = [head[0], *head[2:]], [[row[0], *row[2:]] for row in rows]
+    return table(head, rows)
+
+
+def which() -> str:
+    """What the page about the choice of a method shows: one image per class, the chosen set, the common protocol."""
+    rows = []
+    for entry in METHODS.values():
+        cells = []
+        for data in ("fashion-mnist", "pneumoniamnist"):
+            found = [
+                row
+                for row in ROWS
+                if (row["data"], row["ipc"], row["measure"], row["method"]) == (data, 1, "accuracy", entry.name)
+                and "protocol" not in row
+                and "random" not in row.get("setting", "")
+            ]
+            cells.append(cell(found[0]["chosen"]) if found else "")
+        if any(cells):
+            rows.append([f"`{entry.name}`", *cells])
+    for name, key in (("random images", "random"), ("k-means images", "kmeans"), ("all images", "full")):
+        mct = [row for row in ROWS if (row["ipc"], row["method"], row["measure"]) == (1, "mct", "accuracy")]
+        of = {row["data"]: cell(row[key]) for row in mct}
+        rows.append([name, of["fashion-mnist"], of["pneumoniamnist"]])
+    return table(["method", "Fashion-MNIST", "PneumoniaMNIST"], rows)
+
+
+def pages_of_methods() -> dict[str, Path]:
+    """Method name -> its page: the names that stand as `name` in the title of a page in docs/methods."""
+    pages: dict[str, Path] = {}
+    for page in sorted((DOCS / "methods").glob("*.md")):
+        title = page.read_text(encoding="utf-8").splitlines()[0]
+        pages |= dict.fromkeys(re.findall(r"`([\w-]+)`", title), page)
+    return pages
+
+
+def methods() -> str:
+    """All methods, with their pages."""
+    pages, words = pages_of_methods(), {"log_lr": "step size", "tau": "temperature"}
+    experts = {None: "none", "convex": "convexified", "recorded": "recorded", "any": "any"}
+    rows = []
+    for entry in METHODS.values():
+        page = pages[entry.name].relative_to(DOCS).as_posix()
+        learns = ", ".join(words.get(name, name) for name in entry.learns) or "nothing"
+        mark = " (experimental)" if entry.experimental else ""
+        rows.append([f"[`{entry.name}`]({page}){mark}", entry.summary, learns, experts[entry.experts]])
+    return table(["method", "what it does", "learns", "experts"], rows)
+
+
+def records() -> Iterator[Json]:
+    """The recorded runs that the README shows, in its order."""
+    for path in sorted((DOCS / "records").glob("*.json")):
+        yield json.loads(path.read_text(encoding="utf-8"))
+
+
+def numbers() -> str:
+    """The README's table: MCT at one image per class, a recorded run a line."""
+
+    def of(record: Json, kind: str, chosen: str | None, measure: str) -> Json:
+        rows = record["results"]["results"]
+        return next(row for row in rows if (row["set"], row["which"]) == (kind, chosen) and "protocol" not in row)
+
+    def text(row: Json, measure: str) -> str:
+        return f"{100 * row[f'{measure}_mean']:.1f} ± {100 * row[f'{measure}_std']:.1f}"
+
+    sets = (("distilled", "chosen"), ("distilled", "last"), ("random", None), ("kmeans", None), ("full", None))
+    rows, ns = [], set()
+    for record in records():
+        for measure in record["measures"]:
+            found = [of(record, kind, chosen, measure) for kind, chosen in sets]
+            ns.add(tuple(row["n"] for row in found))
+            name = record["title"] + (", balanced accuracy" if measure == "balanced_accuracy" else "")
+            rows.append([name, *(text(row, measure) for row in found)])
+    rows += [[f"{row['title']} †", *map(str, row["cells"])] for row in EARLIER]
+    (n,) = ns
+    words = ("MCT, chosen", "MCT, last", "random", "k-means", "all images")
+    return table(["data", *(f"{word} (n = {count})" for word, count in zip(words, n, strict=True))], rows)
+
+
+def runs() -> str:
+    """The commands and commits of the recorded runs."""
+    parts = []
+    for record in records():
+        commands = "\n".join(f"$ {command}" for command in record["commands"])
+        parts.append(f"{record['title']} (commit {record['commit']}):\n\n```console\n{commands}\n```")
+    return "\n\n".join(parts)
+
+
+SECTIONS: dict[str, Any] = {
+    "numbers": numbers,
+    "runs": runs,
+    "which": which,
+    "methods": methods,
+    "digits 1": lambda: results_of("digits", 1),
+    **{f"fashion {ipc}": lambda ipc=ipc: results_of("fashion-mnist", ipc) for ipc in (1, 10)},
+    **{f"chest {ipc}": lambda ipc=ipc: results_of("pneumoniamnist", ipc) for ipc in (1, 2, 10)},
+    **{
+        f"chest {ipc} balanced": lambda ipc=ipc: results_of("pneumoniamnist", ipc, "balanced accuracy")
+        for ipc in (1, 2, 10)
+    },
+}
+PAGES = (ROOT / "README.md", DOCS / "results.md", DOCS / "which-method.md")
+
+
+def filled(text: str) -> str:
+    """A page with its tables written anew."""
+    for name in re.findall(r"<!-- end of ([\w ]+) -->", text):
+        before, rest = text.split(f"<!-- {name} -->\n", 1)
+        _, after = rest.split(f"<!-- end of {name} -->", 1)
+        text = f"{before}<!-- {name} -->\n\n{SECTIONS[name]()}\n\n<!-- end of {name} -->{after}"
+    return text
+
+
+def main() -> None:
+    """Write the pages."""
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
