@@ -1,88 +1,69 @@
-"""Selectors: rows of one class to keep, from that class's features. To add one: a function, and a line in SELECTORS."""
+"""Selectors: rows of one class to keep, from that class's features. A new one is a function and a line in SELECTORS."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.core.rng import derive_seed, make_generator
+from limbeck.select.clusters import append_random, nearest_to_centres, random_order
 
 Selector = Callable[[Tensor, int, int], Tensor]
-"""(features of one class (m, d), how many, seed) -> distinct rows (k,)."""
+"""(features of one class (m, d), count, seed) -> `count` distinct rows, int64 (count,). Needs count <= m."""
 
-Classify = Callable[[Tensor], Tensor]
-"""images (n, ...) -> classes (n,)."""
+Classifier = Callable[[Tensor], Tensor]
+"""images (n, ...) -> predicted classes (n,)."""
 
 
 def random(features: Tensor, count: int, seed: int) -> Tensor:
-    """Uniform without replacement."""
-    return torch.randperm(len(features), generator=make_generator(seed, "random"))[:count]
+    """Rows drawn uniformly without replacement."""
+    return random_order(len(features), seed)[:count]
 
 
 def kmeans(features: Tensor, count: int, seed: int) -> Tensor:
-    """The sample nearest to each of `count` k-means centres, within its own cluster, so that none comes twice.
-
-    Centres start at random samples, not by k-means++: at 128 clusters that was 80 times cheaper and as good.
-    """
-    from sklearn.cluster import KMeans  # takes a second to import, and most commands never need it
-    from sklearn.exceptions import ConvergenceWarning
-
-    points = features.cpu().double().numpy()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct images than clusters: filled up below
-        found = KMeans(
-            count, init="random", n_init=1, max_iter=100, random_state=derive_seed(seed, "kmeans") % 2**32
-        ).fit(points)
-    distance = np.square(points - found.cluster_centers_[found.labels_]).sum(1)
-    rows = [
-        int(members[distance[members].argmin()])
-        for members in (np.flatnonzero(found.labels_ == cluster) for cluster in range(count))
-        if len(members)
-    ]
-    rest = [row for row in random(features, len(features), seed).tolist() if row not in set(rows)]
-    return torch.tensor(rows + rest[: count - len(rows)])
+    """The row nearest to each of `count` k-means centres within its cluster, filled up with random rows."""
+    rows = nearest_to_centres(features, count, 1, iterations=100, seed=derive_seed(seed, "kmeans"))
+    return append_random(rows, len(features), count, seed)
 
 
 def herding(features: Tensor, count: int, seed: int) -> Tensor:
-    """One by one, the sample that brings the mean of those taken nearest to the mean of all (Welling 2009).
+    """Rows chosen one by one, each bringing the mean of the chosen nearest to the mean of all (Welling 2009).
 
-    As Rebuffi et al. 2017 (iCaRL, algorithm 4), without replacement; nothing in it is random.
+    This is algorithm 4 of iCaRL (Rebuffi et al. 2017), without replacement. It does not use `seed`.
     """
-    points = features.cpu().double()  # one by one: a GPU would wait for every choice
+    points = features.cpu().double()  # on a GPU, every one of these choices would wait for the device
     mean, total = points.mean(0), torch.zeros_like(points[0])
-    taken: list[int] = []
+    rows: list[int] = []
     for k in range(1, count + 1):
-        # |mean - (total + x) / k|^2 up to what is the same for all x; one product with (m, d) a step
-        wish = k * mean - total
-        distance = points.square().sum(1) - 2 * points @ wish
-        distance[taken] = torch.inf
-        taken.append(int(distance.argmin()))
-        total = total + points[taken[-1]]
-    return torch.tensor(taken)
+        # |mean - (total + x) / k|^2 up to terms that are the same for all x; one product with (m, d) a step
+        target = k * mean - total
+        distance = points.square().sum(1) - 2 * points @ target
+        distance[rows] = torch.inf
+        rows.append(int(distance.argmin()))
+        total = total + points[rows[-1]]
+    return torch.tensor(rows)
 
 
 def kcentre(features: Tensor, count: int, seed: int) -> Tensor:
-    """From a random sample on, the one farthest from all taken (Sener & Savarese 2018, algorithm 1)."""
+    """A random row, then always the row farthest from all chosen ones (Sener & Savarese 2018, algorithm 1)."""
     points = features.cpu().double()
-    taken = [int(torch.randint(len(points), (), generator=make_generator(seed, "kcentre")))]
+    rows = [int(torch.randint(len(points), (), generator=make_generator(seed, "kcentre")))]
     nearest = torch.full((len(points),), torch.inf, dtype=torch.double)
-    while len(taken) < count:
-        nearest = torch.minimum(nearest, (points - points[taken[-1]]).square().sum(1))
-        nearest[taken] = -1.0
-        taken.append(int(nearest.argmax()))
-    return torch.tensor(taken[:count])
+    while len(rows) < count:
+        nearest = torch.minimum(nearest, (points - points[rows[-1]]).square().sum(1))
+        nearest[rows] = -1.0
+        rows.append(int(nearest.argmax()))
+    return torch.tensor(rows[:count])
 
 
 def topk(features: Tensor, count: int, seed: int) -> Tensor:
-    """The samples with the largest score, features (m, 1); equal ones in random order."""
+    """The rows with the largest scores, where features (m, 1) are scores; equal scores come in random order."""
     order = random(features, len(features), seed).to(features.device)
-    ranked = features[order].flatten().argsort(descending=True, stable=True)
-    return order[ranked][:count].cpu()
+    ranking = features[order].flatten().argsort(descending=True, stable=True)
+    return order[ranking][:count].cpu()
 
 
 SELECTORS: dict[str, Selector] = {
@@ -91,6 +72,17 @@ SELECTORS: dict[str, Selector] = {
     "herding": herding,
     "kcentre": kcentre,
 }
+
+
+def class_rows(labels: Tensor, classes: int, ipc: int) -> list[Tensor]:
+    """The rows of each class, in order. Raises UserError for a class with fewer than `ipc` of them."""
+    rows = [(labels == label).nonzero().squeeze(1) for label in range(classes)]
+    for label, members in enumerate(rows):
+        if len(members) < ipc:
+            raise UserError(
+                f"class {label} has {len(members)} training images, fewer than the {ipc} per class asked for."
+            )
+    return rows
 
 
 def select_per_class(
@@ -114,35 +106,24 @@ def select_per_class(
     return torch.cat(rows)
 
 
-def class_rows(labels: Tensor, classes: int, ipc: int) -> list[Tensor]:
-    """The rows of each class, in order; UserError for a class with fewer than `ipc` of them."""
-    rows = [(labels == label).nonzero().squeeze(1) for label in range(classes)]
-    for label, members in enumerate(rows):
-        if len(members) < ipc:
-            raise UserError(
-                f"class {label} has {len(members)} training images, fewer than the {ipc} per class asked for."
-            )
-    return rows
-
-
 def select_correct(
-    images: Tensor, labels: Tensor, classes: int, ipc: int, experts: Sequence[Classify], seed: int
+    images: Tensor, labels: Tensor, classes: int, ipc: int, experts: Sequence[Classifier], seed: int
 ) -> Tensor:
-    """`ipc` random rows of every class that an expert classifies correctly, class-sorted (classes * ipc,).
+    """Random rows of `ipc` images of every class that an expert classifies correctly, class by class (classes * ipc,).
 
-    The first expert is asked; where it is not right often enough, the next one is, and so on. What is still missing
-    when all were asked is filled up with random images of the class, so that a hard class does not stop the run.
-    Raises UserError for a class with fewer than `ipc` images.
+    A class takes correct images of the first expert, then of the next one where those are too few, and so on. What is
+    still missing after the last expert is filled up with random images of the class, so that a hard class does not
+    stop the run. Raises UserError for a class with fewer than `ipc` images.
     """
-    chosen = []
-    for label, rows in enumerate(class_rows(labels, classes, ipc)):
-        order = torch.randperm(len(rows), generator=make_generator(seed, "correct", label)).to(rows.device)
-        rest = rows[order]
-        found = rest[:0]
+    rows = []
+    for label, members in enumerate(class_rows(labels, classes, ipc)):
+        order = torch.randperm(len(members), generator=make_generator(seed, "correct", label)).to(members.device)
+        candidates = members[order]
+        correct = candidates[:0]
         for expert in experts:
-            for part in rest.split(256):
-                if len(found) < ipc:
-                    found = torch.cat([found, part[expert(images[part]) == label]])
-            rest = rest[~torch.isin(rest, found)]
-        chosen.append(torch.cat([found, rest])[:ipc])
-    return torch.cat(chosen)
+            for part in candidates.split(256):
+                if len(correct) < ipc:
+                    correct = torch.cat([correct, part[expert(images[part]) == label]])
+            candidates = candidates[~torch.isin(candidates, correct)]
+        rows.append(torch.cat([correct, candidates])[:ipc])
+    return torch.cat(rows)
