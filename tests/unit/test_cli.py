@@ -127,7 +127,7 @@ def test_version_and_help(limbeck: Any) -> None:
 def test_every_command_explains_itself_and_takes_the_common_options(limbeck: Any, command: str) -> None:
     told = limbeck(command, "--help")
     assert told.status == 0
-    for option in ("--seed", "--device", "--threads", "--json", "--debug"):
+    for option in ("--json", "--debug"):
         assert option in told.out
     if command not in ("methods", "presets", "cache"):  # which need nothing
         assert limbeck(command).status == 2  # no DATA, no STORE, ...
@@ -135,7 +135,7 @@ def test_every_command_explains_itself_and_takes_the_common_options(limbeck: Any
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_unknown_options_are_errors(limbeck: Any, command: str, tmp_path: Path) -> None:
-    second = ["digits"] if command in ("import-experts", "import-set", "reproduce") else []
+    second = ["digits"] if command in ("import-experts", "import-set") else []
     result = limbeck(command, "digits", *second, "--out", tmp_path / "out", "--nonsense", "3")
     assert result.status == 2
     assert result.out == ""
@@ -145,8 +145,9 @@ def test_unknown_options_are_errors(limbeck: Any, command: str, tmp_path: Path) 
 
 def test_unknown_commands_and_methods(refused: Any) -> None:
     assert "'nope'" in refused("nope")
-    assert "mct" in refused("distill", "digits", "--method", "nope")
-    assert "mct" in refused("distill", "digits", "--method=nope")
+    assert "choose one of mct, mtt" in refused("distill", "digits", "--method", "nope")
+    assert "did you mean mtt or mct?" in refused("distill", "digits", "--method=mtc")
+    assert "did you mean mct/cifar10/ipc1" in refused("distill", "digits", "--preset", "mct/cifar10/ipc2")
 
 
 LIGHT = """
@@ -181,7 +182,7 @@ def test_what_needs_no_network_loads_no_torch(made: dict[str, Path], tmp_path: P
     good = [["--version"], ["--help"], ["methods"], ["methods", "--json"], ["presets"], ["presets", "--markdown"]]
     good += [["cache"], ["table", run, "--out", table], ["report", "--help"], ["presets", "--help"]]
     bad = [[], ["nope"], ["--nope"], ["methods", "--nope"], ["presets", "--method", "nope"], ["table", "nope"]]
-    bad += [["report"], ["report", "nope"], ["info", "--nope"], ["cache", "--clear", "nope"], ["reproduce", "--nope"]]
+    bad += [["report"], ["report", "nope"], ["info", "--nope"], ["cache", "--clear", "nope"], ["reproduce", "x"]]
     told = loaded_by([*good, *bad], *HEAVY)
     assert told == {" ".join(words): [0 if words in good else 2, []] for words in [*good, *bad]}
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from limbeck import ImageData, distill
-from limbeck.cli.presets import comparison
+from limbeck.cli.comparison import comparison
 from limbeck.cli.screen import results_table
 from limbeck.core.files import read_json
 from limbeck.jobs.presets import load_preset
@@ -82,7 +82,7 @@ def test_tables_and_reports_keep_the_protocols_apart(run: Path, tmp_path: Path) 
 
 def test_a_published_figure_stands_beside_that_of_its_own_protocol(run: Path) -> None:
     preset = load_preset("rcig/cifar10/ipc1-zca")
-    said = comparison(preset, rows(run), "digits", False)
+    said = comparison(preset, rows(run), "digits", {})
     last = next(row for row in rows(run) if row.get("protocol") == "regression" and row["which"] == "last")
     assert f"ours {100 * last['accuracy_mean']:.2f}" in said
     assert "by regression" in said

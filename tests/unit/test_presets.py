@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tyro
 
 from limbeck.cli.commands import COMMANDS
-from limbeck.cli.distill import Distill, with_method
+from limbeck.cli.comparison import comparison
+from limbeck.cli.distill import Distill, default_run
 from limbeck.cli.main import main
-from limbeck.cli.presets import changes, comparison, reproduce
+from limbeck.cli.parse import parse
 from limbeck.core.errors import UserError
-from limbeck.data import ImageData
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.experts import ExpertConfig
 from limbeck.jobs.config import JobConfig, checked
-from limbeck.jobs.presets import all_presets, load_preset, markdown, preset_arguments, preset_options
+from limbeck.jobs.presets import all_presets, load_preset, markdown, preset_options
 from limbeck.methods import METHODS
 from limbeck.networks.registry import ModelConfig
 
@@ -92,28 +91,50 @@ def test_the_configurations_accept_them(name: str) -> None:
         assert preset.expert["keep"] in (METHODS[preset.method].experts, "both")
 
 
+def read(*words: str) -> Any:
+    """What `limbeck distill` reads from these words."""
+    return parse("limbeck distill", default_run(Distill, "limbeck distill", words), words)
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_as_words_of_the_command_line_they_say_the_same(name: str) -> None:
+def test_on_the_command_line_they_are_defaults(name: str) -> None:
     preset = load_preset(name)
     if preset.method not in METHODS:
         pytest.skip(f"{preset.method} is not there yet")
-    words = [*preset_arguments(name), "digits"]
-    read: Any = tyro.cli(with_method(Distill, words)[0], args=words)
-    wanted = METHODS[preset.method].config(**preset.options)
-    assert all(getattr(read, key) == value for key, value in wanted.model_dump().items())
+    args = read("digits", "--preset", name)
+    assert args.settings == METHODS[preset.method].config(**preset.options)
+    assert (args.method, args.ipc, args.preprocess, args.num_experts) == (
+        *(preset.method, preset.ipc, preset.preprocess),
+        preset.num_experts,
+    )
     for part, config in (("model", ModelConfig), ("expert", ExpertConfig), ("eval", EvalConfig)):
         given = config(**getattr(preset, part))
         for key in getattr(preset, part):
-            assert getattr(getattr(read, part), key) == getattr(given, key), key
-    words += ["--ipc", "7", "--expert.epochs", "3"]
-    read = tyro.cli(with_method(Distill, words)[0], args=words)
-    assert (read.ipc, read.expert.epochs, read.num_experts) == (7, 3, preset.num_experts)
+            assert getattr(getattr(args, part), key) == getattr(given, key), key
+    changed = read("digits", "--ipc", "7", "--expert.epochs", "3", "--preset", name)
+    assert (changed.ipc, changed.expert.epochs, changed.num_experts) == (7, 3, preset.num_experts)
+    assert changed.settings == args.settings
+
+
+def test_options_beside_a_preset_win_and_may_undo_it() -> None:
+    name = "mtt/cifar100/ipc50-zca"
+    assert read("digits", "--preset", name).settings.batch_syn == 125
+    assert read("digits", "--preset", name, "--batch-syn", "None", "--lr-lr=0").settings.batch_syn is None
+    labels = read("digits", "--preset", "tesla/imagenet-1k/ipc1", "--no-teacher-labels")
+    assert labels.settings.teacher_labels is False
+    assert read("digits", "--preset", name, "--experts", "store").num_experts is None  # the store says how many
+
+
+def test_a_preset_is_of_one_method() -> None:
+    with pytest.raises(UserError, match="a setting of mct, not of mtt"):
+        read("digits", "--preset", "mct/cifar10/ipc1", "--method", "mtt")
+    assert read("digits", "--preset", "mct/cifar10/ipc1", "--method", "mct").settings.gradient == "tesla"
 
 
 def test_an_unknown_name_lists_those_of_its_method() -> None:
     with pytest.raises(UserError, match=r"no preset called 'mct/cifar10/ipc2'.*mct/cifar10/ipc1"):
         load_preset("mct/cifar10/ipc2")
-    with pytest.raises(UserError, match="mtt, tesla"):
+    with pytest.raises(UserError, match=r"mtt/\.\.\., tesla/"):
         load_preset("nothing")
 
 
@@ -138,37 +159,6 @@ MORE = [
     *("min_start_epoch", "first_max_start_epoch", "expansion_steps", "threshold", "lr_y", "momentum_y"),
     *("teacher_labels", "ema_decay"),
 ]
-TINY: dict[str, Any] = {
-    **{"iterations": 3, "syn_steps": 2, "max_start_epoch": 1, "expert_epochs": 1, "lr_img": 5, "num_experts": 1},
-    "expert": {"epochs": 2, "waypoints": 2, "waypoint_at": (), "smoothing": "none"},
-    "model": {"width": 4, "depth": 2},
-    "eval": {"epochs": 2, "networks": 2, "full_networks": 0},
-    **{"validate_networks": 1, "validate_epochs": 2},
-}
-
-
-def test_a_preset_runs_beside_its_number(tmp_path: Path, digits: ImageData) -> None:
-    result = reproduce("mct/cifar10/ipc1-zca", digits, TINY, out=tmp_path / "run")
-    assert result["published"]["mean"] == 48.48
-    assert "n = 2 networks" in result["comparison"]
-    assert "published 48.48 ± 0.23 %" in result["comparison"]
-    assert "on digits, and the setting is for cifar10; options were changed" in result["comparison"]
-    config = json.loads((tmp_path / "run/run.json").read_text())["config"]
-    assert config["gradient"] == "tesla"
-    assert config["preprocess"] == "zca"
-
-
-def test_what_is_compared_is_the_last_set() -> None:
-    row = {"set": "distilled", "which": "last", "accuracy_mean": 0.4, "accuracy_std": 0.01, "n": 5}
-    rows = [{**row, "which": "chosen", "accuracy_mean": 0.9}, row]
-    said = comparison(load_preset("mct/cifar10/ipc1"), rows, "cifar10", False)
-    assert said == "ours 40.00 ± 1.00 % (last set, test, n = 5 networks, 1 distillation seed); nothing published"
-
-
-def test_changes() -> None:
-    assert changes(("a-b=1", "expert.lr=0.1", "expert.keep=both")) == {"a_b": 1, "expert": {"lr": 0.1, "keep": "both"}}
-    with pytest.raises(UserError, match="NAME=VALUE"):
-        changes(("a",))
 
 
 def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[Any, str, str]:
@@ -178,8 +168,45 @@ def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[Any, str, str
     return end.value.code, *capsys.readouterr()
 
 
+TINY = [
+    *("--iterations", "3", "--syn-steps", "2", "--max-start-epoch", "1", "--expert-epochs", "1", "--lr-img", "5"),
+    *("--num-experts", "1", "--expert.epochs", "2", "--expert.waypoints", "2", "--expert.waypoint-at"),
+    *("--expert.smoothing", "none", "--model.width", "4", "--model.depth", "2"),
+    *("--eval.epochs", "2", "--eval.networks", "2", "--eval.full-networks", "0"),
+    *("--validate-networks", "1", "--validate-epochs", "2", "--json"),
+]
+
+
+def test_a_preset_runs_beside_its_number(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ("distill", "digits", "--preset", "mct/cifar10/ipc1-zca", *TINY, "--out", str(tmp_path / "run"))
+    status, out, err = call(capsys, *words)
+    assert status == 0, err
+    result = json.loads(out)
+    assert result["published"]["mean"] == 48.48
+    assert "n = 2 networks" in result["comparison"]
+    assert "published 48.48 ± 0.23 %" in result["comparison"]
+    assert "on digits, and the setting is for cifar10; changed: " in result["comparison"]
+    assert "lr-img 5.0" in result["comparison"]
+    assert (result["changed"]["iterations"], result["changed"]["expert.waypoint-at"]) == (3, [])
+    assert result["changed"]["num-experts"] == 1
+    assert not set(result["changed"]) & {"seed", "gradient", "preprocess", "ipc"}
+    config = json.loads((tmp_path / "run/run.json").read_text())["config"]
+    assert config["gradient"] == "tesla"
+    assert config["preprocess"] == "zca"
+    _, out, _ = call(capsys, *words[:-3], *words[-2:])
+    assert "comparison: ours" in out
+    assert "changed: {" not in out
+
+
+def test_what_is_compared_is_the_last_set() -> None:
+    row = {"set": "distilled", "which": "last", "accuracy_mean": 0.4, "accuracy_std": 0.01, "n": 5}
+    rows = [{**row, "which": "chosen", "accuracy_mean": 0.9}, row]
+    said = comparison(load_preset("mct/cifar10/ipc1"), rows, "cifar10", {})
+    assert said == "ours 40.00 ± 1.00 % (last set, test, n = 5 networks, 1 distillation seed); nothing published"
+
+
 def test_the_commands(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert {"presets", "reproduce"} <= set(COMMANDS)
+    assert "presets" in COMMANDS
     status, out, _ = call(capsys, "presets", "--method", "mct")
     assert status == 0
     assert len(out.splitlines()) == 7
@@ -189,28 +216,12 @@ def test_the_commands(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
     _, out, _ = call(capsys, "presets", "--markdown")
     assert out == markdown()
     assert call(capsys, "presets", "--method", "none")[0] == 2
-    words = [
-        "validate_epochs=2",
-        "validate_networks=1",
-        "model.width=4",
-        "model.depth=2",
-        "iterations=2",
-        "syn_steps=2",
-    ]
-    words += [
-        "max_start_epoch=1",
-        "expert_epochs=1",
-        "num_experts=1",
-        "expert.epochs=2",
-        "eval.epochs=2",
-        "eval.networks=1",
-    ]
-    words += ["eval.full_networks=0", "expert.waypoints=2", "expert.waypoint_at=[]"]
-    status, out, err = call(
-        capsys, "reproduce", "mct/cifar10/ipc1", "digits", "--out", str(tmp_path / "r"), "--change", *words
-    )
-    assert status == 0, err
-    assert "comparison: ours" in out
+
+
+def test_the_old_command_says_what_to_type(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = call(capsys, "reproduce", "mct/cifar10/ipc1", "digits", "--change", "iterations=10")
+    assert (status, out, len(err.splitlines())) == (2, "", 1)
+    assert "limbeck distill DATA --preset NAME" in err
 
 
 def test_no_default_of_ours_slips_into_a_published_setting() -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from limbeck.cli.common import Command, Common, Listener
+from limbeck.cli.common import Command, Listener, Options
 from limbeck.core.folders import home_folder, kernels_folder, size_of
 from limbeck.report.text import size
 
@@ -20,13 +20,11 @@ KINDS = {
 }
 
 
-class Cache(Common):
+class Cache(Options):
     """Show what limbeck keeps for reuse, and how large it is; clear it."""
 
     clear: tuple[Literal["images", "experts", "baselines", "kernels"], ...] = ()
-    """kinds of things to remove; none may be in use by another command"""
-    seed: int = 0
-    """accepted by every command; nothing here is random"""
+    """The kinds of things to remove; no other command may be using them."""
 
 
 def folder(kind: str) -> Path:
@@ -62,4 +60,4 @@ def run_cache(args: Cache, listen: Listener) -> Any:
     return {}
 
 
-COMMANDS = {"cache": Command(Cache, run_cache)}
+COMMANDS = {"cache": Command(Cache, run_cache, ("limbeck cache", "limbeck cache --clear images kernels"))}

@@ -12,8 +12,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from limbeck.core.aliases import rename_flags
-from limbeck.core.errors import UserError
+from limbeck.core.errors import UserError, suggest_names
 
 if TYPE_CHECKING:
     from limbeck.cli.common import Command
@@ -47,12 +46,12 @@ COMMANDS = {
     "import-set": Entry("interop", "A distilled set of MTT, TESLA, FTD, DATM or MCT (.pt files) into a file of ours."),
     "export": Entry("interop", "A store of experts, a distilled set or a run as .pt files of other code."),
     "presets": Entry("presets", "List the published settings, with their source and number."),
-    "reproduce": Entry("presets", "Run a published setting and put its number beside the published one."),
 }
 
 
 HIDDEN = {"results", "format", "version", "key", "computed", "protocol", "seconds", "bytes", "data"}
-"""Parts of results.json that are for programs, and not printed below the table."""
+HIDDEN |= {"changed", "published"}  # which "comparison" says in words
+"""Parts of a result that are for programs, and not printed below the table."""
 
 
 def run(arguments: list[str]) -> int:
@@ -70,12 +69,10 @@ def run(arguments: list[str]) -> int:
 
 def find_command(name: str) -> Command:
     """Import the command of this name; UserError names the nearest ones, or all."""
+    if name == "reproduce":  # for one release
+        raise UserError("'limbeck reproduce' is gone; type: limbeck distill DATA --preset NAME --OPTION VALUE ...")
     if name not in COMMANDS:
-        from difflib import get_close_matches
-
-        near = get_close_matches(name, COMMANDS)
-        choice = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(COMMANDS)}."
-        raise UserError(f"there is no command '{name}'; {choice}")
+        raise UserError(f"there is no command '{name}'; {suggest_names(name, COMMANDS)}")
     command: Command = import_module(f"limbeck.cli.{COMMANDS[name].module}").COMMANDS[name]
     return command
 
@@ -88,20 +85,18 @@ def _usage() -> str:
 
 def _run_command(name: str, arguments: list[str]) -> int:
     command = find_command(name)
-    import tyro
+    from limbeck.cli.allocator import keep_freed_memory
+    from limbeck.cli.common import Threads
+    from limbeck.cli.parse import parse, without_required
+    from limbeck.cli.screen import Screen
 
-    options, arguments = command.adapt(command.options, arguments)
-    arguments, notices = rename_flags(arguments, options.model_fields)
-    for notice in notices:
-        print(f"limbeck: {notice}", file=sys.stderr)
-    args: Any = tyro.cli(options, prog=f"limbeck {name}", args=arguments)
-    if args.threads is not None:
+    prog = f"limbeck {name}"
+    default = command.default(prog, arguments) if command.default else without_required(command.options)
+    args = parse(prog, default, arguments, command.examples)
+    if isinstance(args, Threads) and args.threads is not None:
         import torch
 
         torch.set_num_threads(args.threads)
-    from limbeck.cli.allocator import keep_freed_memory
-    from limbeck.cli.screen import Screen
-
     keep_freed_memory()
     with Screen() as screen:
         result = command.run(args, screen)

@@ -1,55 +1,81 @@
-"""What the command line's parts share: options of every command, what a command is, and how a job is foretold."""
+"""What commands share: what a command is, and the options that several of them have."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import tyro
 from pydantic import BaseModel, ConfigDict, Field
+from tyro.conf import FlagCreatePairsOff, Positional
+
+DATA, PATH, STORE = (tyro.conf.arg(metavar=word) for word in ("DATA", "PATH", "STORE"))
+SWITCH = tyro.conf.arg(help_behavior_hint="")  # a switch that is off needs no "(default: False)"
 
 
-class Common(BaseModel):
+class Part(BaseModel):
+    """Options that commands are made of; the docstring under a field is its help."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Options(Part):
     """Options of every command."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True)
+    as_json: Annotated[FlagCreatePairsOff[bool], SWITCH, tyro.conf.arg(name="json")] = False
+    """Print the result as JSON on standard output; progress goes to standard error."""
+    debug: Annotated[FlagCreatePairsOff[bool], SWITCH] = False
+    """Show the traceback of an error."""
 
-    device: str = "cpu"
-    """cpu, cuda, cuda:1, ..."""
+
+class Threads(Part):
+    """The option of commands that compute."""
+
     threads: int | None = Field(default=None, ge=1)
-    """processor threads; by default one per core"""
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
-    """print the result as JSON on standard output (progress goes to standard error)"""
-    debug: bool = False
-    """show the traceback of an error"""
-    estimate: bool = True
-    """say first how long it will take, where that may be long"""
+    """Processor threads to use; the default is one per core."""
 
 
-class Data(Common):
+class Device(Threads):
+    """Options of commands that compute on a device."""
+
+    device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = "cpu"
+    """The device to compute on: cpu, cuda, cuda:1 and so on."""
+
+
+class Long(Part):
+    """The option of commands that may take long."""
+
+    estimate: Annotated[FlagCreatePairsOff[bool], SWITCH] = True
+    """Do not say first how long the command will take."""
+
+
+class Resize(Part):
+    """The option of commands that may read images of different sizes."""
+
+    resize: int | None = Field(default=None, ge=1)
+    """Resize every image to this many pixels a side."""
+
+
+class Data(Resize):
     """Options of commands that read images."""
 
-    data: tyro.conf.Positional[str]
-    """digits, fashion-mnist, or the path of a folder of class folders, an .npz, idx or parquet files"""
-    resize: int | None = Field(default=None, ge=1)
-    """resize every image to this many pixels a side"""
+    data: Annotated[Positional[str], DATA]
+    """The images: digits, fashion-mnist, or the path of a folder of class folders, an .npz, idx or parquet files."""
 
 
 Listener = Callable[[dict[str, Any]], None]
-Options = type[Common]
-
-
-def unchanged(options: Options, arguments: list[str]) -> tuple[Options, list[str]]:
-    """The options of a command do not depend on its arguments."""
-    return options, arguments
 
 
 class Command(NamedTuple):
-    """A command's options and what it calls; `adapt` makes both options and arguments depend on the arguments."""
+    """A command: its options, the function it calls, and words that show its use.
 
-    options: Options
+    default: program name and arguments -> options to start from, where they depend on the arguments.
+    """
+
+    options: type[Options]
     run: Callable[[Any, Listener], Any]
-    adapt: Callable[[Options, list[str]], tuple[Options, list[str]]] = unchanged
+    examples: tuple[str, ...]
+    default: Callable[[str, Sequence[str]], Options] | None = None
 
 
 def announce(estimate: Callable[[], Any], listen: Listener) -> None:

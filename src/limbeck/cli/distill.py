@@ -3,35 +3,55 @@
 from __future__ import annotations
 
 import json
-from typing import Any, cast
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Any, cast
 
 from pydantic import create_model
 from rich.console import Console
+from tyro.conf import OmitArgPrefixes, arg
 
-from limbeck.cli.common import Command, Data, Listener, Options, announce
+from limbeck.cli.common import PATH, STORE, Command, Data, Device, Listener, Long, Options, Part, announce
+from limbeck.cli.comparison import changed_options, compare_with_published
+from limbeck.cli.parse import parse_some, without_required
+from limbeck.core.errors import UserError
+from limbeck.evaluation.protocol import EvalConfig
 from limbeck.experts.store import ExpertConfig
 from limbeck.jobs.config import JobConfig
 from limbeck.jobs.estimate import estimate
 from limbeck.jobs.job import Job, prepare
-from limbeck.jobs.presets import preset_arguments
+from limbeck.jobs.presets import preset_options
 from limbeck.jobs.stages import run
-from limbeck.methods import find_method
+from limbeck.methods import MethodConfig, find_method
+from limbeck.networks.registry import ModelConfig
 
 
-class Run(Data):
+class Recipe(Part):
+    """The options of a run that decide what the others are, and where they start from."""
+
+    method: str | None = None
+    preset: str | None = None
+    experts: str | None = None
+
+
+class Run(Data, JobConfig, Device, Options):
     """Options of commands that are about a run."""
 
     method: str = "mct"
-    """which method, see 'limbeck methods'"""
-    out: str | None = None
-    """the run folder; by default runs/DATA-METHOD-ipcN-seedS"""
-    experts: str | None = None
-    """a store of experts; by default they are trained once and found again"""
+    """The method; 'limbeck methods' lists them, and '--method NAME --help' shows the options of one."""
     preset: str | None = None
-    """a paper's setting, see 'limbeck presets'; options given beside it win"""
+    """A published setting to start from; options beside it win, and 'limbeck presets' lists them."""
+    ipc: int = 1
+    """Images per class of the synthetic set."""
+    out: Annotated[str | None, PATH] = None
+    """The run folder; the default is runs/DATA-METHOD-ipcN-seedS."""
+    experts: Annotated[str | None, STORE] = None
+    """A store of experts to match; the default is to train them once and find them again."""
+    settings: MethodConfig
+    """Options of the method; another one has others."""
 
 
-class Distill(Run):
+class Distill(Run, Long):
     """Distil a data set: experts, distillation, evaluation, report."""
 
 
@@ -39,32 +59,40 @@ class Before(Run):
     """Say how long 'limbeck distill' would take, and how much memory and disk, from a few timed steps."""
 
 
-def with_method(options: Options, arguments: list[str]) -> tuple[Options, list[str]]:
-    """The options of the method that the arguments name, and the arguments with those of their preset before them."""
-    preset = _value_of("--preset", arguments)
-    if preset is not None:
-        arguments = [*preset_arguments(preset), *arguments]
-    method = find_method(_value_of("--method", arguments) or "mct")
-    bases: Any = (method.config, JobConfig, options)
-    expert = ExpertConfig(**method.expert_defaults)
-    combined: Any = create_model(options.__name__, __base__=bases, expert=(ExpertConfig, expert))
-    combined.__doc__ = options.__doc__
-    return cast("Options", combined), arguments
+def default_run(options: type[Run], prog: str, arguments: Sequence[str]) -> Run:
+    """The options of the method or the preset that the arguments name, with its values; MCT's by default."""
+    chosen = Recipe()
+    if not any(word.startswith("--tyro-") for word in arguments[:1]):  # tyro's flags to write a completion script
+        chosen = parse_some(prog, Recipe, arguments)
+    values = {} if chosen.preset is None else preset_options(chosen.preset)
+    method = find_method(chosen.method or values.get("method", "mct"))
+    if values and method.name != values["method"]:
+        raise UserError(f"'{chosen.preset}' is a setting of {values['method']}, not of {method.name}.")
+    if chosen.experts is not None:  # the store says how many there are
+        values.pop("num_experts", None)
+    job = {name: value for name, value in values.items() if name in JobConfig.model_fields}
+    settings = {name: value for name, value in values.items() if name in method.config.model_fields}
+    box = Annotated[MethodConfig, arg(name=method.name), OmitArgPrefixes]
+    typed: Any = create_model(options.__name__, __base__=options, settings=(box, ...), __doc__=options.__doc__)
+    return cast(
+        "Run",
+        without_required(
+            typed,
+            method=method.name,
+            settings=method.config(**settings),
+            **{
+                **job,
+                "model": ModelConfig(**job.get("model", {})),
+                "expert": ExpertConfig(**{**method.expert_defaults, **job.get("expert", {})}),
+                "eval": EvalConfig(**job.get("eval", {})),
+            },
+        ),
+    )
 
 
-def _value_of(flag: str, arguments: list[str]) -> str | None:
-    """The value of a flag, before the arguments are parsed; the last one counts."""
-    value = None
-    for word, after in zip(arguments, [*arguments[1:], ""]):
-        if word.split("=")[0] == flag:
-            value = word.split("=", 1)[1] if "=" in word else after
-    return value
-
-
-def _job_options(args: Any) -> dict[str, Any]:
+def _job_options(args: Run) -> dict[str, Any]:
     """The fields of the method's config and of `JobConfig`."""
-    own = set(find_method(args.method).config.model_fields)
-    return {name: getattr(args, name) for name in own | set(JobConfig.model_fields)}
+    return {**dict(args.settings), **{name: getattr(args, name) for name in JobConfig.model_fields}}
 
 
 def _prepare(args: Any) -> Job:
@@ -80,12 +108,17 @@ def _prepare(args: Any) -> Job:
 
 
 def run_distill(args: Any, listen: Listener) -> Any:
-    """Prepare the job, say how long it will take, and run it; returns results.json with the paths of run and report."""
+    """Prepare the job, say how long it will take, and run it.
+
+    Returns results.json with the paths of run and report, and with the published number of a preset.
+    """
     job = _prepare(args)
     if args.estimate and not job.is_finished:
         announce(lambda: estimate(job), listen)
     path = run(job, listen)
-    return {**json.loads((path / "results.json").read_text()), "run": str(path), "report": str(path / "report.html")}
+    results = json.loads((path / "results.json").read_text())
+    published = {} if args.preset is None else _compare(args, results)
+    return {**results, "run": str(path), "report": str(path / "report.html"), **published}
 
 
 def run_estimate(args: Any, listen: Listener) -> Any:
@@ -97,7 +130,30 @@ def run_estimate(args: Any, listen: Listener) -> Any:
     return {}
 
 
+def _compare(args: Run, results: dict[str, Any]) -> dict[str, Any]:
+    """What the result of a preset is printed with: its published number, and which options are not the preset's."""
+    assert args.preset is not None
+    experts = [] if args.experts is None else ["--experts", args.experts]
+    preset = default_run(Distill, "limbeck distill", ["--preset", args.preset, *experts])
+    changes = changed_options(_job_options(args), _job_options(preset))
+    changes |= {name: getattr(args, name) for name in ("experts", "resize") if getattr(args, name) is not None}
+    return compare_with_published(args.preset, results, changes)
+
+
 COMMANDS = {
-    "distill": Command(Distill, run_distill, with_method),
-    "estimate": Command(Before, run_estimate, with_method),
+    "distill": Command(
+        Distill,
+        run_distill,
+        (
+            "limbeck distill digits --ipc 1 --out runs/digits",
+            "limbeck distill path/to/images --resize 32 --preset mct/cifar10/ipc10 --iterations 100",
+        ),
+        partial(default_run, Distill),
+    ),
+    "estimate": Command(
+        Before,
+        run_estimate,
+        ("limbeck estimate digits --ipc 10 --method mtt",),
+        partial(default_run, Before),
+    ),
 }

@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-import tyro
 from pydantic import Field
+from tyro.conf import Positional, arg
 
-from limbeck.cli.common import Command, Common, Listener, announce
+from limbeck.cli.common import DATA, Command, Device, Listener, Long, Options, Resize, announce
 from limbeck.evaluation.protocol import OWN_NETWORK, prepare_evaluation, run_evaluations
 from limbeck.jobs.estimate import estimate_evaluation
 from limbeck.networks.registry import ModelConfig
 from limbeck.task import Precision
 
 
-class Evaluate(Common):
+class Evaluate(Resize, Device, Options, Long):
     """Train fresh networks on a distilled set and test them."""
 
-    what: tyro.conf.Positional[str]
-    """a run folder or a set file"""
-    data: str | None = None
-    """the data to test on; by default where the set came from"""
-    resize: int | None = None
-    """resize every image to this many pixels a side"""
-    seed: int = 0
-    """of the networks"""
-    model: ModelConfig = OWN_NETWORK
-    """the network to train: 'same' is the one that the set was distilled with, changed by the options given"""
+    what: Annotated[Positional[str], arg(metavar="SET")]
+    """A run folder or the file of a distilled set."""
+    data: Annotated[str | None, DATA] = None
+    """The data to test on; the default is where the set came from."""
     networks: int | None = Field(default=None, ge=1)
-    """fresh networks"""
+    """How many fresh networks to train; the default is as many as when the set was made."""
     epochs: int | None = Field(default=None, ge=1)
-    """passes over the set"""
+    """Passes over the set; the default is as many as when the set was made."""
+    seed: int = 0
+    """The seed of the networks."""
     precision: Precision = "float32"
-    """of activations in training; tf32 and bfloat16 are for GPUs: on processors float32 is faster and exact"""
+    """Number format of activations in training; tf32 and bfloat16 save time on GPUs, and only there."""
+    model: ModelConfig = OWN_NETWORK
+    """The network to train; 'same' is the one that the set was distilled with, changed by the options given."""
 
 
 def run_evaluate(args: Evaluate, listen: Listener) -> Any:
@@ -52,4 +50,10 @@ def run_evaluate(args: Evaluate, listen: Listener) -> Any:
     return {"results": run_evaluations(evaluations, args.seed, listen)}
 
 
-COMMANDS = {"evaluate": Command(Evaluate, run_evaluate)}
+COMMANDS = {
+    "evaluate": Command(
+        Evaluate,
+        run_evaluate,
+        ("limbeck evaluate runs/digits --networks 10", "limbeck evaluate runs/digits --model.name mlp"),
+    )
+}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import tyro
 from pydantic import Field
+from tyro.conf import OmitArgPrefixes, Positional
 
-from limbeck.cli.common import Command, Common, Data, Listener, announce
+from limbeck.cli.common import DATA, PATH, STORE, Command, Data, Device, Listener, Long, Options, Threads, announce
 from limbeck.cli.info import describe
 from limbeck.data.preprocess import Name
 from limbeck.experts.store import ExpertConfig, Store
@@ -19,69 +19,74 @@ from limbeck.networks.registry import ModelConfig
 from limbeck.task import Precision
 
 
-class Experts(ExpertConfig, Data):
+class Experts(Data, Device, Options, Long):
     """Train experts into a store; those it has are kept."""
 
-    out: str | None = None
-    """the store's folder; by default one named by its content"""
+    out: Annotated[str | None, PATH] = None
+    """The folder of the store; the default is one named by its content."""
     num_experts: int = Field(default=10, ge=1)
-    """experts"""
+    """How many experts the store is to hold."""
     seed: int = 0
-    """of everything random"""
+    """The seed of everything random."""
     preprocess: Name = "normalise"
-    """per-channel mean and deviation, or ZCA whitening, fitted on train; cifar, imagenet: the authors' constants"""
+    """Mean and deviation per channel, or ZCA whitening, fitted on train; cifar, imagenet: the authors' constants."""
     augment: str | None = None
-    """DSA families joined by '_', or none"""
+    """DSA families joined by '_', or none; the default is all, without flip where mirror images are wrong."""
     precision: Precision = "float32"
-    """of activations in training; tf32 and bfloat16 are for GPUs: on processors float32 is faster and exact"""
+    """Number format of activations in training; tf32 and bfloat16 save time on GPUs, and only there."""
+    expert: Annotated[ExpertConfig, OmitArgPrefixes] = ExpertConfig()
     model: ModelConfig = ModelConfig()
 
 
-class Convexify(Common):
+class Convexify(Threads, Options):
     """Recorded experts to convexified ones."""
 
-    store: tyro.conf.Positional[str]
-    """a store made with '--keep recorded' or '--keep both'"""
-    out: str
-    """the new store's folder"""
+    store: Annotated[Positional[str], STORE]
+    """A store made with '--keep recorded' or '--keep both'."""
+    out: Annotated[str, PATH]
+    """The folder of the new store."""
     waypoints: int = Field(default=2, ge=2)
-    """points of each trajectory to keep"""
+    """How many points of each trajectory to keep."""
     waypoint_at: tuple[int, ...] = ()
-    """epochs of the waypoints, instead of equally spaced ones"""
+    """Epochs of the waypoints; the default is equally spaced ones."""
     smoothing: str = "none"
-    """none, mct or mct-older"""
+    """The averages around waypoints: none, mct or mct-older."""
     schedule: str = "arc"
-    """arc, uniform, decreasing, decreasing-authors or projected"""
+    """How beta goes along a segment: arc, uniform, decreasing, decreasing-authors or projected."""
     form: Literal["convex", "bezier"] = "convex"
-    """straight lines between waypoints, or one quadratic Bezier curve"""
+    """Straight lines between waypoints, or one quadratic Bezier curve."""
     dtype: Literal["float32", "float16"] = "float32"
-    """storage type"""
-    seed: int = 0
-    """accepted by every command; nothing here is random"""
+    """Number format of the stored parameters."""
 
 
-class Inspect(Common):
+class Inspect(Device, Options):
     """Analyse experts: accuracy along paths, update directions, plane, straightness, storage."""
 
-    store: tyro.conf.Positional[str]
-    """a store of experts"""
-    out: str
-    """the folder for inspect.json and inspect.html"""
-    data: str | None = None
-    """the images they were trained on, for accuracies"""
+    store: Annotated[Positional[str], STORE]
+    """A store of experts."""
+    out: Annotated[str, PATH]
+    """The folder for inspect.json and inspect.html."""
+    data: Annotated[str | None, DATA] = None
+    """The images they were trained on, for accuracies."""
     resize: int | None = Field(default=None, ge=1)
-    """resize every image to this many pixels a side; by default to the size the experts were trained on"""
-    seed: int = 0
-    """accepted by every command; nothing here is random"""
+    """Resize every image to this many pixels a side; the default is the size that the experts were trained on."""
 
 
 def run_experts(args: Experts, listen: Listener) -> Any:
     """Train the experts that the store lacks; the result describes the store."""
-    expert = ExpertConfig(**{name: getattr(args, name) for name in ExpertConfig.model_fields})
-    options = {
-        name: getattr(args, name) for name in ("num_experts", "seed", "preprocess", "augment", "precision", "model")
-    }
-    experts = prepare_experts(args.data, out=args.out, device=args.device, resize=args.resize, expert=expert, **options)
+    experts = prepare_experts(
+        args.data,
+        out=args.out,
+        device=args.device,
+        resize=args.resize,
+        num_experts=args.num_experts,
+        seed=args.seed,
+        preprocess=args.preprocess,
+        augment=args.augment,
+        precision=args.precision,
+        model=args.model,
+        expert=args.expert,
+    )
     if args.estimate:
         announce(lambda: estimate_experts(experts), listen)
     store = experts.train(listen)
@@ -90,8 +95,15 @@ def run_experts(args: Experts, listen: Listener) -> Any:
 
 def run_convexify(args: Convexify, listen: Listener) -> Any:
     """Call `Store.convexified`; the result describes the new store."""
-    how = ("waypoints", "waypoint_at", "smoothing", "schedule", "form", "dtype")
-    store = Store.open(Path(args.store)).convexified(Path(args.out), **{name: getattr(args, name) for name in how})
+    store = Store.open(Path(args.store)).convexified(
+        Path(args.out),
+        waypoints=args.waypoints,
+        waypoint_at=args.waypoint_at,
+        smoothing=args.smoothing,
+        schedule=args.schedule,
+        form=args.form,
+        dtype=args.dtype,
+    )
     return {**describe(str(store.path)), "store": str(store.path)}
 
 
@@ -102,7 +114,11 @@ def run_inspect(args: Inspect, listen: Listener) -> Any:
 
 
 COMMANDS = {
-    "experts": Command(Experts, run_experts),
-    "convexify": Command(Convexify, run_convexify),
-    "inspect": Command(Inspect, run_inspect),
+    "experts": Command(
+        Experts, run_experts, ("limbeck experts digits --num-experts 5 --keep recorded --out experts/digits",)
+    ),
+    "convexify": Command(
+        Convexify, run_convexify, ("limbeck convexify experts/digits --out experts/convex --waypoints 4",)
+    ),
+    "inspect": Command(Inspect, run_inspect, ("limbeck inspect experts/digits --data digits --out inspection",)),
 }

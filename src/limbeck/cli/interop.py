@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import tyro
 from pydantic import Field
+from tyro.conf import Positional
 
-from limbeck.cli.common import Command, Common, Listener
+from limbeck.cli.common import DATA, PATH, Command, Device, Listener, Options, Part, Threads
 from limbeck.cli.info import describe
 from limbeck.core.errors import UserError
 from limbeck.data import fit_preprocess, load_data
@@ -21,68 +21,66 @@ from limbeck.synthetic.distilled import load
 NO_NETWORK = ModelConfig()  # no option given: find out what fits
 
 
-class Foreign(Common):
+class Foreign(Part):
     """Options of commands that read files of other code."""
 
-    what: tyro.conf.Positional[str]
-    """the file, or its folder"""
-    data: tyro.conf.Positional[str]
-    """what they were trained on: a name or a path, as for 'limbeck distill'"""
-    out: str
-    """where to write what was read"""
+    source: Annotated[Positional[str], PATH]
+    """The file to read, or its folder."""
+    data: Annotated[Positional[str], DATA]
+    """The data they were trained on: a name or a path, as for 'limbeck distill'."""
+    out: Annotated[str, PATH]
+    """Where to write what was read."""
     preprocess: Name = "normalise"
-    """the space of the images: fitted on our train, or the constants of the authors' code (cifar, imagenet)"""
+    """The space of the images: fitted on our train, or the constants of the authors' code (cifar, imagenet)."""
     augment: str | None = None
-    """DSA families joined by '_', or none; by default all"""
+    """DSA families joined by '_', or none; the default is all."""
     resize: int | None = Field(default=None, ge=1)
-    """resize every image to this many pixels a side"""
+    """Resize every image to this many pixels a side."""
     seed: int = 0
-    """of the split of the data"""
+    """The seed by which the data are split."""
     model: ModelConfig = NO_NETWORK
 
 
-class ImportExperts(Foreign):
+class ImportExperts(Foreign, Device, Options):
     """Experts of MTT, TESLA, FTD, DATM or MCT (.pt files) into a store."""
 
     kind: str | None = None
-    """which files, where a folder holds several kinds: waypoint_buffer_ip4, say"""
+    """Which files to read where a folder holds several kinds, waypoint_buffer_ip4 for example."""
     num_experts: int | None = Field(default=None, ge=1)
-    """at most so many experts"""
+    """How many experts to read at most."""
     epochs: int | None = Field(default=None, ge=1)
-    """how long they were trained; others are refused"""
+    """How long they were trained; experts of another length are refused."""
     lr: float = Field(default=0.01, gt=0)
-    """step size they were trained with"""
+    """The step size they were trained with."""
     batch_size: int = Field(default=256, ge=1)
-    """batch size they were trained with"""
+    """The batch size they were trained with."""
     measure: int = Field(default=1000, ge=1)
-    """validation images for the accuracy after every epoch"""
+    """Validation images for the accuracy after every epoch."""
 
 
-class ImportSet(Foreign):
+class ImportSet(Foreign, Threads, Options):
     """A distilled set of MTT, TESLA, FTD, DATM or MCT (.pt files) into a file of ours."""
 
     lr: float | None = Field(default=None, gt=0)
-    """the learned step size, where no lr_*.pt has it"""
+    """The learned step size, where no lr_*.pt has it."""
 
 
-class Export(Common):
+class Export(Options):
     """A store of experts, a distilled set or a run as .pt files of other code."""
 
-    what: tyro.conf.Positional[str]
-    """a store, a set file or a run folder"""
-    out: str
-    """the folder to write to"""
+    source: Annotated[Positional[str], PATH]
+    """A store, the file of a set, or a run folder."""
+    out: Annotated[str, PATH]
+    """The folder to write to."""
     style: Literal["mtt", "mct", "datm", "ddranking"] = "mtt"
-    """mtt or mct for experts; mtt, datm or ddranking for a set"""
-    seed: int = 0
-    """accepted by every command; nothing here is random"""
+    """Whose files to write: mtt or mct for experts; mtt, datm or ddranking for a set."""
 
 
 def run_import_experts(args: ImportExperts, listen: Listener) -> Any:
     """Call `limbeck.interop.import_experts`; the result describes the store."""
     images = load_data(args.data, seed=args.seed, resize=args.resize)
     store = import_experts(
-        args.what,
+        args.source,
         args.out,
         images,
         model=None if args.model == NO_NETWORK else args.model,
@@ -113,7 +111,7 @@ def run_import_set(args: ImportSet, listen: Listener) -> Any:
     if out.suffix != ".safetensors":
         raise UserError(f"--out is the file to write and ends in .safetensors, unlike {out}.")
     made = import_set(
-        args.what,
+        args.source,
         args.data,
         preprocess=args.preprocess,
         lr=args.lr,
@@ -128,7 +126,7 @@ def run_import_set(args: ImportSet, listen: Listener) -> Any:
 
 def run_export(args: Export, listen: Listener) -> Any:
     """Call `export_experts` or `export_set`; the result lists the files."""
-    path = Path(args.what)
+    path = Path(args.source)
     if (path / "store.json").exists():
         files = export_experts(Store.open(path), args.out, args.style)
     else:
@@ -139,7 +137,15 @@ def run_export(args: Export, listen: Listener) -> Any:
 
 
 COMMANDS = {
-    "import-experts": Command(ImportExperts, run_import_experts),
-    "import-set": Command(ImportSet, run_import_set),
-    "export": Command(Export, run_export),
+    "import-experts": Command(
+        ImportExperts,
+        run_import_experts,
+        ("limbeck import-experts buffers/CIFAR10/ConvNet path/to/cifar10 --out experts/cifar10",),
+    ),
+    "import-set": Command(
+        ImportSet,
+        run_import_set,
+        ("limbeck import-set logged_files/CIFAR10/run path/to/cifar10 --out cifar10.safetensors",),
+    ),
+    "export": Command(Export, run_export, ("limbeck export runs/digits --style datm --out exported",)),
 }

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from limbeck.cli.catalogue import Entry, catalogue
-from limbeck.cli.common import Command, Common, Listener
+from limbeck.cli.common import Command, Listener, Options
 
 WORDS = {"log_lr": "step size", "tau": "temperature"}
 EXPERTS = {
@@ -18,11 +18,8 @@ EXPERTS = {
 }
 
 
-class Methods(Common):
+class Methods(Options):
     """List the methods: what each does, what it learns, where it comes from."""
-
-    seed: int = 0
-    """accepted by every command; nothing here is random"""
 
 
 def learned(entry: Entry) -> str:
@@ -44,4 +41,4 @@ def run_methods(args: Methods, listen: Listener) -> Any:
     return {}
 
 
-COMMANDS = {"methods": Command(Methods, run_methods)}
+COMMANDS = {"methods": Command(Methods, run_methods, ("limbeck methods",))}

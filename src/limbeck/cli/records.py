@@ -3,47 +3,40 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import tyro
-from pydantic import Field
+from tyro.conf import Positional, arg
 
-from limbeck.cli.common import Command, Common, Listener
+from limbeck.cli.common import PATH, Command, Listener, Options, Resize
+
+RUNS = arg(metavar="RUN [RUN ...]", help_behavior_hint="(required)")
 
 
-class Report(Common):
+class Report(Options):
     """Write report.html; of several runs, a comparison."""
 
-    runs: tyro.conf.Positional[list[str]]
-    """run folders"""
-    out: str | None = None
-    """the file; by default report.html in the run folder, or comparison.html here"""
-    seed: int = 0
-    """accepted by every command; nothing here is random"""
+    runs: Annotated[Positional[list[str]], RUNS]
+    """One run folder, or several to compare."""
+    out: Annotated[str | None, PATH] = None
+    """The file to write; the default is report.html in the run folder, and comparison.html here for several runs."""
 
 
-class Table(Common):
+class Table(Options):
     """One Markdown table from many finished runs."""
 
-    runs: tyro.conf.Positional[list[str]]
-    """run folders"""
-    out: str = "results.md"
-    """the file to write"""
-    note: str = ""
-    """a paragraph to put above the table"""
-    seed: int = 0
-    """accepted by every command; nothing here is random"""
+    runs: Annotated[Positional[list[str]], RUNS]
+    """Folders of finished runs."""
+    out: Annotated[str, PATH] = "results.md"
+    """The file to write."""
+    note: Annotated[str, arg(metavar="TEXT")] = ""
+    """A paragraph to put above the table."""
 
 
-class Info(Common):
+class Info(Resize, Options):
     """Say what a file or folder is: data set, store, set or run."""
 
-    what: tyro.conf.Positional[str]
-    """any file, folder or data set name"""
-    resize: int | None = Field(default=None, ge=1)
-    """of a data set: resize every image to this many pixels a side"""
-    seed: int = 0
-    """accepted by every command; nothing here is random"""
+    source: Annotated[Positional[str], PATH]
+    """A file, a folder, or the name of a data set."""
 
 
 def run_report(args: Report, listen: Listener) -> Any:
@@ -67,11 +60,13 @@ def run_info(args: Info, listen: Listener) -> Any:
     """Call `limbeck.cli.info.describe`."""
     from limbeck.cli.info import describe
 
-    return describe(args.what, args.resize)
+    return describe(args.source, args.resize)
 
 
 COMMANDS = {
-    "report": Command(Report, run_report),
-    "table": Command(Table, run_table),
-    "info": Command(Info, run_info),
+    "report": Command(
+        Report, run_report, ("limbeck report runs/digits", "limbeck report runs/mct runs/mtt --out both.html")
+    ),
+    "table": Command(Table, run_table, ("limbeck table runs/mct runs/mtt --out results.md",)),
+    "info": Command(Info, run_info, ("limbeck info digits", "limbeck info runs/digits")),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """A mistake in what the user passed. Its sentence says what is wrong, where, and what to do next.
@@ -13,3 +15,16 @@ class UserError(ValueError):
     Traceback (most recent call last):
     limbeck.core.errors.UserError: no data called 'no/such/folder'; give a path that exists or a known name: ...
     """
+
+
+def suggest_names(name: str, names: Iterable[str]) -> str:
+    """The end of an error about an unknown name: the names near to it, or all where none is near.
+
+    >>> suggest_names("mtc", ["mct", "mtt", "random"]), suggest_names("nope", ["mct", "mtt"])
+    ('did you mean mtt or mct?', 'choose one of mct, mtt.')
+    """
+    from difflib import get_close_matches  # takes 5 ms, which only an error is to pay for
+
+    names = list(names)
+    near = get_close_matches(name, names)
+    return f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(names)}."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from limbeck.core.errors import UserError
+from limbeck.core.errors import UserError, suggest_names
 from limbeck.methods.coreset import CORESET_METHODS
 from limbeck.methods.datm import DATM
 from limbeck.methods.dc import DC
@@ -29,5 +29,5 @@ METHODS: dict[str, Method] = {
 def find_method(name: str) -> Method:
     """The method of this name; UserError lists the names there are."""
     if name not in METHODS:
-        raise UserError(f"there is no method called '{name}'; choose one of {', '.join(METHODS)}.")
+        raise UserError(f"there is no method called '{name}'; {suggest_names(name, METHODS)}")
     return METHODS[name]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from limbeck.core.errors import UserError
+from limbeck.core.errors import UserError, suggest_names
 
 PRESET_METHODS = ("mtt", "tesla", "ftd", "datm", "mct", "dream", "rcig")
 _DICTS = ("model", "expert", "options", "eval")
@@ -74,9 +74,10 @@ def load_preset(name: str) -> Preset:
     """The preset of this name; UserError that lists the nearest names otherwise."""
     presets = all_presets()
     if name not in presets:
-        first = name.split("/")[0]
-        near = [each for each in presets if each.startswith(f"{first}/")] or list(PRESET_METHODS)
-        raise UserError(f"there is no preset called '{name}'; 'limbeck presets' lists them: {', '.join(near)}.")
+        method = name.split("/")[0]
+        names = [other for other in presets if other.startswith(f"{method}/")]
+        suggestion = suggest_names(name, names or [f"{first}/..." for first in PRESET_METHODS])
+        raise UserError(f"there is no preset called '{name}' in 'limbeck presets'; {suggestion}")
     return presets[name]
 
 
@@ -92,32 +93,6 @@ def preset_options(name: str) -> dict[str, Any]:
         **preset.options,
         **parts,
     }
-
-
-def preset_arguments(name: str) -> list[str]:
-    """The same as words of `limbeck distill`, to be put before the user's own, so that the user's win.
-
-    UserError for an unknown name.
-
-    >>> preset_arguments("mct/cifar10/ipc1-zca")[:6]
-    ['--method', 'mct', '--ipc', '1', '--preprocess', 'zca']
-    """
-    return _words(preset_options(name), "--")
-
-
-def _words(options: dict[str, Any], prefix: str) -> list[str]:
-    words: list[str] = []
-    for key, value in options.items():
-        flag = key.replace("_", "-")
-        if isinstance(value, dict):
-            words += _words(value, f"{prefix}{flag}.")
-        elif isinstance(value, bool):
-            words.append(f"{prefix}{flag}" if value else f"{prefix}no-{flag}")
-        elif isinstance(value, list):
-            words += [f"{prefix}{flag}", *map(str, value)]
-        elif value is not None:
-            words += [f"{prefix}{flag}", str(value)]
-    return words
 
 
 TRAJECTORY = {"N": "syn_steps", "M": "expert_epochs", "U": "max_start_epoch"}

@@ -1,0 +1,64 @@
+"""The result of a published setting beside its published number, and what makes the two differ in kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from limbeck.jobs.presets import Preset, load_preset
+from limbeck.report.text import deviation, percent
+
+
+def compare_with_published(name: str, results: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What `limbeck distill --preset NAME` adds to results.json when it prints it, JSON-able.
+
+    changes: what differs from the setting beside the data, as `changed_options` lists it.
+    """
+    preset = load_preset(name)
+    return {
+        "preset": f"{preset.name}, version {preset.version} ({preset.source})",
+        "changed": dict(changes),
+        "published": None if preset.published is None else preset.published.model_dump(),
+        "comparison": comparison(preset, results["results"], results["data"]["name"], changes),
+        "notes": list(preset.notes),
+    }
+
+
+def comparison(preset: Preset, rows: Sequence[Mapping[str, Any]], data: str, changes: Mapping[str, Any]) -> str:
+    """One sentence: the last set's accuracy with n, the published number, and what makes them differ in kind."""
+    last = [row for row in rows if row["set"] == "distilled" and row["which"] == "last"]
+    row = next((row for row in last if "protocol" in row), last[0])  # the protocol by which the figure was published
+    protocol = f", by {row['protocol']}" if "protocol" in row else ""
+    ours = (
+        f"ours {percent(row['accuracy_mean'], deviation(row), 2)} (last set, test{protocol}, "
+        f"n = {row['n']} networks, 1 distillation seed)"
+    )
+    theirs = "nothing published"
+    if preset.published is not None:
+        theirs = f"published {preset.published} % ({preset.published.source})"
+    differences = [f"on {data}, and the setting is for {preset.data}"] if data != preset.data else []
+    if changes:
+        differences.append("changed: " + ", ".join(f"{name} {value}" for name, value in changes.items()))
+    return "; ".join([ours, theirs, *differences])
+
+
+def changed_options(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that are not as in `defaults`, by their names on the command line; the seed does not count.
+
+    >>> changed_options({"iterations": 10, "seed": 1, "ipc": 2}, {"iterations": 300, "seed": 0, "ipc": 2})
+    {'iterations': 10}
+    """
+    flat = dict(_flatten(defaults))
+    changes = {name: value for name, value in _flatten(options) if flat.get(name) != value}
+    return {name: value for name, value in changes.items() if name != "seed"}
+
+
+def _flatten(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in options.items():
+        flag = f"{prefix}{name}".replace("_", "-")
+        if isinstance(value, BaseModel):
+            yield from _flatten(dict(value), f"{flag}.")
+        else:
+            yield flag, value

@@ -1,0 +1,165 @@
+"""Words of a command line to an options model, by tyro: its rules for pydantic models, numbers, names and defaults."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import types
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import tyro
+from pydantic import BaseModel, ValidationError
+from tyro.conf import OmitArgPrefixes
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
+
+from limbeck.core.aliases import rename_flags
+from limbeck.core.errors import UserError
+
+Options = TypeVar("Options", bound=BaseModel)
+REGISTRY = ConstructorRegistry()
+METAVARS: dict[Any, str] = {int: "N", float: "FLOAT", str: "NAME"}
+METAVARS_BY_NAME = {"augment": "FAMILIES"}
+KINDS: dict[Any, str] = {int: "a whole number", float: "a number"}
+
+
+def parse(prog: str, default: Options, arguments: Sequence[str], examples: Sequence[str] = ()) -> Options:
+    """The options that `arguments` ask for; those they do not name are as in `default`.
+
+    Prints the help, ended by the examples, or what is wrong, and exits with status 0 or 2.
+    """
+    words, notices = rename_flags(arguments, set(option_names(default)))
+    for notice in notices:
+        print(f"limbeck: {notice}", file=sys.stderr)
+    try:
+        return tyro.cli(type(default), prog=prog, args=words, default=default, registry=REGISTRY)
+    except SystemExit as end:
+        if end.code == 0 and examples:
+            print("\n".join([f"example{'s' * (len(examples) > 1)}:", *(f"  {example}" for example in examples)]))
+        raise
+    except _InvalidValue as error:
+        raise UserError(error.sentence(default)) from None
+
+
+def parse_some(prog: str, options: type[Options], arguments: Sequence[str]) -> Options:
+    """The options of this model alone; words that belong to others are left for `parse`."""
+    known, _ = tyro.cli(
+        options, prog=prog, args=list(arguments), return_unknown_args=True, add_help=False, registry=REGISTRY
+    )
+    return known
+
+
+def without_required(options: type[Options], **values: Any) -> Options:
+    """An instance to be a default: with these values, and without those that the arguments have to give."""
+    missing = {name: tyro.MISSING for name, field in options.model_fields.items() if field.is_required()}
+    return options.model_construct(**{**missing, **values})
+
+
+def option_names(options: BaseModel) -> Iterator[str]:
+    """Names of the options that have no prefix: the model's own, and those of boxes without one."""
+    for name in type(options).model_fields:
+        value = getattr(options, name)
+        yield from type(value).model_fields if isinstance(value, BaseModel) else (name,)
+
+
+@REGISTRY.struct_rule
+def model_fields(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """A pydantic model's fields, required ones and those of the most derived class first; its errors in one line."""
+    model = info.type
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        return None
+    hints = get_type_hints(model, include_extras=True)
+    fields = []
+    for name in _names_in_order(model):
+        field = model.model_fields[name]
+        default = tyro.MISSING if field.is_required() else field.get_default(call_default_factory=True)
+        default = getattr(info.default, name, default)
+        annotation: Any = hints[name]
+        if default is None or default in ((), ""):  # the help says in words what happens without the option
+            annotation = Annotated[annotation, tyro.conf.arg(help_behavior_hint="")]
+        if name in METAVARS_BY_NAME:
+            annotation = Annotated[annotation, tyro.conf.arg(metavar=METAVARS_BY_NAME[name])]
+        fields.append(StructFieldSpec(name=name, type=annotation, default=default, helptext=field.description))
+    return StructConstructorSpec(instantiate=_constructor(model), fields=tuple(fields))
+
+
+def _names_in_order(model: type[BaseModel]) -> list[str]:
+    annotated = [name for base in model.__mro__ for name in inspect.get_annotations(base)]
+    names = [name for name in dict.fromkeys(annotated) if name in model.model_fields]
+    return sorted(names, key=lambda name: not model.model_fields[name].is_required())
+
+
+def _constructor(model: type[BaseModel]) -> Callable[..., BaseModel]:
+    def construct(**values: Any) -> BaseModel:
+        try:
+            return model(**values)
+        except ValidationError as error:
+            raise _InvalidValue(model, error) from None
+
+    construct.__doc__ = model.__doc__
+    return construct
+
+
+class _InvalidValue(Exception):
+    """A value that a model refuses; no ValueError, because tyro would draw a box around it."""
+
+    def __init__(self, model: type[BaseModel], error: ValidationError):
+        self.model, self.details = model, error.errors()[0]
+
+    def sentence(self, options: BaseModel) -> str:
+        """What is wrong, with the flag that `options` has for it."""
+        hints = get_type_hints(type(options), include_extras=True)
+        boxes = [name for name, value in options if isinstance(value, self.model)]
+        prefix = "".join(f"{name}." for name in boxes if OmitArgPrefixes not in get_args(hints[name]))
+        name = str(self.details["loc"][0]).replace("_", "-")
+        message = self.details["msg"]
+        return f"--{prefix}{name}: {message[0].lower()}{message[1:]}, not {self.details['input']!r}."
+
+
+@REGISTRY.primitive_rule
+def one_word(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """A number or a name."""
+    kind = info.type
+    if kind not in METAVARS:
+        return None
+
+    def read(words: list[str]) -> Any:
+        try:
+            return kind(words[0])
+        except ValueError:
+            raise ValueError(f"'{words[0]}' is not {KINDS[kind]}.") from None
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=METAVARS[kind],
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, kind),
+        str_from_instance=lambda value: [f"{value:g}" if kind is float else str(value)],
+    )
+
+
+@REGISTRY.primitive_rule
+def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """A value or None: the help shows the value alone; the word None undoes what a preset says."""
+    kinds = get_args(info.type)
+    if get_origin(info.type) not in (Union, types.UnionType) or len(kinds) != 2 or type(None) not in kinds:
+        return None
+    kind = next(kind for kind in kinds if kind is not type(None))
+    spec = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(kind, set(info.markers)))
+    if not isinstance(spec, PrimitiveConstructorSpec):
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=spec.nargs,
+        metavar=spec.metavar,
+        instance_from_str=lambda words: None if words == ["None"] else spec.instance_from_str(words),
+        is_instance=lambda value: value is None or spec.is_instance(value),
+        str_from_instance=lambda value: ["None"] if value is None else spec.str_from_instance(value),
+        choices=None if spec.choices is None else (*spec.choices, "None"),
+    )
