@@ -1,4 +1,4 @@
-// Where a pass keeps what it works on.
+// Memory of a pass.
 #pragma once
 
 #include <sys/mman.h>
@@ -13,75 +13,76 @@
 namespace limbeck {
 
 template <class A>
-int64_t padded(int64_t count) {  // to whole vectors
-    return (count + Of<A>::lanes - 1) / Of<A>::lanes * Of<A>::lanes;
+int64_t round_up(int64_t count) {  // to whole vectors of elements
+    return (count + Simd<A>::lanes - 1) / Simd<A>::lanes * Simd<A>::lanes;
 }
 
-// Room that is handed out piece by piece, in whole vectors; with base = nullptr the same calls only measure.
+// Allocates one buffer piece by piece, in whole vectors. With base = nullptr the same calls only measure.
 template <class A>
-struct Room {
+struct Arena {
     A* base;
     int64_t used = 0;
-    A* take(int64_t count) {
+    A* allocate(int64_t count) {
         A* piece = base ? base + used : nullptr;
-        used += padded<A>(count);
+        used += round_up<A>(count);
         return piece;
     }
 };
 
-// Memory in pages of 2 MB where the system has them: a pass walks through tens of MB in strides, and where each page is has
-// to be looked up (width 128, 100 images: 78 ms with pages of 4 KB, 67 with these). What is given back is there, page by
-// page, for the next call.
+// Memory in pages of 2 MB where the system has them, because a pass walks through tens of MB in strides and the address of
+// each page has to be looked up (width 128, 100 images: 78 ms with pages of 4 KB, 67 with these). A region that is released
+// keeps its pages for the next call.
 class Pool {
-    struct Piece {
-        char* at;
+    struct Region {
+        char* address;
         size_t size;
     };
     std::mutex mutex;
-    std::vector<Piece> free_ones;
+    std::vector<Region> free_regions;
 
    public:
-    // At least `size` bytes; makes it what was taken.
-    char* take(size_t& size) {
+    // A region of at least `size` bytes; `size` becomes that of the region. Throws std::bad_alloc.
+    char* acquire(size_t& size) {
         constexpr size_t page = 2 << 20;
         size = (size + page) / page * page;
         const std::lock_guard<std::mutex> lock(mutex);
-        auto best = free_ones.end();
-        for (auto each = free_ones.begin(); each != free_ones.end(); ++each)
-            if (each->size >= size && (best == free_ones.end() || each->size < best->size)) best = each;
-        if (best != free_ones.end()) {
-            const Piece found = *best;
-            free_ones.erase(best);
-            size = found.size;
-            return found.at;
+        auto best = free_regions.end();
+        for (auto region = free_regions.begin(); region != free_regions.end(); ++region)
+            if (region->size >= size && (best == free_regions.end() || region->size < best->size)) best = region;
+        if (best != free_regions.end()) {
+            const Region region = *best;
+            free_regions.erase(best);
+            size = region.size;
+            return region.address;
         }
-        for (const Piece& each : free_ones) std::free(each.at);  // all too small: for another network
-        free_ones.clear();
-        char* at = static_cast<char*>(std::aligned_alloc(page, size));
-        if (!at) throw std::bad_alloc();
+        for (const Region& region : free_regions) std::free(region.address);  // too small: of another network
+        free_regions.clear();
+        char* address = static_cast<char*>(std::aligned_alloc(page, size));
+        if (!address) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
-        madvise(at, size, MADV_HUGEPAGE);
+        madvise(address, size, MADV_HUGEPAGE);
 #endif
-        return at;
+        return address;
     }
-    void give(char* at, size_t size) noexcept {
+    void release(char* address, size_t size) noexcept {
         const std::lock_guard<std::mutex> lock(mutex);
         try {
-            free_ones.push_back({at, size});
+            free_regions.push_back({address, size});
         } catch (const std::bad_alloc&) {
-            std::free(at);
+            std::free(address);
         }
     }
 };
 inline Pool pool;
 
+// Memory from the pool for the time of a scope.
 template <class A>
-struct Owned {
+struct Buffer {
     size_t size;
-    A* at;
-    explicit Owned(int64_t count) : size(count * sizeof(A)), at(reinterpret_cast<A*>(pool.take(size))) {}
-    ~Owned() { pool.give(reinterpret_cast<char*>(at), size); }
-    Owned(const Owned&) = delete;
+    A* data;
+    explicit Buffer(int64_t count) : size(count * sizeof(A)), data(reinterpret_cast<A*>(pool.acquire(size))) {}
+    ~Buffer() { pool.release(reinterpret_cast<char*>(data), size); }
+    Buffer(const Buffer&) = delete;
 };
 
 }  // namespace limbeck

@@ -1,4 +1,4 @@
-// Vectors as wide as the processor's registers, and how many of them a panel of channels has.
+// Vectors as wide as the processor's registers.
 #pragma once
 
 #include <cstdint>
@@ -6,36 +6,37 @@
 
 namespace limbeck {
 
-// A vector that is wider than a register goes through memory: four times as slow as no kernels at all (docs/LOG.md).
-// ROWS: of a tile of sums (matrix.hpp), so that ROWS x 2 sums, two vectors of the right matrix and a broadcast number of
-// the left one fit into the registers: 32 of AVX-512 and of NEON, 16 of AVX and of SSE.
+// A vector that is wider than a register goes through memory: that was four times as slow as no kernels (docs/LOG.md).
+// TILE_ROWS is the height of a tile of sums in matrix.hpp. TILE_ROWS x 2 sums, two vectors of the right matrix and one
+// broadcast element of the left one fit into the registers: 32 of AVX-512 and NEON, 16 of AVX and SSE.
 #if defined(__AVX512F__)
-constexpr int BYTES = 64, ROWS = 14;
+constexpr int VECTOR_BYTES = 64, TILE_ROWS = 14;
 #elif defined(__AVX__)
-constexpr int BYTES = 32, ROWS = 6;
+constexpr int VECTOR_BYTES = 32, TILE_ROWS = 6;
 #elif defined(__aarch64__)
-constexpr int BYTES = 16, ROWS = 12;
+constexpr int VECTOR_BYTES = 16, TILE_ROWS = 12;
 #else
-constexpr int BYTES = 16, ROWS = 6;
+constexpr int VECTOR_BYTES = 16, TILE_ROWS = 6;
 #endif
 
+// Elements per vector, and channels per panel: two vectors.
 template <class A>
-struct Of {
-    typedef A vec __attribute__((vector_size(BYTES)));
-    static constexpr int64_t lanes = BYTES / sizeof(A), panel = 2 * lanes;
+struct Simd {
+    typedef A vec __attribute__((vector_size(VECTOR_BYTES)));
+    static constexpr int64_t lanes = VECTOR_BYTES / sizeof(A), panel = 2 * lanes;
 };
 template <class A>
-using Vec = typename Of<A>::vec;
+using Vec = typename Simd<A>::vec;
 
 template <class V, class A>
-inline V load(const A* at) {
+inline V load(const A* address) {
     V value;
-    std::memcpy(&value, at, sizeof value);
+    std::memcpy(&value, address, sizeof value);
     return value;
 }
 template <class V, class A>
-inline void store(A* at, V value) {
-    std::memcpy(at, &value, sizeof value);
+inline void store(A* address, V value) {
+    std::memcpy(address, &value, sizeof value);
 }
 
 }  // namespace limbeck
