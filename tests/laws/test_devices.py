@@ -309,7 +309,7 @@ def test_experts_are_trained_scored_and_written(
     with elsewhere:
         description = describe_experts(moved(elsewhere, task), expert_config, seed=7)
     store = Store.create(tmp_path / "store", description)
-    sam = expert_config.model_copy(update={"sam_rho": 0.01, "epochs": 2, "schedule": "projected"})
+    sam = expert_config.model_copy(update={"sam_rho": 0.01, "epochs": 2})
     for index, config in ((0, expert_config), (1, sam)):
         with elsewhere:
             there = moved(elsewhere, task)

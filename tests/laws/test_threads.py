@@ -145,7 +145,7 @@ def test_the_gradient_of_every_method_by_any_number_of_threads(name: str, given:
     assert all(a.equal(b) for result in results[1:] for a, b in zip(result, results[0], strict=True))
 
 
-PATHS = ({}, {"smoothing": "mct"}, {"schedule": "projected"}, {"form": "bezier"})
+PATHS = ({}, {"smoothing": "mct"}, {"schedule": "uniform"})
 
 
 def test_an_expert_and_its_paths_by_any_number_of_threads(wide: Task) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.errors import UserError
+from limbeck.core.files import CHECKSUM, content_key, read_tensors, write_tensors
 from limbeck.experts import (
     SCHEDULES,
     SMOOTHING,
@@ -26,9 +27,9 @@ from limbeck.experts import (
     Recorded,
     Store,
     convexify,
-    fit_bezier,
     waypoint_epochs,
 )
+from limbeck.experts.convexified import start_at_zero
 from limbeck.experts.make import describe_experts
 from limbeck.experts.store import make_path
 from limbeck.networks.flat import Layout
@@ -118,33 +119,51 @@ def test_older_mct_smoothing(count: int, epochs: int) -> None:
 @pytest.mark.parametrize("epochs", [10, 50])
 def test_ablated_schedules(count: int, epochs: int) -> None:
     """Against the formulas of MCT's ablations, within each segment."""
-    for schedule in ("uniform", "decreasing", "projected"):
+    for schedule in ("uniform", "decreasing"):
         convex = convexify(walk(epochs), LAYOUT, waypoint_epochs(count, epochs), schedule=schedule)
         for first, last in pairwise(convex.epochs):
-            length, points = last - first, walk(epochs).double().numpy()
-            line = points[last] - points[first]
+            length = last - first
             for k in range(1, length + 1):
                 wanted = {
                     "uniform": k / length,
                     "decreasing": sum(length - j for j in range(k)) / sum(range(length + 1)),
-                    "projected": (points[first + k] - points[first]) @ line / (line @ line),
                 }[schedule]
                 assert convex.beta[first + k - 1].tolist() == pytest.approx([wanted] * 4, abs=1e-6)
         for epoch, waypoint in zip(convex.epochs, convex.waypoints, strict=True):
             assert torch.equal(convex.at(epoch), waypoint)
 
 
-def test_the_authors_decreasing_schedule() -> None:
-    """The figures that their code prints for 50 epochs, the start that is not the start among them."""
-    convex = convexify(walk(50), LAYOUT, (0, 50), schedule="decreasing-authors")
-    betas = [convex.beta0, *convex.beta[:, 0].tolist()]
-    assert [betas[k] for k in (0, 1, 25, 50)] == pytest.approx([0.0385, 0.0762, 0.7549, 1.0], abs=5e-5)
+def test_a_path_with_an_offset_is_read_as_one_that_starts_at_zero(task: Task, expert: Expert, tmp_path: Path) -> None:
+    """The ablation of the authors' code, which earlier versions wrote: beta at epoch 0 is 51/1326."""
+    betas = torch.arange(51, 0, -1, dtype=torch.double).cumsum(0) / 1326
+    assert betas[[0, 1, 25, 50]].tolist() == pytest.approx([0.0385, 0.0762, 0.7549, 1.0], abs=5e-5)
     start, stop = walk(50)[0], walk(50)[50]
-    torch.testing.assert_close(convex.at(0), start + 2 / 52 * (stop - start))
-    torch.testing.assert_close(convex.at(0.5), start + (betas[0] + betas[1]) / 2 * (stop - start))
+    waypoints, beta = start_at_zero(torch.stack([start, stop]), betas[1:, None].float().expand(50, 4), float(betas[0]))
+    convex = Convexified(LAYOUT, (0, 50), waypoints, beta)
+    torch.testing.assert_close(convex.at(0), start + 51 / 1326 * (stop - start))
+    torch.testing.assert_close(convex.at(0.5), start + float(betas[0] + betas[1]) / 2 * (stop - start))
+    torch.testing.assert_close(convex.at(25), start + float(betas[25]) * (stop - start))
     assert torch.equal(convex.at(50), stop)
-    with pytest.raises(UserError, match="two waypoints"):
-        convexify(walk(50), LAYOUT, (0, 25, 50), schedule="decreasing-authors")
+    store = Store.create(tmp_path / "store", describe_experts(task, ExpertConfig(epochs=3), seed=7))
+    assert expert.recorded is not None
+    before = make_path(expert.recorded.tensor(), task.model.layout, ExpertConfig(epochs=3))
+    store.write(0, replace(expert, convex=before, recorded=None))
+    tensors, header = read_tensors(store.file(0), "limbeck-expert")
+    plain = {name: value for name, value in header.items() if name != CHECKSUM}
+    write_tensors(store.file(0), tensors, {**plain, "beta0": 0.25})
+    after = store.read(0).convex
+    assert after is not None
+    torch.testing.assert_close(after.at(0), torch.lerp(before.waypoints[0], before.waypoints[1], 0.25))
+    torch.testing.assert_close(after.at(2), before.at(2))
+
+
+def test_a_store_of_bezier_curves_is_refused(task: Task, tmp_path: Path) -> None:
+    description = describe_experts(task, ExpertConfig(epochs=3), seed=7)
+    assert description["expert"]["form"] == "convex"
+    assert content_key(ExpertConfig().model_dump(mode="json")) == "e33973a68aa2", "stores of before are found by it"
+    store = Store.create(tmp_path / "store", {**description, "expert": {**description["expert"], "form": "bezier"}})
+    with pytest.raises(UserError, match="bezier paths"):
+        Store.open(store.path)
 
 
 @pytest.mark.parametrize("smoothing", SMOOTHING)
@@ -221,37 +240,9 @@ def test_a_tensor_that_never_moves_stays() -> None:
     assert all(torch.equal(still.at(t), torch.ones(LAYOUT.count)) for t in (0, 1.5, 2, 2.2, 3))
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 10, 50])
-def test_a_bezier_curve_keeps_its_ends_and_is_continuous(epochs: int) -> None:
-    curve, points = fit_bezier(walk(epochs), LAYOUT), walk(epochs)
-    assert torch.equal(curve.at(0), points[0])
-    assert torch.equal(curve.at(epochs), points[-1])
-    eps, fastest = 1e-4, 8 * float(curve.waypoints.abs().max())
-    for t in torch.linspace(0, epochs - eps, 40, dtype=torch.double).tolist():
-        assert float((curve.at(t + eps) - curve.at(t)).abs().max()) <= eps * fastest + 1e-5
-
-
-def test_a_bezier_curve_is_the_nearest_one() -> None:
-    """No other control point comes nearer to the epochs it was fitted to, and one with a known curve is found."""
-    points = walk(10)
-    curve = fit_bezier(points, LAYOUT)
-
-    def error(control: Tensor) -> float:
-        moved = replace(curve, waypoints=torch.stack([points[0], control, points[-1]]))
-        return float(sum((moved.at(k) - points[k]).double().square().sum() for k in range(11)))
-
-    best, generator = error(curve.waypoints[1]), torch.Generator().manual_seed(0)
-    for _ in range(20):
-        assert error(curve.waypoints[1] + 0.1 * torch.randn(LAYOUT.count, generator=generator)) > best
-    straight = torch.lerp(points[0], points[-1], torch.linspace(0, 1, 11)[:, None])
-    control = fit_bezier(straight, LAYOUT).waypoints[1]
-    torch.testing.assert_close(control, (points[0] + points[-1]) / 2)
-
-
-@pytest.mark.parametrize("form", ["convex", "bezier"])
-@pytest.mark.parametrize("schedule", [*SCHEDULES, "projected"])
-def test_every_path_survives_the_store(expert: Expert, task: Task, tmp_path: Path, form: str, schedule: str) -> None:
-    config = ExpertConfig(epochs=3, form=form, schedule=schedule)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_path_survives_the_store(expert: Expert, task: Task, tmp_path: Path, schedule: str) -> None:
+    config = ExpertConfig(epochs=3, schedule=schedule)
     assert expert.recorded is not None
     path = make_path(expert.recorded.points, task.model.layout, config)
     store = Store.create(tmp_path / "store", describe_experts(task, config, seed=7))
@@ -270,7 +261,7 @@ def test_waypoints_may_be_given() -> None:
         ExpertConfig(schedule="nope").waypoint_epochs()
 
 
-OUTSIDE = [made(4, 10), Recorded(walk(10)), fit_bezier(walk(10), LAYOUT)]
+OUTSIDE = [made(4, 10), Recorded(walk(10))]
 
 
 @pytest.mark.parametrize("trajectory", OUTSIDE, ids=lambda each: type(each).__name__)

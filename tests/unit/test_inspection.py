@@ -59,7 +59,7 @@ def test_a_recorded_store_gives_every_analysis(store: Store, task: Task, tmp_pat
     page = inspect_store(store.path, tmp_path / "out", data=task.data)
     value = json.loads((tmp_path / "out" / "inspect.json").read_text())
     curves = value["accuracy"]["curves"]
-    assert set(curves) >= {"recorded", "arc, 2 waypoints", "uniform, 2 waypoints", "projected, 2 waypoints"}
+    assert set(curves) >= {"recorded", "arc, 2 waypoints", "uniform, 2 waypoints", "decreasing, 2 waypoints"}
     recorded = store.read(0).recorded
     assert recorded is not None
     measured = [score(task.model, recorded.at(k), *task.validation).accuracy for k in range(4)]

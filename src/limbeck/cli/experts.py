@@ -52,9 +52,7 @@ class Convexify(Threads, Options):
     smoothing: str = "none"
     """The averages around waypoints: none, mct or mct-older."""
     schedule: str = "arc"
-    """How beta goes along a segment: arc, uniform, decreasing, decreasing-authors or projected."""
-    form: Literal["convex", "bezier"] = "convex"
-    """Straight lines between waypoints, or one quadratic Bezier curve."""
+    """How beta goes along a segment: arc, uniform or decreasing."""
     dtype: Literal["float32", "float16"] = "float32"
     """Number format of the stored parameters."""
 
@@ -101,7 +99,6 @@ def run_convexify(args: Convexify, listen: Listener) -> Any:
         waypoint_at=args.waypoint_at,
         smoothing=args.smoothing,
         schedule=args.schedule,
-        form=args.form,
         dtype=args.dtype,
     )
     return {**describe(str(store.path)), "store": str(store.path)}

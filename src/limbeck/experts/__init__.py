@@ -1,6 +1,5 @@
 """Trajectories: what an expert's training leaves behind, and which part of it to match."""
 
-from limbeck.experts.bezier import Bezier, fit_bezier
 from limbeck.experts.convexified import (
     SCHEDULES,
     SMOOTHING,
@@ -18,7 +17,6 @@ from limbeck.experts.store import Expert, ExpertConfig, Store
 __all__ = [
     "SCHEDULES",
     "SMOOTHING",
-    "Bezier",
     "Continuous",
     "Convexified",
     "Convexifier",
@@ -30,6 +28,5 @@ __all__ = [
     "WholeEpochs",
     "arc_length",
     "convexify",
-    "fit_bezier",
     "waypoint_epochs",
 ]

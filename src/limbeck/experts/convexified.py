@@ -1,9 +1,9 @@
-"""MCT's trajectory (Zhong et al. 2025): convex combinations of a few points of the recorded one."""
+"""MCT's trajectory (Zhong et al., CVPR 2025): convex combinations of a few points of the recorded one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from math import floor
 
@@ -16,45 +16,64 @@ from limbeck.networks.flat import Layout
 
 @dataclass(frozen=True, eq=False)
 class Convexified:
-    """theta(t) = (1 - beta(t)) W_a + beta(t) W_b between neighbouring waypoints, beta per parameter tensor.
+    """An expert's trajectory as straight lines between waypoints.
 
-    layout:     where the L parameter tensors lie in the P elements.
+    Between neighbouring waypoints, theta(t) = (1 - beta(t)) W_a + beta(t) W_b with one beta per parameter tensor.
+
+    layout:     where the L parameter tensors lie in the P elements of theta.
     epochs:     the whole epochs of the W waypoints, from 0 to K, increasing.
     waypoints:  (W, P), float32 or float16.
     beta:       (K, L): row k holds beta at the end of epoch k + 1, within its own segment, so that the row that
-                ends a segment is 1. Between whole epochs beta is linear.
-    beta0:      beta at epoch 0; 0 but for the authors' decreasing schedule, which does not start at the start.
+                ends a segment is 1. Between whole epochs beta is linear; at the start of a segment it is 0.
+
+    >>> import limbeck, torch
+    >>> layout = limbeck.FlatModel(lambda: torch.nn.Linear(1, 1)).layout  # 2 parameters in 2 tensors
+    >>> theta = torch.tensor([[0.0, 0.0], [3.0, 1.0], [4.0, 2.0]])  # at epochs 0, 1 and 2
+    >>> path = limbeck.convexify(theta, layout, (0, 2))
+    >>> path.end, path.beta.tolist(), path.at(0.5).tolist()
+    (2, [[0.75, 0.5], [1.0, 1.0]], [1.5, 0.5])
     """
 
     layout: Layout
     epochs: tuple[int, ...]
     waypoints: Tensor
     beta: Tensor
-    beta0: float = 0.0
 
     @property
     def end(self) -> int:
+        """The last epoch, K."""
         return self.epochs[-1]
 
     def at(self, t: float) -> Tensor:
-        """Parameters (P,) at any real epoch `t` of the closed interval [0, end]; ValueError outside it."""
+        """Return the parameters (P,) at any real epoch `t` of the closed interval [0, end]; ValueError outside it."""
         if not 0 <= t <= self.end:
             raise ValueError(f"a convexified trajectory answers from epoch 0 to {self.end}, not at {t}")
         segment = max(i for i, epoch in enumerate(self.epochs[:-1]) if epoch <= t)
         k = min(floor(t), self.end - 1)
-        before = self.beta[k - 1] if k > self.epochs[segment] else torch.full_like(self.beta[0], self.beta0 * (k == 0))
+        before = self.beta[k - 1] if k > self.epochs[segment] else torch.zeros_like(self.beta[0])
         beta = torch.lerp(before, self.beta[k], t - k)
         # lerp, not a + beta (b - a): only that is exact at both ends
         start, stop = self.waypoints[segment].float(), self.waypoints[segment + 1].float()
         return torch.lerp(start, stop, self.layout.per_tensor(beta))
 
 
+def start_at_zero(waypoints: Tensor, beta: Tensor, first: float) -> tuple[Tensor, Tensor]:
+    """Return waypoints (2, P) and beta (K, L) of the same path with beta = 0 at epoch 0, where it is `first` now.
+
+    MCT's code for its ablation 'decreasing' starts at 51/1326 of the way. Files of that kind can be read; the first
+    waypoint moves to where their path starts.
+    """
+    start, stop = waypoints.float()
+    return torch.stack([torch.lerp(start, stop, first), stop]), (beta - first) / (1 - first)
+
+
 @dataclass(frozen=True)
 class Smoothing:
-    """What replaces a stored point: a weighted mean of the epochs around it, {offset: weight}.
+    """A rule that replaces a waypoint by a weighted mean of the epochs around it, {offset: weight}.
 
-    Applied to interior waypoints and to the last one, never to the first, and only where there are interior ones.
-    before_beta: path lengths are those of the smoothed path (the waypoints replaced in it), not of the raw one.
+    It applies to interior waypoints and to the last one, never to the first, and only where there are interior ones.
+
+    before_beta: path lengths are those of the smoothed path (with the waypoints replaced), not of the recorded one.
     """
 
     interior: dict[int, float]
@@ -62,7 +81,7 @@ class Smoothing:
     before_beta: bool = False
 
     def weights(self, index: int, count: int) -> dict[int, float]:
-        """The rule for waypoint `index` of `count`."""
+        """Return the weights for waypoint `index` of `count`."""
         if count == 2 or index == 0:
             return {0: 1.0}
         return self.last if index == count - 1 else self.interior
@@ -81,7 +100,7 @@ Schedule = Callable[[Tensor, tuple[int, ...]], Tensor]
 
 
 def waypoint_epochs(count: int, epochs: int) -> tuple[int, ...]:
-    """`count` whole epochs from 0 to `epochs`, as equally spaced as whole numbers allow.
+    """Return `count` whole epochs from 0 to `epochs`, as equally spaced as whole numbers allow.
 
     Raises UserError unless 2 <= count <= epochs + 1.
 
@@ -94,9 +113,9 @@ def waypoint_epochs(count: int, epochs: int) -> tuple[int, ...]:
 
 
 class Convexifier:
-    """Convexify a trajectory while it passes by: `add` the parameters of epochs 0, 1, ..., K, then `finish`.
+    """Convexifies a trajectory while it is trained: `add` the parameters of epochs 0, 1, ..., K, then `finish`.
 
-    It holds the waypoints and one path length per tensor and epoch, never the trajectory.
+    It stores the waypoints and one path length per tensor and epoch, never the trajectory.
     """
 
     def __init__(
@@ -112,118 +131,87 @@ class Convexifier:
         self.weights = [smoothing.weights(i, len(epochs)) for i in range(len(epochs))]
         self.waypoints: list[Tensor | None] = [None] * len(epochs)
         self.lengths: list[Tensor] = []
-        self.raw: Tensor | None = None  # the epoch before
-        self.settled: Tensor | None = None  # the one whose length was measured last, as the path has it
-        self.seen = 0
+        self.last_theta: Tensor | None = None
+        self.last_point: Tensor | None = None  # the end of the last length, on the path that is measured
+        self.num_points = 0
 
     def add(self, theta: Tensor) -> None:
-        """The parameters (P,) of the next epoch."""
+        """Add the parameters (P,) of the next epoch."""
         theta = theta.detach()
         for index, epoch in enumerate(self.epochs):
-            weight = self.weights[index].get(self.seen - epoch)
+            weight = self.weights[index].get(self.num_points - epoch)
             if weight is not None:
-                held = self.waypoints[index]
-                self.waypoints[index] = weight * theta if held is None else held + weight * theta
+                partial_sum = self.waypoints[index]
+                self.waypoints[index] = weight * theta if partial_sum is None else partial_sum + weight * theta
         if self.smoothing.before_beta:
-            if self.raw is not None:  # a smoothed waypoint is complete one epoch later
-                self._settle(self._smoothed(self.seen - 1, self.raw))
+            if self.last_theta is not None:  # a smoothed waypoint is complete one epoch later
+                self._measure_length(self._smoothed_point(self.num_points - 1, self.last_theta))
         else:
-            self._settle(theta)
-        self.raw = theta.clone()
-        self.seen += 1
+            self._measure_length(theta)
+        self.last_theta = theta.clone()
+        self.num_points += 1
 
-    def _smoothed(self, epoch: int, raw: Tensor) -> Tensor:
+    def _smoothed_point(self, epoch: int, theta: Tensor) -> Tensor:
         if epoch not in self.epochs:
-            return raw
-        point = self.waypoints[self.epochs.index(epoch)]
-        assert point is not None
-        return point
+            return theta
+        waypoint = self.waypoints[self.epochs.index(epoch)]
+        assert waypoint is not None
+        return waypoint
 
-    def _settle(self, point: Tensor) -> None:
-        if self.settled is not None:
-            moved = self.layout.split(point - self.settled)
+    def _measure_length(self, point: Tensor) -> None:
+        if self.last_point is not None:
+            parts = self.layout.split(point - self.last_point)
             # on the processor: a GPU adds a cumulative sum up in no fixed order
-            self.lengths.append(torch.stack([part.norm() for part in moved]).double().cpu())
-        self.settled = point.clone()
+            self.lengths.append(torch.stack([part.norm() for part in parts]).double().cpu())
+        self.last_point = point.clone()
 
     def finish(self) -> Convexified:
-        """The convexified trajectory; ValueError unless exactly K + 1 epochs were added."""
-        if self.seen != self.epochs[-1] + 1:
-            raise ValueError(f"{self.seen} epochs were added; the last waypoint is at epoch {self.epochs[-1]}")
-        if self.smoothing.before_beta and self.raw is not None:
-            self._settle(self._smoothed(self.seen - 1, self.raw))
+        """Return the convexified trajectory; ValueError unless exactly K + 1 epochs were added."""
+        if self.num_points != self.epochs[-1] + 1:
+            raise ValueError(f"{self.num_points} epochs were added; the last waypoint is at epoch {self.epochs[-1]}")
+        if self.smoothing.before_beta and self.last_theta is not None:
+            self._measure_length(self._smoothed_point(self.num_points - 1, self.last_theta))
         waypoints = torch.stack([point for point in self.waypoints if point is not None]).to(self.dtype).cpu()
         beta = SCHEDULES[self.schedule](torch.stack(self.lengths), self.epochs)
-        beta0 = decreasing_start(self.epochs[-1]) if self.schedule == "decreasing-authors" else 0.0
-        return Convexified(self.layout, self.epochs, waypoints, beta, beta0)
+        return Convexified(self.layout, self.epochs, waypoints, beta)
 
 
 def arc_length(lengths: Tensor, epochs: tuple[int, ...]) -> Tensor:
-    """beta (K, L) from path lengths (K, L): the fraction of its segment's path that each tensor has gone (MCT).
+    """Return MCT's beta (K, L): the fraction of its path in the segment that each tensor has covered.
 
-    A tensor that does not move in a segment goes uniformly, which changes nothing and keeps its last row 1.
+    lengths: (K, L) path lengths per epoch. A tensor that does not move in a segment gets a uniform beta, which changes
+    nothing and keeps its last row 1.
     """
     parts = []
     for first, last in pairwise(epochs):
-        gone = lengths[first:last].cumsum(0)
-        even = _even(torch.ones(last - first, 1, dtype=gone.dtype, device=gone.device))
-        parts.append(torch.where(gone[-1] > 0, gone / gone[-1].clamp_min(torch.finfo(gone.dtype).tiny), even))
+        covered = lengths[first:last].cumsum(0)
+        uniform_part = _fractions(torch.ones(last - first, 1, dtype=covered.dtype, device=covered.device))
+        tiny = torch.finfo(covered.dtype).tiny
+        parts.append(torch.where(covered[-1] > 0, covered / covered[-1].clamp_min(tiny), uniform_part))
     return torch.cat(parts).float().cpu()
 
 
-def _even(increments: Tensor) -> Tensor:
-    """Cumulated and scaled so that the last row is 1."""
-    gone = increments.cumsum(0)
-    return gone / gone[-1]
+def _fractions(increments: Tensor) -> Tensor:
+    """Cumulative sums, scaled so that the last row is 1."""
+    sums = increments.cumsum(0)
+    return sums / sums[-1]
 
 
 def uniform(lengths: Tensor, epochs: tuple[int, ...]) -> Tensor:
-    """The same share of its segment in every epoch, for all tensors (MCT's ablation)."""
-    parts = [_even(torch.ones(last - first, 1, dtype=torch.double)) for first, last in pairwise(epochs)]
+    """Return a beta (K, L) that grows by the same amount in every epoch of a segment (an ablation of MCT)."""
+    parts = [_fractions(torch.ones(last - first, 1, dtype=torch.double)) for first, last in pairwise(epochs)]
     return torch.cat(parts).float().expand(len(lengths), lengths.shape[1]).contiguous()
 
 
 def decreasing(lengths: Tensor, epochs: tuple[int, ...]) -> Tensor:
-    """Shares that fall linearly to the segment's end (MCT's ablation), from beta = 0 at its start."""
-    parts = [_even(torch.arange(last - first, 0, -1, dtype=torch.double)[:, None]) for first, last in pairwise(epochs)]
+    """Return a beta (K, L) whose increments fall linearly to the end of a segment (an ablation of MCT)."""
+    parts = [
+        _fractions(torch.arange(last - first, 0, -1, dtype=torch.double)[:, None]) for first, last in pairwise(epochs)
+    ]
     return torch.cat(parts).float().expand(len(lengths), lengths.shape[1]).contiguous()
 
 
-def decreasing_authors(lengths: Tensor, epochs: tuple[int, ...]) -> Tensor:
-    """The ablation as the authors' code has it: increments 51, 50, ..., 1 over 1326, so that beta(0) is 51/1326."""
-    if len(epochs) != 2:
-        raise UserError("the authors' decreasing schedule exists for two waypoints only; use 'decreasing'.")
-    count = epochs[-1]
-    gone = torch.arange(count + 1, 0, -1, dtype=torch.double).cumsum(0)
-    return (gone[1:] / gone[-1])[:, None].float().expand(count, lengths.shape[1]).contiguous()
-
-
-def decreasing_start(epochs: int) -> float:
-    """beta(0) of the authors' decreasing schedule."""
-    return 2 / (epochs + 2)
-
-
-SCHEDULES: dict[str, Schedule] = {
-    "arc": arc_length,
-    "uniform": uniform,
-    "decreasing": decreasing,
-    "decreasing-authors": decreasing_authors,
-}
-
-
-def projected(points: Tensor, epochs: tuple[int, ...], tensors: int) -> Tensor:
-    """One beta for all tensors: how far along the straight line between waypoints the epoch projects (MCT's ablation).
-
-    points (K + 1, P) -> (K, tensors), not forced to be monotone. It needs the end before the middle, hence a recorded
-    trajectory.
-    """
-    parts = []
-    for first, last in pairwise(epochs):
-        line = (points[last] - points[first]).double()
-        along = (points[first + 1 : last + 1] - points[first]).double() @ line / line.square().sum()
-        along[-1] = 1.0
-        parts.append(along)
-    return torch.cat(parts).float()[:, None].expand(epochs[-1], tensors).contiguous()
+SCHEDULES: dict[str, Schedule] = {"arc": arc_length, "uniform": uniform, "decreasing": decreasing}
 
 
 def convexify(
@@ -234,11 +222,20 @@ def convexify(
     dtype: torch.dtype = torch.float32,
     schedule: str = "arc",
 ) -> Convexified:
-    """Convexify recorded parameters, given one epoch at a time; schedule: a name in SCHEDULES, or projected."""
-    if schedule == "projected":
-        held = torch.stack([theta.detach() for theta in points])
-        straight = convexify(held, layout, epochs, smoothing, dtype, "uniform")
-        return replace(straight, beta=projected(held, epochs, len(layout.shapes)))
+    """Convexify recorded parameters.
+
+    points:    (K + 1, P), or one (P,) per epoch: only one is in memory at a time.
+    epochs:    of the waypoints, from 0 to K.
+    dtype:     storage type of the waypoints, float32 or float16.
+    schedule:  a name in `SCHEDULES`: how beta follows from path lengths.
+    Raises ValueError unless there are exactly K + 1 points.
+
+    >>> import limbeck, torch
+    >>> layout = limbeck.FlatModel(lambda: torch.nn.Linear(1, 1)).layout
+    >>> path = limbeck.convexify(torch.tensor([[0.0, 0.0], [3.0, 1.0], [4.0, 2.0]]), layout, (0, 1, 2))
+    >>> path.at(1.5).tolist()
+    [3.5, 1.5]
+    """
     convexifier = Convexifier(layout, epochs, smoothing, dtype, schedule)
     for theta in points:
         convexifier.add(theta)

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 from torch import Tensor
 
 from limbeck.core.conditions import first_difference, require_same_conditions
 from limbeck.core.errors import UserError
 from limbeck.core.files import content_key, open_tensors, read_json, write_json, write_tensors
 from limbeck.core.folders import size_of
-from limbeck.experts.bezier import Bezier, fit_bezier
-from limbeck.experts.convexified import SCHEDULES, SMOOTHING, Convexified, convexify, waypoint_epochs
+from limbeck.experts.convexified import SCHEDULES, SMOOTHING, Convexified, convexify, start_at_zero, waypoint_epochs
 from limbeck.experts.recorded import Recorded
 from limbeck.networks.flat import Layout
 
@@ -48,9 +47,7 @@ class ExpertConfig(BaseModel):
     smoothing: str = "none"
     """none; mct: the training script's averages around interior and last waypoints; mct-older: the parallel script's"""
     schedule: str = "arc"
-    """beta by arc length per tensor; MCT's ablations: uniform, decreasing, decreasing-authors, projected"""
-    form: Literal["convex", "bezier"] = "convex"
-    """straight lines between waypoints, or one quadratic Bezier curve fitted to all epochs"""
+    """beta by arc length per tensor (arc), or by one of MCT's ablations (uniform, decreasing)"""
     keep: Literal["convex", "recorded", "both"] = "convex"
     """the convexified trajectory, every epoch's parameters, or both"""
     dtype: Literal["float32", "float16"] = "float32"
@@ -66,9 +63,8 @@ class ExpertConfig(BaseModel):
         """Epochs of the waypoints; UserError where they do not fit, or smoothing or schedule are unknown."""
         if self.smoothing not in SMOOTHING:
             raise UserError(f"there is no smoothing called '{self.smoothing}'; choose one of {', '.join(SMOOTHING)}.")
-        if self.schedule not in (*SCHEDULES, "projected"):
-            names = ", ".join((*SCHEDULES, "projected"))
-            raise UserError(f"there is no schedule called '{self.schedule}'; choose one of {names}.")
+        if self.schedule not in SCHEDULES:
+            raise UserError(f"there is no schedule called '{self.schedule}'; choose one of {', '.join(SCHEDULES)}.")
         given = self.waypoint_at
         if not given:
             return waypoint_epochs(self.waypoints, self.epochs)
@@ -76,17 +72,25 @@ class ExpertConfig(BaseModel):
             raise UserError(f"waypoints go up from 0 to the expert's last epoch, {self.epochs}; {given} do not.")
         return given
 
-    def whole_path(self) -> bool:
-        """Whether the path can only be made once the expert has ended, from all its epochs."""
-        return self.form == "bezier" or self.schedule == "projected"
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def form(self) -> str:
+        """The form of the path between waypoints. There is one, but keys of stores and runs contain its name."""
+        return "convex"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_form(cls, fields: Any) -> Any:
+        """Accept what `model_dump` returns."""
+        if isinstance(fields, dict) and fields.get("form") == "convex":
+            return {name: value for name, value in fields.items() if name != "form"}
+        return fields
 
 
-def make_path(points: Tensor, layout: Layout, config: ExpertConfig) -> Convexified | Bezier:
-    """The path that `config` asks for, from recorded points (K + 1, P)."""
-    dtype = DTYPES[config.dtype]
-    if config.form == "bezier":
-        return fit_bezier(points, layout, dtype)
-    return convexify(points, layout, config.waypoint_epochs(), SMOOTHING[config.smoothing], dtype, config.schedule)
+def make_path(points: Tensor, layout: Layout, config: ExpertConfig) -> Convexified:
+    """Convexify recorded points (K + 1, P) as `config` says."""
+    smoothing, dtype = SMOOTHING[config.smoothing], DTYPES[config.dtype]
+    return convexify(points, layout, config.waypoint_epochs(), smoothing, dtype, config.schedule)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,12 +100,12 @@ class Expert:
     validation: accuracy on the validation part after every epoch, 0 ... K; test: after the last, for reports only.
     """
 
-    convex: Convexified | Bezier | None
+    convex: Convexified | None
     recorded: Recorded | None
     validation: tuple[float, ...]
     test: float
 
-    def trajectory(self, kind: Kind) -> Convexified | Bezier | Recorded | None:
+    def trajectory(self, kind: Kind) -> Convexified | Recorded | None:
         """That of this kind, None where it was not kept; of any kind, the recorded one first."""
         if kind == "any":
             return self.convex if self.recorded is None else self.recorded
@@ -140,7 +144,11 @@ class Store:
         """An existing store; UserError when `path` is none."""
         if not (path / "store.json").exists():
             raise UserError(f"{path} is not a store of experts: it has no store.json; make one with 'limbeck experts'.")
-        return cls(path, read_json(path / "store.json", cls.FORMAT))
+        header = read_json(path / "store.json", cls.FORMAT)
+        form = header["expert"].get("form", "convex")
+        if form != "convex":
+            raise UserError(f"{path} holds {form} paths, which limbeck does not support any more; train new experts.")
+        return cls(path, header)
 
     def require(self, description: dict[str, Any]) -> None:
         """UserError that names the first thing in which this store differs from `description`.
@@ -191,7 +199,6 @@ class Store:
             "version": 1,
             "index": index,
             "store": self.header["key"],
-            "beta0": getattr(expert.convex, "beta0", 0.0),
             "waypoint_epochs": None if expert.convex is None else list(expert.convex.epochs),
             "validation": list(expert.validation),
             "test": expert.test,
@@ -207,11 +214,13 @@ class Store:
         tensors, rows, header = open_tensors(self.file(index), "limbeck-expert", ("points",) if lazy else ())
         if header["store"] != self.header["key"]:
             raise UserError(f"{self.file(index)} belongs to another store; take it out of {self.path}.")
-        convex: Convexified | Bezier | None = None
+        convex: Convexified | None = None
         recorded = None
         if "waypoints" in tensors:
-            common = (self.layout, tuple(header["waypoint_epochs"]), tensors["waypoints"], tensors["beta"])
-            convex = Bezier(*common) if self.config.form == "bezier" else Convexified(*common, header.get("beta0", 0.0))
+            waypoints, beta = tensors["waypoints"], tensors["beta"]
+            if header.get("beta0"):  # the schedule 'decreasing-authors', which is no longer offered
+                waypoints, beta = start_at_zero(waypoints, beta, header["beta0"])
+            convex = Convexified(self.layout, tuple(header["waypoint_epochs"]), waypoints, beta)
         points = rows.get("points") if lazy else tensors.get("points")
         if points is not None:
             recorded = Recorded(points)
@@ -224,7 +233,7 @@ class Store:
     def convexified(self, path: Path, **changed: Any) -> Store:
         """A new store at `path` with this one's recorded experts convexified; UserError if any was not recorded.
 
-        changed: fields of `ExpertConfig` that say how (waypoints, waypoint_at, smoothing, schedule, form, dtype).
+        changed: fields of `ExpertConfig` that say how (waypoints, waypoint_at, smoothing, schedule, dtype).
         """
         if not self.indices():
             raise UserError(f"the store {self.path} holds no finished experts; run 'limbeck experts' first.")

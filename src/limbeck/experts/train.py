@@ -10,10 +10,9 @@ from torch import Tensor
 from limbeck.core.errors import UserError
 from limbeck.core.types import Batch, PureLoss
 from limbeck.derivatives.autograd import Loss
-from limbeck.experts.bezier import Bezier
-from limbeck.experts.convexified import SMOOTHING, Convexified, Convexifier
+from limbeck.experts.convexified import SMOOTHING, Convexifier
 from limbeck.experts.recorded import Recorded
-from limbeck.experts.store import DTYPES, Expert, ExpertConfig, make_path
+from limbeck.experts.store import DTYPES, Expert, ExpertConfig
 from limbeck.networks.flat import Layout
 from limbeck.training.plain import Gsam, Schedule, train
 
@@ -46,7 +45,7 @@ def train_expert(
         return loss.gradient(theta, batch) if gsam is None else gsam(loss, theta, batch)
 
     convexifier = None
-    if config.keep != "recorded" and not config.whole_path():
+    if config.keep != "recorded":
         smoothing, dtype = SMOOTHING[config.smoothing], DTYPES[config.dtype]
         convexifier = Convexifier(layout, config.waypoint_epochs(), smoothing, dtype, config.schedule)
     points, validation = [], []
@@ -54,16 +53,13 @@ def train_expert(
     for epoch, theta in enumerate(train(loss, theta0, images, labels, schedule, seed, rule)):
         if convexifier is not None:
             convexifier.add(theta)
-        if config.keep != "convex" or config.whole_path():
+        if config.keep != "convex":
             points.append(theta.to("cpu", copy=True))
         if not bool(torch.isfinite(theta).all()):
             raise UserError(f"the expert diverged in epoch {epoch}; lower its step size ({config.lr:g}).")
         validation.append(watch(epoch, theta))
-    path: Convexified | Bezier | None = None if convexifier is None else convexifier.finish()
-    if config.keep != "recorded" and config.whole_path():
-        path = make_path(torch.stack(points), layout, config)
     return Expert(
-        path,
+        None if convexifier is None else convexifier.finish(),
         Recorded(torch.stack(points).to(DTYPES[config.dtype])) if config.keep != "convex" else None,
         tuple(validation),
         test(theta),

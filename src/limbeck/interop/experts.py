@@ -14,7 +14,7 @@ from torch import Tensor
 from limbeck.core.errors import UserError
 from limbeck.core.types import Listener
 from limbeck.data import ImageData, Preprocess, load_data
-from limbeck.experts.convexified import Convexified, waypoint_epochs
+from limbeck.experts.convexified import Convexified, start_at_zero, waypoint_epochs
 from limbeck.experts.make import describe_experts
 from limbeck.experts.recorded import Recorded
 from limbeck.experts.store import Expert, ExpertConfig, Store
@@ -35,7 +35,7 @@ from limbeck.training.plain import score
 
 SCHEDULE = {
     "waypoint_buffer_uni": "uniform",
-    "waypoint_buffer_dec": "decreasing-authors",
+    "waypoint_buffer_dec": "decreasing",
     "waypoint_buffer_proj": "projected",
 }
 TOLERANCE = 1e-4  # path fractions are float32 sums of some fifty terms
@@ -208,7 +208,10 @@ def convexified_from(waypoints: Tensor, steps: Any, layout: Layout, kind: str, w
     epochs = [0]
     for part in parts:
         epochs.append(epochs[-1] + len(part) - 1)
-    return Convexified(layout, tuple(epochs), waypoints, torch.cat([part[1:] for part in parts]), beta0)
+    beta = torch.cat([part[1:] for part in parts])
+    if beta0:
+        waypoints, beta = start_at_zero(waypoints, beta, beta0)
+    return Convexified(layout, tuple(epochs), waypoints, beta)
 
 
 def _fractions(rows: Any, tensors: int, kind: str, where: str) -> Tensor:

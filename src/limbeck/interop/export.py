@@ -95,7 +95,7 @@ def _segments(convex: Convexified) -> list[list[list[Tensor]]]:
     """Path fractions per segment and row, each a scalar of its own, from 0 on."""
     made = []
     for first, last in pairwise(convex.epochs):
-        rows = [torch.full_like(convex.beta[0], 0.0 if first else convex.beta0), *convex.beta[first:last]]
+        rows = [torch.zeros_like(convex.beta[0]), *convex.beta[first:last]]
         made.append([[_own(value) for value in row] for row in rows])
     return made
 

@@ -87,7 +87,7 @@ def _paths(store: Store, expert: Expert) -> dict[str, Trajectory]:
     points, config = _points(expert), store.config
     if expert.recorded is not None and points is not None:
         found["recorded"] = expert.recorded
-        for name in (*SCHEDULES, "projected"):
+        for name in SCHEDULES:
             found[f"{name}, 2 waypoints"] = convexify(points, store.layout, (0, config.epochs), schedule=name)
         if config.epochs >= 3:
             four = waypoint_epochs(4, config.epochs)
