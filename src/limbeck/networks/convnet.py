@@ -1,4 +1,4 @@
-"""The networks of the field: the ConvNet that every paper distils with, and a plain MLP."""
+"""The networks of the field: the ConvNet that every paper distils with, and an MLP."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from limbeck.core.errors import UserError
 NORMS = ("instance", "layer", "group", "none")
 POOLINGS = ("avg", "max", "none")
 GROUPS = 4  # of group norm
-SHARPNESS = 60  # of softplus, as RCIG has it: a ReLU that can be differentiated twice. Its threshold stays torch's 20:
-# a large one overflows float32, and forward-mode derivatives become NaN.
+SHARPNESS = 60  # of softplus, as in RCIG: a ReLU with a second derivative. Its threshold stays torch's 20: a larger one
+# overflows float32, and forward-mode derivatives become NaN.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "leaky-relu": lambda: nn.LeakyReLU(0.01),
@@ -24,7 +24,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def default_depth(side: int) -> int:
-    """Blocks for a square image, so that the last map is 4 x 4 (2 x 2 for 8-pixel images): 3 at 28 and 32, 4 at 64.
+    """How many blocks reduce a square image to 4 x 4 (2 x 2 for 8-pixel images): 3 at 28 and 32, 4 at 64.
 
     >>> [default_depth(side) for side in (8, 28, 32, 64, 128)]
     [2, 3, 3, 4, 5]
@@ -45,10 +45,18 @@ def _norm(kind: str, channels: int, size: tuple[int, int]) -> nn.Module:
 class ConvNet(nn.Module):
     """depth x [3x3 convolution, norm, activation, 2x2 pooling], then one linear layer (Gidaris & Komodakis 2018).
 
-    Parameter names and order are those of the field's code (`features.0.weight`, ..., `classifier.bias`).
-    A 28-pixel image is padded by 3 in the first convolution, as the field does, so that it halves three times.
-    widen: channels double from block to block (FRePo's and RCIG's network), instead of being the same in all.
-    Raises UserError for options it does not know and for images too small for `depth`.
+    channels, size: Of the images.
+    classes:        The number of logits.
+    depth:          The number of blocks; by default `default_depth`.
+    width:          Channels of every block, of the first block where `widen`.
+    norm:           instance, layer, group or none.
+    activation:     relu, leaky-relu, sigmoid or softplus.
+    pooling:        avg, max or none.
+    widen:          Whether channels double from block to block, as in FRePo's and RCIG's network.
+
+    Parameter names and order are those of the field's code (`features.0.weight`, ..., `classifier.bias`). A 28-pixel
+    image is padded by 3 in the first convolution, as in the field's code, so that it halves three times.
+    Raises UserError for an unknown option and for images that are too small for `depth`.
     """
 
     def __init__(
@@ -64,13 +72,13 @@ class ConvNet(nn.Module):
         widen: bool = False,
     ):
         super().__init__()
-        for value, known, what in (
+        for value, choices, option in (
             (norm, NORMS, "norm"),
             (pooling, POOLINGS, "pooling"),
             (activation, ACTIVATIONS, "activation"),
         ):
-            if value not in known:
-                raise UserError(f"unknown {what} '{value}' for a ConvNet; choose one of {', '.join(known)}.")
+            if value not in choices:
+                raise UserError(f"unknown {option} '{value}' for a ConvNet; choose one of {', '.join(choices)}.")
         if norm == "group" and width % GROUPS:
             raise UserError(f"group norm has {GROUPS} groups, and a width of {width} cannot be divided by them.")
         depth = default_depth(min(size)) if depth is None else depth
@@ -91,6 +99,7 @@ class ConvNet(nn.Module):
         self.classifier = nn.Linear(channels * prod(size), classes)
 
     def forward(self, images: Tensor) -> Tensor:
+        """The logits (n, classes) of images (n, channels, height, width)."""
         logits: Tensor = self.classifier(self.features(images).flatten(1))
         return logits
 
@@ -105,7 +114,7 @@ def widening(
     activation: str = "relu",
     pooling: str = "avg",
 ) -> ConvNet:
-    """A ConvNet whose blocks have width, 2 width, 4 width ... channels and no normalisation: FRePo's and RCIG's.
+    """FRePo's and RCIG's ConvNet: its blocks have width, 2 width, 4 width ... channels and no normalisation.
 
     Raises UserError as `ConvNet` does.
     """
@@ -113,7 +122,7 @@ def widening(
 
 
 class MLP(nn.Module):
-    """Two hidden layers of `width` (128) with ReLU, as the field's cross-architecture tables use."""
+    """Two hidden layers of `width` (128) with ReLU, as in the field's cross-architecture tables."""
 
     def __init__(self, channels: int, size: tuple[int, int], classes: int, width: int = 128):
         super().__init__()
@@ -122,6 +131,7 @@ class MLP(nn.Module):
         self.classifier = nn.Linear(width, classes)
 
     def forward(self, images: Tensor) -> Tensor:
+        """The logits (n, classes) of images (n, channels, height, width)."""
         hidden = torch.relu(self.fc2(torch.relu(self.fc1(images.flatten(1)))))
         logits: Tensor = self.classifier(hidden)
         return logits

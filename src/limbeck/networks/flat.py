@@ -18,7 +18,7 @@ from limbeck.core.rng import fork_rng
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each named parameter tensor lies in the flat vector, in the module's own order.
+    """The names and shapes of a module's parameters, in the module's own order, which is that of the flat vector.
 
     >>> Layout(("weight", "bias"), ((2, 3), (2,))).count
     8
@@ -29,7 +29,7 @@ class Layout:
 
     @cached_property
     def sizes(self) -> list[int]:
-        """Number of elements of each tensor."""
+        """The number of elements of each tensor."""
         return [prod(shape) for shape in self.shapes]
 
     @property
@@ -42,7 +42,7 @@ class Layout:
         return [part.view(shape) for part, shape in zip(theta.split(self.sizes), self.shapes)]
 
     def join(self, tensors: list[Tensor]) -> Tensor:
-        """One new (P,) vector from tensors in layout order; ValueError where a shape differs."""
+        """A new (P,) vector from tensors in layout order. Raises ValueError where a shape differs."""
         for name, shape, tensor in zip(self.names, self.shapes, tensors, strict=True):
             if tuple(tensor.shape) != shape:
                 raise ValueError(f"parameter {name} has shape {tuple(tensor.shape)}, expected {shape}")
@@ -54,24 +54,24 @@ class Layout:
 
 
 def lecun_normal(layout: Layout, generator: torch.Generator) -> Tensor:
-    """Parameters (P,): weights N(0, 1/fan-in) cut off at two standard deviations, other tensors 0: flax's start.
+    """flax's default initialisation (P,): weights N(0, 1/fan-in) truncated at two standard deviations, biases 0.
 
-    The variance is 1/fan-in after the cut (LeCun et al. 1998). torch's own start has a third of it, so that features of
-    three blocks without normalisation come out 5 times smaller, and the ridge weighs more. Tensors of one dimension
-    are taken to be biases: for networks without normalisation.
+    The variance is 1/fan-in after the truncation (LeCun et al. 1998). torch's default has a third of it: features of
+    three blocks without normalisation are then 5 times smaller, and the ridge weighs more. Tensors of one dimension
+    count as biases, so that this is for networks without normalisation.
     """
     parts = []
     for shape in layout.shapes:
         part = torch.zeros(shape)
         if len(shape) > 1:
-            scale = part[0].numel() ** -0.5 / 0.87962566103423978  # the standard deviation of N(0, 1) cut at 2
+            scale = part[0].numel() ** -0.5 / 0.87962566103423978  # the standard deviation of N(0, 1) truncated at 2
             torch.nn.init.trunc_normal_(part, 0.0, scale, -2 * scale, 2 * scale, generator=generator)
         parts.append(part)
     return layout.join(parts)
 
 
 def _refuse_unfinished(module: object) -> None:
-    """UserError for what is no module, and for one whose parameters have no shape yet."""
+    """Raises UserError for a value that is no module, and for a module whose parameters have no shape yet."""
     if not isinstance(module, nn.Module):
         raise UserError(
             f"the function that builds a network returns {type(module).__name__}, expected torch.nn.Module."
@@ -85,7 +85,7 @@ def _refuse_unfinished(module: object) -> None:
 
 
 def _refuse_impure_layers(module: nn.Module) -> None:
-    """UserError that names a layer of torch that is random or keeps statistics, whatever it is called on."""
+    """Raises UserError for a module with a layer of torch that is random or keeps statistics, and names the layer."""
     for name, part in module.named_modules():
         if getattr(part, "running_mean", None) is not None:
             raise UserError(
@@ -100,7 +100,7 @@ def _refuse_impure_layers(module: nn.Module) -> None:
 
 @contextmanager
 def _differentiable_attention() -> Iterator[None]:
-    """Attention by products and softmax, which can be differentiated twice; torch's fused kernels cannot."""
+    """Compute attention by products and softmax, because torch's fused kernels have no second derivative."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -115,9 +115,9 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def _call_twice(module: nn.Module, images: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Results of two calls on the same images, each with the state that it leaves the global generator in.
+    """The results of two calls on the same images, each with the state of the global generator after it.
 
-    Raises UserError for a module that cannot be called on them, or whose result is no tensor.
+    Raises UserError for a module that cannot be called on these images, or whose result is no tensor.
     """
     name, shape = type(module).__name__, tuple(images.shape[1:])
     try:
@@ -132,7 +132,7 @@ def _call_twice(module: nn.Module, images: Tensor) -> list[tuple[Tensor, Tensor]
 
 
 def _refuse_impure_calls(module: nn.Module, shape: Sequence[int]) -> None:
-    """UserError where two calls on the same two images of `shape` differ, draw random numbers or change a buffer."""
+    """Raises UserError where two calls on two images of `shape` differ, draw random numbers or change a buffer."""
     name, count = type(module).__name__, 2 * prod(shape)
     images = torch.arange(float(count)).cos().view(2, *shape).to(next(module.parameters(), torch.empty(0)))
     before = {buffer: tensor.clone() for buffer, tensor in module.named_buffers()}
@@ -151,14 +151,19 @@ def _refuse_impure_calls(module: nn.Module, shape: Sequence[int]) -> None:
 
 
 class FlatModel:
-    """`model(theta, images) -> logits`, a module with its parameters handed in as one vector.
+    """A module as a pure function of its parameters: `model(theta, images)` returns logits.
 
-    build: makes a new module; it is called once for the shell, and again by `fresh` for each new initialisation.
-    shape: of one image (channels, height, width); None where it is not known before the first call.
-    The same arguments must give the same bits, since a student computes its steps again. Hence the module is called
-    twice on the same images when it is built, or before its first call where no shape is given.
+    build: A function that builds the module. It is called once here, and by `fresh` for each new initialisation.
+    shape: The shape of one image (channels, height, width); None where it is not known before the first call.
+
+    The same arguments must give the same bits, because a student computes its steps again. Hence the module is called
+    twice on the same images when it is built, or before its first call where `shape` is None.
     Attention is computed by products and softmax, because torch's fused kernels have no second derivative.
     Raises UserError for a module that is random or keeps state, and for one that cannot be called on such images.
+
+    >>> model = FlatModel(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), (1, 8, 8))
+    >>> model(model.fresh(0), torch.zeros(2, 1, 8, 8)).shape, model.layout.count
+    (torch.Size([2, 10]), 650)
     """
 
     def __init__(self, build: Callable[[], nn.Module], shape: tuple[int, ...] | None = None):
@@ -191,22 +196,22 @@ class FlatModel:
         return logits
 
     def fresh(self, seed: int, *path: str | int) -> Tensor:
-        """A new random initialisation (P,), the module's own, from (seed, path) alone."""
+        """The module's own random initialisation (P,), determined by (seed, path) alone."""
         with fork_rng(seed, "fresh", *path), torch.no_grad():
             return self.layout.join([parameter.detach() for parameter in self.build().parameters()])
 
     def features(self, theta: Tensor, images: Tensor) -> Tensor:
-        """What enters the last linear layer (n, d): the network's representation of the images.
+        """The inputs of the layer called `classifier` (n, d): the network's representation of the images.
 
         Raises UserError for a module without a `classifier`.
         """
         classifier = getattr(self.module, "classifier", None)
         if classifier is None:
             raise UserError(f"{type(self.module).__name__} has no layer called 'classifier', so no features to read.")
-        seen: list[Tensor] = []
-        handle = classifier.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].flatten(1)))
+        features: list[Tensor] = []
+        handle = classifier.register_forward_pre_hook(lambda _module, inputs: features.append(inputs[0].flatten(1)))
         try:
             self(theta, images)
         finally:
             handle.remove()
-        return seen[0]
+        return features[0]

@@ -1,4 +1,4 @@
-"""Pure losses of (theta, batch) for the student."""
+"""Cross-entropy as a pure function of (theta, batch)."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ from limbeck.networks.flat import FlatModel
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the batch; labels are int64 classes (n,) or probabilities (n, classes), differentiable in both."""
+    """The mean cross-entropy of logits (n, classes); labels are int64 classes (n,) or probabilities (n, classes).
+
+    It is differentiable in logits and probabilities.
+    """
     if labels.dtype.is_floating_point:
         return -(labels * F.log_softmax(logits, 1)).sum(1).mean()
     return F.cross_entropy(logits, labels)
 
 
 Augment = Callable[[Tensor, int], Tensor]
-"""(images, seed) -> images, pure: the same seed gives the same bits."""
+"""(images (n, c, h, w), seed) -> images of the same shape, pure: the same seed gives the same bits."""
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """The same images (n, c, h, w), with the channels of a pixel side by side in memory, also under `torch.func.vmap`.
+    """The same images (n, c, h, w) with the channels of a pixel side by side in memory; works under `torch.func.vmap`.
 
     `contiguous(memory_format=...)` is not used: it leaves the strides of one channel ambiguous, and vmap refuses it.
 
@@ -38,7 +41,7 @@ def channels_last(images: Tensor) -> Tensor:
 
 
 def prefers_channels_last(module: nn.Module) -> bool:
-    """Whether a processor differentiates this network faster with channels last: convolutions, and no normalisation.
+    """Whether a processor differentiates this network faster with channels last: one with convolutions and no norm.
 
     Pooling is up to 15 times as fast in that order, group norm up to 20 times as slow (docs/LOG.md, 2026-11-26).
     """
@@ -51,9 +54,16 @@ def prefers_channels_last(module: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Cross-entropy of a network on a batch, augmented inside the step where the batch carries a seed.
+    """The mean cross-entropy of a network on a batch: a pure function (theta (P,), batch) -> scalar.
 
-    autocast_dtype: type that products and convolutions are taken in (torch's autocast); None: that of the tensors.
+    model:          The network.
+    augment:        Augments the images with the batch's seed, inside the step; not used where the batch has no seed.
+    autocast_dtype: The type of products and convolutions (torch's autocast); None stands for that of the tensors.
+
+    >>> from limbeck.networks.registry import ModelConfig, flat_model
+    >>> loss = CrossEntropy(flat_model(ModelConfig(width=8), (1, 8, 8), 2))
+    >>> loss(torch.zeros(loss.model.layout.count), Batch(torch.ones(2, 1, 8, 8), torch.tensor([0, 1])))
+    tensor(0.6931)
     """
 
     model: FlatModel
@@ -61,6 +71,7 @@ class CrossEntropy:
     autocast_dtype: torch.dtype | None = None
 
     def __call__(self, theta: Tensor, batch: Batch) -> Tensor:
+        """The loss at theta (P,): a scalar."""
         images = self.augmented(batch)
         if self._channels_last and images.ndim == 4 and images.device.type == "cpu":
             images = channels_last(images)

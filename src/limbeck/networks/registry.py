@@ -1,4 +1,4 @@
-"""Networks by name. To add one: a module built from (channels, size, classes, **options), and a line in MODELS."""
+"""Networks by name. To add one, write a module of (channels, size, classes, **options) and add a line to MODELS."""
 
 from __future__ import annotations
 
@@ -17,10 +17,15 @@ from limbeck.networks.flat import FlatModel
 __all__ = ["MLP", "MODELS", "ConvNet", "ModelConfig", "default_depth", "flat_model", "widening"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"convnet": ConvNet, "widening": widening, "mlp": MLP}
+"""Functions of (channels, size, classes, **options) that build a network, by the name that users give."""
 
 
 class ModelConfig(BaseModel):
-    """Which network, and its options; None means the network's own default."""
+    """The name of a network in `MODELS` and its options; None stands for the network's own default.
+
+    >>> ModelConfig(name="convnet", width=32).resolved((32, 32)).depth
+    3
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -38,19 +43,22 @@ class ModelConfig(BaseModel):
     """avg, max or none"""
 
     def options(self) -> dict[str, Any]:
-        """What was set, as keyword arguments of the network; UserError for what this network does not have."""
+        """The options that are set, as keyword arguments of the network.
+
+        Raises UserError for an unknown network, and for an option that this network does not have.
+        """
         if self.name not in MODELS:
             raise UserError(f"there is no network called '{self.name}'; choose one of {', '.join(sorted(MODELS))}.")
-        given = {key: value for key, value in self.model_dump(exclude={"name"}).items() if value is not None}
-        known = inspect.signature(MODELS[self.name]).parameters
-        for key in given:
-            if key not in known:
+        options = {key: value for key, value in self.model_dump(exclude={"name"}).items() if value is not None}
+        parameters = inspect.signature(MODELS[self.name]).parameters
+        for key in options:
+            if key not in parameters:
                 raise UserError(f"the network '{self.name}' has no option '{key}'.")
-        return given
+        return options
 
     def resolved(self, size: tuple[int, int]) -> ModelConfig:
-        """The same network with its defaults written out, so that a record does not depend on them."""
-        given = self.options()
+        """The same network for images of this size, with its defaults filled in: a record must not depend on them."""
+        options = self.options()
         defaults = {
             key: parameter.default
             for key, parameter in inspect.signature(MODELS[self.name]).parameters.items()
@@ -58,13 +66,13 @@ class ModelConfig(BaseModel):
         }
         if "depth" in defaults:
             defaults["depth"] = default_depth(min(size))
-        return ModelConfig(name=self.name, **{**defaults, **given})
+        return ModelConfig(name=self.name, **{**defaults, **options})
 
 
 def flat_model(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> FlatModel:
     """The network for images of `shape` (channels, height, width) as a function of one flat vector.
 
-    Raises UserError for a network that cannot be trained to tell `classes` apart, and as `FlatModel` does.
+    Raises UserError for a network that cannot be trained to distinguish `classes`, and as `FlatModel` does.
     """
     options = config.options()
     channels, height, width = shape

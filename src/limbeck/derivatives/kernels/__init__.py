@@ -1,1 +1,1 @@
-"""The compiled network: its C++ source, how it is built, and the same derivatives composed of torch operations."""
+"""The compiled network: its C++ source, how it is built, and how it is loaded."""

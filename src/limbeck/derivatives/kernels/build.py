@@ -1,4 +1,4 @@
-"""Compile network.cpp for this processor, once, into a folder that is the user's alone."""
+"""Compiles network.cpp for this processor, once, into a folder that only the user can write to."""
 
 from __future__ import annotations
 
@@ -34,29 +34,32 @@ TARGETS = {
     "sse": ("-msse4.2",),
     "neon": (),
 }
-"""Instruction sets for which vectors.hpp has a width of vectors, with the compiler's flags.
+"""The instruction sets for which vectors.hpp defines a vector width, with the compiler's flags.
 
 The flags name instructions instead of -march=native, so that all processors of a kind give the same bits.
 """
 
-COMPILER_SECONDS = 300.0  # a slow machine needs a minute; a compiler that waits for something would stop the command
+COMPILER_SECONDS = 300.0  # a slow machine needs one minute; a compiler that hangs must not stop the command
 
 log = logging.getLogger("limbeck")
 
 
 class Unavailable(Exception):
-    """The kernels cannot be built here; the text is a clause that says why."""
+    """The library cannot be built here; the message is a clause that explains why."""
 
 
 class Compiler(NamedTuple):
-    """The command that calls it, and the first line that it prints of its version."""
+    """The command that runs a compiler, and the first line of the version that it prints."""
 
     command: tuple[str, ...]
     version: str
 
 
 def target() -> str:
-    """The instruction set that torch uses on this processor (ATEN_CPU_CAPABILITY can lower it); Unavailable without."""
+    """The instruction set that torch uses on this processor, which ATEN_CPU_CAPABILITY can lower.
+
+    Raises Unavailable for a system or a processor for which nothing is built.
+    """
     if platform.system() not in ("Linux", "Darwin"):
         raise Unavailable(f"they are not built on {platform.system()}")
     machine = platform.machine().lower()
@@ -69,7 +72,7 @@ def target() -> str:
 
 
 def find_compiler() -> Compiler:
-    """$CXX, else c++, g++ or clang++; Unavailable where there is none."""
+    """The compiler in $CXX, else c++, g++ or clang++. Raises Unavailable where there is none."""
     setting = os.environ.get("CXX", "")
     try:
         words = shlex.split(setting)
@@ -86,10 +89,10 @@ def find_compiler() -> Compiler:
 
 
 def library(compiler: Compiler, instructions: str) -> Path:
-    """The library for this source, compiler and instruction set; compiled where it is missing or damaged.
+    """The path of the library for this source, compiler and instruction set; compiled where it is missing or damaged.
 
-    Its checksum lies beside it, since loading a damaged library could end the process. One process compiles, others
-    wait. Raises Unavailable where it cannot be.
+    Its checksum lies beside it, because loading a damaged library could end the process. One process compiles while
+    others wait. Raises Unavailable where it cannot be compiled.
     """
     sources = [path.read_text() for path in (SOURCE, *HEADERS)]
     flags = (*FLAGS, *LIBRARY, *TARGETS[instructions])
@@ -106,7 +109,7 @@ def library(compiler: Compiler, instructions: str) -> Path:
 
 
 def compile_source(command: tuple[str, ...], sources: tuple[Path, ...], path: Path) -> None:
-    """Compile to `path`, under another name first. Raises Unavailable with what the compiler says."""
+    """Compile to a temporary file and rename it to `path`. Raises Unavailable with the compiler's message."""
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         result = Path(scratch) / path.name
         _run([*command, *map(str, sources), "-o", str(result)])
@@ -115,9 +118,9 @@ def compile_source(command: tuple[str, ...], sources: tuple[Path, ...], path: Pa
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes of this user out of the folder's files.
+    """Lock the folder against other processes of this user.
 
-    On a file system without locks two processes may do the same work: files are renamed into place either way.
+    On a file system without locks two processes may do the same work; either way files are renamed into place.
     """
     lock = FileLock(folder / "lock")
     with suppress(OSError, NotImplementedError):
@@ -133,14 +136,14 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def private_folder() -> Path:
-    """Where compiled code lies: in the user's cache, else among temporary files; of mode 700 and the user's own.
+    """The folder of compiled code, of mode 700 and owned by the user: in the user's cache, else among temporary files.
 
-    It does not follow $LIMBECK_HOME, which a group may share: whoever can write a library there could run code here.
-    Raises Unavailable where the folder belongs to somebody else, or others can write to it.
+    It does not follow $LIMBECK_HOME, which a group may share: anybody who can write a library there could run code as
+    this user. Raises Unavailable where the folder belongs to another user, or others can write to it.
     """
     try:
         return _private(kernels_folder())
-    except (OSError, UserError):  # a home that cannot be written to, or none
+    except (OSError, UserError):  # the home folder is missing or read-only
         spare = Path(tempfile.gettempdir()) / f"limbeck-kernels-{os.getuid()}"
         try:
             return _private(spare)

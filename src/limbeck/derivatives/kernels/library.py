@@ -1,7 +1,7 @@
-"""The compiled network: network.cpp as a library, loaded once, its arguments checked before they reach C++.
+"""Loads network.cpp as a library, once, and checks arguments before they reach C++.
 
-Nothing needs it: where it cannot be built `load` returns None, `unavailable_reason` says why, and autograd computes the
-same.
+Nothing depends on the library: where it cannot be built, `load` returns None, `unavailable_reason` explains why, and
+autograd computes the same derivatives.
 """
 
 from __future__ import annotations
@@ -24,12 +24,17 @@ BUFFERS = (
     *("theta", "images", "labels", "direction"),
     *("logits", "gradient", "dtheta", "dimages", "dlabels", "directional"),
 )
-"""Arguments of `compute` of network.cpp: inputs, then outputs."""
+"""The buffers that `compute` of network.cpp takes: inputs, then outputs."""
 
 
 @dataclass(frozen=True, eq=False)
 class Library:
-    """network.cpp as a loaded library; name: instruction set and compiler, which with the inputs decide the bits."""
+    """network.cpp as a loaded library.
+
+    path:      Of the library's file.
+    name:      Instruction set and compiler, which together with the inputs determine the bits.
+    functions: The library's C functions.
+    """
 
     path: Path
     name: str
@@ -37,7 +42,7 @@ class Library:
 
     @classmethod
     def open(cls, path: Path, name: str) -> Library:
-        """Load a library; OSError where the system refuses."""
+        """Load a library. Raises OSError where the system cannot."""
         functions = ctypes.CDLL(str(path))
         for dtype in NAMES.values():
             number, address = ctypes.c_int64, ctypes.c_void_p
@@ -47,15 +52,20 @@ class Library:
         return cls(path, name, functions)
 
     def panel(self, dtype: torch.dtype) -> int:
-        """Channels come in multiples of this number."""
+        """The number of which a block's channels have to be a multiple."""
         return int(getattr(self.functions, f"panel_{NAMES[dtype]}")())
 
     def compute(
         self, dtype: torch.dtype, sizes: Tensor, eps: float, count: int, buffers: Mapping[str, Tensor | None]
     ) -> None:
-        """Call `compute` of network.cpp on a batch of `count` images; sizes: as its `Net` reads them.
+        """Call `compute` of network.cpp on a batch of `count` images.
 
-        Raises ValueError for a buffer of another type, device, layout or length, MemoryError where memory is short.
+        dtype:   Of all buffers but `directional`, which is float64.
+        sizes:   The network in the format of `Net` in network.hpp: int64 (1 + 5 blocks).
+        eps:     Of instance norm.
+        buffers: By their names in `BUFFERS`; outputs are overwritten. A buffer that is None or missing is not needed.
+
+        Raises ValueError for a buffer of another type, device, layout or length, and MemoryError where memory is short.
         """
         tensors = [buffers.get(name) for name in BUFFERS]
         for name, tensor in zip(BUFFERS, tensors):
@@ -91,7 +101,7 @@ def _check(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
 
 @cache
 def _loaded() -> tuple[Library | None, str]:
-    """The library, or None and why there is none."""
+    """The library, or None and the reason."""
     if os.environ.get("LIMBECK_KERNELS") == "0":
         return None, "they are switched off (LIMBECK_KERNELS=0)"
     try:
@@ -107,10 +117,10 @@ def _loaded() -> tuple[Library | None, str]:
 
 
 def load() -> Library | None:
-    """The library, compiled at the first call on this machine; None where it cannot be."""
+    """The library, compiled at the first call on this machine; None where it cannot be built."""
     return _loaded()[0]
 
 
 def unavailable_reason() -> str:
-    """A clause that says why there are no kernels; empty where there are."""
+    """A clause that explains why there is no library; empty where there is one."""
     return _loaded()[1]
