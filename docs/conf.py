@@ -6,12 +6,14 @@ Nothing is downloaded, neither while the site is built nor while it is read.
 from __future__ import annotations
 
 import re
-from typing import Any
+from importlib import import_module
+from typing import Any, get_args
 
-from docutils.nodes import SkipNode
+from docutils.nodes import Node, SkipNode
 from latex2mathml.converter import convert
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
+from sphinx.util.docutils import SphinxDirective
 
 import limbeck
 
@@ -82,11 +84,16 @@ def to_rst(lines: list[str]) -> list[str]:
     return out
 
 
+def is_config(value: Any) -> bool:
+    """Whether a value is a class of configurations."""
+    return isinstance(value, type) and issubclass(value, BaseModel)
+
+
 def default_of(name: str) -> str | None:
     """The default of a configuration's field `limbeck.Class.field`, or None where it is none or says nothing."""
     owner, _, field = name.removeprefix("limbeck.").rpartition(".")
     config = getattr(limbeck, owner, None) if "." not in owner else None
-    if not (isinstance(config, type) and issubclass(config, BaseModel)) or field not in config.model_fields:
+    if not is_config(config) or field not in config.model_fields:
         return None
     default = config.model_fields[field].default
     return None if default in (None, PydanticUndefined) else repr(default)
@@ -101,7 +108,27 @@ def process_docstring(app: Any, what: str, name: str, obj: Any, options: Any, li
 
 def process_signature(app: Any, what: str, name: str, obj: Any, *_: Any) -> tuple[str, None] | None:
     """Leave out the signature of a configuration: its fields stand below it, each with its default and its text."""
-    return ("", None) if isinstance(obj, type) and issubclass(obj, BaseModel) else None
+    return ("", None) if is_config(obj) else None
+
+
+class Options(SphinxDirective):
+    """```{options} limbeck.methods.mct.MCTConfig: the flags of a configuration, a row each."""
+
+    required_arguments = 1
+
+    def run(self) -> list[Node]:
+        """Parse a Markdown table of the fields."""
+        module, _, name = self.arguments[0].rpartition(".")
+        config = getattr(import_module(module), name)
+        rows = ["| option | default | what |", "|---|---|---|"]
+        for name, field in config.model_fields.items():
+            choices = [str(choice) for choice in get_args(field.annotation) if isinstance(choice, str)]
+            default = "" if field.default in (None, PydanticUndefined) else f"`{field.default}`"
+            text = str(field.description)
+            if not all(choice in text for choice in choices):
+                text += f" ({', '.join(choices)})"
+            rows.append(f"| `--{name.replace('_', '-')}` | {default} | {text.replace('|', chr(92) + '|')} |")
+        return self.parse_text_to_nodes("\n".join(rows))
 
 
 def visit_inline_math(self: Any, node: Any) -> None:
@@ -118,6 +145,7 @@ def visit_block_math(self: Any, node: Any) -> None:
 
 def setup(app: Any) -> None:
     """Called by sphinx."""
+    app.add_directive("options", Options)
     app.connect("autodoc-process-docstring", process_docstring)
     app.connect("autodoc-process-signature", process_signature)
     app.add_html_math_renderer("mathml", (visit_inline_math, None), (visit_block_math, None))

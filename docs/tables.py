@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,8 @@ def runs() -> str:
     """The commands and commits of the recorded runs."""
     parts = []
     for record in records():
-        commands = "\n".join(f"$ {command}" for command in record["commands"])
+        lines = [textwrap.wrap(f"$ {command}", 88, break_on_hyphens=False) for command in record["commands"]]
+        commands = "\n".join(" \\\n    ".join(line) for line in lines)
         parts.append(f"{record['title']} (commit {record['commit']}):\n\n```console\n{commands}\n```")
     return "\n\n".join(parts)
 

@@ -42,7 +42,7 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     *(page for page in sorted((ROOT / "docs").rglob("*.md")) if page.name not in HISTORY),
 ]
-PLAIN = {"", "text", "{eval-rst}", "{toctree}", "{include}"}
+PLAIN = {"", "text", "{eval-rst}", "{toctree}", "{include}", "{options}"}
 BLOCK = re.compile(r"^(?:<!-- not run: (?P<why>.*?) -->\n)?```(?P<language>\S*).*?\n(?P<code>.*?)^```$", re.M | re.S)
 
 NOT_RUN = {("docs/install.md", "it installs"): 1, ("docs/gpu.md", "it needs a GPU"): 1}
