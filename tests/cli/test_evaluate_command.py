@@ -1,0 +1,45 @@
+"""`limbeck evaluate`, on the own and on other networks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def test_evaluate(limbeck: Any, artifacts: dict[str, Path]) -> None:
+    held = json.loads((artifacts["run"] / "results.json").read_text())["results"][:2]
+    assert limbeck("evaluate", artifacts["run"], "--networks", "1", "--json").json["results"] == held
+    one = limbeck("evaluate", artifacts["run"] / "set-last.safetensors", "--networks", "2", "--epochs", "1", "--json")
+    assert [(row["which"], row["n"]) for row in one.json["results"]] == [("last", 2)]
+    assert "distilled (last)" in limbeck("evaluate", artifacts["run"], "--epochs", "1", "--data", "digits").out
+
+
+def test_evaluate_on_another_network(limbeck: Any, refused: Any, artifacts: dict[str, Path]) -> None:
+    words = ("evaluate", artifacts["run"], "--networks", "1", "--epochs", "2", "--json")
+    assert {row["model"] for row in limbeck(*words, "--model.name", "mlp").json["results"]} == {"mlp"}
+    assert {row["model"] for row in limbeck(*words).json["results"]} == {"convnet"}
+
+
+def test_evaluate_on_the_sets_own_network_with_other_options(
+    limbeck: Any, refused: Any, artifacts: dict[str, Path]
+) -> None:
+    """Also with the estimate, which makes the network a first time."""
+    words = ("evaluate", artifacts["run"], "--networks", "2", "--epochs", "2", "--json")
+    own, wide, named = (
+        limbeck(*words, *more).json["results"]
+        for more in ((), ("--model.width", "3"), ("--model.name", "convnet", "--model.width", "3"))
+    )
+    assert {row["model"] for row in (*own, *wide)} == {"convnet"}
+    assert wide == named  # depth and all else are the defaults for these images in both
+    assert wide != own
+    assert "'convnet' has no option" not in refused(*words, "--model.norm", "nope")
+
+
+def test_evaluate_refuses_what_it_cannot_judge(refused: Any, artifacts: dict[str, Path], folder: Path) -> None:
+    run = artifacts["run"]
+    assert "limbeck-set" in refused("evaluate", run / "state.safetensors")
+    assert "no distilled set" in refused("evaluate", artifacts["convex"])
+    assert "classes" in refused("evaluate", run, "--data", folder)
+    assert "shape" in refused("evaluate", run, "--resize", "16")
+    assert "no/such" in refused("evaluate", run, "--data", "no/such")

@@ -1,0 +1,147 @@
+"""A command as a process: Ctrl-C, a reader that goes away, a full disk, exit status."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import EXPERTS, TINY
+
+import limbeck as limbeck_package
+from limbeck import __version__
+
+
+def process(*words: object, **options: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "limbeck", *map(str, words)]
+    # Tests that a shell runs in the background inherit an ignored Ctrl-C, and so would this child.
+    options.setdefault("preexec_fn", lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_the_package_is_a_command() -> None:
+    real = subprocess.run([sys.executable, "-m", "limbeck", "--version"], capture_output=True, text=True, check=True)
+    assert real.stdout == f"limbeck {__version__}\n"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["methods", "--json"]])
+def test_a_reader_that_goes_away_is_no_error(words: list[str]) -> None:
+    """`limbeck --help | head -1` printed a traceback."""
+    read, write = os.pipe()
+    os.close(read)
+    real = subprocess.run([sys.executable, "-m", "limbeck", *words], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (real.returncode, real.stderr) == (0, "")
+
+
+INTERRUPTED = """
+import os, signal, sys
+from importlib.abc import MetaPathFinder
+from limbeck.cli.main import main
+
+class Interrupt(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == sys.argv[1]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupt())
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *("limbeck.cli.commands", "json", "limbeck.core.errors", "tyro", "limbeck.cli.common"),
+        *("torch", "torch.nn", "limbeck.jobs.job"),
+    ],
+)
+def test_ctrl_c_while_it_starts(module: str) -> None:
+    """Forty lines of torch's traceback otherwise."""
+    words = [sys.executable, "-c", INTERRUPTED, module, "distill", "digits"]
+    real = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert (real.returncode, real.stdout) == (130, "")
+    assert real.stderr == "limbeck: interrupted; the same command goes on where it stopped.\n"
+
+
+def test_ctrl_c_finds_no_import_outside_main() -> None:
+    """In the first 60 ms it found `importlib.metadata` and `safetensors`, and printed a traceback."""
+    code = "import limbeck.cli.main; print(*sorted(set(sys.modules) - before))"
+    code = f"import os, sys; before = set(sys.modules); {code}"
+    bare = [sys.executable, "-S", "-c", code]  # without site, which imports os, and sometimes more
+    source = {**os.environ, "PYTHONPATH": str(Path(limbeck_package.__file__).parents[1])}
+    real = subprocess.run(bare, capture_output=True, text=True, timeout=60, check=True, env=source)
+    assert real.stdout.split() == ["__future__", "limbeck", "limbeck.cli", "limbeck.cli.main"]
+
+
+def test_ctrl_c_and_the_same_command_again(limbeck: Any, artifacts: dict[str, Path], tmp_path: Path) -> None:
+    words = ["distill", "digits", *TINY, "--iterations", "200", "--validate-every", "100", "--threads", "1"]
+    whole = limbeck(*words, "--out", tmp_path / "whole")
+    run = tmp_path / "run"
+    log = run / "log.jsonl"
+    with process(*words, "--out", run) as real:
+        while real.poll() is None and (not log.exists() or log.read_text().count('"step"') < 10):
+            time.sleep(0.01)
+        real.send_signal(signal.SIGINT)
+        _, told = real.communicate(timeout=60)
+    assert real.returncode == 130, told
+    assert told.splitlines()[-1] == "limbeck: interrupted; the same command goes on where it stopped."
+    assert "Traceback" not in told
+    again = limbeck(*words, "--out", run, "--json")
+    assert again.status == whole.status == 0
+    assert again.json["results"] == json.loads((tmp_path / "whole" / "results.json").read_text())["results"]
+
+
+def test_debug_shows_the_traceback(limbeck: Any) -> None:
+    result = limbeck("distill", "nothing", "--debug")
+    assert "Traceback" in result.err
+    assert "UserError" in result.err
+    assert result.status == 2
+
+
+def test_a_real_process_refuses_and_leaves_nothing(tmp_path: Path) -> None:
+    with process("distill", "digits", "--ipc", "0", "--out", "run", cwd=tmp_path) as real:
+        out, told = real.communicate(timeout=60)
+    assert (real.returncode, out, told) == (2, "", "limbeck: images per class must be at least 1, not 0.\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def _small_files() -> Iterator[None]:
+    """Files end at 3000 bytes, which is what a full disk is like, for real."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("_small_files")
+def test_a_disk_that_fills_up_while_an_expert_is_written(limbeck: Any, tmp_path: Path) -> None:
+    result = limbeck("experts", "digits", *EXPERTS, "--no-estimate", "--out", tmp_path / "store")
+    assert result.status == 1, result.err
+    assert result.err.splitlines()[-1].startswith("limbeck: ")
+    assert "Traceback" not in result.err
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["store.json"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_place_that_cannot_be_written(
+    refused: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(self: Path, target: Path) -> None:
+        raise OSError(number, os.strerror(number), str(target))
+
+    monkeypatch.setattr(Path, "replace", fail)
+    told = refused("distill", "digits", *TINY, "--out", tmp_path / "run", status=1)
+    assert os.strerror(number) in told
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
