@@ -21,11 +21,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {"convnet": ConvNet, "widening": w
 
 
 class ModelConfig(BaseModel):
-    """The name of a network in `MODELS` and its options; None stands for the network's own default.
-
-    >>> ModelConfig(name="convnet", width=32).resolved((32, 32)).depth
-    3
-    """
+    """A network and its options; an option that is not set has the network's own default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -57,7 +53,11 @@ class ModelConfig(BaseModel):
         return options
 
     def resolved(self, size: tuple[int, int]) -> ModelConfig:
-        """The same network for images of this size, with its defaults filled in: a record must not depend on them."""
+        """The same network for images of this size, with its defaults filled in: a record must not depend on them.
+
+        >>> ModelConfig(name="convnet", width=32).resolved((32, 32)).depth
+        3
+        """
         options = self.options()
         defaults = {
             key: parameter.default
