@@ -48,7 +48,7 @@ def synthetic(task: Task, ipc: int) -> tuple[Tensor, Tensor]:
 
 def segment(task: Task) -> tuple[Tensor, Tensor]:
     """Start and target (P,) of a stretch: a fresh network, and the same with noise of a hundredth."""
-    start = task.model.fresh(0)
+    start = task.model.init(0)
     target = start + 0.01 * torch.randn(len(start), generator=make_generator(0, "benchmark", "target"))
     return start.to(task.device), target.to(task.device)
 

@@ -22,7 +22,7 @@ from limbeck.core.rng import derive_seed
 from limbeck.core.types import PureLoss
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.task import Precision, Task, allow_tf32
-from limbeck.training.plain import Network, Schedule, last, score, train
+from limbeck.training.plain import Network, Schedule, final_parameters, score, train
 
 LIMIT_S = 440
 BATCH, LR = 256, 0.01
@@ -97,9 +97,9 @@ def student(way: Way, ipc: int, steps: int) -> Step:
 
 def expert(way: Way, seed: int, images: int | None = None) -> Tensor:
     """One epoch on all training images, or on the first `images`, and all test images classified."""
-    theta = way.task.model.fresh(seed).to(way.task.device)
+    theta = way.task.model.init(seed).to(way.task.device)
     pair = way.task.train[0][:images], way.task.train[1][:images]
-    theta = last(train(way.loss, theta, *pair, Schedule(1, LR, BATCH), seed))
+    theta = final_parameters(train(way.loss, theta, *pair, Schedule(1, LR, BATCH), seed))
     score(way.logits, theta, *way.task.test)
     return theta
 
@@ -109,8 +109,8 @@ def evaluation(way: Way, ipc: int, epochs: int, networks: int) -> None:
     pair, schedule = synthetic(way.task, ipc), EvalConfig(epochs=epochs, batch_size=BATCH).schedule(LR)
     for network in range(networks):
         seed = derive_seed(0, "network", network)
-        theta = way.task.model.fresh(seed).to(way.task.device)
-        score(way.logits, last(train(way.loss, theta, *pair, schedule, seed)), *way.task.test)
+        theta = way.task.model.init(seed).to(way.task.device)
+        score(way.logits, final_parameters(train(way.loss, theta, *pair, schedule, seed)), *way.task.test)
 
 
 def jobs(case: Case) -> list[Job]:

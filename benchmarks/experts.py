@@ -16,7 +16,7 @@ from benchmarks.measure import Clock, Json, Side, alternate, arguments, machine,
 from benchmarks.reference import expert_epochs, reference_dsa
 from limbeck.core.parallel import parallel_map
 from limbeck.task import Task
-from limbeck.training.plain import Schedule, last, score, train
+from limbeck.training.plain import Schedule, final_parameters, score, train
 
 LIMIT_S = 300
 LR, BATCH = 0.01, 256
@@ -42,7 +42,7 @@ Pair = tuple[Tensor, Tensor]
 
 def ours(task: Task, train_on: Pair, test_on: Pair, seed: int) -> Tensor:
     """One epoch of one expert of ours: its parameters (P,)."""
-    theta = last(train(task.loss, task.model.fresh(seed), *train_on, Schedule(1, LR, BATCH), seed))
+    theta = final_parameters(train(task.loss, task.model.init(seed), *train_on, Schedule(1, LR, BATCH), seed))
     score(task.logits, theta, *test_on)
     return theta
 

@@ -71,7 +71,7 @@ def shown(point: Json | str) -> str:
 def stored(task: Task, keep: str, epochs: int, experts: int) -> int:
     """Bytes of a store of experts whose parameters went at random: what they are does not change their size."""
     config = ExpertConfig.model_validate({"epochs": epochs, "keep": keep})
-    start = task.model.fresh(0)
+    start = task.model.init(0)
     moves = 0.01 * torch.randn(epochs + 1, len(start), generator=make_generator(0, "benchmark", "walk"))
     points = start + moves.cumsum(0)
     path = make_path(points, task.model.layout, config) if keep == "convex" else None

@@ -72,7 +72,7 @@ def expert_config() -> ExpertConfig:
 @pytest.fixture(scope="session")
 def expert(task: Task, expert_config: ExpertConfig) -> Expert:
     """A real expert of three epochs, recorded and convexified."""
-    theta0 = task.model.fresh(7)
+    theta0 = task.model.init(7)
     watch, test = (lambda epoch, theta: epoch / 10), (lambda theta: 0.5)
     return train_expert(task.loss, theta0, *task.train, expert_config, task.model.layout, 7, watch, test)
 

@@ -76,7 +76,7 @@ def problem(
         return torch.randn(*shape, generator=generator, dtype=torch.double)
 
     model = network(**options)
-    theta0 = model.fresh(1)
+    theta0 = model.init(1)
     made = {
         "hard": torch.arange(IMAGES) % CLASSES,
         "probabilities": normal(IMAGES, CLASSES).softmax(1),
@@ -385,6 +385,6 @@ def test_rounding_is_not_taken_for_change(strategy: str, dtype: torch.dtype) -> 
     loss = CrossEntropy(model, DSA(strategy), None if dtype == torch.float32 else dtype)
     images = torch.randn(IMAGES, 3, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
     batches = [Batch(images, torch.arange(IMAGES) % CLASSES, seed) for seed in range(4)]
-    end = unroll(loss, model.fresh(0), batches, torch.tensor(0.3, requires_grad=True))
-    (end - model.fresh(1)).square().sum().backward()
+    end = unroll(loss, model.init(0), batches, torch.tensor(0.3, requires_grad=True))
+    (end - model.init(1)).square().sum().backward()
     assert images.grad is not None

@@ -45,7 +45,7 @@ from limbeck.synthetic.loop import outer_loop
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.synthetic.tiles import Partition
 from limbeck.task import Task, make_task
-from limbeck.training.plain import Schedule, last, train
+from limbeck.training.plain import Schedule, final_parameters, train
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 
@@ -66,7 +66,7 @@ def task(digits: ImageData) -> Task:
 
 @pytest.fixture(scope="module")
 def expert(task: Task, expert_config: ExpertConfig) -> Expert:
-    theta0 = task.model.fresh(7)
+    theta0 = task.model.init(7)
     watch, test = (lambda epoch, theta: epoch / 10), (lambda theta: 0.5)
     return train_expert(task.loss, theta0, *task.train, expert_config, task.model.layout, 7, watch, test)
 
@@ -290,16 +290,16 @@ def test_options_stay_there(
 
 def test_training_never_waits(elsewhere: Elsewhere, task: Task) -> None:
     """Ten steps, each with an augmentation: batches and draws are sent over, nothing comes back."""
-    start, schedule = task.model.fresh(1), Schedule(1, 0.05, 32, 0.9, 5e-4)
+    start, schedule = task.model.init(1), Schedule(1, 0.05, 32, 0.9, 5e-4)
     with elsewhere:
         there = moved(elsewhere, task)
         pair, theta = there.train, start.to(DEVICE)
         elsewhere.reads.clear()
-        end = last(train(there.loss, theta, *pair, schedule, 3))
+        end = final_parameters(train(there.loss, theta, *pair, schedule, 3))
         assert waits(elsewhere) == []
         ours = end.cpu()
     in_order(elsewhere)
-    expected = last(train(task.loss, start, *task.train, schedule, 3))
+    expected = final_parameters(train(task.loss, start, *task.train, schedule, 3))
     torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -382,7 +382,7 @@ def test_images_are_changed_as_here(elsewhere: Elsewhere, change: str, shape: tu
 @pytest.mark.parametrize("wanted", [NeedsGrad(True, True, True), NeedsGrad(False, True, False)])
 def test_nothing_crosses_in_what_is_captured(elsewhere: Elsewhere, task: Task, wanted: NeedsGrad) -> None:
     """Several parts to a batch, hard and soft labels; and it is what autograd says."""
-    theta, (images, labels) = task.model.fresh(0), (part[:20] for part in task.train)
+    theta, (images, labels) = task.model.init(0), (part[:20] for part in task.train)
     direction = torch.randn(len(theta), generator=torch.Generator().manual_seed(0))
     derivatives = replace(captured(elsewhere, task).derivatives, max_bytes=1)  # type: ignore[type-var]
     for target in (labels, torch.eye(CLASSES)[labels]):
@@ -404,7 +404,7 @@ def test_nothing_crosses_in_what_is_captured(elsewhere: Elsewhere, task: Task, w
 
 def hooks_of(task: Task, synthetic: SyntheticSet) -> Iterator[object]:
     optimiser = torch.optim.Adam([synthetic.images], 0.1)
-    look = partial(extract_features, task.model, task.model.fresh(0).to(task.device))
+    look = partial(extract_features, task.model, task.model.init(0).to(task.device))
     yield Ema(synthetic, 0.5)
     yield Ema(synthetic, 0.5, unbiased=True)
     yield StepDecay(optimiser, 1, 0.5)

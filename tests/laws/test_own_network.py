@@ -52,7 +52,7 @@ def user_network(name: str, channels: int) -> tuple[CrossEntropy, Tensor, Batch,
     generator = torch.Generator().manual_seed(3)
     images = torch.randn(IMAGES, channels, 8, 8, generator=generator, dtype=torch.double)
     labels = torch.randn(IMAGES, CLASSES, generator=generator, dtype=torch.double).softmax(1)
-    theta = model.fresh(1)
+    theta = model.init(1)
     direction = torch.randn(len(theta), generator=generator, dtype=torch.double)
     return CrossEntropy(model, DSA("scale")), theta, Batch(images, labels, 7), direction
 

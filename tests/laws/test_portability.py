@@ -45,7 +45,7 @@ def inputs(
     draw = [
         torch.randn(size, generator=generator, dtype=torch.float64) for size in ((model.layout.count,), (count, *shape))
     ]
-    theta, images = model.fresh(0).double() + 0.1 * draw[0], draw[1]
+    theta, images = model.init(0).double() + 0.1 * draw[0], draw[1]
     labels = torch.randn(count, 5, generator=generator, dtype=torch.float64).softmax(1)
     direction = torch.randn(model.layout.count, generator=generator, dtype=torch.float64)
     return model, [tensor.to(dtype) for tensor in (theta, images, labels, direction)]

@@ -81,7 +81,7 @@ def expert_of(task: Task, expert: Expert, method: Method) -> list[Trajectory]:
     assert path is not None
     if len(path.at(0)) == task.model.layout.count:
         return [path]
-    points = torch.stack([task.model.fresh(epoch) for epoch in range(path.end + 1)])
+    points = torch.stack([task.model.init(epoch) for epoch in range(path.end + 1)])
     return [Recorded(points) if method.experts != "convex" else make_path(points, task.model.layout, EXPERT)]
 
 

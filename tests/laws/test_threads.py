@@ -125,7 +125,7 @@ def test_the_gradient_of_every_method_by_any_number_of_threads(name: str, given:
     method, generator = METHODS[name], torch.Generator().manual_seed(0)
     count = wide.model.layout.count
     assert count > 32768
-    points = [wide.model.fresh(0)]
+    points = [wide.model.init(0)]
     for _ in range(6):
         points.append(points[-1] + 0.02 * torch.randn(count, generator=generator))
     config, recorded = ExpertConfig(epochs=6), Recorded(torch.stack(points))
@@ -157,7 +157,7 @@ def test_an_expert_and_its_paths_by_any_number_of_threads(wide: Task) -> None:
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        theta0, measures = wide.model.fresh(0), (lambda epoch, theta: 0.5, lambda theta: 0.5)
+        theta0, measures = wide.model.init(0), (lambda epoch, theta: 0.5, lambda theta: 0.5)
         expert = train_expert(wide.loss, theta0, images, labels, config, layout, 0, *measures)
         assert expert.recorded is not None
         points = expert.recorded.points

@@ -35,7 +35,7 @@ LR = 0.3
 
 def segment(task: Task) -> tuple[Tensor, Tensor]:
     """A start and a target in float64; the step size above is large, so that curvature matters."""
-    start = task.model.fresh(1).double()
+    start = task.model.init(1).double()
     return start, start + 0.05 * torch.randn(len(start), generator=torch.Generator().manual_seed(2)).double()
 
 
@@ -109,7 +109,7 @@ def test_the_fields_expert_trains_in_as_many_steps(task: Task) -> None:
 
     loss = CrossEntropy(task.model, task.augment)  # no kernels, which would be compiled for it
     path = list(reference.expert_epochs(task.model.build, images, labels, task.test, augment, 3, epochs, 0.1, size))
-    for _ in train(loss, task.model.fresh(3), images, labels, Schedule(epochs, 0.1, size), 3, rule):
+    for _ in train(loss, task.model.init(3), images, labels, Schedule(epochs, 0.1, size), 3, rule):
         pass
     assert calls[0] == calls[1] == sum(epoch.train.batches for epoch in path) == epochs * -(-len(images) // size)
     assert path[-1].test.accuracy > max(0.5, path[0].test.accuracy + 0.2)
@@ -178,7 +178,7 @@ def test_the_benchmark_for_a_gpu_runs_on_a_processor(
     assert all(side["same_bits_again"] for side in made["check"].values())
     ends = {name: device.expert(way, 0) for name, way in device.ways(device.QUICK, "cpu").items()}
     exact = ends.pop("eager float32")
-    start = next(iter(device.ways(device.QUICK, "cpu").values())).task.model.fresh(0)
+    start = next(iter(device.ways(device.QUICK, "cpu").values())).task.model.init(0)
     for name, end in ends.items():
         assert float((end - exact).norm() / (exact - start).norm()) < 1e-4, name
 

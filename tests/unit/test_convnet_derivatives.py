@@ -55,7 +55,7 @@ def task(
     def normal(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator, dtype=torch.float64).to(parameter_dtype(dtype))
 
-    theta = model.fresh(0).to(parameter_dtype(dtype)) + 0.1 * normal(model.layout.count)
+    theta = model.init(0).to(parameter_dtype(dtype)) + 0.1 * normal(model.layout.count)
     labels = normal(count, 5).exp() if soft else torch.arange(count) % 5  # sums other than 1 too
     batch = Batch(normal(count, *shape), labels, seed=3)
     return FusedCrossEntropy(CrossEntropy(model, DSA()), explicit), theta, batch, normal(model.layout.count)
@@ -384,7 +384,7 @@ from limbeck.networks.registry import ModelConfig, flat_model
 from limbeck.derivatives.convnet import convnet_derivatives
 torch.set_num_threads(1)
 model = flat_model(ModelConfig(width=128), (3, 32, 32), 10)
-written, theta, images = convnet_derivatives(model, torch.float32, "cpu"), model.fresh(0), torch.rand(5, 3, 32, 32)
+written, theta, images = convnet_derivatives(model, torch.float32, "cpu"), model.init(0), torch.rand(5, 3, 32, 32)
 labels = torch.arange(5)
 now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (now + (16 << 20), resource.RLIM_INFINITY))

@@ -38,7 +38,7 @@ def some(task: Task, count: int = 40) -> tuple[Tensor, Tensor]:
 
 
 def thetas(task: Task) -> list[Tensor]:
-    return [3 * task.model.fresh(seed) for seed in range(2)]
+    return [3 * task.model.init(seed) for seed in range(2)]
 
 
 def test_el2n_is_the_error_of_probabilities(task: Task) -> None:
@@ -66,7 +66,7 @@ def test_grand_is_the_norm_of_one_images_gradient(task: Task) -> None:
 
 def test_forgetting_counts_what_was_right_and_is_wrong_after(task: Task) -> None:
     images, labels = some(task)
-    points = torch.stack([task.model.fresh(seed) * 3 for seed in range(6)])
+    points = torch.stack([task.model.init(seed) * 3 for seed in range(6)])
     counts = forgetting(task.model, [Recorded(points)], images, labels)
     for i in range(len(images)):
         right = [int(task.model(theta, images[i : i + 1]).argmax()) == int(labels[i]) for theta in points[1:]]
@@ -76,7 +76,7 @@ def test_forgetting_counts_what_was_right_and_is_wrong_after(task: Task) -> None
 
 
 def test_scores_are_taken_after_a_tenth_of_the_epochs(task: Task) -> None:
-    points = torch.stack([task.model.fresh(seed) for seed in range(21)])
+    points = torch.stack([task.model.init(seed) for seed in range(21)])
     assert torch.equal(early_checkpoints([Recorded(points)])[0], points[2])
     assert torch.equal(early_checkpoints([Recorded(points[:4])])[0], points[1])
 
@@ -107,7 +107,7 @@ def test_features_are_of_the_experts_end_and_of_a_fresh_network_without_one(task
     assert path is not None
     held = choose_real("herding", MethodInputs(task, [path], 1, 0), 1)
     fresh = choose_real("herding", MethodInputs(task, [], 1, 0), 1)
-    for theta, rows in ((path.at(path.end), held), (task.model.fresh(0, "features"), fresh)):
+    for theta, rows in ((path.at(path.end), held), (task.model.init(0, "features"), fresh)):
         points = extract_features(task.model, theta, task.train[0]).double()
         for label, row in enumerate(rows.tolist()):
             own = points[task.train[1] == label]

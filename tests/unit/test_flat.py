@@ -93,7 +93,7 @@ def test_whatever_is_random_or_keeps_state_is_refused(name: str) -> None:
     model = FlatModel(build)
     for _ in range(2):
         with pytest.raises(UserError, match=r"buffer|random or keeps state"):
-            model(model.fresh(0), batch())
+            model(model.init(0), batch())
 
 
 def test_a_registered_network_is_refused_by_its_task(digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +131,7 @@ def test_the_first_call_may_be_inside_a_transform() -> None:
         lambda model, theta: torch.func.jacrev(lambda t: model(t, images))(theta),
     ):
         first, later = FlatModel(small), FlatModel(small, (1, 8, 8))
-        theta = first.fresh(0)
+        theta = first.init(0)
         assert torch.equal(call(first, theta), call(later, theta))
 
 
@@ -185,7 +185,7 @@ class Transformer(nn.Module):
 def gradients(model: FlatModel, adjoint: Any) -> list[Tensor]:
     """Of the end of a student of five steps, in images, step size and start."""
     images = batch(4).double().requires_grad_()
-    theta0 = model.fresh(0).requires_grad_()
+    theta0 = model.init(0).requires_grad_()
     lr = torch.tensor(0.3, dtype=torch.double, requires_grad=True)
     end = unroll(CrossEntropy(model), theta0, [Batch(images, torch.arange(4) % 3)] * 5, lr, adjoint)
     return list(torch.autograd.grad((end - 1).square().sum(), [images, lr, theta0]))
@@ -208,7 +208,7 @@ def test_a_student_with_attention_has_exact_gradients(way: str, training: bool) 
 def test_attention_has_a_derivative_forwards(way: str, training: bool) -> None:
     """Without a graph too, where torch would take its fused path."""
     model = FlatModel(lambda: Transformer(way).double().train(training))
-    theta, images, h = model.fresh(0), batch(4).double(), 1e-5
+    theta, images, h = model.init(0), batch(4).double(), 1e-5
     v = torch.randn(theta.shape, generator=make_generator(0, "v"), dtype=torch.double)
     with torch.no_grad():
         slope = (model(theta + h * v, images) - model(theta - h * v, images)) / (2 * h)
@@ -223,9 +223,9 @@ def test_the_settings_of_attention_are_as_they_were() -> None:
     torch.backends.mha.set_fastpath_enabled(True)  # torch's default, whatever ran before
     before = settings()
     model = FlatModel(lambda: Transformer("layer"))
-    model(model.fresh(0), batch())
+    model(model.init(0), batch())
     with pytest.raises(RuntimeError):
-        model(model.fresh(0), torch.zeros(1, 2, 3, 3))
+        model(model.init(0), torch.zeros(1, 2, 3, 3))
     assert settings() == before
 
 

@@ -39,7 +39,7 @@ LOSS = Loss(CrossEntropy(MODEL))
 
 def theta() -> Tensor:
     """Every tensor is moved, so that gains and biases are in no special place."""
-    start = MODEL.fresh(1).double()
+    start = MODEL.init(1).double()
     return start + 0.1 * torch.randn(start.shape, generator=torch.Generator().manual_seed(2)).double()
 
 

@@ -40,7 +40,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 MODEL = network()
-THETA = 2 * MODEL.fresh(1)
+THETA = 2 * MODEL.init(1)
 X, Y = normal(IMAGES, 1, 8, 8, seed=1), normal(IMAGES, CLASSES, seed=2)
 REAL = normal(7, 1, 8, 8, seed=3), torch.arange(7) % CLASSES
 

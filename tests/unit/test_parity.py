@@ -162,7 +162,7 @@ def test_a_taught_set_is_kept_with_the_mean_of_what_experts_say(task: Task, expe
 def test_gsam_is_its_formula(task: Task, adaptive: bool, alpha: float) -> None:
     """4.1 of the specification, tensor by tensor with global norms, over two steps of the trainer."""
     rho, lr, images, labels = 0.05, 0.1, *(part[:16] for part in task.train)
-    theta0 = task.model.fresh(3)
+    theta0 = task.model.init(3)
     path = list(train(task.loss, theta0, images, labels, Schedule(1, lr, 8), 5, Gsam(rho, alpha, adaptive)))
 
     def gradients(parameters: list[Tensor], rows: Tensor, seed: int) -> list[Tensor]:
@@ -196,7 +196,7 @@ def test_gsam_is_its_formula(task: Task, adaptive: bool, alpha: float) -> None:
 
 def test_gsam_without_radius_is_the_gradient(task: Task) -> None:
     batch = Batch(*(part[:8] for part in task.train))
-    theta = task.model.fresh(1).requires_grad_()
+    theta = task.model.init(1).requires_grad_()
     torch.testing.assert_close(Gsam(0.0, 0.3, True)(task.loss, theta, batch), task.loss.gradient(theta, batch))
 
 

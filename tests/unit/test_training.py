@@ -13,7 +13,7 @@ from limbeck.core.rng import make_generator
 from limbeck.networks.flat import FlatModel, Layout
 from limbeck.networks.registry import MLP, ConvNet
 from limbeck.training import CrossEntropy
-from limbeck.training.plain import Schedule, last, predict, score, train
+from limbeck.training.plain import Schedule, final_parameters, predict, score, train
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 
@@ -39,7 +39,7 @@ def plain(model: FlatModel, theta: Tensor) -> nn.Module:
 @pytest.mark.parametrize("build", MODULES.values(), ids=MODULES)
 def test_the_flat_model_is_the_module(build: object) -> None:
     model = FlatModel(build)  # type: ignore[arg-type]
-    theta, (images, _) = model.fresh(3), pair()
+    theta, (images, _) = model.init(3), pair()
     module = plain(model, theta)
     torch.testing.assert_close(model(theta, images), module(images), rtol=1e-6, atol=1e-6)
     assert model.layout.count == sum(parameter.numel() for parameter in module.parameters())
@@ -58,7 +58,7 @@ def test_the_flat_model_is_the_module(build: object) -> None:
 )
 def test_training_is_sgd_on_the_plain_module(schedule: Schedule) -> None:
     model = FlatModel(MODULES["convnet"])
-    theta0, (images, labels) = model.fresh(0), pair()
+    theta0, (images, labels) = model.init(0), pair()
     start = theta0.clone()
     found = list(train(CrossEntropy(model), theta0, images, labels, schedule, seed=5))
 
@@ -86,7 +86,7 @@ def test_training_is_sgd_on_the_plain_module(schedule: Schedule) -> None:
 
 def test_the_step_size_drops_to_a_tenth() -> None:
     model = FlatModel(MODULES["mlp"])
-    theta0, (images, labels) = model.fresh(0), pair()
+    theta0, (images, labels) = model.init(0), pair()
 
     def moved(drop: int | None) -> Tensor:
         path = list(train(CrossEntropy(model), theta0, images, labels, Schedule(1, 0.01, 100, drop=drop), 0))
@@ -97,7 +97,10 @@ def test_the_step_size_drops_to_a_tenth() -> None:
 
 def test_training_repeats_and_depends_on_the_seed() -> None:
     model = FlatModel(MODULES["mlp"])
-    ends = [last(train(CrossEntropy(model), model.fresh(0), *pair(), Schedule(2, 0.1, 8), seed)) for seed in (1, 1, 2)]
+    ends = [
+        final_parameters(train(CrossEntropy(model), model.init(0), *pair(), Schedule(2, 0.1, 8), seed))
+        for seed in (1, 1, 2)
+    ]
     assert torch.equal(ends[0], ends[1])
     assert not torch.equal(ends[0], ends[2])
 
@@ -106,14 +109,15 @@ def test_soft_labels_that_are_hard_train_alike() -> None:
     model, (images, labels) = FlatModel(MODULES["mlp"]), pair()
     one_hot = F.one_hot(labels, 3).float()
     ends = [
-        last(train(CrossEntropy(model), model.fresh(0), images, y, Schedule(2, 0.1, 8), 0)) for y in (labels, one_hot)
+        final_parameters(train(CrossEntropy(model), model.init(0), images, y, Schedule(2, 0.1, 8), 0))
+        for y in (labels, one_hot)
     ]
     torch.testing.assert_close(*ends)
 
 
 def test_the_scores_are_scikit_learns() -> None:
     model, (images, _) = FlatModel(MODULES["convnet"]), pair(700)
-    theta = model.fresh(1)
+    theta = model.init(1)
     guess = predict(model, theta, images)
     assert torch.equal(guess, model(theta, images).argmax(1))
     generator = torch.Generator().manual_seed(2)
@@ -130,7 +134,7 @@ def test_the_scores_are_scikit_learns() -> None:
 
 def test_a_class_without_images_does_not_count() -> None:
     model, (images, _) = FlatModel(MODULES["mlp"]), pair(10)
-    theta = model.fresh(1)
+    theta = model.init(1)
     labels = predict(model, theta, images)
     assert score(model, theta, images, labels) == (1.0, 1.0)
     assert score(model, theta, images, torch.full_like(labels, 7)) == (0.0, 0.0)
@@ -143,10 +147,10 @@ def test_broken_parameters_score_zero() -> None:
 
 def test_a_fresh_start_comes_from_the_seed_alone() -> None:
     model = FlatModel(MODULES["convnet"])
-    first = model.fresh(1, "a")
-    assert torch.equal(first, model.fresh(1, "a"))
-    assert torch.equal(first, FlatModel(MODULES["convnet"]).fresh(1, "a"))
-    others = [model.fresh(2, "a"), model.fresh(1, "b"), model.fresh(1)]
+    first = model.init(1, "a")
+    assert torch.equal(first, model.init(1, "a"))
+    assert torch.equal(first, FlatModel(MODULES["convnet"]).init(1, "a"))
+    others = [model.init(2, "a"), model.init(1, "b"), model.init(1)]
     assert not any(torch.equal(first, other) for other in others)
     assert first[model.layout.sizes[0] + 4 :][:4].tolist() == [1.0] * 4  # GroupNorm's weight begins at one
 

@@ -143,7 +143,7 @@ def measure(compiled: ExplicitDerivatives, model: FlatModel, shape: Shape) -> Me
     classes = model.layout.shapes[-1][0]
     count = max(2, min(10, 10 * 32 * 32 // (shape[1] * shape[2])))
     images = torch.randn(count, *shape, generator=draws).to(compiled.dtype)
-    theta = model.fresh(0).to(compiled.dtype)
+    theta = model.init(0).to(compiled.dtype)
     direction = torch.randn(len(theta), generator=draws).to(compiled.dtype)
     labels, needs, loss = torch.arange(count) % classes, NeedsGrad(True, True, False), Loss(CrossEntropy(model))
 

@@ -19,7 +19,7 @@ from limbeck.derivatives.autograd import Loss
 from limbeck.networks.registry import ModelConfig
 from limbeck.synthetic.distilled import DistilledSet, load
 from limbeck.task import Precision, Task, kept_switches, make_task, set_switches
-from limbeck.training.plain import Schedule, Score, last, score, train
+from limbeck.training.plain import Schedule, Score, final_parameters, score, train
 
 
 class EvalConfig(BaseModel):
@@ -95,7 +95,7 @@ def scores_of(
 
     done: called after every network.
     """
-    starts = [task.model.fresh(trial.seed).to(task.device) for trial in tried]
+    starts = [task.model.init(trial.seed).to(task.device) for trial in tried]
 
     def job(trial: Trial, start: Tensor) -> Callable[[CheckCancelled], Score]:
         def work(check: CheckCancelled) -> Score:
@@ -104,7 +104,7 @@ def scores_of(
                 return loss.gradient(theta, batch)
 
             path = train(task.loss, start, trial.images, trial.labels, trial.schedule, trial.seed, rule)
-            return score(task.logits, last(path), *split)
+            return score(task.logits, final_parameters(path), *split)
 
         return work
 

@@ -53,7 +53,7 @@ def make_experts(
     listen({"event": "stage", "name": "experts", "total": len(missing) * config.epochs, "unit": "epoch"})
     tell = synchronized(listen)
     seeds, pair = {index: derive_seed(seed, "expert", index) for index in missing}, task.train
-    starts = {index: task.model.fresh(seeds[index]).to(task.device) for index in missing}
+    starts = {index: task.model.init(seeds[index]).to(task.device) for index in missing}
     jobs = [partial(_expert, task, pair, config, index, seeds[index], starts[index], tell) for index in missing]
     for place, expert in parallel_map(jobs, task.max_workers):
         store.write(missing[place], expert)

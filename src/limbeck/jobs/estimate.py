@@ -147,7 +147,7 @@ def _networks_seconds(
 ) -> float:
     """Seconds to train `networks` networks on images and labels and to score each on `scored` images."""
     images, labels = pair
-    theta = task.model.fresh(0, "estimate").to(task.device)
+    theta = task.model.init(0, "estimate").to(task.device)
     length = min(len(images), schedule.batch_size)
     endless = schedule._replace(epochs=sys.maxsize, drop=None)
     path = train(task.loss, theta, images[:length], labels[:length], endless, 0, rule)

@@ -31,7 +31,7 @@ class StandIn:
 
 def stand_ins(task: Task, end: int, seed: int) -> list[StandIn]:
     """Two stand-ins for experts of `end` epochs, on one line."""
-    start = task.model.fresh(seed, "estimate")
+    start = task.model.init(seed, "estimate")
     stop = start + 0.1 * start.std() * torch.randn(start.shape, generator=make_generator(seed, "estimate"))
     return [StandIn(start, stop, end) for _ in range(2)]
 

@@ -15,7 +15,7 @@ from limbeck.data import Preprocess
 from limbeck.methods.coreset import Init, choose_real
 from limbeck.methods.plan import MethodConfig, MethodInputs
 from limbeck.objectives.classes import Rows
-from limbeck.objectives.pool import Ageing
+from limbeck.objectives.online_network import OnlineNetwork
 from limbeck.objectives.query import Query, RandomRows, rows_by_class
 from limbeck.select.coresets import Selector
 from limbeck.select.policy import POLICIES, Dream
@@ -53,12 +53,14 @@ def find_class_rows(inputs: MethodInputs) -> tuple[Tensor, ...]:
     return rows_by_class(inputs.task.train[1], inputs.task.data.num_classes)
 
 
-def make_feature_fn(inputs: MethodInputs, network: Ageing) -> Callable[[Tensor], Tensor]:
+def make_feature_fn(inputs: MethodInputs, network: OnlineNetwork) -> Callable[[Tensor], Tensor]:
     """Return the features of the present network as a function, images (m, c, h, w) -> (m, d)."""
     return lambda images: extract_features(inputs.task.model, network.network(), images)
 
 
-def make_row_sampler(options: ClassMatchingConfig, inputs: MethodInputs, network: Ageing) -> tuple[Rows, list[Hook]]:
+def make_row_sampler(
+    options: ClassMatchingConfig, inputs: MethodInputs, network: OnlineNetwork
+) -> tuple[Rows, list[Hook]]:
     """Return what samples the real images, and the hooks that update the network and the sampler, in this order."""
     if options.policy == "random":  # it needs no features and has no state
         return RandomRows(find_class_rows(inputs), options.batch_real), [network]
@@ -78,7 +80,7 @@ def make_row_sampler(options: ClassMatchingConfig, inputs: MethodInputs, network
 
 
 def init_synthetic_set(
-    options: ClassMatchingConfig, inputs: MethodInputs, network: Ageing, decode: Decode | None = None
+    options: ClassMatchingConfig, inputs: MethodInputs, network: OnlineNetwork, decode: Decode | None = None
 ) -> SyntheticSet:
     """Return `ipc` images per class to learn; with tiles, every tile is a downsampled real image.
 

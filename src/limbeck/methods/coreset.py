@@ -33,7 +33,7 @@ def expert_features(inputs: MethodInputs) -> Tensor:
     """Features of the first expert at its end; of an untrained network where the method has no experts."""
     task = inputs.task
     paths = inputs.trajectories
-    theta = paths[0].at(paths[0].end) if paths else task.model.fresh(inputs.seed, "features")
+    theta = paths[0].at(paths[0].end) if paths else task.model.init(inputs.seed, "features")
     return extract_features(task.model, theta.to(task.device), task.train[0])
 
 

@@ -15,7 +15,7 @@ from limbeck.methods.class_matching import (
 from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
 from limbeck.objectives.classes import Augment, MatchClasses, unchanged
 from limbeck.objectives.gradient import DISTANCES, GradientDistance, weights
-from limbeck.objectives.pool import Ageing, Fresh, Sgd, SyntheticLessons
+from limbeck.objectives.online_network import OnlineNetwork, RandomInit, Sgd, SyntheticBatches
 
 
 class DCConfig(ClassMatchingConfig):
@@ -53,9 +53,9 @@ def make_plan(options: DCOptions, inputs: MethodInputs, siamese: Augment, augmen
     siamese: augmentation of real and synthetic images when they are compared; augment: of those the network learns.
     """
     task, layout = inputs.task, inputs.task.model.layout
-    fresh = Fresh(task.model, inputs.seed, task.device)
-    lessons = SyntheticLessons(options.net_epochs, options.batch_net, derive_seed(inputs.seed, "lessons"), augment)
-    network = Ageing(task.loss_with(None), fresh, options.inner, lessons, Sgd(options.lr_net))
+    fresh = RandomInit(task.model, inputs.seed, task.device)
+    lessons = SyntheticBatches(options.net_epochs, options.batch_net, derive_seed(inputs.seed, "lessons"), augment)
+    network = OnlineNetwork(task.loss_with(None), fresh, options.inner, lessons, Sgd(options.lr_net))
     synthetic = init_synthetic_set(options, inputs, network)
     rows, hooks = make_row_sampler(options, inputs, network)
     distance = GradientDistance(task.loss_with(None), layout, weights(layout), DISTANCES["cosine"])

@@ -15,7 +15,7 @@ from limbeck.methods.class_matching import (
 from limbeck.methods.plan import Method, MethodInputs, Plan
 from limbeck.objectives.classes import MatchClasses
 from limbeck.objectives.features import FeatureDistance
-from limbeck.objectives.pool import Ageing, Fresh
+from limbeck.objectives.online_network import OnlineNetwork, RandomInit
 
 
 class DMConfig(ClassMatchingConfig):
@@ -28,7 +28,7 @@ class DMConfig(ClassMatchingConfig):
 def plan(options: DMConfig, inputs: MethodInputs) -> Plan:
     """Match mean features under a new untrained network at every step, with one draw of the augmentation per class."""
     task = inputs.task
-    network = Ageing(task.loss_with(None), Fresh(task.model, inputs.seed, task.device), every=1)
+    network = OnlineNetwork(task.loss_with(None), RandomInit(task.model, inputs.seed, task.device), every=1)
     synthetic = init_synthetic_set(options, inputs, network)
     rows, hooks = make_row_sampler(options, inputs, network)
     siamese = replace(task.augment, siamese=True)

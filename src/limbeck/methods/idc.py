@@ -20,7 +20,7 @@ from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
 from limbeck.objectives.classes import Discrepancy, MatchClasses, Sum
 from limbeck.objectives.features import FeatureDistance
 from limbeck.objectives.gradient import DISTANCES, GradientDistance, convolutions
-from limbeck.objectives.pool import Ageing, Fresh, RealLessons, Sgd, WarmUp
+from limbeck.objectives.online_network import OnlineNetwork, RandomInit, RealBatches, Sgd, WarmUp
 from limbeck.synthetic.hooks import make_clamp_hooks
 from limbeck.synthetic.tiles import Partition, pad_value
 from limbeck.training.plain import Schedule
@@ -79,12 +79,12 @@ def resolve(config: IDCConfig, facts: DataFacts) -> IDCOptions:
     return IDCOptions(**config.model_dump() | resolve_step_size(config, facts))
 
 
-def make_network(options: IDCOptions, inputs: MethodInputs) -> Ageing:
+def make_network(options: IDCOptions, inputs: MethodInputs) -> OnlineNetwork:
     """Return networks that learn from real images, with a warm-up if the options ask for one."""
     task, augment, sgd = inputs.task, ComposedDSA(DSA(options.net_augment)), Sgd(options.lr_net, 0.9, 5e-4)
     schedule = Schedule(options.warm_up, sgd.lr, options.batch_net, sgd.momentum, sgd.weight_decay)
     warm_up = WarmUp(task.loss_with(augment), task.train, schedule) if options.warm_up else None
-    lessons = RealLessons(
+    lessons = RealBatches(
         task.train,
         task.data.num_classes,
         options.net_steps,
@@ -93,8 +93,8 @@ def make_network(options: IDCOptions, inputs: MethodInputs) -> Ageing:
         augment,
         options.cutmix,
     )
-    fresh = Fresh(task.model, inputs.seed, task.device, warm_up)
-    return Ageing(task.loss_with(None), fresh, options.inner, lessons, sgd)
+    fresh = RandomInit(task.model, inputs.seed, task.device, warm_up)
+    return OnlineNetwork(task.loss_with(None), fresh, options.inner, lessons, sgd)
 
 
 def plan(options: IDCOptions, inputs: MethodInputs) -> Plan:

@@ -162,7 +162,7 @@ class FlatModel:
     Raises UserError for a module that is random or keeps state, and for one that cannot be called on such images.
 
     >>> model = FlatModel(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), (1, 8, 8))
-    >>> model(model.fresh(0), torch.zeros(2, 1, 8, 8)).shape, model.layout.count
+    >>> model(model.init(0), torch.zeros(2, 1, 8, 8)).shape, model.layout.count
     (torch.Size([2, 10]), 650)
     """
 
@@ -195,7 +195,7 @@ class FlatModel:
             logits: Tensor = torch.func.functional_call(self.module, parameters, (images,))
         return logits
 
-    def fresh(self, seed: int, *path: str | int) -> Tensor:
+    def init(self, seed: int, *path: str | int) -> Tensor:
         """The module's own random initialisation (P,), determined by (seed, path) alone."""
         with fork_rng(seed, "fresh", *path), torch.no_grad():
             return self.layout.join([parameter.detach() for parameter in self.build().parameters()])

@@ -85,7 +85,7 @@ def flat_model(config: ModelConfig, shape: tuple[int, int, int], classes: int) -
 def _require_classifier(model: FlatModel, name: str, shape: tuple[int, int, int], classes: int) -> None:
     if not model.layout.count:
         raise UserError(f"the network '{name}' has no parameters to train.")
-    theta = model.fresh(0)
+    theta = model.init(0)
     if theta.dtype is not torch.float32:
         raise UserError(f"the parameters of the network '{name}' are {theta.dtype}; build it in torch.float32.")
     result = tuple(model(theta, torch.zeros(2, *shape)).shape)

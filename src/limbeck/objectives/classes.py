@@ -51,7 +51,7 @@ class MatchClasses:
 
     real:        all training images in network input space, and their classes.
     rows:        which of them to compare with (see objectives/query.py).
-    network:     gives the parameters (P,) of the present network (see objectives/pool.py).
+    network:     gives the parameters (P,) of the present network (see objectives/online_network.py).
     discrepancy: of gradients (objectives/gradient.py), of features (objectives/features.py), or both.
     augment:     siamese: real and synthetic images of a class are given the same seed.
     most:        at most so many synthetic images of a class, drawn at every step.

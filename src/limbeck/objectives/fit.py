@@ -50,7 +50,7 @@ class Fit:
     >>> from limbeck.task import make_task
     >>> task = make_task(load_data("digits"), ModelConfig(width=32))
     >>> bptt = Fit(Trained(task.model, task.loss, steps=3, adjoint=Replay()), task.train, 64)
-    >>> rcig = Fit(Solved(task.model, lambda step: task.model.fresh(step), ridge=0.01), task.train, 64)
+    >>> rcig = Fit(Solved(task.model, lambda step: task.model.init(step), ridge=0.01), task.train, 64)
     >>> images, hot = task.train[0][:5], torch.eye(10)[task.train[1][:5]]
     >>> for objective in (bptt, rcig):
     ...     made = SyntheticSet.from_images(images, hot, lr=0.01, learned=("images", "labels"))
@@ -92,7 +92,7 @@ class Trained:
     adjoint: Adjoint = EXACT
 
     def __call__(self, synthetic: SyntheticSet, step: int, seed: int) -> Predictor:
-        theta0 = self.model.fresh(seed, "student", step).to(synthetic.images)
+        theta0 = self.model.init(seed, "student", step).to(synthetic.images)
         batches = synthetic.batches(self.steps, self.batch_size, make_generator(seed, "batches", step))
         return partial(self.model, unroll(self.loss, theta0, batches, synthetic.lr, self.adjoint))
 

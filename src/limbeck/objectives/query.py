@@ -39,7 +39,7 @@ class Query:
     parameters `represent` looks at. What it remembers is the rows, so that a run can be taken up between two choices.
 
     represent: images (m, c, h, w) -> features (m, d).
-    every:     steps that a network lives (`Ageing.every`).
+    every:     steps that a network lives (`OnlineNetwork.every`).
     """
 
     def __init__(

@@ -330,7 +330,7 @@ def solve(
     >>> from limbeck.networks.registry import ModelConfig, flat_model
     >>> from limbeck.training import cross_entropy
     >>> model = flat_model(ModelConfig(name="widening", width=2), (1, 8, 8), 3)
-    >>> theta0, x, y = model.fresh(0), torch.ones(2, 1, 8, 8, requires_grad=True), torch.eye(3)[:2] - 1 / 3
+    >>> theta0, x, y = model.init(0), torch.ones(2, 1, 8, 8, requires_grad=True), torch.eye(3)[:2] - 1 / 3
     >>> real = torch.zeros(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
     >>> v = solve(model, theta0, Batch(x, y), ridge=0.1, adjoint=Implicit(Cholesky()))
     >>> cross_entropy(linearised(model, theta0, v, real[0]), real[1]).backward()

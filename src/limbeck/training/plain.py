@@ -90,7 +90,7 @@ def _sgd(theta: Tensor, lr: float, schedule: Schedule) -> torch.optim.Optimizer:
     return torch.optim.SGD([theta], lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay)
 
 
-def last(path: Iterable[Tensor]) -> Tensor:
+def final_parameters(path: Iterable[Tensor]) -> Tensor:
     """The final parameters of a training run, without keeping those before."""
     return deque(path, maxlen=1).pop()
 

@@ -17,12 +17,12 @@ from limbeck.derivatives.autograd import Loss
 from limbeck.networks.flat import FlatModel
 from limbeck.objectives.classes import Augment, Pair, unchanged
 from limbeck.synthetic.set import SyntheticSet
-from limbeck.training.plain import Schedule, last, train
+from limbeck.training.plain import Schedule, final_parameters, train
 
 Begin = Callable[[int], Tensor]
 """Number of the network -> its first parameters (P,)."""
 
-Lessons = Callable[[SyntheticSet, int], Iterable[Pair]]
+TrainingBatches = Callable[[SyntheticSet, int], Iterable[Pair]]
 """(the set, steps done) -> the batches that the network is trained on before the next step, as it sees them."""
 
 
@@ -40,7 +40,7 @@ class Sgd(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Fresh:
+class RandomInit:
     """A new random network for every number, trained by `warm_up` on real images first where that is given."""
 
     model: FlatModel
@@ -49,7 +49,7 @@ class Fresh:
     warm_up: Callable[[Tensor, int], Tensor] | None = None
 
     def __call__(self, number: int) -> Tensor:
-        theta = self.model.fresh(self.seed, "pool", number).to(self.device)
+        theta = self.model.init(self.seed, "pool", number).to(self.device)
         return theta if self.warm_up is None else self.warm_up(theta, derive_seed(self.seed, "warm-up", number))
 
 
@@ -62,7 +62,7 @@ class WarmUp:
     schedule: Schedule
 
     def __call__(self, theta: Tensor, seed: int) -> Tensor:
-        return last(train(self.loss, theta, *self.real, self.schedule, seed))
+        return final_parameters(train(self.loss, theta, *self.real, self.schedule, seed))
 
 
 def none(synthetic: SyntheticSet, step: int) -> list[Pair]:
@@ -71,7 +71,7 @@ def none(synthetic: SyntheticSet, step: int) -> list[Pair]:
 
 
 @dataclass(frozen=True)
-class RealLessons:
+class RealBatches:
     """`steps` batches of real images, augmented each for itself, a part `cutmix` of them by CutMix (IDC, DREAM)."""
 
     real: Pair
@@ -94,7 +94,7 @@ class RealLessons:
 
 
 @dataclass(frozen=True)
-class SyntheticLessons:
+class SyntheticBatches:
     """`passes` over the synthetic set in batches of `batch`, each image augmented for itself (DC, DSA)."""
 
     passes: int
@@ -113,14 +113,14 @@ class SyntheticLessons:
             yield (batch[0] if seed is None else self.augment(batch[0], seed)), batch[1]
 
 
-class Ageing:
+class OnlineNetwork:
     """One network at a time, as explicit state: new every `every` steps, trained on `lessons` between the others.
 
     loss: what it is trained by, of images as the lessons have them. A hook: after a step it makes the network of the
     next one. Parameters and velocity are all it remembers; what it draws is a function of (seed, step).
     """
 
-    def __init__(self, loss: Loss, begin: Begin, every: int, lessons: Lessons = none, sgd: Sgd | None = None):
+    def __init__(self, loss: Loss, begin: Begin, every: int, lessons: TrainingBatches = none, sgd: Sgd | None = None):
         self.loss, self.begin, self.every, self.lessons = loss, begin, every, lessons
         self.sgd = sgd or Sgd(0.01)
         self.theta = begin(0)

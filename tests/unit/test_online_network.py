@@ -12,7 +12,15 @@ from torch import Tensor
 
 from limbeck.data.augment import DSA
 from limbeck.data.cutmix import cutmix
-from limbeck.objectives.pool import Ageing, Fresh, Lessons, RealLessons, Sgd, SyntheticLessons, WarmUp
+from limbeck.objectives.online_network import (
+    OnlineNetwork,
+    RandomInit,
+    RealBatches,
+    Sgd,
+    SyntheticBatches,
+    TrainingBatches,
+    WarmUp,
+)
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task
 from limbeck.training.plain import Schedule
@@ -25,21 +33,21 @@ def small(task: Task) -> SyntheticSet:
     return SyntheticSet.from_images(images[:12], labels[:12], 0.01, ("images",))
 
 
-def lessons(task: Task, kind: str) -> Lessons:
+def lessons(task: Task, kind: str) -> TrainingBatches:
     if kind == "real":
-        return RealLessons(task.train, 10, 3, 16, 5, DSA("color_crop"))
-    return SyntheticLessons(2, 5, 5, DSA("color_crop"))
+        return RealBatches(task.train, 10, 3, 16, 5, DSA("color_crop"))
+    return SyntheticBatches(2, 5, 5, DSA("color_crop"))
 
 
-def pool(task: Task, kind: str = "real", every: int = 4, seed: int = 3) -> Ageing:
-    fresh = Fresh(task.model, seed, task.device)
-    return Ageing(task.loss_with(None), fresh, every, lessons(task, kind), Sgd(0.05, 0.9, 5e-4))
+def pool(task: Task, kind: str = "real", every: int = 4, seed: int = 3) -> OnlineNetwork:
+    fresh = RandomInit(task.model, seed, task.device)
+    return OnlineNetwork(task.loss_with(None), fresh, every, lessons(task, kind), Sgd(0.05, 0.9, 5e-4))
 
 
 @pytest.mark.parametrize("kind", ["real", "synthetic"])
 def test_it_ages_and_is_renewed(task: Task, kind: str) -> None:
     held, made = pool(task, kind), small(task)
-    fresh = Fresh(task.model, 3, task.device)
+    fresh = RandomInit(task.model, 3, task.device)
     assert torch.equal(held.network(), fresh(0))
     seen = [held.network()]
     for step in range(1, 9):
@@ -107,8 +115,8 @@ def test_lessons_lower_the_loss(task: Task) -> None:
 def test_a_warm_up_is_an_epoch_of_plain_training(task: Task) -> None:
     schedule = Schedule(1, 0.05, 32, 0.9, 5e-4)
     warm = WarmUp(task.loss_with(DSA("crop")), task.train, schedule)
-    fresh = Fresh(task.model, 3, task.device, warm)
-    cold = Fresh(task.model, 3, task.device)
+    fresh = RandomInit(task.model, 3, task.device, warm)
+    cold = RandomInit(task.model, 3, task.device)
     images, labels = task.train
     assert torch.equal(fresh(0), fresh(0))
     assert not torch.equal(fresh(0), fresh(1))
@@ -117,7 +125,7 @@ def test_a_warm_up_is_an_epoch_of_plain_training(task: Task) -> None:
 
 
 def test_lessons_of_real_images(task: Task) -> None:
-    plain = RealLessons(task.train, 10, 4, 16, 5, cutmix=0.0)
+    plain = RealBatches(task.train, 10, 4, 16, 5, cutmix=0.0)
     made = small(task)
     held = list(plain(made, 1))
     assert len(held) == 4
@@ -140,7 +148,7 @@ def test_lessons_of_real_images(task: Task) -> None:
 
 def test_lessons_of_the_synthetic_set_pass_over_it(task: Task) -> None:
     made = small(task)
-    held = list(SyntheticLessons(2, 5, 0)(made, 1))
+    held = list(SyntheticBatches(2, 5, 0)(made, 1))
     assert [len(images) for images, _ in held] == [5, 5, 2, 5, 5, 2]
     for part in (held[:3], held[3:]):
         seen = torch.cat([images for images, _ in part])
