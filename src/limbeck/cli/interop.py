@@ -89,7 +89,7 @@ def run_import_experts(args: ImportExperts, listen: Listener) -> Any:
         kind=args.kind,
         num_experts=args.num_experts,
         epochs=args.epochs,
-        trained=ExpertConfig(lr=args.lr, batch_size=args.batch_size),
+        training=ExpertConfig(lr=args.lr, batch_size=args.batch_size),
         measure=args.measure,
         seed=args.seed,
         device=args.device,

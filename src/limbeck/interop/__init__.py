@@ -1,4 +1,4 @@
-"""Files of other code, both ways: experts and distilled sets of MTT, TESLA, FTD, DATM and MCT; DD-Ranking."""
+"""Import and export of files of other code: experts and distilled sets of MTT, TESLA, FTD, DATM and MCT; DD-Ranking."""
 
 from limbeck.interop.describe import describe_pt
 from limbeck.interop.experts import import_experts

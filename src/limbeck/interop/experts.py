@@ -1,4 +1,4 @@
-"""Experts of the authors' code into a store, one at a time."""
+"""Import of the authors' experts into a store, one at a time."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SCHEDULE = {
     "waypoint_buffer_dec": "decreasing",
     "waypoint_buffer_proj": "projected",
 }
-TOLERANCE = 1e-4  # path fractions are float32 sums of some fifty terms
+TOLERANCE = 1e-4  # of path fractions, which are float32 sums of about fifty terms
 
 
 @kept_switches()
@@ -53,7 +53,7 @@ def import_experts(
     kind: str | None = None,
     num_experts: int | None = None,
     epochs: int | None = None,
-    trained: ExpertConfig | None = None,
+    training: ExpertConfig | None = None,
     measure: int = 1000,
     seed: int = 0,
     device: str = "cpu",
@@ -62,20 +62,24 @@ def import_experts(
 ) -> Store:
     """Read the .pt files of MTT, TESLA, FTD, DATM (replay buffers) or MCT (waypoints and steps) into a new store.
 
-    source:     a folder, or files of it; of waypoint files the step files are found beside them.
-    out:        the store's folder, which must be new. It appears when all experts are in it.
-    data:       what they were trained on: the store states its fingerprint, classes and shape.
-    model:      their network; by default what their parameters fit.
-    preprocess: how their images were prepared: the files do not say. A ZCA matrix is fitted anew.
-    kind:       which files, where a folder holds several kinds, as waypoint_buffer_ip4. num_experts: at most so many.
-    epochs:     how long they were trained; experts of another length (cut waypoint files) are refused.
-    trained:    step size and batch size they were trained with; by default the authors' 0.01 and 256.
-    measure:    images of our validation part for the accuracy after each epoch (all epochs, at most this many images:
-                full measurements of 100 experts take hours on a CPU); the test accuracy is of the last epoch and whole.
-                The authors trained on all of train, ours included, so that this validation accuracy flatters.
+    source:      a folder, or files of one; the files of steps are found beside the files of waypoints.
+    out:         the folder of the store, which must not exist or be empty. It appears once all experts are in it.
+    data:        the data set that they were trained on; the store records its fingerprint, classes and shape.
+    model:       their network; None takes the one that their parameters fit.
+    preprocess:  the input space of their images, which the files do not say. A ZCA matrix is fitted anew.
+    augment:     the augmentation that they were trained with; None is the default of the data set.
+    kind:        of the files to take, where a folder has several kinds, as waypoint_buffer_ip4.
+    num_experts: the largest number of experts to import; None imports all.
+    epochs:      how long they were trained; experts of another length (files of waypoints may be cut) are refused.
+    training:    the step size and batch size that they were trained with; by default the authors' 0.01 and 256.
+    measure:     validation images for the accuracy after every epoch, since measuring 100 experts on all images takes
+                 hours on a CPU. The test accuracy is of the last epoch, on all test images. The authors trained on all
+                 of train, our validation images included, so that the validation accuracy is too high.
+    seed:        of the split of the data. resize: of its images, as in `load_data`. device: to measure on.
+    listen:      receives the progress.
 
     Raises UserError for files that are refused or damaged, gaps in numbering, waypoints without steps, parameters that
-    do not fit the network, snapshots that are all alike, NaN, and path fractions that are none.
+    do not fit the network, checkpoints that are all the same, NaN, and values that are no path fractions.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -94,10 +98,10 @@ def import_experts(
         for index, expert in enumerate(_experts(buffers, task, measure, listen)):
             if index == num_experts:
                 break
-            config = _config(trained or ExpertConfig(), expert, buffers[0].kind)
-            _same_length(config, epochs, store, f"{buffers[0].path.parent}, expert {index}")
-            elsewhere = {"computed": None, "imported": facts}  # nobody knows under which conditions
-            store = store or Store.create(part, {**describe_experts(task, config, seed), **elsewhere})
+            config = _config(training or ExpertConfig(), expert, buffers[0].kind)
+            _check_length(config, epochs, store, f"{buffers[0].path.parent}, expert {index}")
+            origin = {"computed": None, "imported": facts}  # the conditions of their training are unknown
+            store = store or Store.create(part, {**describe_experts(task, config, seed), **origin})
             store.write(index, expert)
         if out.exists():
             out.rmdir()
@@ -107,7 +111,8 @@ def import_experts(
     return Store.open(out)
 
 
-def _same_length(config: ExpertConfig, epochs: int | None, store: Store | None, where: str) -> None:
+def _check_length(config: ExpertConfig, epochs: int | None, store: Store | None, where: str) -> None:
+    """Raise UserError for an expert that is not of `epochs`, or not of the length of those in the store."""
     if epochs is not None and config.epochs != epochs:
         raise UserError(
             f"{where} ends at epoch {config.epochs}, not {epochs}: its file was cut, or --epochs is not what it was "
@@ -121,35 +126,37 @@ def _same_length(config: ExpertConfig, epochs: int | None, store: Store | None, 
 
 
 def _network(buffer: Buffer, images: ImageData) -> ModelConfig:
-    """The network that the first checkpoint of the first expert fits."""
+    """The network that the parameters in the first checkpoint of the first expert fit."""
     where = f"{buffer.path.name}, expert 0, checkpoint 0"
-    first = as_list(as_list(open_pt(buffer.path), str(buffer.path), "experts")[0], where, "checkpoints")[0]
-    guess = guess_network([tuple(tensor.shape) for tensor in as_tensors(first, where)], images.size)
+    experts = as_list(open_pt(buffer.path), str(buffer.path), "experts")
+    parameters = as_tensors(as_list(experts[0], where, "checkpoints")[0], where)
+    guess = guess_network([tuple(tensor.shape) for tensor in parameters], images.size)
     if guess is None:
         raise UserError(f"{where} fits no ConvNet and no MLP; name its network with --model.name and its options.")
     return guess.model
 
 
 def _experts(buffers: list[Buffer], task: Task, measure: int, listen: Listener) -> Iterator[Expert]:
+    """The experts of all files, one in memory at a time, with their accuracies."""
     pair = task.validation
     rows = torch.linspace(0, len(pair[1]) - 1, min(measure, len(pair[1])), device=pair[1].device).round().long()
     pair = pair[0][rows], pair[1][rows]
     for buffer in buffers:
-        held = as_list(open_pt(buffer.path), str(buffer.path), "experts")
+        experts = as_list(open_pt(buffer.path), str(buffer.path), "experts")
         steps = None
         if buffer.steps is not None:
             steps = as_list(open_pt(buffer.steps), str(buffer.steps), "experts")
-            if len(steps) != len(held):
-                raise UserError(f"{buffer.path} holds {len(held)} experts, {buffer.steps.name} {len(steps)}.")
-        for number in range(len(held)):
+            if len(steps) != len(experts):
+                raise UserError(f"{buffer.path} holds {len(experts)} experts, {buffer.steps.name} {len(steps)}.")
+        for number in range(len(experts)):
             where = f"{buffer.path.name}, expert {number}"
-            points, held[number] = held[number], None  # let go of each once it is written
-            theta = _points(points, task.model.layout, where)
-            path: Convexified | Recorded = Recorded(theta)
+            checkpoints, experts[number] = experts[number], None  # frees each expert once it is written
+            points = _points(checkpoints, task.model.layout, where)
+            path: Convexified | Recorded = Recorded(points)
             if steps is not None and buffer.steps is not None:
-                path = convexified_from(theta, steps[number], task.model.layout, buffer.kind, where)
+                path = convexified_from(points, steps[number], task.model.layout, buffer.kind, where)
             thetas = (path.at(epoch).to(task.device) for epoch in range(path.end + 1))
-            validation = tuple(score(task.logits, each, *pair).accuracy for each in thetas)
+            validation = tuple(score(task.logits, theta, *pair).accuracy for theta in thetas)
             test = score(task.logits, path.at(path.end).to(task.device), *task.test).accuracy
             convex, recorded = (None, path) if isinstance(path, Recorded) else (path, None)
             yield Expert(convex, recorded, validation, test)
@@ -157,12 +164,12 @@ def _experts(buffers: list[Buffer], task: Task, measure: int, listen: Listener) 
 
 
 def _points(value: Any, layout: Layout, where: str) -> Tensor:
-    """(checkpoints, P) of one expert."""
+    """The checkpoints of one expert as rows (checkpoints, P)."""
     checkpoints = as_list(value, where, "checkpoints")
     if len(checkpoints) < 2:
         raise UserError(f"{where} has one checkpoint; a trajectory has at least its start and its end.")
     points = torch.stack(
-        [flat_parameters(each, layout, f"{where}, checkpoint {k}") for k, each in enumerate(checkpoints)]
+        [flat_parameters(tensors, layout, f"{where}, checkpoint {k}") for k, tensors in enumerate(checkpoints)]
     )
     if are_identical(points):
         raise UserError(
@@ -172,24 +179,26 @@ def _points(value: Any, layout: Layout, where: str) -> Tensor:
     return points
 
 
-def _config(trained: ExpertConfig, expert: Expert, kind: str) -> ExpertConfig:
-    """What the store states: lengths, waypoints and their schedule as found, the rest as told."""
+def _config(training: ExpertConfig, expert: Expert, kind: str) -> ExpertConfig:
+    """The configuration that the store records: `training` with length, waypoints and schedule of the expert."""
     path = expert.convex or expert.recorded
     assert path is not None
-    found: dict[str, Any] = {"epochs": path.end, "keep": "recorded", "dtype": "float32"}
+    options: dict[str, Any] = {"epochs": path.end, "keep": "recorded", "dtype": "float32"}
     if expert.convex is not None:
         epochs = expert.convex.epochs
         at = () if epochs == waypoint_epochs(len(epochs), path.end) else epochs
-        found |= {"keep": "convex", "waypoints": len(epochs), "waypoint_at": at}
-        found |= {"smoothing": "mct" if len(epochs) > 2 else "none", "schedule": SCHEDULE.get(kind, "arc")}
-    return trained.model_copy(update=found)
+        options |= {"keep": "convex", "waypoints": len(epochs), "waypoint_at": at}
+        options |= {"smoothing": "mct" if len(epochs) > 2 else "none", "schedule": SCHEDULE.get(kind, "arc")}
+    return training.model_copy(update=options)
 
 
 def convexified_from(waypoints: Tensor, steps: Any, layout: Layout, kind: str, where: str) -> Convexified:
-    """MCT's waypoints (W, P) and its path fractions, one list of rows a segment, as one trajectory.
+    """MCT's waypoints (W, P) and path fractions as one trajectory.
 
-    steps: of two waypoints a list of rows, of more a list of such lists; told by their nesting.
-    Raises UserError where they do not fit each other or the network, or are no fractions of a path.
+    steps: for two waypoints a list of rows, for more a list of such lists, one a segment. A row has one scalar for
+        every parameter tensor.
+    Raises UserError where waypoints, path fractions and network do not fit each other, and for values that are no
+    path fractions.
     """
     rows = as_list(steps, f"{where}, steps", "rows of path fractions")
     nested = isinstance(rows[0], list | tuple) and bool(rows[0]) and isinstance(rows[0][0], list | tuple)
@@ -204,7 +213,7 @@ def convexified_from(waypoints: Tensor, steps: Any, layout: Layout, kind: str, w
     for index, part in enumerate(parts):
         if bool((part[0] != beta0).any()):
             raise UserError(f"{where}, segment {index}: path fractions begin at {float(part[0].max()):.4g}, not at 0.")
-        _still(part, waypoints[index], waypoints[index + 1], layout)
+        _fill_constant(part, waypoints[index], waypoints[index + 1], layout)
     epochs = [0]
     for part in parts:
         epochs.append(epochs[-1] + len(part) - 1)
@@ -215,37 +224,37 @@ def convexified_from(waypoints: Tensor, steps: Any, layout: Layout, kind: str, w
 
 
 def _fractions(rows: Any, tensors: int, kind: str, where: str) -> Tensor:
-    """(segment length + 1, L) of one segment, from lists of scalars."""
-    packed = []
+    """The path fractions of one segment, (segment length + 1, L), from lists of scalars."""
+    vectors = []
     for k, row in enumerate(as_list(rows, where, "rows of path fractions")):
         scalars = as_tensors(row, f"{where}, row {k}")
         if len(scalars) != tensors or any(scalar.numel() != 1 for scalar in scalars):
             raise UserError(
                 f"{where}, row {k} has {len(scalars)} path fractions for {tensors} parameter tensors, or not one each."
             )
-        packed.append(torch.stack([scalar.reshape(()).float() for scalar in scalars]))
-    beta = torch.stack(packed)
+        vectors.append(torch.stack([scalar.reshape(()).float() for scalar in scalars]))
+    beta = torch.stack(vectors)
     if len(beta) < 2:
         raise UserError(f"{where} has one row of path fractions; a segment has at least its start and its end.")
     if not bool(torch.isfinite(beta).all()):
         raise UserError(f"{where}: path fractions hold NaN or infinity.")
     low, high = float(beta.min()), float(beta.max())
-    free = kind.endswith("_proj")  # a projection may fall back, and leave [0, 1]
-    if not free and (low < -TOLERANCE or high > 1 + TOLERANCE):
+    is_projection = kind.endswith("_proj")  # whose fractions may decrease, and leave [0, 1]
+    if not is_projection and (low < -TOLERANCE or high > 1 + TOLERANCE):
         raise UserError(f"{where}: path fractions run from {low:.4g} to {high:.4g}, and belong in [0, 1].")
     for k, (before, after) in enumerate(pairwise(beta)):
-        if not free and bool((after < before - TOLERANCE).any()):
+        if not is_projection and bool((after < before - TOLERANCE).any()):
             raise UserError(f"{where}: path fractions decrease from row {k} to row {k + 1}; a path has no way back.")
-    near, never = (beta[-1] - 1).abs() <= TOLERANCE, (beta == 0).all(0)
-    if not bool((near | never).all()):
-        worst = float(beta[-1][~(near | never)][0])
+    is_one, is_constant = (beta[-1] - 1).abs() <= TOLERANCE, (beta == 0).all(0)
+    if not bool((is_one | is_constant).all()):
+        worst = float(beta[-1][~(is_one | is_constant)][0])
         raise UserError(f"{where}: path fractions end at {worst:.4g}, not at 1: the rows after it are missing.")
-    beta[-1] = torch.where(near, 1.0, beta[-1])  # so that the end is the stored waypoint, not a rounding from it
+    beta[-1] = torch.where(is_one, 1.0, beta[-1])  # so that the end is the stored waypoint exactly
     return beta
 
 
-def _still(beta: Tensor, start: Tensor, stop: Tensor, layout: Layout) -> None:
-    """A tensor that never moves has fractions 0 in the authors' files; ours go uniformly, to the same effect."""
+def _fill_constant(beta: Tensor, start: Tensor, stop: Tensor, layout: Layout) -> None:
+    """Replace the fractions of parameter tensors that never change, 0 in the authors' files, by uniform ones."""
     for index, (a, b) in enumerate(zip(layout.split(start), layout.split(stop))):
         if not float(beta[-1, index]) and torch.equal(a, b):
             beta[:, index] = torch.linspace(0, 1, len(beta))

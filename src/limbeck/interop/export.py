@@ -1,4 +1,4 @@
-"""Our stores and sets as files of other code, laid out as that code writes them."""
+"""Export of stores and distilled sets as files of other code, laid out as that code writes them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from limbeck.networks.flat import Layout
 from limbeck.synthetic.distilled import DistilledSet
 from limbeck.synthetic.grids import save_png
 
-EXPERTS_A_FILE = 10
+EXPERTS_PER_FILE = 10
 LOGIT_FLOOR = 1e-9  # the smallest probability whose logarithm is written
 
 
@@ -30,19 +30,20 @@ def _save(value: Any, path: Path) -> Path:
     return path
 
 
-def _own(tensor: Tensor) -> Tensor:
-    """A float32 copy with storage of its own: of a view, torch.save writes the whole that it views."""
+def _copy(tensor: Tensor) -> Tensor:
+    """A float32 copy with its own storage, since torch.save writes the whole storage of a view."""
     return tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
 
 
 def _checkpoint(theta: Tensor, layout: Layout) -> list[Tensor]:
-    return [_own(part).clone() for part in layout.split(theta)]
+    return [_copy(part).clone() for part in layout.split(theta)]
 
 
 def export_experts(store: Store, folder: str | Path, style: str = "mtt") -> list[Path]:
-    """Ten experts a file: mtt, `replay_buffer_N.pt` of recorded ones; mct, waypoints and steps of convexified ones.
+    """Write the experts of a store as .pt files of ten experts each, and return the files.
 
-    Returns the files. Raises UserError for an unknown style, an empty store, or experts without that trajectory.
+    style: mtt writes recorded trajectories, `replay_buffer_N.pt`; mct writes convexified ones, as waypoints and steps.
+    Raises UserError for an unknown style, an empty store, and experts without the trajectory of that style.
     """
     if style not in EXPERT_STYLES:
         raise UserError(f"experts are exported in the style {' or '.join(EXPERT_STYLES)}, not '{style}'.")
@@ -50,8 +51,8 @@ def export_experts(store: Store, folder: str | Path, style: str = "mtt") -> list
     if not indices:
         raise UserError(f"the store {store.path} holds no finished experts.")
     folder, written = Path(folder), []
-    for number, first in enumerate(range(0, len(indices), EXPERTS_A_FILE)):
-        written += EXPERT_STYLES[style](store, indices[first : first + EXPERTS_A_FILE], folder, number)
+    for number, first in enumerate(range(0, len(indices), EXPERTS_PER_FILE)):
+        written += EXPERT_STYLES[style](store, indices[first : first + EXPERTS_PER_FILE], folder, number)
     return written
 
 
@@ -92,82 +93,84 @@ def _export_convex(store: Store, indices: list[int], folder: Path, number: int) 
 
 
 def _segments(convex: Convexified) -> list[list[list[Tensor]]]:
-    """Path fractions per segment and row, each a scalar of its own, from 0 on."""
-    made = []
+    """Path fractions by segment and row, from 0 on, every fraction a scalar tensor."""
+    segments = []
     for first, last in pairwise(convex.epochs):
         rows = [torch.zeros_like(convex.beta[0]), *convex.beta[first:last]]
-        made.append([[_own(value) for value in row] for row in rows])
-    return made
+        segments.append([[_copy(value) for value in row] for row in rows])
+    return segments
 
 
-def export_set(made: DistilledSet, folder: str | Path, style: str = "mtt") -> list[Path]:
-    """A set as images_best.pt, labels_best.pt and lr_best.pt (mtt, datm), or as DD-Ranking's folder (ddranking).
+def export_set(distilled: DistilledSet, folder: str | Path, style: str = "mtt") -> list[Path]:
+    """Write a distilled set as images_best.pt, labels_best.pt and lr_best.pt, or as DD-Ranking's folder.
 
-    mtt keeps hard labels as int64 and soft ones as probabilities; datm and ddranking write logits of soft labels, and
-    datm of hard ones too. MTT's own code writes no step size; readers that do not know the file pass it over.
-    Returns the files. Raises UserError for an unknown style.
+    style: mtt writes hard labels as int64 and soft ones as probabilities; datm writes logits; ddranking writes hard
+        labels as int64 and soft ones as logits, with pictures and a configuration. MTT's own code has no file of the
+        step size, and ignores it.
+    Returns the files. Raises UserError for an unknown style, and from ddranking for classes of different size where
+    labels are hard.
     """
     if style not in SET_STYLES:
         raise UserError(f"sets are exported in the style {', '.join(SET_STYLES)}, not '{style}'.")
-    return SET_STYLES[style](made, Path(folder))
+    return SET_STYLES[style](distilled, Path(folder))
 
 
-def _logits(made: DistilledSet) -> Tensor:
-    labels = made.labels
+def _logits(distilled: DistilledSet) -> Tensor:
+    labels = distilled.labels
     if not labels.dtype.is_floating_point:
-        labels = torch.nn.functional.one_hot(labels, len(made.classes)).float()
+        labels = torch.nn.functional.one_hot(labels, len(distilled.classes)).float()
     return labels.clamp_min(LOGIT_FLOOR).log()
 
 
-def _export_mtt(made: DistilledSet, folder: Path) -> list[Path]:
-    soft = made.labels.dtype.is_floating_point
-    labels = _own(made.labels) if soft else made.labels.cpu().clone()
-    return _triple(made, labels, folder, "_best")
+def _export_mtt(distilled: DistilledSet, folder: Path) -> list[Path]:
+    soft = distilled.labels.dtype.is_floating_point
+    labels = _copy(distilled.labels) if soft else distilled.labels.cpu().clone()
+    return _save_tensors(distilled, labels, folder, "_best")
 
 
-def _export_datm(made: DistilledSet, folder: Path) -> list[Path]:
-    return _triple(made, _own(_logits(made)), folder, "_best")
+def _export_datm(distilled: DistilledSet, folder: Path) -> list[Path]:
+    return _save_tensors(distilled, _copy(_logits(distilled)), folder, "_best")
 
 
-def _triple(made: DistilledSet, labels: Tensor, folder: Path, suffix: str) -> list[Path]:
+def _save_tensors(distilled: DistilledSet, labels: Tensor, folder: Path, suffix: str) -> list[Path]:
     return [
-        _save(_own(made.images), folder / f"images{suffix}.pt"),
+        _save(_copy(distilled.images), folder / f"images{suffix}.pt"),
         _save(labels, folder / f"labels{suffix}.pt"),
-        _save(torch.tensor(made.lr, dtype=torch.float32), folder / f"lr{suffix}.pt"),
+        _save(torch.tensor(distilled.lr, dtype=torch.float32), folder / f"lr{suffix}.pt"),
     ]
 
 
-def _export_ddranking(made: DistilledSet, folder: Path) -> list[Path]:
-    """Tensors class by class, pictures in class folders, and a configuration to fill in the paths of."""
-    order = made.hard_labels().argsort(stable=True)
-    soft = made.labels.dtype.is_floating_point
-    labels = _own(_logits(made))[order] if soft else made.labels.cpu()[order]
-    counts = made.hard_labels().bincount(minlength=len(made.classes)).tolist()
+def _export_ddranking(distilled: DistilledSet, folder: Path) -> list[Path]:
+    """Write tensors class by class, pictures in class folders, and a configuration whose paths the user fills in."""
+    order = distilled.hard_labels().argsort(stable=True)
+    soft = distilled.labels.dtype.is_floating_point
+    labels = _copy(_logits(distilled))[order] if soft else distilled.labels.cpu()[order]
+    counts = distilled.hard_labels().bincount(minlength=len(distilled.classes)).tolist()
     if len(set(counts)) > 1 and not soft:
         raise UserError(f"DD-Ranking wants the same number of images for every class, and this set has {counts}.")
-    targets = None if made.targets is None else made.targets[order]
-    ordered = replace(made, images=made.images[order], labels=labels, targets=targets)
-    files = _triple(ordered, labels.clone(), folder, "")
-    seen = [0] * len(made.classes)
-    for picture, label in zip(ordered.pictures(), made.hard_labels()[order].tolist()):
-        path = folder / "images" / f"{label:05d}" / f"{seen[label]:05d}.png"
+    targets = None if distilled.targets is None else distilled.targets[order]
+    ordered = replace(distilled, images=distilled.images[order], labels=labels, targets=targets)
+    files = _save_tensors(ordered, labels.clone(), folder, "")
+    numbers = [0] * len(distilled.classes)
+    for picture, label in zip(ordered.pictures(), distilled.hard_labels()[order].tolist()):
+        path = folder / "images" / f"{label:05d}" / f"{numbers[label]:05d}.png"
         pixels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
         save_png(Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels), path)
-        seen[label] += 1
+        numbers[label] += 1
         files.append(path)
-    text = _ddranking_config(made, soft)
+    text = _ddranking_config(distilled, soft)
     write_atomically(folder / "ddranking.yaml", lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return [*files, folder / "ddranking.yaml"]
 
 
-def _ddranking_config(made: DistilledSet, soft: bool) -> str:
-    """Its options as YAML, of which JSON values are a part."""
-    n, _, height, width = made.images.shape
-    recipe = made.recipe
+def _ddranking_config(distilled: DistilledSet, soft: bool) -> str:
+    """DD-Ranking's options as YAML, with values as JSON, which is a part of YAML."""
+    n, _, height, width = distilled.images.shape
+    recipe = distilled.recipe
     facts: dict[str, Any] = {
-        "dataset": made.provenance.get("data", {}).get("name", "?"),
+        "dataset": distilled.provenance.get("data", {}).get("name", "?"),
         "real_data_path": "./dataset/",
-        "ipc": n // len(made.classes),
+        "ipc": n // len(distilled.classes),
         "im_size": [height, width],
         "model_name": f"ConvNet-{recipe['model'].get('depth') or 3}",
         "use_torchvision": False,
@@ -182,7 +185,7 @@ def _ddranking_config(made: DistilledSet, soft: bool) -> str:
             "crop": 0.125,
             "cutout": 0.5,
         },
-        "use_zca": made.preprocess.kind == "zca",
+        "use_zca": distilled.preprocess.kind == "zca",
         "optimizer": "sgd",
         "lr_scheduler": "step",
         "weight_decay": recipe["weight_decay"],
@@ -191,7 +194,7 @@ def _ddranking_config(made: DistilledSet, soft: bool) -> str:
         "num_epochs": recipe["epochs"],
         "syn_batch_size": recipe["batch_size"],
         "real_batch_size": 256,
-        "default_lr": made.lr,
+        "default_lr": distilled.lr,
         "device": "cuda",
         "save_path": "./results.csv",
     }

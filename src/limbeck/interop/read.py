@@ -1,4 +1,4 @@
-"""The authors' .pt files: found by name, opened without running code, and checked tensor by tensor."""
+"""Reading of the authors' .pt files: found by name, opened without running code and checked tensor by tensor."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ STEPS = re.compile(r"step_buffer(?:_uni|_dec|_proj|_ip\d+)?_\d+\.pt")
 
 
 class Buffer(NamedTuple):
-    """One file of experts; `steps` is the path fractions' file that belongs to a file of waypoints."""
+    """One file of experts.
+
+    kind:   the name of the file without its number, as waypoint_buffer_ip4.
+    number: of the file, from 0 on.
+    path:   the file. steps: the file of path fractions that belongs to a file of waypoints; None for other files.
+    """
 
     kind: str
     number: int
@@ -31,9 +36,10 @@ class Buffer(NamedTuple):
 
 
 def open_pt(path: Path) -> Any:
-    """What a torch.save file holds, its tensors mapped rather than read where the file allows.
+    """The content of a file of torch.save. Its tensors are mapped into memory, or read where that is not possible.
 
-    Raises UserError where there is no such file, it is not of torch.save, or it holds more than tensors and containers.
+    Nothing in the file is run. Raises UserError where there is no such file, where it is not of torch.save, and where
+    it contains anything but tensors, numbers, strings and containers of these.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist or is not a file.")
@@ -53,17 +59,18 @@ def open_pt(path: Path) -> Any:
 
 
 def find_buffers(source: Path | list[Path], kind: str | None = None) -> list[Buffer]:
-    """The files of experts in a folder, or those given, in the order of their numbers.
+    """The files of experts of a folder, or those in `source` where it is a file or a list, in the order of numbers.
 
-    kind: which, where a folder holds several: the name of its files without the number, as waypoint_buffer_ip4.
-    Raises UserError where there are none or of several kinds, where numbers are missing, or waypoints lack their steps.
+    kind: of the files to take, where a folder has several: their name without the number, as waypoint_buffer_ip4.
+    Raises UserError where there are no such files or several kinds, where a number is missing from a folder, and where
+    waypoints lack their file of steps.
     """
-    given = source if isinstance(source, list) else [source] if source.is_file() else None
-    if given is None and isinstance(source, Path) and not source.is_dir():
+    listed = source if isinstance(source, list) else [source] if source.is_file() else None
+    if listed is None and isinstance(source, Path) and not source.is_dir():
         raise UserError(f"{source} does not exist.")
-    files = given if given is not None else sorted(Path(str(source)).iterdir())
+    files = listed if listed is not None else sorted(Path(str(source)).iterdir())
     matches = [(match, file) for file in files if (match := NAME.fullmatch(file.name))]
-    wrong = [file for file in given or [] if not NAME.fullmatch(file.name)]
+    wrong = [file for file in listed or [] if not NAME.fullmatch(file.name)]
     if wrong or not matches:
         where = wrong[0] if wrong else source
         hint = (
@@ -79,18 +86,18 @@ def find_buffers(source: Path | list[Path], kind: str | None = None) -> list[Buf
     if kind is None and len(kinds) > 1:
         raise UserError(f"{source} holds {', '.join(kinds)}; say which with --kind.")
     kind = kind or kinds[0]
-    chosen = sorted((int(match["number"]), file) for match, file in matches if match["kind"] == kind)
-    if given is None:
-        for expected, (number, file) in enumerate(chosen):
+    numbers = sorted((int(match["number"]), file) for match, file in matches if match["kind"] == kind)
+    if listed is None:
+        for expected, (number, file) in enumerate(numbers):
             if number != expected:
                 raise UserError(
                     f"{file.parent} has no {kind}_{expected}.pt but a {file.name}: numbers must run from 0 without a "
                     "gap; find the missing file, or rename those after it."
                 )
-    return [Buffer(kind, number, file, _steps(kind, number, file)) for number, file in chosen]
+    return [Buffer(kind, number, file, _steps_file(kind, number, file)) for number, file in numbers]
 
 
-def _steps(kind: str, number: int, file: Path) -> Path | None:
+def _steps_file(kind: str, number: int, file: Path) -> Path | None:
     if not kind.startswith("waypoint"):
         return None
     path = file.with_name(f"{kind.replace('waypoint', 'step', 1)}_{number}.pt")
@@ -100,49 +107,58 @@ def _steps(kind: str, number: int, file: Path) -> Path | None:
 
 
 def as_list(value: Any, where: str, of: str) -> list[Any]:
-    """A list or tuple with something in it; UserError that says where one of `of` was expected."""
+    """`value` as a list, where it is a list or tuple that is not empty.
+
+    where, of: the place in the file and what the list should contain, for the UserError that is raised otherwise.
+    """
     if not isinstance(value, list | tuple) or not value:
-        what = f"a {type(value).__name__}" if not isinstance(value, list | tuple) else "an empty list"
-        raise UserError(f"{where} is {what}, not a list of {of}; the file is not laid out as its name says.")
+        actual = f"a {type(value).__name__}" if not isinstance(value, list | tuple) else "an empty list"
+        raise UserError(f"{where} is {actual}, not a list of {of}; the file is not laid out as its name says.")
     return list(value)
 
 
 def as_tensors(value: Any, where: str) -> list[Tensor]:
-    """A non-empty list of tensors; UserError otherwise."""
+    """`value` as a list of floating-point tensors, where it is one and not empty. Raises UserError otherwise."""
     tensors = as_list(value, where, "parameter tensors")
     for index, tensor in enumerate(tensors):
         if not isinstance(tensor, Tensor) or not tensor.dtype.is_floating_point:
-            what = f"of type {tensor.dtype}" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
-            raise UserError(f"{where}, item {index} is {what}, not a floating-point tensor.")
+            actual = f"of type {tensor.dtype}" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+            raise UserError(f"{where}, item {index} is {actual}, not a floating-point tensor.")
     return [tensor.detach() for tensor in tensors]
 
 
 def flat_parameters(value: Any, layout: Layout, where: str) -> Tensor:
-    """One checkpoint as a vector (P,) float32; UserError that names the first tensor that does not fit the network."""
+    """One checkpoint, a list of parameter tensors, as a float32 vector (P,).
+
+    Raises UserError for tensors that do not fit the network, of which it names the first, and for NaN and infinity.
+    """
     tensors = as_tensors(value, where)
     shapes = [tuple(tensor.shape) for tensor in tensors]
-    for name, wanted, found in zip(layout.names, layout.shapes, shapes):
-        if found != wanted:
-            raise UserError(f"{where}: {name} has shape {found}, and this network needs {wanted}; {_fitting(shapes)}.")
+    for name, expected, shape in zip(layout.names, layout.shapes, shapes):
+        if shape != expected:
+            raise UserError(
+                f"{where}: {name} has shape {shape}, and this network needs {expected}; {_describe_fit(shapes)}."
+            )
     if len(shapes) != len(layout.shapes):
         raise UserError(
             f"{where} has {len(shapes)} parameter tensors, and this network has {len(layout.shapes)}; "
-            f"{_fitting(shapes)}."
+            f"{_describe_fit(shapes)}."
         )
     theta = layout.join([tensor.float() for tensor in tensors])
     if not bool(torch.isfinite(theta).all()):
-        bad = next(n for n, part in zip(layout.names, layout.split(theta)) if not bool(torch.isfinite(part).all()))
-        raise UserError(f"{where}: {bad} holds NaN or infinity, so this expert diverged; leave its file out.")
+        parts = zip(layout.names, layout.split(theta))
+        first = next(name for name, part in parts if not bool(torch.isfinite(part).all()))
+        raise UserError(f"{where}: {first} holds NaN or infinity, so this expert diverged; leave its file out.")
     return theta
 
 
 def are_identical(points: Tensor) -> bool:
-    """Whether every checkpoint (rows) is the first: snapshots taken on a CPU that were never copied."""
+    """Whether all checkpoints, the rows (n, P), are the same: the authors' code does not copy them on a CPU."""
     return bool((points[1:] == points[0]).all())
 
 
 class NetworkGuess(NamedTuple):
-    """A network that these parameters fit."""
+    """A network that parameters of certain shapes fit, with its number of classes and image shape (c, h, w)."""
 
     model: ModelConfig
     classes: int
@@ -150,10 +166,11 @@ class NetworkGuess(NamedTuple):
 
 
 def guess_network(shapes: list[tuple[int, ...]], size: tuple[int, int] | None = None) -> NetworkGuess | None:
-    """The ConvNet or MLP whose parameters have these shapes; None where it is neither.
+    """The ConvNet or MLP whose parameters have these shapes; None where they are of neither.
 
-    Depth is the number of 4-D tensors; classes and image side come from the classifier. size: of the images, to tell
-    a network without pooling. Average from max pooling, and instance from group norm, cannot be told: the defaults.
+    The depth is the number of 4-D tensors; classes and image side follow from the classifier.
+    size: (h, w) of the images, which tells networks with and without pooling apart. Nothing tells average from max
+    pooling and instance from group norm: the defaults are assumed.
     """
     if not shapes or len(shapes[-1]) != 1 or len(shapes) < 2 or len(shapes[-2]) != 2:
         return None
@@ -161,9 +178,9 @@ def guess_network(shapes: list[tuple[int, ...]], size: tuple[int, int] | None = 
     convolutions = [shape for shape in shapes if len(shape) == 4]
     if not convolutions:
         pixels = shapes[0][1] if len(shapes[0]) == 2 else 0
-        found = [(c, round((pixels / c) ** 0.5)) for c in (1, 3) if c * round((pixels / c) ** 0.5) ** 2 == pixels]
-        guesses = [NetworkGuess(ModelConfig(name="mlp", width=width), classes, (c, side, side)) for c, side in found]
-        return next((guess for guess in guesses if _has(guess, shapes)), None)
+        sides = [(c, round((pixels / c) ** 0.5)) for c in (1, 3) if c * round((pixels / c) ** 0.5) ** 2 == pixels]
+        guesses = [NetworkGuess(ModelConfig(name="mlp", width=width), classes, (c, side, side)) for c, side in sides]
+        return next((guess for guess in guesses if _fits(guess, shapes)), None)
     depth, channels = len(convolutions), convolutions[0][1]
     side = round((shapes[-2][1] / width) ** 0.5)
     norm = "none" if len(shapes) == 2 * depth + 2 else "layer" if len(shapes[2]) == 3 else None
@@ -172,10 +189,10 @@ def guess_network(shapes: list[tuple[int, ...]], size: tuple[int, int] | None = 
     )
     flat = NetworkGuess(plain.model.model_copy(update={"pooling": "none"}), classes, (channels, side, side))
     order = [flat, plain] if size is not None and side >= min(size) else [plain]
-    return next((guess for guess in order if _has(guess, shapes)), None)
+    return next((guess for guess in order if _fits(guess, shapes)), None)
 
 
-def _has(guess: NetworkGuess, shapes: list[tuple[int, ...]]) -> bool:
+def _fits(guess: NetworkGuess, shapes: list[tuple[int, ...]]) -> bool:
     if not all(prod(shape) for shape in shapes) or guess.shape[1] < 1:
         return False
     try:
@@ -184,8 +201,8 @@ def _has(guess: NetworkGuess, shapes: list[tuple[int, ...]]) -> bool:
         return False
 
 
-def _fitting(shapes: list[tuple[int, ...]]) -> str:
-    """Which network would have fitted, as the end of a sentence."""
+def _describe_fit(shapes: list[tuple[int, ...]]) -> str:
+    """Which network these shapes fit, as the end of a sentence."""
     guess = guess_network(shapes)
     if guess is None:
         return "they are neither a ConvNet's nor an MLP's parameters, so name the network they were trained as"

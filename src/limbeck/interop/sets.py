@@ -1,4 +1,4 @@
-"""Distilled sets of the authors' code: images_*.pt, labels_*.pt, and lr_*.pt where there is one."""
+"""Import of the authors' distilled sets: images_*.pt, labels_*.pt, and lr_*.pt where there is one."""
 
 from __future__ import annotations
 
@@ -31,29 +31,31 @@ def import_set(
     seed: int = 0,
     resize: int | None = None,
 ) -> DistilledSet:
-    """A distilled set of MTT, TESLA, FTD, DATM or MCT, as one of ours; `provenance["imported"]["notes"]` says what
-    had to be assumed.
+    """Read a distilled set of MTT, TESLA, FTD, DATM or MCT.
 
-    source:     an images_*.pt (ema_images_*.pt, images_ipc-N_*.pt), or its folder, of which the best is taken, else
-                the latest. Labels and step size lie beside it under the same name.
-    data:       what it was distilled from: gives class names and tests later.
-    preprocess: the space its images are in, which the files do not say: normalise, zca (both fitted anew on our train
-                part), cifar or imagenet (the constants of the authors' code).
-    lr:         the learned step size, where there is no lr_*.pt: only DATM's code saves it.
-    model, augment: what to train on it later; by default the ConvNet and all of DSA.
-    Raises UserError for files that are missing, refused or damaged, and for what does not fit the data.
+    source:     a file images_*.pt (or ema_images_*.pt, images_ipc-N_*.pt), or its folder, of which the best set is
+                taken, else the latest. Labels and step size are read from the files beside it with the same ending.
+    data:       the data set that it was distilled from, for class names and later evaluation.
+    preprocess: the input space of its images, which the files do not say: normalise or zca (fitted anew on our train
+                split), or cifar or imagenet (the constants of the authors' code).
+    lr:         the learned step size, where there is no lr_*.pt; only DATM's code saves one.
+    model:      the network to train on the set later; by default the ConvNet. augment: likewise; by default all of DSA.
+    seed:       of the split of the data. resize: of its images, as in `load_data`.
+
+    `provenance["imported"]["notes"]` of the result says what had to be assumed.
+    Raises UserError for files that are missing, refused or damaged, and for a set that does not fit the data.
     """
     path = _images_file(Path(source))
     loaded = load_data(data, seed=seed, resize=resize)
     images = _images(path, loaded)
     notes: list[str] = []
-    labels = _labels(_beside(path, "labels"), len(images), loaded.num_classes, notes)
-    step_size = _step_size(_beside(path, "lr"), lr, notes)
+    labels = _labels(_sibling(path, "labels"), len(images), loaded.num_classes, notes)
+    step_size = _step_size(_sibling(path, "lr"), lr, notes)
     if preprocess == "zca":
         notes.append("its ZCA matrix was not in the files: fitted anew on our train part with eps 0.1")
     elif preprocess == "normalise":
         notes.append("its normalising constants were not in the files: fitted anew on our train part")
-    fitted = fit_preprocess(preprocess, loaded.train.images)
+    input_space = fit_preprocess(preprocess, loaded.train.images)
     match = NAME.fullmatch(path.name)
     which = match["which"] if match else "best"
     network = (model or ModelConfig()).resolved(loaded.size)
@@ -63,7 +65,7 @@ def import_set(
         images,
         labels,
         step_size,
-        fitted,
+        input_space,
         loaded.classes,
         {**recipe, "augment": strategy, "model": network.model_dump()},
         {
@@ -83,24 +85,28 @@ def import_set(
 
 
 def _images_file(source: Path) -> Path:
-    """The file itself, or the folder's best or latest one."""
+    """`source` itself where it is a file, else the best or latest file of images in that folder."""
     if source.is_file():
         return source
     if not source.is_dir():
         raise UserError(f"{source} does not exist.")
-    found = {file: match for file in sorted(source.iterdir()) if (match := NAME.fullmatch(file.name))}
-    if not found and (source / "images.pt").exists():
+    matches = {file: match for file in sorted(source.iterdir()) if (match := NAME.fullmatch(file.name))}
+    if not matches and (source / "images.pt").exists():
         return source / "images.pt"
-    if not found:
+    if not matches:
         raise UserError(f"{source} holds no images_best.pt, images_N.pt, images_ipc-N_best.pt or ema_images_best.pt.")
-    families = sorted({(match["ema"] or "") + "images" + (match["ipc"] or "") for match in found.values()})
+    families = sorted({(match["ema"] or "") + "images" + (match["ipc"] or "") for match in matches.values()})
     if len(families) > 1:
         raise UserError(f"{source} holds {', '.join(f'{family}_*.pt' for family in families)}; name one of the files.")
-    return max(found, key=lambda file: float("inf") if found[file]["which"] == "best" else float(found[file]["which"]))
+    steps = {
+        file: float("inf") if match["which"] == "best" else float(match["which"]) for file, match in matches.items()
+    }
+    return max(steps, key=steps.__getitem__)
 
 
-def _beside(images: Path, what: str) -> Path:
-    return images.with_name(images.name.replace("images", what, 1))
+def _sibling(images: Path, kind: str) -> Path:
+    """The file of labels or of the step size that belongs to a file of images."""
+    return images.with_name(images.name.replace("images", kind, 1))
 
 
 def _tensor(value: Any, path: Path) -> Tensor:
@@ -108,7 +114,7 @@ def _tensor(value: Any, path: Path) -> Tensor:
         raise UserError(f"{path} holds a {type(value).__name__}, not one tensor.")
     if value.dtype.is_floating_point and not bool(torch.isfinite(value).all()):
         raise UserError(f"{path} holds NaN or infinity: the run it came from diverged.")
-    return value.detach().clone()  # from the mapped file, and without its requires_grad
+    return value.detach().clone()  # out of the mapped file, and without requires_grad
 
 
 def _images(path: Path, data: ImageData) -> Tensor:
@@ -124,7 +130,7 @@ def _images(path: Path, data: ImageData) -> Tensor:
 
 
 def _labels(path: Path, count: int, classes: int, notes: list[str]) -> Tensor:
-    """int64 (n,) or probabilities (n, classes)."""
+    """Labels as int64 classes (n,) or probabilities (n, classes)."""
     if not path.exists():
         raise UserError(f"there is no {path}: without labels the images are of no use.")
     labels = _tensor(open_pt(path), path)
@@ -144,12 +150,13 @@ def _labels(path: Path, count: int, classes: int, notes: list[str]) -> Tensor:
     return labels.softmax(1)
 
 
-def _step_size(path: Path, given: float | None, notes: list[str]) -> float:
-    if given is not None:
-        if not given > 0:
-            raise UserError(f"--lr must be above 0, not {given:g}.")
-        notes.append(f"its step size {given:g} was given by hand")
-        return given
+def _step_size(path: Path, lr: float | None, notes: list[str]) -> float:
+    """`lr`, or the step size in the file where it is None."""
+    if lr is not None:
+        if not lr > 0:
+            raise UserError(f"--lr must be above 0, not {lr:g}.")
+        notes.append(f"its step size {lr:g} was given by hand")
+        return lr
     if not path.exists():
         raise UserError(
             f"there is no {path.name} beside the images: MTT, TESLA, FTD and MCT do not save the learned step size, "
