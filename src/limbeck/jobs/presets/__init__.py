@@ -1,6 +1,6 @@
-"""Every published setting by name: which options, which experts, where it is written, and the number it got.
+"""Published settings by name: options, experts, source, and the published accuracy.
 
-The settings are data, one JSON file a method. A preset is changed by giving it a new version, never in place.
+The settings are data, one JSON file per method. A preset that changes gets a new version.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _DICTS = ("model", "expert", "options", "eval")
 
 
 class Published(BaseModel):
-    """A published accuracy in percent; `std` as its source gives it."""
+    """A published test accuracy: mean and standard deviation in percent, as the source gives them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,9 +32,15 @@ class Published(BaseModel):
 
 
 class Preset(BaseModel):
-    """One published setting. `options` are the method's own; model, expert and eval are parts of `JobConfig`.
+    """One published setting.
 
-    num_experts: experts; None for a method that has none.
+    name:        method/data/ipcN, with words that tell settings of the same budget apart.
+    version:     raised when the setting or its number changes.
+    num_experts: None for a method without experts.
+    options:     the method's own; model, expert and eval are parts of `JobConfig`.
+    source:      where the setting is published.
+    published:   the accuracy that its authors report; None where they report none.
+    notes:       what the source leaves open, and how that was filled in.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -57,21 +63,21 @@ class Preset(BaseModel):
 
 @cache
 def all_presets() -> dict[str, Preset]:
-    """Every preset by name, method by method."""
-    found: dict[str, Preset] = {}
+    """Return every preset by name, method by method."""
+    presets: dict[str, Preset] = {}
     for method in PRESET_METHODS:
-        held = json.loads(files("limbeck.jobs.presets").joinpath(f"{method}.json").read_text(encoding="utf-8"))
-        common = held["common"]
-        for row in held["presets"]:
+        content = json.loads(files("limbeck.jobs.presets").joinpath(f"{method}.json").read_text(encoding="utf-8"))
+        common = content["common"]
+        for row in content["presets"]:
             merged = {**common, **row} | {name: {**common.get(name, {}), **row.get(name, {})} for name in _DICTS}
             merged["notes"] = [*row["notes"], *common.get("notes", [])]
             preset = Preset(method=method, **merged)
-            found[preset.name] = preset
-    return found
+            presets[preset.name] = preset
+    return presets
 
 
 def load_preset(name: str) -> Preset:
-    """The preset of this name; UserError that lists the nearest names otherwise."""
+    """Return the preset of this name; UserError with the nearest names if there is none."""
     presets = all_presets()
     if name not in presets:
         method = name.split("/")[0]
@@ -82,7 +88,7 @@ def load_preset(name: str) -> Preset:
 
 
 def preset_options(name: str) -> dict[str, Any]:
-    """Keyword options for `limbeck.distill`; UserError for an unknown name."""
+    """Return the keyword options of a preset for `limbeck.distill`; UserError for an unknown name."""
     preset = load_preset(name)
     parts = {part: dict(getattr(preset, part)) for part in ("model", "expert", "eval") if getattr(preset, part)}
     return {
@@ -106,23 +112,23 @@ COLUMNS: dict[str, dict[str, str]] = {"dream": MATCHING, "rcig": IMPLICIT}
 
 
 def markdown() -> str:
-    """docs/presets.md: one table a method."""
+    """Return the page docs/presets.md: one table per method."""
     lines = [
         "# Presets",
         "",
-        "Written by `limbeck presets --markdown`; a test holds it up to date. Every setting is that of its source,",
-        "with the released gradient where the learning rates belong to it. Published accuracies are in percent, and",
-        "most are the best over evaluations on the test set. [symbols.md](symbols.md) says which option a symbol is.",
+        "`limbeck presets --markdown` writes this page; a test keeps it up to date. Every setting is its source's,",
+        "with the released gradient where the learning rates belong to it; notes say what a source leaves open.",
+        "Published accuracies are in percent, and most are the best over evaluations on the test set.",
+        "[symbols.md](symbols.md) says which option a symbol is.",
     ]
     for method in PRESET_METHODS:
-        held = [preset for preset in all_presets().values() if preset.method == method]
+        presets = [preset for preset in all_presets().values() if preset.method == method]
         columns = COLUMNS.get(method, TRAJECTORY)
-        heads = ("name", *columns, "published", "source")
-        lines += ["", f"## {method}", "", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+        headings = ("name", *columns, "published", "source")
+        lines += ["", f"## {method}", "", f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
         notes: list[str] = []
-        for preset in held:
-            new = [note for note in preset.notes if note not in notes]
-            notes += new
+        for preset in presets:
+            notes += [note for note in preset.notes if note not in notes]
             marks = " ".join(f"[{notes.index(note) + 1}]" for note in preset.notes)
             lines.append(f"| {' | '.join(_cells(preset, list(columns.values()), marks))} |")
         lines += ["", *(f"{number}. {note}" for number, note in enumerate(notes, 1))]
