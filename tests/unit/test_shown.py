@@ -196,6 +196,17 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _registries() -> Iterator[None]:
+    """Methods and networks that a page adds are gone after it."""
+    registries: list[dict[str, Any]] = [limbeck.METHODS, limbeck.MODELS]
+    before = [dict(registry) for registry in registries]
+    yield
+    for registry, entries in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(entries)
+
+
 def shown_blocks(page: Path) -> list[Block]:
     """Blocks that are run."""
     return [block for block in blocks(page) if block.why is None and block.language in ("console", "python")]
@@ -214,7 +225,7 @@ def test_what_a_page_shows_runs(
     for name, options in FORCED.items():
         monkeypatch.setattr(limbeck, name, forced(getattr(limbeck, name), options))
     monkeypatch.setattr(regression, "fit_targets", fit_in_two_steps)
-    namespace: dict[str, Any] = {"__name__": page.stem}
+    namespace: dict[str, Any] = {"__name__": "__main__"}
     for block in shown_blocks(page):
         if block.language == "console":
             for words in commands(block.code):
@@ -225,7 +236,7 @@ def test_what_a_page_shows_runs(
             assert runner.run(test, clear_globs=False).failed == 0
             namespace |= test.globs
         else:
-            exec(compile(block.code, page.name, "exec"), namespace)
+            exec(compile(block.code, page.name, "exec", dont_inherit=True), namespace)
     assert "is now called" not in capsys.readouterr().err, "an old name of an option"
 
 
