@@ -13,7 +13,7 @@ from command_line import Result
 
 import limbeck as limbeck_package
 from limbeck import METHODS, __version__
-from limbeck.cli.catalogue import as_text, catalogue, registered
+from limbeck.cli.catalogue import load_catalogue, read_registry, to_json
 from limbeck.cli.commands import COMMANDS, find_command
 from limbeck.cli.main import main
 
@@ -67,8 +67,8 @@ def test_the_list_of_commands_says_what_the_commands_say(name: str) -> None:
 
 def test_the_catalogue_is_the_registry() -> None:
     kept = (Path(limbeck_package.__file__).parent / "cli" / "catalogue.json").read_text(encoding="utf-8")
-    assert kept == as_text(registered()), "write it anew: python -m limbeck.cli.catalogue"
-    assert catalogue() == registered()
+    assert kept == to_json(read_registry()), "write it anew: python -m limbeck.cli.catalogue"
+    assert load_catalogue() == read_registry()
 
 
 def test_a_method_of_the_users_own_is_listed(limbeck: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +91,8 @@ def test_the_command_lists_every_method_with_what_it_learns(capsys: pytest.Captu
         assert method.summary in shown
         assert method.source in shown
     assert "learns nothing; experts of any kind" in shown
+    assert [each["name"] for each in told if each["experimental"]] == ["ptm"]
+    assert shown.count("experimental; ") == 1
     assert "learns images, step size; convexified experts" in shown
 
 

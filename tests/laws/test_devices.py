@@ -35,8 +35,8 @@ from limbeck.experts.make import describe_experts, make_experts, path_accuracy
 from limbeck.experts.train import train_expert
 from limbeck.jobs.checkpoint import Stateful
 from limbeck.methods import DataFacts, Method, MethodInputs, Plan
-from limbeck.methods.overlap import Overlap
-from limbeck.methods.ptm_progress import Progress
+from limbeck.methods.ptm_overlap import OverlapRepair
+from limbeck.methods.ptm_progress import ProgressiveWindow
 from limbeck.networks.losses import CrossEntropy
 from limbeck.networks.registry import ModelConfig
 from limbeck.select.scores import extract_features
@@ -409,8 +409,8 @@ def hooks_of(task: Task, synthetic: SyntheticSet) -> Iterator[object]:
     yield Ema(synthetic, 0.5, unbiased=True)
     yield StepDecay(optimiser, 1, 0.5)
     yield from make_clamp_hooks(task.preprocess)
-    yield Progress(synthetic, [optimiser], (1, 2), 1, 1, 0.5)
-    yield Overlap(synthetic, optimiser, look, task.train, -0.9, every=1, retrain=1, until=9)
+    yield ProgressiveWindow(synthetic, [optimiser], (1, 2), 1, 1, 0.5)
+    yield OverlapRepair(synthetic, optimiser, look, task.train, -0.9, every=1, retrain=1, until=9)
 
 
 def test_hooks_stay_there(elsewhere: Elsewhere, task: Task) -> None:
@@ -422,7 +422,7 @@ def test_hooks_stay_there(elsewhere: Elsewhere, task: Task) -> None:
         for hook in hooks_of(there, synthetic):
             for step in (1, 2, 3):
                 hook(synthetic, step, 1.0)  # type: ignore[operator]
-            if isinstance(hook, Progress):
+            if isinstance(hook, ProgressiveWindow):
                 assert hook.accept(0.1)
                 assert not hook.accept(1.0)
             if isinstance(hook, Stateful):
@@ -430,8 +430,8 @@ def test_hooks_stay_there(elsewhere: Elsewhere, task: Task) -> None:
                 hook.restore({name: tensor.cpu() for name, tensor in hook.state().items()}, 3)
                 assert {name: tensor.device for name, tensor in hook.state().items()} == devices
                 hook(synthetic, 4, 1.0)  # type: ignore[operator]
-            if isinstance(hook, Overlap):
-                assert hook.replaced
+            if isinstance(hook, OverlapRepair):
+                assert hook.num_replaced
         assert synthetic.images.device == DEVICE
         assert synthetic.images.cpu().isfinite().all()
     in_order(elsewhere)

@@ -70,9 +70,11 @@ def test_its_config_survives_json(method: Method) -> None:
 def test_its_defaults_can_be_worked_out(method: Method, facts: DataFacts) -> None:
     """Once, to values that its config accepts, survive JSON, and leave alone what was given."""
     config = method.resolve_options(method.config(), facts)
+    assert isinstance(config, method.config)
+    assert set(config.model_dump()) == set(method.config().model_dump()), "keys of run.json"
     assert method.resolve_options(config, facts) == config
-    assert method.config(**config.model_dump()) == config
-    assert method.config.model_validate_json(config.model_dump_json()) == config
+    assert method.resolve_options(method.config(**config.model_dump()), facts) == config
+    assert method.config.model_validate_json(config.model_dump_json()).model_dump() == config.model_dump()
     given = method.config().model_dump(exclude_none=True)
     assert {name: getattr(config, name) for name in given} == given
 

@@ -15,7 +15,7 @@ from limbeck.core.rng import make_generator
 from limbeck.data.augment import DSA, CanvasCrop, toroidal_crop
 from limbeck.experts import ExpertConfig
 from limbeck.methods import MethodInputs
-from limbeck.methods.trajectory_matching import real_set
+from limbeck.methods.trajectory_matching import init_synthetic_set
 from limbeck.select import select_per_class
 from limbeck.task import Task, make_task
 
@@ -52,7 +52,7 @@ def test_images_of_the_networks_size_are_only_augmented() -> None:
 
 
 def test_a_canvas_starts_as_a_mosaic_of_its_class(task: Task) -> None:
-    made = real_set("random", MethodInputs(task, [], 2, 5), 0.01, canvas=3)
+    made = init_synthetic_set("random", MethodInputs(task, [], 2, 5), 0.01, canvas=3)
     assert made.images.shape == (20, 1, 24, 24)
     assert made.labels.tolist() == [label for label in range(10) for _ in range(2)]
     images, labels = task.train
@@ -66,11 +66,11 @@ def test_a_canvas_starts_as_a_mosaic_of_its_class(task: Task) -> None:
 def test_canvases_that_make_no_sense_are_refused(task: Task, tmp_path: Path) -> None:
     white = make_task(task.data, task.model_config, "zca")
     with pytest.raises(UserError, match="--preprocess normalise"):
-        real_set("random", MethodInputs(white, [], 1, 0), 0.01, canvas=2)
+        init_synthetic_set("random", MethodInputs(white, [], 1, 0), 0.01, canvas=2)
     with pytest.raises(UserError, match="do not go together"):
         distilled(tmp_path, teacher_labels=True)
     with pytest.raises(UserError, match="fewer"):
-        real_set("random", MethodInputs(task, [], 1, 0), 0.01, canvas=9)
+        init_synthetic_set("random", MethodInputs(task, [], 1, 0), 0.01, canvas=9)
 
 
 def distilled(folder: Path, **options: Any) -> Path:

@@ -19,7 +19,7 @@ from limbeck.evaluation.protocol import evaluate_set
 from limbeck.experts import Expert, Recorded, Store
 from limbeck.methods import MethodInputs
 from limbeck.methods.coreset import CORESETS, Init, choose_real
-from limbeck.methods.trajectory_matching import real_set
+from limbeck.methods.trajectory_matching import init_synthetic_set
 from limbeck.select.scores import early_checkpoints, el2n, extract_features, forgetting, grand
 from limbeck.task import Task, make_task
 from limbeck.training import CrossEntropy
@@ -95,7 +95,7 @@ def test_every_coreset_can_start_a_method(name: str, task: Task, expert: Expert)
     images, labels = task.train
     assert len(rows.unique()) == 30
     assert labels[rows].tolist() == sorted(list(range(10)) * 3)
-    started = real_set(name, inputs, 0.01)
+    started = init_synthetic_set(name, inputs, 0.01)
     assert torch.equal(started.images, images[rows])
     kept = METHODS[name].plan(METHODS[name].config(), inputs).synthetic
     assert torch.equal(kept.images, images[rows])

@@ -14,9 +14,9 @@ from torch import Tensor
 from limbeck.core.rng import derive_seed, make_generator
 from limbeck.experts import Expert, ExpertConfig, Recorded
 from limbeck.methods import METHODS, DataFacts, MethodInputs
-from limbeck.methods.overlap import Overlap, alike
-from limbeck.methods.ptm import windows
-from limbeck.methods.ptm_progress import Progress
+from limbeck.methods.ptm import window_bounds
+from limbeck.methods.ptm_overlap import OverlapRepair, find_overlaps
+from limbeck.methods.ptm_progress import ProgressiveWindow
 from limbeck.objectives.combine import Average, Finite
 from limbeck.synthetic.hooks import Ema, StepDecay, reset_optimiser_state
 from limbeck.synthetic.loop import DivergenceError, outer_loop
@@ -143,16 +143,16 @@ def test_recorded_points_may_be_a_tensor() -> None:
 # --- progress through stages, and the guard
 
 
-def progress(bounds: tuple[int, ...] = (1, 3, 6), patience: int = 4) -> tuple[Progress, torch.optim.Optimizer]:
+def progress(bounds: tuple[int, ...] = (1, 3, 6), patience: int = 4) -> tuple[ProgressiveWindow, torch.optim.Optimizer]:
     synthetic = toy()
     optimiser = torch.optim.SGD([synthetic.images], 0.1, momentum=0.9)
-    return Progress(synthetic, [optimiser], bounds, span=2, patience=patience, limit=2.0), optimiser
+    return ProgressiveWindow(synthetic, [optimiser], bounds, span=2, patience=patience, limit=2.0), optimiser
 
 
 def test_windows_rise_to_the_last() -> None:
-    assert windows(10, 3) == (4, 7, 10)
-    assert windows(1, 3) == (1,)
-    assert windows(6, 1) == (6,)
+    assert window_bounds(10, 3) == (4, 7, 10)
+    assert window_bounds(1, 3) == (1,)
+    assert window_bounds(6, 1) == (6,)
 
 
 def test_the_window_widens_when_the_loss_stops_falling() -> None:
@@ -188,10 +188,10 @@ def test_a_step_that_diverges_is_taken_back() -> None:
     assert not torch.equal(made.synthetic.images, first)
     outer_loop(objective, made.synthetic, [optimiser], range(1, 2), 0, made.accept, [made])
     assert torch.equal(made.synthetic.images, first)
-    assert (made.stage, made.refused) == (1, 1)
+    assert (made.stage, made.num_refused) == (1, 1)
     assert not optimiser.state[made.synthetic.images]["momentum_buffer"].any()
     outer_loop(objective, made.synthetic, [optimiser], range(2, 3), 0, made.accept, [made])
-    assert (made.stage, made.refused) == (1, 0)
+    assert (made.stage, made.num_refused) == (1, 0)
 
 
 def test_divergence_without_end_is_an_error() -> None:
@@ -211,8 +211,13 @@ def test_progress_is_taken_up() -> None:
     made.accept(0.5)
     again, _ = progress()
     again.restore({name: tensor.clone() for name, tensor in made.state().items()}, 8)
-    assert (again.stage, again.running, again.best, again.stale) == (made.stage, made.running, made.best, made.stale)
-    assert torch.equal(again.good["images"], made.good["images"])
+    assert (again.stage, again.running_loss, again.best_loss, again.steps_since_best) == (
+        made.stage,
+        made.running_loss,
+        made.best_loss,
+        made.steps_since_best,
+    )
+    assert torch.equal(again.last_accepted["images"], made.last_accepted["images"])
 
 
 # --- overlap
@@ -220,11 +225,11 @@ def test_progress_is_taken_up() -> None:
 
 def test_what_is_alike_is_found() -> None:
     features = torch.tensor([[1.0, 0.0], [1.0, 0.05], [0.9, 0.1], [0.0, 1.0]])
-    assert alike(features, 0.9, 1) == [1]  # nearest to all the others
-    assert sorted(alike(features, 0.9, 3)) == [0, 1] or len(alike(features, 0.9, 3)) == 2
-    assert alike(features, 1.0, 3) == []
-    assert alike(torch.ones(3, 2), 0.9, 9) != [0, 1, 2]  # one always stays
-    assert alike(features[:1], 0.9, 1) == []
+    assert find_overlaps(features, 0.9, 1) == [1]  # nearest to all the others
+    assert sorted(find_overlaps(features, 0.9, 3)) == [0, 1] or len(find_overlaps(features, 0.9, 3)) == 2
+    assert find_overlaps(features, 1.0, 3) == []
+    assert find_overlaps(torch.ones(3, 2), 0.9, 9) != [0, 1, 2]  # one always stays
+    assert find_overlaps(features[:1], 0.9, 1) == []
 
 
 def test_forget_zeroes_rows_alone() -> None:
@@ -236,14 +241,16 @@ def test_forget_zeroes_rows_alone() -> None:
     assert optimiser.state[parameter]["momentum_buffer"].tolist() == [[1, 1], [0, 0], [1, 1]]
 
 
-def overlapping() -> tuple[SyntheticSet, torch.optim.Optimizer, Overlap]:
+def overlapping() -> tuple[SyntheticSet, torch.optim.Optimizer, OverlapRepair]:
     """Two classes of three images, of which two of the first class are the same."""
     pool = torch.randn(40, 1, 2, 2, generator=make_generator(0, "pool"))
     labels = torch.arange(2).repeat_interleave(20)
     images = pool[[0, 0, 1, 20, 21, 22]]
     synthetic = SyntheticSet.from_images(images, torch.tensor([0, 0, 0, 1, 1, 1]), 0.1)
     optimiser = torch.optim.SGD([synthetic.images], 0.1, momentum=0.9)
-    hook = Overlap(synthetic, optimiser, lambda x: x.flatten(1), (pool, labels), 0.9999, every=2, retrain=3, until=4)
+    hook = OverlapRepair(
+        synthetic, optimiser, lambda x: x.flatten(1), (pool, labels), 0.9999, every=2, retrain=3, until=4
+    )
     return synthetic, optimiser, hook
 
 
@@ -256,18 +263,18 @@ def test_an_image_that_overlaps_is_replaced_and_trained_alone() -> None:
 
     hooks = [hook, lambda held, step, loss: seen.append(held.images.detach().clone())]
     outer_loop(objective, synthetic, [optimiser], range(6), 0, hooks=hooks)
-    fresh = hook.fresh.tolist()
+    fresh = hook.is_replaced.tolist()
     assert sum(fresh[:2]) == 1
     assert sum(fresh) == 1
     new, kept = fresh.index(True), [not each for each in fresh]
-    pool = hook.pool[0][:20]
+    pool = hook.candidates[0][:20]
     assert (pool == seen[1][new]).flatten(1).all(1).any()  # after step 2: a real image of its class
     for later in seen[2:5]:
         assert torch.equal(later[kept], seen[1][kept])
         assert not torch.equal(later[new], seen[1][new])
     torch.testing.assert_close(seen[2][new], seen[1][new] - 0.1)  # without the momentum of what was there
     assert not torch.equal(seen[5][kept], seen[4][kept])  # and then all go on
-    assert hook.replaced == 1
+    assert hook.num_replaced == 1
 
 
 def test_the_repair_is_taken_up_bit_for_bit() -> None:
@@ -282,7 +289,7 @@ def test_the_repair_is_taken_up_bit_for_bit() -> None:
     again.restore({name: tensor.clone() for name, tensor in hook.state().items()}, 3)
     for held, steps, value in ((synthetic, optimiser, hook), (other, its, again)):
         outer_loop(objective, held, [steps], range(3, 8), 0, hooks=[value])
-    assert hook.replaced == 1
+    assert hook.num_replaced == 1
     assert torch.equal(synthetic.images, other.images)
 
 

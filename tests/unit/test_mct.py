@@ -13,7 +13,7 @@ from limbeck.core.types import Segment
 from limbeck.experts import Continuous, Expert, ExpertConfig
 from limbeck.methods import DataFacts, MethodInputs, Plan
 from limbeck.methods.mct import MCTConfig, plan, resolve
-from limbeck.methods.trajectory_matching import StartNoise, TeacherAt
+from limbeck.methods.trajectory_matching import StartNoise, TeacherLabels
 from limbeck.networks.flat import Layout
 from limbeck.objectives import MatchTrajectory
 from limbeck.synthetic.loop import outer_loop
@@ -66,7 +66,7 @@ def test_teacher_labels_are_what_the_expert_says_at_u(task: Task, expert: Expert
     assert expert.convex is not None
     made = planned(task, expert, expert_config, teacher_labels=True, max_start_epoch=1.5, ema_decay=0.0)
     labeller = matched(made).labels
-    assert isinstance(labeller, TeacherAt)
+    assert isinstance(labeller, TeacherLabels)
     images = made.synthetic.images.detach()
     segment = Segment(expert.convex.at(0), expert.convex.at(1), 0, 1, expert.convex)
     wanted = task.model(expert.convex.at(1.5), images).softmax(1)

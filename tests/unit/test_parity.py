@@ -15,7 +15,7 @@ from limbeck.core.types import Batch
 from limbeck.experts import Expert, ExpertConfig
 from limbeck.experts.segments import GrownEpochs
 from limbeck.methods import METHODS, DataFacts, MethodInputs, Plan
-from limbeck.methods.datm import label_logits
+from limbeck.methods.datm import init_label_logits
 from limbeck.methods.trajectory_matching import WithTeacherLabels
 from limbeck.select import select_per_class
 from limbeck.select.coresets import select_correct
@@ -235,7 +235,7 @@ def test_labels_start_at_the_mean_of_the_experts_that_are_right() -> None:
             [[0.0, 9.0, 0.0], [1.0, 6.0, 3.0], [5.0, 2.0, 3.0]],
         ]
     )
-    found = label_logits(said, torch.tensor([0, 1, 2]))
+    found = init_label_logits(said, torch.tensor([0, 1, 2]))
     assert found[0].tolist() == [4.0, 1.5, 0.0]  # experts 0 and 1
     assert found[1].tolist() == [0.5, 5.0, 2.0]  # experts 1 and 2
     assert found[2].tolist() == [2.0, 1.0, 4.0]  # none: the mean (4, 1, 2), largest and true exchanged

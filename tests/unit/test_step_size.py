@@ -18,7 +18,7 @@ from limbeck import EvalConfig, ExpertConfig, ImageData, ModelConfig, UserError
 from limbeck.core.rng import make_generator
 from limbeck.data import Split
 from limbeck.experts import Expert, WholeEpochs
-from limbeck.methods.trajectory_matching import MAX_LOG_CHANGE, StepSizeSGD, lr_optimiser
+from limbeck.methods.trajectory_matching import MAX_LOG_CHANGE, RecordedConfig, StepSizeSGD, make_optimisers
 from limbeck.objectives import MatchTrajectory
 from limbeck.objectives.combine import Average
 from limbeck.select import select_per_class
@@ -89,7 +89,7 @@ def test_within_the_bound_it_is_sgd_bit_for_bit() -> None:
 
 def test_a_fixed_step_size_stays() -> None:
     synthetic = toy()
-    optimiser = lr_optimiser(synthetic, 0.0, 0.1, 0.5)
+    _, optimiser = make_optimisers(RecordedConfig(lr_lr=0.0, lr_teacher=0.1), synthetic)
     synthetic.log_lr.grad = torch.tensor(1e30)
     optimiser.step()
     assert float(synthetic.log_lr.detach()) == -3.0

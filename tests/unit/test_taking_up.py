@@ -426,7 +426,7 @@ def test_a_run_in_a_folder_of_its_datas_name_is_evaluated_on_the_data(
 METHOD = '''
 from limbeck import METHODS
 from limbeck.methods import Method, MethodConfig, Plan
-from limbeck.methods.trajectory_matching import real_set
+from limbeck.methods.trajectory_matching import init_synthetic_set
 import torch
 from torch import nn
 
@@ -440,7 +440,7 @@ def loss(synthetic, step, seed):  # how far it is from grey
     return FACTOR * synthetic.images.square().mean() + 0 * synthetic.log_lr
 
 def plan(config, inputs):
-    synthetic = real_set("random", inputs, 0.01)
+    synthetic = init_synthetic_set("random", inputs, 0.01)
     steps = [torch.optim.SGD([synthetic.images], 0.1), torch.optim.SGD([synthetic.log_lr], 0.1)]
     return Plan(loss, synthetic, steps, config.iterations)
 

@@ -1,6 +1,6 @@
-"""The methods as plain data, so that they can be listed without torch.
+"""The methods as plain data, so that `limbeck methods` lists them without loading torch.
 
-`python -m limbeck.cli.catalogue` writes catalogue.json from the registry; a test holds the file up to date.
+`python -m limbeck.cli.catalogue` writes catalogue.json from the registry; a test keeps the file up to date.
 """
 
 from __future__ import annotations
@@ -13,36 +13,37 @@ from typing import NamedTuple
 
 
 class Entry(NamedTuple):
-    """What is said of a method, with the meaning and the types of the fields of `Method`."""
+    """What the catalogue says of a method; the fields mean what those of `limbeck.methods.Method` mean."""
 
     name: str
     summary: str
     source: str
     learns: list[str]
     experts: str | None
+    experimental: bool
 
 
-def catalogue() -> list[Entry]:
-    """Every method; from the registry where it is loaded, since a user may have added methods to it."""
+def load_catalogue() -> list[Entry]:
+    """Return every method: from the registry where that is loaded, since a user may have added methods to it."""
     if "limbeck.methods" in sys.modules:
-        return registered()
+        return read_registry()
     return [Entry(**entry) for entry in json.loads(files("limbeck.cli").joinpath("catalogue.json").read_text("utf-8"))]
 
 
-def registered() -> list[Entry]:
-    """Every method of the registry."""
+def read_registry() -> list[Entry]:
+    """Return every method of the registry; this loads torch."""
     from limbeck.methods import METHODS
 
     return [
-        Entry(method.name, method.summary, method.source, list(method.learns), method.experts)
+        Entry(method.name, method.summary, method.source, list(method.learns), method.experts, method.experimental)
         for method in METHODS.values()
     ]
 
 
-def as_text(entries: list[Entry]) -> str:
-    """The content of catalogue.json."""
+def to_json(entries: list[Entry]) -> str:
+    """Return the text of catalogue.json."""
     return json.dumps([entry._asdict() for entry in entries], indent=2, ensure_ascii=False) + "\n"
 
 
 if __name__ == "__main__":
-    Path(__file__).with_suffix(".json").write_text(as_text(registered()), encoding="utf-8")
+    Path(__file__).with_suffix(".json").write_text(to_json(read_registry()), encoding="utf-8")

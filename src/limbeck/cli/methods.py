@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from limbeck.cli.catalogue import Entry, catalogue
+from limbeck.cli.catalogue import Entry, load_catalogue
 from limbeck.cli.common import Command, Listener, Options
 
 WORDS = {"log_lr": "step size", "tau": "temperature"}
@@ -29,14 +29,15 @@ def learned(entry: Entry) -> str:
 
 def run_methods(args: Methods, listen: Listener) -> Any:
     """The methods, as data with --json, else two lines a method."""
-    entries = catalogue()
+    entries = load_catalogue()
     if args.as_json:
         return {"methods": [entry._asdict() for entry in entries]}
     width = max(len(entry.name) for entry in entries)
     console = Console(highlight=False)
     for entry in entries:
         console.print(f"[bold]{entry.name:<{width}}[/]  {entry.summary}", soft_wrap=True)
-        facts = f"learns {learned(entry)}; {EXPERTS[entry.experts]}; {entry.source}"
+        experimental = "experimental; " if entry.experimental else ""
+        facts = f"{experimental}learns {learned(entry)}; {EXPERTS[entry.experts]}; {entry.source}"
         console.print(f"{'':<{width}}  [dim]{facts}[/]", soft_wrap=True)
     return {}
 

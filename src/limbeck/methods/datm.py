@@ -1,4 +1,4 @@
-"""DATM (Guo et al., ICLR 2024): which part of long experts to match, by how many images there are to hold it."""
+"""DATM (Guo et al., ICLR 2024): match early or late parts of long experts, depending on the number of images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from limbeck.experts.segments import GrownEpochs
 from limbeck.methods.coreset import Init
 from limbeck.methods.ftd import FLAT
 from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
-from limbeck.methods.trajectory_matching import RecordedConfig, logits_of, match, optimisers, real_set, whole_epochs
+from limbeck.methods.trajectory_matching import (
+    RecordedConfig,
+    RecordedOptions,
+    init_synthetic_set,
+    make_objective,
+    make_optimisers,
+    predict_logits,
+    resolve_lengths,
+)
 from limbeck.synthetic.set import SyntheticSet
 
 
@@ -21,46 +29,52 @@ class DATMConfig(RecordedConfig):
     """Options of DATM."""
 
     min_start_epoch: int = Field(default=0, ge=0)
-    """start epochs are whole, from this one on (min_start_epoch of the authors' files)"""
+    """start epochs are whole numbers from this one on (min_start_epoch of the authors' files)"""
     first_max_start_epoch: int | None = Field(default=None, ge=1)
     """U_0, the bound of start epochs at first (current_max_start_epoch); by default half way to U"""
     expansion_steps: int | None = Field(default=None, ge=1)
     """T, outer steps until the bound is U (expansion_end_epoch); by default a fifth of all"""
     threshold: float = Field(default=1.1, gt=0)
-    """a step whose loss is above it is not taken (the authors: 1.1 at one image per class of CIFAR-10, else 1)"""
+    """a step with a loss above it is skipped (the authors: 1.1 at one image per class of CIFAR-10, else 1)"""
     lr_y: float = Field(default=5.0, gt=0)
     """step size of the label logits"""
     momentum_y: float = Field(default=0.9, ge=0, lt=1)
-    """of SGD on the label logits"""
+    """momentum of SGD on the label logits"""
     gradient: Literal["exact", "backprop", "tesla-corrected"] = "exact"
     """exact and backprop are the same; tesla-corrected is that of the authors' second script"""
     init: Init = "correct"
-    """real images to start from: a coreset's name; correct: random ones that an expert gets right at its end"""
+    """real images to start from: a coreset's name; correct: random ones that an expert classifies correctly"""
 
 
-def resolve(config: DATMConfig, facts: DataFacts) -> DATMConfig:
-    """M and U as everywhere; a first bound half way from the least start epoch to U, reached after a fifth of all."""
-    config = whole_epochs(config, facts)
-    assert config.max_start_epoch is not None
-    low, high = config.min_start_epoch, config.max_start_epoch
+class DATMOptions(RecordedOptions, DATMConfig):
+    """Options of DATM with every default resolved."""
+
+    first_max_start_epoch: int
+    expansion_steps: int
+
+
+def resolve(config: DATMConfig, facts: DataFacts) -> DATMOptions:
+    """Return the options with numbers for M, U, U_0 and T; UserError for a start range that is empty."""
+    lengths = resolve_lengths(config, facts)
+    low, high = config.min_start_epoch, lengths["max_start_epoch"]
     if low >= high:
         raise UserError(f"start epochs from {low} to below {high} leave none; raise --max-start-epoch.")
-    changed = {
+    growth = {
         "first_max_start_epoch": config.first_max_start_epoch or low + (high - low + 1) // 2,
         "expansion_steps": config.expansion_steps or max(1, config.iterations // 5),
     }
-    return config.model_copy(update=changed)
+    return DATMOptions(**config.model_dump() | lengths | growth)
 
 
-def label_logits(said: Tensor, labels: Tensor) -> Tensor:
-    """Logits (n, classes) to start from: the mean of `said` (experts, n, classes) over the experts that are right.
+def init_label_logits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return initial label logits (n, classes): the mean of `logits` (experts, n, classes) over the correct experts.
 
-    Where none is right: the mean of all, with the largest logit and that of the true class exchanged, so that the
-    label is as sure as the experts are, and right.
+    Where no expert is correct: the mean over all, with its largest logit and that of the true class exchanged, so that
+    the label is correct and as confident as the experts are.
     """
-    right = (said.argmax(2) == labels).unsqueeze(2).to(said.dtype)
-    count = right.sum(0)
-    mean = torch.where(count > 0, (said * right).sum(0) / count.clamp_min(1), said.mean(0))
+    is_correct = (logits.argmax(2) == labels).unsqueeze(2).to(logits.dtype)
+    count = is_correct.sum(0)
+    mean = torch.where(count > 0, (logits * is_correct).sum(0) / count.clamp_min(1), logits.mean(0))
     rows, top = torch.arange(len(labels), device=labels.device), mean.argmax(1)
     largest, true = mean[rows, top].clone(), mean[rows, labels].clone()
     mean[rows, top] = true
@@ -68,36 +82,31 @@ def label_logits(said: Tensor, labels: Tensor) -> Tensor:
     return mean
 
 
-def start(config: DATMConfig, inputs: MethodInputs) -> SyntheticSet:
-    """Real images and their label logits; all three parts are learned."""
-    chosen = real_set(config.init, inputs, config.lr_teacher)
-    images, labels = chosen.images.detach(), chosen.labels
-    ends = [each.at(each.end) for each in inputs.trajectories]
-    logits = torch.stack([logits_of(inputs.task.logits, theta, images) for theta in ends])
-    learned = ("images", "labels", "log_lr")
-    return SyntheticSet.from_images(images, label_logits(logits, labels), config.lr_teacher, learned)
-
-
-def plan(config: DATMConfig, inputs: MethodInputs) -> Plan:
-    """Recorded experts, a start range that grows, learned labels, a gate on the loss."""
-    assert config.max_start_epoch is not None
-    assert config.first_max_start_epoch is not None
-    assert config.expansion_steps is not None
-    assert config.expert_epochs is not None
-    sampler = GrownEpochs(
-        config.first_max_start_epoch,
-        config.max_start_epoch,
-        config.expansion_steps,
-        config.expert_epochs,
-        config.min_start_epoch,
+def init_with_soft_labels(options: DATMOptions, inputs: MethodInputs) -> SyntheticSet:
+    """Return real images with label logits by the experts at their ends; images, labels and step size are learned."""
+    hard = init_synthetic_set(options.init, inputs, options.lr_teacher)
+    images, labels = hard.images.detach(), hard.labels
+    thetas = [path.at(path.end) for path in inputs.trajectories]
+    logits = torch.stack([predict_logits(inputs.task.logits, theta, images) for theta in thetas])
+    return SyntheticSet.from_images(
+        images, init_label_logits(logits, labels), options.lr_teacher, ("images", "labels", "log_lr")
     )
-    synthetic = start(config, inputs)
-    steps = [
-        *optimisers(config, synthetic),
-        torch.optim.SGD([synthetic.labels], config.lr_y, momentum=config.momentum_y),
-    ]
-    objective = match(config, inputs, sampler, config.gradient)
-    return Plan(objective, synthetic, steps, config.iterations, accept=lambda loss: loss <= config.threshold)
+
+
+def plan(options: DATMOptions, inputs: MethodInputs) -> Plan:
+    """Match recorded experts from a start range that grows, learn labels, skip steps with too high a loss."""
+    sampler = GrownEpochs(
+        options.first_max_start_epoch,
+        options.max_start_epoch,
+        options.expansion_steps,
+        options.expert_epochs,
+        options.min_start_epoch,
+    )
+    synthetic = init_with_soft_labels(options, inputs)
+    label_optimiser = torch.optim.SGD([synthetic.labels], options.lr_y, momentum=options.momentum_y)
+    optimisers = [*make_optimisers(options, synthetic), label_optimiser]
+    objective = make_objective(options, inputs, sampler, options.gradient)
+    return Plan(objective, synthetic, optimisers, options.iterations, accept=lambda loss: loss <= options.threshold)
 
 
 DATM = Method(
@@ -108,7 +117,7 @@ DATM = Method(
     experts="recorded",
     plan=plan,
     resolve=resolve,
-    threads_matter=True,  # torch's softmax, backward, by AVX2: the labels' gradient
+    threads_matter=True,  # the backward pass of torch's softmax by AVX2, in the gradient of the labels
     expert_defaults=FLAT,
     learns=("images", "labels", "log_lr"),
 )

@@ -1,4 +1,4 @@
-"""FTD (Du et al., CVPR 2023): MTT on flat expert trajectories, and the average of the images."""
+"""FTD (Du et al., CVPR 2023): MTT on flat expert trajectories, with the exponential average of the images."""
 
 from __future__ import annotations
 
@@ -8,34 +8,49 @@ from pydantic import Field
 
 from limbeck.experts.segments import WholeEpochs
 from limbeck.methods.coreset import Init
-from limbeck.methods.plan import Method, MethodInputs, Plan
-from limbeck.methods.trajectory_matching import RecordedConfig, match, optimisers, real_set, whole_epochs
+from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
+from limbeck.methods.trajectory_matching import (
+    RecordedConfig,
+    RecordedOptions,
+    init_synthetic_set,
+    make_objective,
+    make_optimisers,
+    resolve_lengths,
+)
 from limbeck.synthetic.hooks import Ema
 
 FLAT = {"keep": "both", "sam_rho": 0.01, "sam_alpha": 0.3, "sam_adaptive": True}
+"""How flat experts are trained (GSAM), as fields of `ExpertConfig`."""
 
 
 class FTDConfig(RecordedConfig):
     """Options of FTD."""
 
     ema_decay: float = Field(default=0.99, ge=0, lt=1)
-    """of the average of the images, which is what is kept (the authors: 0.999 to 0.9999 over 5000 outer steps)"""
+    """decay of the average of the images, which is the result (the authors: 0.999 to 0.9999 over 5000 outer steps)"""
     gradient: Literal["exact", "backprop"] = "exact"
     """the same gradient in two ways: exact keeps one step's graph at a time, backprop all (as the authors do)"""
     init: Init = "random"
     """real images to start from: a coreset's name"""
 
 
-def plan(config: FTDConfig, inputs: MethodInputs) -> Plan:
-    """Recorded experts (flat, where they were trained for this method), whole epochs; the averaged set is evaluated."""
-    assert config.max_start_epoch is not None
-    assert config.expert_epochs is not None
-    synthetic = real_set(config.init, inputs, config.lr_teacher)
-    sampler = WholeEpochs(config.max_start_epoch, config.expert_epochs)
-    objective = match(config, inputs, sampler, config.gradient)
-    ema = Ema(synthetic, config.ema_decay)
-    steps = optimisers(config, synthetic)
-    return Plan(objective, synthetic, steps, config.iterations, hooks=[ema], as_evaluated=ema.average)
+class FTDOptions(RecordedOptions, FTDConfig):
+    """Options of FTD with every default resolved."""
+
+
+def resolve(config: FTDConfig, facts: DataFacts) -> FTDOptions:
+    """Return the options with numbers for M and U."""
+    return FTDOptions(**config.model_dump() | resolve_lengths(config, facts))
+
+
+def plan(options: FTDOptions, inputs: MethodInputs) -> Plan:
+    """Match whole epochs of flat experts; the average of the images is evaluated."""
+    synthetic = init_synthetic_set(options.init, inputs, options.lr_teacher)
+    sampler = WholeEpochs(options.max_start_epoch, options.expert_epochs)
+    objective = make_objective(options, inputs, sampler, options.gradient)
+    optimisers = make_optimisers(options, synthetic)
+    ema = Ema(synthetic, options.ema_decay)
+    return Plan(objective, synthetic, optimisers, options.iterations, hooks=[ema], as_evaluated=ema.average)
 
 
 FTD = Method(
@@ -45,6 +60,6 @@ FTD = Method(
     config=FTDConfig,
     experts="recorded",
     plan=plan,
-    resolve=whole_epochs,
+    resolve=resolve,
     expert_defaults=FLAT,
 )

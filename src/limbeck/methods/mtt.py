@@ -8,8 +8,15 @@ from pydantic import Field
 
 from limbeck.experts.segments import WholeEpochs
 from limbeck.methods.coreset import Init
-from limbeck.methods.plan import Method, MethodInputs, Plan
-from limbeck.methods.trajectory_matching import RecordedConfig, match, optimisers, real_set, whole_epochs
+from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
+from limbeck.methods.trajectory_matching import (
+    RecordedConfig,
+    RecordedOptions,
+    init_synthetic_set,
+    make_objective,
+    make_optimisers,
+    resolve_lengths,
+)
 
 
 class MTTConfig(RecordedConfig):
@@ -23,14 +30,21 @@ class MTTConfig(RecordedConfig):
     """images are canvases of so many image sides, cropped at random (textures)"""
 
 
-def plan(config: MTTConfig, inputs: MethodInputs) -> Plan:
-    """Recorded experts, whole epochs, exact gradient, hard labels."""
-    assert config.max_start_epoch is not None
-    assert config.expert_epochs is not None
-    synthetic = real_set(config.init, inputs, config.lr_teacher, config.canvas)
-    sampler = WholeEpochs(config.max_start_epoch, config.expert_epochs)
-    objective = match(config, inputs, sampler, config.gradient)
-    return Plan(objective, synthetic, optimisers(config, synthetic), config.iterations)
+class MTTOptions(RecordedOptions, MTTConfig):
+    """Options of MTT with every default resolved."""
+
+
+def resolve(config: MTTConfig, facts: DataFacts) -> MTTOptions:
+    """Return the options with numbers for M and U."""
+    return MTTOptions(**config.model_dump() | resolve_lengths(config, facts))
+
+
+def plan(options: MTTOptions, inputs: MethodInputs) -> Plan:
+    """Match whole epochs of recorded experts by the exact gradient, with hard labels."""
+    synthetic = init_synthetic_set(options.init, inputs, options.lr_teacher, options.canvas)
+    sampler = WholeEpochs(options.max_start_epoch, options.expert_epochs)
+    objective = make_objective(options, inputs, sampler, options.gradient)
+    return Plan(objective, synthetic, make_optimisers(options, synthetic), options.iterations)
 
 
 MTT = Method(
@@ -40,6 +54,6 @@ MTT = Method(
     config=MTTConfig,
     experts="recorded",
     plan=plan,
-    resolve=whole_epochs,
+    resolve=resolve,
     expert_defaults={"keep": "both"},
 )

@@ -1,4 +1,4 @@
-"""Progress through the stages of a trajectory, and a guard against divergence: PTM's."""
+"""PTM's start window, which widens as the loss stops falling, and its gate against divergence."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from limbeck.synthetic.set import SyntheticSet
 
 
 @dataclass
-class Progress:
-    """A start range that widens when the loss stops falling, and a guard that steps back when it diverges.
+class ProgressiveWindow:
+    """A start window that widens when the loss stops falling, and narrows when a loss is too high.
 
-    Its three faces: `sample` is a `Sampler`, `accept` the loop's gate, and the value itself a hook.
+    `sample` is a `Sampler`, `accept` the loop's gate, and the object itself a hook.
 
     bounds:    start epochs of stage k are whole and below bounds[k]; span: epochs to match.
-    patience:  steps without a new least running mean (of 0.9 memory) before the next stage.
-    limit:     a loss above it is refused: the set goes back to where its loss was last accepted, what the optimisers
-               remember is forgotten, and the range goes back a stage. DivergenceError after `patience` refusals
-               in a row.
+    patience:  steps without a new minimum of the running loss (0.9 old + 0.1 new) before the next stage.
+    limit:     a loss above it refuses the step: the set goes back to where a loss was last accepted, the optimisers'
+               state is reset, and the window goes back a stage. More than `patience` refusals in a row raise
+               DivergenceError.
     """
 
     synthetic: SyntheticSet
@@ -35,61 +35,64 @@ class Progress:
     patience: int
     limit: float
     stage: int = 0
-    running: float = nan
-    best: float = inf
-    stale: int = 0
-    refused: int = 0
-    good: dict[str, Tensor] = field(init=False)
+    running_loss: float = nan
+    best_loss: float = inf
+    steps_since_best: int = 0
+    num_refused: int = 0
+    last_accepted: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.good = self._copy()
+        self.last_accepted = self._copy_set()
 
-    def _copy(self) -> dict[str, Tensor]:
+    def _copy_set(self) -> dict[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in self.synthetic.state().items()}
 
     def sample(self, step: int, end: int, generator: torch.Generator) -> tuple[float, float]:
-        """A segment from the present start range."""
+        """Return the first and last epoch of a segment from the present window."""
         return WholeEpochs(self.bounds[self.stage], self.span)(step, end, generator)
 
     def accept(self, loss: float) -> bool:
-        """Whether the step may be taken."""
+        """Return whether the step may be taken; if not, restore the last accepted set and go back a stage."""
         if loss <= self.limit:
-            self.good, self.refused = self._copy(), 0
+            self.last_accepted, self.num_refused = self._copy_set(), 0
             return True
-        self.refused += 1
-        if self.refused > self.patience:
+        self.num_refused += 1
+        if self.num_refused > self.patience:
             raise DivergenceError(
-                f"{self.refused} steps in a row had a loss above {self.limit:g}; lower --lr-img or --lr-lr."
+                f"{self.num_refused} steps in a row had a loss above {self.limit:g}; lower --lr-img or --lr-lr."
             )
-        self.synthetic.load(self.good)
+        self.synthetic.load(self.last_accepted)
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 for parameter in group["params"]:
                     reset_optimiser_state(optimiser, parameter)
-        self._enter(max(self.stage - 1, 0))
+        self._start_stage(max(self.stage - 1, 0))
         return False
 
-    def _enter(self, stage: int) -> None:
-        self.stage, self.running, self.best, self.stale = stage, nan, inf, 0
+    def _start_stage(self, stage: int) -> None:
+        self.stage, self.running_loss, self.best_loss, self.steps_since_best = stage, nan, inf, 0
 
     def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
-        if self.refused:
+        if self.num_refused:
             return
-        self.running = loss if isnan(self.running) else 0.9 * self.running + 0.1 * loss
-        if self.running < 0.999 * self.best:
-            self.best, self.stale = self.running, 0
+        self.running_loss = loss if isnan(self.running_loss) else 0.9 * self.running_loss + 0.1 * loss
+        if self.running_loss < 0.999 * self.best_loss:
+            self.best_loss, self.steps_since_best = self.running_loss, 0
             return
-        self.stale += 1
-        if self.stale >= self.patience and self.stage + 1 < len(self.bounds):
-            self._enter(self.stage + 1)
+        self.steps_since_best += 1
+        if self.steps_since_best >= self.patience and self.stage + 1 < len(self.bounds):
+            self._start_stage(self.stage + 1)
 
     def state(self) -> dict[str, Tensor]:
-        """Stage, running means and the last good set."""
-        numbers = [self.stage, self.running, self.best, self.stale, self.refused]
-        return {"numbers": torch.tensor(numbers, dtype=torch.double), **{f"good.{k}": t for k, t in self.good.items()}}
+        """Return the stage, the running loss and the last accepted set."""
+        numbers = [self.stage, self.running_loss, self.best_loss, self.steps_since_best, self.num_refused]
+        accepted = {f"good.{name}": tensor for name, tensor in self.last_accepted.items()}
+        return {"numbers": torch.tensor(numbers, dtype=torch.double), **accepted}
 
     def restore(self, state: dict[str, Tensor], step: int) -> None:
-        """Take them up again."""
-        stage, self.running, self.best, stale, refused = state["numbers"].tolist()
-        self.stage, self.stale, self.refused = int(stage), int(stale), int(refused)
-        self.good = {name: state[f"good.{name}"].to(tensor.device) for name, tensor in self.good.items()}
+        """Continue from a saved state."""
+        stage, self.running_loss, self.best_loss, steps_since_best, num_refused = state["numbers"].tolist()
+        self.stage, self.steps_since_best, self.num_refused = int(stage), int(steps_since_best), int(num_refused)
+        self.last_accepted = {
+            name: state[f"good.{name}"].to(tensor.device) for name, tensor in self.last_accepted.items()
+        }

@@ -14,7 +14,7 @@ from torch import Tensor
 from limbeck.methods.coreset import Init
 from limbeck.methods.plan import Method, MethodConfig, MethodInputs, Plan
 from limbeck.methods.rcig_pool import Pool
-from limbeck.methods.trajectory_matching import real_set
+from limbeck.methods.trajectory_matching import init_synthetic_set
 from limbeck.networks.flat import FlatModel
 from limbeck.networks.losses import cross_entropy
 from limbeck.networks.registry import ModelConfig, flat_model
@@ -112,7 +112,7 @@ def set_for_both_protocols(average: Ema | None, scale: float, synthetic: Synthet
 
 def start(config: RCIGConfig, inputs: MethodInputs) -> SyntheticSet:
     """Real images; targets one-hot less 1/classes; tau 0."""
-    real, classes = real_set(config.init, inputs, config.lr_net), inputs.task.data.num_classes
+    real, classes = init_synthetic_set(config.init, inputs, config.lr_net), inputs.task.data.num_classes
     targets = F.one_hot(real.labels, classes).to(real.images) - 1 / classes
     return SyntheticSet.from_images(
         real.images, targets, config.lr_net, LEARNED, extra={"tau": torch.zeros_like(targets[0, 0])}

@@ -1,4 +1,4 @@
-"""TESLA (Cui et al., ICML 2023): MTT by a gradient that leaves out curvature, with labels from the teacher."""
+"""TESLA (Cui et al., ICML 2023): MTT with a gradient that leaves out curvature, and labels from the teacher."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from typing import Literal
 
 from limbeck.experts.segments import WholeEpochs
 from limbeck.methods.coreset import Init
-from limbeck.methods.plan import Method, MethodInputs, Plan
+from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
 from limbeck.methods.trajectory_matching import (
     RecordedConfig,
+    RecordedOptions,
     TeacherLabels,
     WithTeacherLabels,
-    match,
-    optimisers,
-    real_set,
-    whole_epochs,
+    init_synthetic_set,
+    make_objective,
+    make_optimisers,
+    resolve_lengths,
 )
 
 
@@ -24,23 +25,31 @@ class TESLAConfig(RecordedConfig):
     gradient: Literal["tesla", "tesla-corrected"] = "tesla-corrected"
     """tesla-corrected is what the paper derives; tesla halves it for the images, as the released code does"""
     teacher_labels: bool = False
-    """train the student on what the expert says of the images at the end of the segment, made anew every step"""
+    """train the student on the expert's probabilities at the end of the segment, computed anew at every outer step"""
     init: Init = "random"
     """real images to start from: a coreset's name"""
 
 
-def plan(config: TESLAConfig, inputs: MethodInputs) -> Plan:
-    """Recorded experts, whole epochs, the approximate gradient; hard labels or the teacher's."""
-    assert config.max_start_epoch is not None
-    assert config.expert_epochs is not None
-    synthetic = real_set(config.init, inputs, config.lr_teacher)
-    sampler = WholeEpochs(config.max_start_epoch, config.expert_epochs)
-    labels = TeacherLabels(inputs.task.logits) if config.teacher_labels else None
-    last_target = config.max_start_epoch - 1 + config.expert_epochs
-    as_evaluated = WithTeacherLabels(inputs, last_target) if config.teacher_labels else None
-    objective = match(config, inputs, sampler, config.gradient, labels)
-    steps = optimisers(config, synthetic)
-    return Plan(objective, synthetic, steps, config.iterations, as_evaluated=as_evaluated)
+class TESLAOptions(RecordedOptions, TESLAConfig):
+    """Options of TESLA with every default resolved."""
+
+
+def resolve(config: TESLAConfig, facts: DataFacts) -> TESLAOptions:
+    """Return the options with numbers for M and U."""
+    return TESLAOptions(**config.model_dump() | resolve_lengths(config, facts))
+
+
+def plan(options: TESLAOptions, inputs: MethodInputs) -> Plan:
+    """Match whole epochs of recorded experts by the approximate gradient, with hard labels or the teacher's."""
+    synthetic = init_synthetic_set(options.init, inputs, options.lr_teacher)
+    sampler = WholeEpochs(options.max_start_epoch, options.expert_epochs)
+    labels, as_evaluated = None, None
+    if options.teacher_labels:
+        labels = TeacherLabels(inputs.task.logits)
+        as_evaluated = WithTeacherLabels(inputs, options.max_start_epoch - 1 + options.expert_epochs)
+    objective = make_objective(options, inputs, sampler, options.gradient, labels)
+    optimisers = make_optimisers(options, synthetic)
+    return Plan(objective, synthetic, optimisers, options.iterations, as_evaluated=as_evaluated)
 
 
 TESLA = Method(
@@ -50,6 +59,6 @@ TESLA = Method(
     config=TESLAConfig,
     experts="recorded",
     plan=plan,
-    resolve=whole_epochs,
+    resolve=resolve,
     expert_defaults={"keep": "both"},
 )

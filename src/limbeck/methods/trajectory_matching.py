@@ -1,4 +1,4 @@
-"""What recipes of trajectory matching share: the start, the gradients, the optimisers, the lengths of segments."""
+"""Parts of the recipes that match trajectories: options, the initial set, objective, optimisers, teacher labels."""
 
 from __future__ import annotations
 
@@ -26,64 +26,81 @@ from limbeck.training.unroll import Adjoint, Backprop, Replay
 GRADIENTS: dict[str, Adjoint] = {
     "exact": Replay(),
     "backprop": Backprop(),
-    "tesla": Replay(curvature=False, image_gain=0.5),  # as released, with its lost factor of 2
+    "tesla": Replay(curvature=False, image_gain=0.5),  # the released code loses a factor of 2 in the image gradient
     "tesla-corrected": Replay(curvature=False),
 }
+"""How the gradient of the student's steps is taken, by the name of the option --gradient."""
 
 
-class RecordedConfig(MethodConfig):
-    """Options of every method that matches whole epochs; N, M and U are the papers' symbols, in epochs where times."""
+class TrajectoryConfig(MethodConfig):
+    """Options of every method that matches trajectories. N, M and U are the papers' symbols."""
 
     iterations: int = Field(default=500, ge=1)
     """outer steps"""
     syn_steps: int = Field(default=20, ge=1)
     """N, student steps per outer step"""
-    expert_epochs: int | None = Field(default=None, ge=1)
-    """M, epochs of the expert that the student has to go; by default 5 times as far as its own steps can reach"""
-    max_start_epoch: int | None = Field(default=None, ge=1)
-    """U, start epochs are whole and below it; by default a part of the expert that grows with images per class"""
     optimizer: Literal["sgd", "adam"] = "sgd"
-    """of the images"""
+    """optimiser of the images"""
     lr_img: float = Field(default=50.0, gt=0)
     """step size of the images"""
     momentum: float = Field(default=0.5, ge=0, lt=1)
-    """of SGD on images and step size"""
+    """momentum of SGD on images and step size; with Adam its beta1"""
     lr_teacher: float = Field(default=0.01, gt=0)
     """the student's step size at the start"""
     lr_lr: float = Field(default=1e-5, ge=0)
-    """step size of the student's step size, in the papers' unit (of the step size itself); 0 keeps it fixed"""
+    """step size of the student's step size, in the papers' unit (of the step size itself); 0 keeps it constant"""
     batch_syn: int | None = Field(default=None, ge=1)
     """synthetic images per student step; by default all"""
     grad_accum: int = Field(default=1, ge=1)
     """segments whose gradients are averaged in an outer step"""
 
 
-def span_and_start(facts: DataFacts, syn_steps: int, lr_teacher: float, span: float | None, start: float | None) -> Any:
-    """M and U where they are not given, from what was measured at one image per class on digits and Fashion-MNIST.
+class RecordedConfig(TrajectoryConfig):
+    """Options of every method that matches whole epochs of recorded trajectories."""
 
-    Path lengths are compared in step size x steps: an epoch of the expert against the student's N steps.
+    expert_epochs: int | None = Field(default=None, ge=1)
+    """M, epochs of the expert that the student has to cover; by default 5 times as far as its own steps can reach"""
+    max_start_epoch: int | None = Field(default=None, ge=1)
+    """U, start epochs are whole numbers below it; by default a part of the expert that grows with images per class"""
+
+
+class RecordedOptions(MethodConfig):
+    """The two fields of a `RecordedConfig` that `resolve` gives numbers; a base of the resolved options."""
+
+    expert_epochs: int
+    max_start_epoch: int
+
+
+def default_expert_epochs(config: TrajectoryConfig, facts: DataFacts) -> float:
+    """Return M in epochs: 5 times as far as the student's N steps can reach, at most half of the expert.
+
+    Path lengths are compared as step size times steps. The factor was measured at one image per class on digits and
+    Fashion-MNIST.
     """
-    epochs = float(facts.expert.epochs)
-    reach = syn_steps * lr_teacher / (facts.expert.lr * facts.steps_per_epoch)
-    span = span or min(5 * reach, epochs / 2)
-    part = min(0.05 * facts.ipc**0.5, 0.8)
-    return span, start or min(max(span, part * epochs), epochs)
+    reach = config.syn_steps * config.lr_teacher / (facts.expert.lr * facts.steps_per_epoch)
+    return min(5 * reach, facts.expert.epochs / 2)
 
 
-def whole_epochs(config: Any, facts: DataFacts) -> Any:
-    """The same rule for a `RecordedConfig`, rounded to whole epochs, at least 1."""
-    m, u = config.expert_epochs, config.max_start_epoch
-    span, _ = span_and_start(facts, config.syn_steps, config.lr_teacher, m, u)
-    span = m or max(1, round(span))
-    _, start = span_and_start(facts, config.syn_steps, config.lr_teacher, span, u)
-    fits = max(1, facts.expert.epochs - span + 1)
-    return config.model_copy(update={"expert_epochs": span, "max_start_epoch": u or max(1, min(round(start), fits))})
+def default_max_start_epoch(expert_epochs: float, facts: DataFacts) -> float:
+    """Return U in epochs: a part of the expert that grows with the root of images per class, from M to all of it."""
+    part: float = min(0.05 * facts.ipc**0.5, 0.8)
+    return min(max(expert_epochs, part * facts.expert.epochs), float(facts.expert.epochs))
 
 
-def real_set(init: str, inputs: MethodInputs, lr: float, canvas: int = 1) -> SyntheticSet:
-    """Real images with their classes, chosen by the coreset `init`; each a mosaic of canvas x canvas of them.
+def resolve_lengths(config: RecordedConfig, facts: DataFacts) -> dict[str, int]:
+    """Return the fields of `RecordedOptions`: the defaults are whole numbers from 1, and U leaves room for M."""
+    span = config.expert_epochs or max(1, round(default_expert_epochs(config, facts)))
+    last_start = max(1, facts.expert.epochs - span + 1)
+    start = config.max_start_epoch or max(1, min(round(default_max_start_epoch(span, facts)), last_start))
+    return {"expert_epochs": span, "max_start_epoch": start}
 
-    Raises UserError for mosaics of whitened images: whitening knows images of one size only.
+
+def init_synthetic_set(init: str, inputs: MethodInputs, lr: float, canvas: int = 1) -> SyntheticSet:
+    """Return a set of real images with their classes, chosen by the coreset `init`.
+
+    lr: the student's step size.
+    canvas: an image is a mosaic of canvas x canvas real images.
+    Raises UserError for mosaics of whitened images: whitening is fitted to images of one size.
     """
     task = inputs.task
     images, labels = task.train
@@ -101,21 +118,14 @@ def real_set(init: str, inputs: MethodInputs, lr: float, canvas: int = 1) -> Syn
     return SyntheticSet.from_images(mosaics, labels[rows][:: canvas**2], lr)
 
 
-def image_optimiser(kind: str, images: Tensor, lr: float, momentum: float) -> torch.optim.Optimizer:
-    """SGD with momentum, or Adam."""
-    if kind == "adam":
-        return torch.optim.Adam([images], lr, betas=(momentum, 0.999))
-    return torch.optim.SGD([images], lr, momentum=momentum)
-
-
 MAX_LOG_CHANGE = log(2)  # of the step size in one outer step; healthy runs change it by 0.06 at most (docs/LOG.md)
 
 
 class StepSizeSGD(torch.optim.SGD):
-    """SGD of the logarithm of a step size that changes it by `MAX_LOG_CHANGE` at most and keeps it in `LOG_LR_RANGE`.
+    """SGD on the logarithm of a step size. One step changes it by `MAX_LOG_CHANGE` at most, within `LOG_LR_RANGE`.
 
-    The gradient is clipped so that a step cannot exceed the bound with all that momentum adds; where it does not
-    reach that, every bit is that of plain SGD.
+    The gradient is clipped so that a step cannot exceed the bound with everything that momentum adds; below the bound
+    every bit is that of plain SGD.
     """
 
     @torch.no_grad()
@@ -132,78 +142,61 @@ class StepSizeSGD(torch.optim.SGD):
         return loss
 
 
-def lr_optimiser(synthetic: SyntheticSet, lr_lr: float, lr_teacher: float, momentum: float) -> torch.optim.Optimizer:
-    """SGD of the step size's logarithm. d lr = lr d log_lr: a step of lr_lr is one of lr_lr / lr^2 on the logarithm."""
-    return StepSizeSGD([synthetic.log_lr], lr_lr / lr_teacher**2, momentum=momentum)
+def make_optimisers(options: TrajectoryConfig, synthetic: SyntheticSet) -> list[torch.optim.Optimizer]:
+    """Return the optimisers of the images and of the step size's logarithm, in this order.
+
+    Since d lr = lr d log_lr, a step of --lr-lr on the step size is one of lr_lr / lr^2 on its logarithm.
+    """
+    images: torch.optim.Optimizer
+    if options.optimizer == "adam":
+        images = torch.optim.Adam([synthetic.images], options.lr_img, betas=(options.momentum, 0.999))
+    else:
+        images = torch.optim.SGD([synthetic.images], options.lr_img, momentum=options.momentum)
+    step_size = StepSizeSGD([synthetic.log_lr], options.lr_lr / options.lr_teacher**2, momentum=options.momentum)
+    return [images, step_size]
 
 
-def optimisers(config: RecordedConfig, synthetic: SyntheticSet) -> list[torch.optim.Optimizer]:
-    """Those of images and step size."""
-    return [
-        image_optimiser(config.optimizer, synthetic.images, config.lr_img, config.momentum),
-        lr_optimiser(synthetic, config.lr_lr, config.lr_teacher, config.momentum),
-    ]
-
-
-def match(
-    config: RecordedConfig,
+def make_objective(
+    options: TrajectoryConfig,
     inputs: MethodInputs,
     sampler: Sampler,
     gradient: str = "exact",
     labels: Labeller | None = None,
+    perturb: Callable[[Tensor, torch.Generator], Tensor] | None = None,
 ) -> Objective:
-    """Trajectory matching of this config's lengths and batches."""
+    """Return trajectory matching with these options. gradient: a name in `GRADIENTS`; the rest as `MatchTrajectory`."""
     objective = MatchTrajectory(
         trajectories=inputs.trajectories,
         sampler=sampler,
         loss=inputs.task.loss,
-        steps=config.syn_steps,
-        batch_size=config.batch_syn,
+        steps=options.syn_steps,
+        batch_size=options.batch_syn,
         adjoint=GRADIENTS[gradient],
         labels=labels,
+        perturb=perturb,
     )
-    return averaged(objective, config.grad_accum)
+    return averaged(objective, options.grad_accum)
 
 
 @torch.no_grad()
-def logits_of(model: Network, theta: Tensor, images: Tensor, chunk: int = 500) -> Tensor:
-    """(n, classes) of un-augmented images."""
+def predict_logits(model: Network, theta: Tensor, images: Tensor, chunk: int = 500) -> Tensor:
+    """Return logits (n, classes) of un-augmented images, `chunk` of them at a time."""
     return torch.cat([model(theta.to(images.device), part) for part in images.split(chunk)])
 
 
 @dataclass(frozen=True)
 class TeacherLabels:
-    """TESLA's labels: what the expert says of the images, un-augmented, at the end of the segment."""
+    """Label probabilities of the un-augmented images by the expert of the segment.
+
+    t: the epoch of the expert (U in MCT's code); None: the end of the segment (TESLA).
+    """
 
     model: Network
+    t: float | None = None
 
     def __call__(self, images: Tensor, segment: Segment) -> Tensor:
-        return logits_of(self.model, segment.target, images).softmax(1)
-
-
-@dataclass(frozen=True)
-class TeacherAt:
-    """MCT's labels: what the expert says of the images, un-augmented, at one epoch (U in its code, not the target)."""
-
-    model: Network
-    t: float
-
-    def __call__(self, images: Tensor, segment: Segment) -> Tensor:
-        return logits_of(self.model, segment.expert.at(min(self.t, segment.expert.end)), images).softmax(1)
-
-
-@dataclass(frozen=True)
-class StartNoise:
-    """theta + epsilon |theta| N(0, 1), but for tensors whose absolute sum is 0 or 1, as MCT's code has it (4b.4)."""
-
-    layout: Layout
-    epsilon: float
-
-    def __call__(self, theta: Tensor, generator: torch.Generator) -> Tensor:
-        noise = torch.randn(theta.shape, generator=generator).to(theta)
-        size = torch.stack([part.abs().sum() for part in self.layout.split(theta)])
-        moved = self.layout.per_tensor(((size != 0) & (size != 1)).to(theta))
-        return theta + self.epsilon * theta.abs() * noise * moved
+        theta = segment.target if self.t is None else segment.expert.at(min(self.t, segment.expert.end))
+        return predict_logits(self.model, theta, images).softmax(1)
 
 
 @dataclass(frozen=True)
@@ -222,5 +215,19 @@ class WithTeacherLabels:
         evaluated = changed.snapshot()
         model, trajectories = self.inputs.task.logits, self.inputs.trajectories
         thetas = [path.at(min(self.t, path.end)) for path in trajectories]
-        probabilities = torch.stack([logits_of(model, theta, evaluated.images).softmax(1) for theta in thetas])
+        probabilities = torch.stack([predict_logits(model, theta, evaluated.images).softmax(1) for theta in thetas])
         return replace(evaluated, labels=probabilities.mean(0).clamp_min(1e-12).log())
+
+
+@dataclass(frozen=True)
+class StartNoise:
+    """theta + epsilon |theta| N(0, 1), except for tensors whose absolute sum is 0 or 1, as MCT's code has it."""
+
+    layout: Layout
+    epsilon: float
+
+    def __call__(self, theta: Tensor, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(theta.shape, generator=generator).to(theta)
+        size = torch.stack([part.abs().sum() for part in self.layout.split(theta)])
+        is_noisy = self.layout.per_tensor(((size != 0) & (size != 1)).to(theta))
+        return theta + self.epsilon * theta.abs() * noise * is_noisy
