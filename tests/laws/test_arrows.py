@@ -39,6 +39,7 @@ ARROWS = {
     "__main__": "cli",
 }
 WITHOUT_TORCH = [
+    "core.records",
     "report.page",
     "report.table",
     "report.inspection",

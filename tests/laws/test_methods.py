@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from limbeck import METHODS, JobConfig
+from limbeck.core.records import RunRecord
 from limbeck.experts import Expert, ExpertConfig
 from limbeck.jobs.checkpoint import Checkpoint, KeepBest, Log, Stateful
 from limbeck.jobs.record import Run
@@ -209,7 +210,7 @@ def test_a_run_is_taken_up_bit_for_bit(method: Method, task: Task, expert: Exper
 
     def begin(folder: str) -> tuple[Plan, Checkpoint, list[Stateful]]:
         made = plan(method, task, expert, seed=0, ipc=2)
-        run = Run.begin(tmp_path / folder, {}, {})
+        run = Run.begin(tmp_path / folder, RunRecord(format="limbeck-run", version=1, config={}))
         log = Log(run, lambda event: None)
         chooser = KeepBest(
             run, 3, 6, lambda held: (0.0, 0.0, 1), lambda held, step: None, lambda event: None, made.evaluated_set

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from limbeck.core.records import RunRecord
 from limbeck.core.types import Segment
 from limbeck.experts import Continuous, Expert, WholeEpochs
 from limbeck.jobs.record import Run
@@ -196,11 +197,11 @@ def test_a_run_is_taken_up_bit_for_bit(
 
     first, optimisers = fresh()
     outer_loop(objective, first, optimisers, range(6), seed=3)
-    run = Run.begin(tmp_path / "run", {"seed": 3}, {})
+    run = Run.begin(tmp_path / "run", RunRecord(format="limbeck-run", version=1, config={"seed": 3}))
     average = torch.randn(3, generator=torch.Generator().manual_seed(0))
     run.save_state(first, optimisers, 6, {"best": 0.25}, {"average": average})
 
-    again = Run.begin(tmp_path / "run", {"seed": 3}, {})
+    again = Run.begin(tmp_path / "run", RunRecord(format="limbeck-run", version=1, config={"seed": 3}))
     second, optimisers = fresh()
     done, more, extra = again.load_state(second, optimisers)
     assert (done, more) == (6, {"best": 0.25})
@@ -213,7 +214,7 @@ def test_a_run_is_taken_up_bit_for_bit(
 
 def test_a_fresh_run_has_no_state(task: Task, tmp_path: Path) -> None:
     synthetic = real_set(task)
-    run = Run.begin(tmp_path / "run", {}, {})
+    run = Run.begin(tmp_path / "run", RunRecord(format="limbeck-run", version=1, config={}))
     assert run.load_state(synthetic, OPTIMISERS["sgd"](synthetic)) == (0, {}, {})
 
 

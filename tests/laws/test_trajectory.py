@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from limbeck.core.errors import UserError
-from limbeck.core.files import CHECKSUM, content_key, read_tensors, write_tensors
+from limbeck.core.files import content_key
+from limbeck.core.tensors import CHECKSUM, read_tensors, write_tensors
 from limbeck.experts import (
     SCHEDULES,
     SMOOTHING,

@@ -96,4 +96,4 @@ def test_from_canvases_to_an_evaluated_set(method: str, tmp_path: Path) -> None:
     assert made.images.shape == (10, 1, 16, 16)
     assert made.pictures().shape == (10, 1, 16, 16)
     rows = limbeck.evaluate(run)
-    assert [row["which"] for row in rows] == ["last", "chosen"]
+    assert [row.which for row in rows] == ["last", "chosen"]

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 import limbeck
 from limbeck.core.errors import UserError
-from limbeck.core.files import write_tensors
+from limbeck.core.tensors import write_tensors
 from limbeck.data import fit_preprocess
 from limbeck.synthetic.distilled import DistilledSet, load
 

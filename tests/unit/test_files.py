@@ -14,16 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from limbeck.core.errors import UserError
-from limbeck.core.files import (
-    content_key,
-    digest,
-    read_header,
-    read_json,
-    read_tensors,
-    write_atomically,
-    write_json,
-    write_tensors,
-)
+from limbeck.core.files import content_key, read_json, write_atomically, write_json
+from limbeck.core.tensors import digest, read_header, read_tensors, write_tensors
 from limbeck.experts import Expert, ExpertConfig, Recorded, Store, convexify
 from limbeck.networks.flat import Layout
 

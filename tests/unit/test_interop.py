@@ -454,7 +454,7 @@ def test_hard_labels_need_a_step_size_by_hand(tmp_path: Path, digits: ImageData)
     assert any("constants were not in the files" in note for note in made.provenance["imported"]["notes"])
     made.save(tmp_path / "set.safetensors")
     rows = evaluate(tmp_path / "set.safetensors", data=digits, networks=1, epochs=2)
-    assert rows[0]["lr"] == 0.02
+    assert rows[0].lr == 0.02
 
 
 def test_datm_labels_are_logits_with_a_step_size(tmp_path: Path, digits: ImageData) -> None:

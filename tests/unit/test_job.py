@@ -19,6 +19,7 @@ from torch.utils.data import TensorDataset
 import limbeck
 from limbeck import EvalConfig, ExpertConfig, ImageData, ModelConfig, UserError
 from limbeck.core import files
+from limbeck.core.records import StepLine, ValidationLine
 from limbeck.data import Split
 from limbeck.jobs.record import Run
 
@@ -39,7 +40,8 @@ TINY: dict[str, Any] = {
     "validate_epochs": 3,
 }
 SETS = ("set-last.safetensors", "set-chosen.safetensors")
-FILES = {"run.json", "log.jsonl", "experts.json", "results.json", "state.safetensors", "previews", "report.html", *SETS}
+FILES = {"run.json", "log.jsonl", "experts.json", "results.json", "state.safetensors", "previews", "report.html"}
+FILES |= {".lock", *SETS}
 
 
 @pytest.fixture(scope="module")
@@ -133,18 +135,18 @@ def test_results_have_the_schema_of_the_contract(run: Path, home: Path) -> None:
 
 
 def test_chosen_is_the_first_best_by_validation(run: Path) -> None:
-    checks = Run(run).lines("validate")
-    best = max(checks, key=lambda line: line["accuracy_mean"])  # the first of equals
+    checks = Run(run).lines(ValidationLine)
+    best = max(checks, key=lambda line: line.accuracy_mean)  # the first of equals
     chosen, last = (limbeck.load(run / f"set-{which}.safetensors") for which in ("chosen", "last"))
-    assert chosen.provenance["step"] == best["step"]
+    assert chosen.provenance["step"] == best.step
     assert last.provenance["step"] == 6
-    assert [row["step"] for row in rows(run)[:2]] == [6, best["step"]]
+    assert [row["step"] for row in rows(run)[:2]] == [6, best.step]
     assert torch.equal(limbeck.load(run).images, chosen.images)
 
 
 def test_on_ties_the_first_is_chosen(tmp_path: Path) -> None:
     path = job(tmp_path / "run", lr_img=1e-12, lr_lr=0.0)  # every step as good as the first
-    assert len({line["accuracy_mean"] for line in Run(path).lines("validate")}) == 1
+    assert len({line.accuracy_mean for line in Run(path).lines(ValidationLine)}) == 1
     assert limbeck.load(path).provenance["step"] == 0
 
 
@@ -282,7 +284,7 @@ def test_image_data_from_python_gives_what_its_name_gives(run: Path, tmp_path: P
     assert limbeck.load(path).provenance["data"]["source"] is None
     with pytest.raises(UserError, match="--data"):
         limbeck.evaluate(path)
-    assert limbeck.evaluate(path, data="digits", networks=2) == rows(run)[:2]
+    assert [row.to_json() for row in limbeck.evaluate(path, data="digits", networks=2)] == rows(run)[:2]
 
 
 def test_a_torch_dataset_goes_all_the_way(tmp_path: Path) -> None:
@@ -290,7 +292,7 @@ def test_a_torch_dataset_goes_all_the_way(tmp_path: Path) -> None:
     path = job(tmp_path / "run", dataset, num_experts=1, ipc=1)
     assert limbeck.load(path).provenance["data"]["source"] is None
     assert rows(path)[0]["n"] == 2
-    assert limbeck.evaluate(path, data=dataset, networks=1, epochs=1)[0]["n"] == 1
+    assert limbeck.evaluate(path, data=dataset, networks=1, epochs=1)[0].n == 1
 
 
 def test_data_without_validation_images_is_refused(tmp_path: Path) -> None:
@@ -304,13 +306,13 @@ def test_data_without_validation_images_is_refused(tmp_path: Path) -> None:
 
 def test_evaluate_takes_a_run_a_file_and_a_set(run: Path) -> None:
     of_run = limbeck.evaluate(run, networks=2)
-    assert [row["which"] for row in of_run] == ["last", "chosen"]
+    assert [row.which for row in of_run] == ["last", "chosen"]
     for row, held in zip(of_run, rows(run)):
-        assert row == held  # the same seeds, the same protocol
+        assert row.to_json() == held  # the same seeds, the same protocol
     assert limbeck.evaluate(run / "set-last.safetensors", networks=2) == of_run[:1]
     assert limbeck.evaluate(limbeck.load(run), networks=2) == of_run[1:]
     other = limbeck.evaluate(run / "set-last.safetensors", networks=1, epochs=1, model=ModelConfig(name="mlp", width=8))
-    assert other[0]["model"] == "mlp"
+    assert other[0].model == "mlp"
 
 
 def test_the_set_is_a_dataset_in_pixel_space_too(run: Path) -> None:
@@ -346,12 +348,12 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
 
 def test_a_line_that_a_crash_cut_off_costs_no_other_line(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.line("step", step=1)
+    run.line(StepLine(step=1, loss=0.0, lr=0.1))
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"event": "st')
-    run.line("step", step=2)
-    run.line("step", step=3)
-    assert [line["step"] for line in run.lines("step")] == [1, 2, 3]
+    run.line(StepLine(step=2, loss=0.0, lr=0.1))
+    run.line(StepLine(step=3, loss=0.0, lr=0.1))
+    assert [line.step for line in run.lines(StepLine)] == [1, 2, 3]
 
 
 # A child of its own runs the job and dies by SIGKILL the moment the n-th event of a kind in a stage arrives.
@@ -427,6 +429,7 @@ def test_a_run_stopped_at_any_write_gives_the_same_bits(tmp_path: Path, monkeypa
         whole(*args)
 
     monkeypatch.setattr("limbeck.core.files.write_atomically", write)
+    monkeypatch.setattr("limbeck.core.tensors.write_atomically", write)
     monkeypatch.setattr("limbeck.synthetic.grids.write_atomically", write)
     monkeypatch.setattr("limbeck.jobs.stages.write_report", lambda path: None)
     while written == stop:  # the try before this one was stopped
@@ -497,7 +500,7 @@ def test_two_processes_do_not_work_on_one_run(tmp_path: Path) -> None:
     job(out)
     (out / "results.json").unlink()
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    code = f"import fcntl, sys, time\nf = open({str(out / 'log.jsonl')!r}, 'ab')\nfcntl.flock(f, fcntl.LOCK_EX)\n"
+    code = f"import time\nfrom filelock import FileLock\nlock = FileLock({str(out / '.lock')!r})\nlock.acquire()\n"
     with subprocess.Popen([sys.executable, "-c", code + "print(flush=True); time.sleep(60)"], stdout=-1) as other:
         assert other.stdout is not None
         other.stdout.readline()

@@ -316,9 +316,9 @@ def test_rows_of_results(task: Task) -> None:
     shown = made.evaluated_set()
     quick = QUICK.model_copy(update={"steps": 3})
     rows = regression_rows(task, as_file(task, shown, shown.extra["targets"].detach()), quick, 0, "last")
-    assert [row["protocol"] for row in rows] == ["regression", "regression, augmented"]
-    assert {row["n"] for row in rows} == {2}
-    assert rows[0]["accuracy_mean"] != rows[1]["accuracy_mean"]
+    assert [row.protocol for row in rows] == ["regression", "regression, augmented"]
+    assert {row.n for row in rows} == {2}
+    assert rows[0].accuracy_mean != rows[1].accuracy_mean
     assert regression_rows(task, as_file(task, shown, None), quick, 0, "last") == []
     with pytest.raises(UserError, match=r"\(10, 10\)"):
         evaluate_targets(task, task.train[0][:10], torch.zeros(10, 3), quick, task.test, 0)

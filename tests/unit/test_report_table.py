@@ -11,7 +11,12 @@ from typing import Any
 import pytest
 
 from limbeck.core.errors import UserError
+from limbeck.core.records import ResultRow
 from limbeck.report.table import pooled, write_table
+
+
+def row_of(mean: float, std: float | None, n: int) -> ResultRow:
+    return ResultRow(set="random", model="convnet", split="test", accuracy_mean=mean, accuracy_std=std, n=n)
 
 
 def run(path: Path, method: str, mean: float, seed: int = 0, **config: Any) -> Path:
@@ -28,9 +33,17 @@ def run(path: Path, method: str, mean: float, seed: int = 0, **config: Any) -> P
         }
         for name, which, m in (("distilled", "chosen", mean), ("distilled", "last", mean - 0.1), ("random", None, 0.4))
     ]
-    results = {"method": method, "data": {"name": "digits", "fingerprint": "f"}, "ipc": 1, "results": rows}
+    head = {"format": "limbeck-run", "version": 1}
+    results = {
+        "format": "limbeck-results",
+        "version": 1,
+        "method": method,
+        "data": {"name": "digits", "fingerprint": "f"},
+        "ipc": 1,
+        "results": rows,
+    }
     (path / "results.json").write_text(json.dumps(results))
-    (path / "run.json").write_text(json.dumps({"config": {"seed": seed, "data": "f", **config}}))
+    (path / "run.json").write_text(json.dumps({**head, "config": {"seed": seed, "data": "f", **config}}))
     return path
 
 
@@ -53,7 +66,7 @@ def test_a_line_per_setting_and_the_number_of_seeds(tmp_path: Path) -> None:
 def test_pooling_is_the_spread_of_all_networks() -> None:
     """Against the networks themselves, of three seeds with the same number each, in the limit of many."""
     seeds = [[0.1 * s + 0.01 * (i % 2) for i in range(400)] for s in range(3)]
-    cell = pooled([{"accuracy_mean": fmean(each), "accuracy_std": stdev(each), "n": 400} for each in seeds])
+    cell = pooled([row_of(fmean(seed), stdev(seed), 400) for seed in seeds])
     means = [fmean(each) for each in seeds]
     assert cell.mean == pytest.approx(fmean([value for each in seeds for value in each]))
     assert cell.std**2 == pytest.approx(0.005**2 + stdev(means) ** 2, rel=1e-2)
@@ -66,10 +79,7 @@ def test_pooled_variance_is_that_of_one_network_of_one_seed(between: float, netw
     for _ in range(3000):
         seeds = [draw.gauss(0.5, between) for _ in range(10)]
         accuracies = [[draw.gauss(mean, 0.02) for _ in range(networks)] for mean in seeds]
-        rows = [
-            {"accuracy_mean": fmean(each), "accuracy_std": stdev(each) if networks > 1 else None, "n": networks}
-            for each in accuracies
-        ]
+        rows = [row_of(fmean(values), stdev(values) if networks > 1 else None, networks) for values in accuracies]
         std = pooled(rows).std
         assert std is not None
         variances.append(std**2)
@@ -81,18 +91,17 @@ def test_pooled_variance_is_that_of_one_network_of_one_seed(between: float, netw
 def test_the_means_of_a_few_networks_scatter_by_themselves() -> None:
     """A deviation of 0.0224 of four networks, and means as far apart as those networks explain."""
     means = [0.5 - 0.0224 / 8**0.5, 0.5 + 0.0224 / 8**0.5]
-    cell = pooled([{"accuracy_mean": mean, "accuracy_std": 0.0224, "n": 4} for mean in means])
+    cell = pooled([row_of(mean, 0.0224, 4) for mean in means])
     assert cell.std == pytest.approx(0.0224)
-    alike = pooled([{"accuracy_mean": 0.5, "accuracy_std": 0.0224, "n": 4}] * 2)
+    alike = pooled([row_of(0.5, 0.0224, 4)] * 2)
     assert alike.std == pytest.approx(0.0224)  # a variance between seeds is not negative
 
 
 def test_one_network_has_no_deviation(tmp_path: Path) -> None:
     """Of one seed it is unknown, as null and as the 0.0 of older files; of several it is that between them."""
     for std in (None, 0.0):
-        row = {"accuracy_mean": 0.5, "accuracy_std": std, "n": 1}
-        assert str(pooled([row])) == "50.0 ± – (n = 1)"
-        assert pooled([row, {**row, "accuracy_mean": 0.6}]).std == pytest.approx(stdev([0.5, 0.6]))
+        assert str(pooled([row_of(0.5, std, 1)])) == "50.0 ± – (n = 1)"
+        assert pooled([row_of(0.5, std, 1), row_of(0.6, std, 1)]).std == pytest.approx(stdev([0.5, 0.6]))
 
 
 def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:

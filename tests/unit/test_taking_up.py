@@ -23,6 +23,7 @@ from limbeck import EvalConfig, ExpertConfig, ModelConfig, UserError
 from limbeck.core import files
 from limbeck.core.aliases import old_config
 from limbeck.core.files import content_key
+from limbeck.core.records import StepLine, ValidationLine
 from limbeck.core.user_code import source_key
 from limbeck.jobs.inspection import inspect_store
 from limbeck.jobs.job import prepare
@@ -89,7 +90,7 @@ def bits(path: Path) -> list[bytes]:
 
 
 def steps(path: Path) -> list[int]:
-    return [line["step"] for line in Run(path).lines("step")]
+    return [line.step for line in Run(path).lines(StepLine)]
 
 
 class Stop(Exception):
@@ -176,7 +177,7 @@ def test_steps_between_validations_stay_those_of_the_run(tmp_path: Path) -> None
     path = job(tmp_path / "run", iterations=4, validate_every=None)
     assert read(path / "run.json")["config"]["validate_every"] == 1
     job(path, iterations=20, validate_every=None)  # by itself that would be every 2
-    assert [line["step"] for line in Run(path).lines("validate")] == list(range(21))
+    assert [line.step for line in Run(path).lines(ValidationLine)] == list(range(21))
 
 
 def test_a_schedule_that_follows_from_the_iterations_is_not_continued(tmp_path: Path) -> None:
@@ -203,7 +204,7 @@ def test_another_evaluation_does_not_distil_again(run: Path, tmp_path: Path, mon
     assert read(run / "results.json")["bytes"] == read(fresh / "results.json")["bytes"]
     assert read(run / "run.json")["config"]["eval"] == other.model_dump(mode="json")
     assert (run / "report.html").read_text() != before
-    assert limbeck.evaluate(run) == rows(run)[:2]
+    assert [row.to_json() for row in limbeck.evaluate(run)] == rows(run)[:2]
     monkeypatch.setattr("limbeck.jobs.results.evaluate_distilled", None)
     job(run)  # the first evaluation again, from the log
     assert read(run / "results.json")["results"][0]["n"] == 1
@@ -251,7 +252,7 @@ def test_a_run_stopped_at_any_write_while_it_is_changed_ends_the_same(
             raise Stop
         write(*args)
 
-    for module in ("limbeck.core.files", "limbeck.synthetic.grids"):
+    for module in ("limbeck.core.files", "limbeck.core.tensors", "limbeck.synthetic.grids"):
         monkeypatch.setattr(f"{module}.write_atomically", count)
     monkeypatch.setattr("limbeck.jobs.stages.write_report", lambda path: None)
     while written >= stop:
@@ -345,7 +346,7 @@ def test_an_unfinished_run_is_not_continued_under_other_conditions(elsewhere: An
     before = (out / "results.json").read_bytes()
     job(out)  # finished: nothing is computed
     assert (out / "results.json").read_bytes() == before
-    assert limbeck.evaluate(out, networks=1)[0]["n"] == 1
+    assert limbeck.evaluate(out, networks=1)[0].n == 1
     with pytest.raises(UserError, match=f"{name} {re.escape(str(recorded))}, and would go on"):
         job(out, iterations=8)
     job(out, eval=EVAL.model_copy(update={"networks": 2}))  # by another implementation, all of it
@@ -411,7 +412,7 @@ def test_a_run_in_a_folder_of_its_datas_name_is_evaluated_on_the_data(
     monkeypatch.chdir(tmp_path)
     path = limbeck.distill("digits", out="digits", **TINY)
     assert limbeck.load(path).provenance["data"]["source"] == read(path / "run.json")["source"] == "digits"
-    assert limbeck.evaluate("digits") == rows(path)[:2]
+    assert [row.to_json() for row in limbeck.evaluate("digits")] == rows(path)[:2]
     assert limbeck.load_data("digits").name == "digits"
     with pytest.raises(UserError, match="a run of limbeck and no images"):
         limbeck.load_data("./digits")

@@ -111,6 +111,7 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
     from rich.console import Console
 
     from limbeck.cli.screen import results_table
+    from limbeck.core.records import ResultRow
 
     console = Console()
     rows = result.get("results")
@@ -118,7 +119,7 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
         data = result.get("data")
         data = data["name"] if isinstance(data, dict) else data
         name = f"{data}, {result['ipc']} per class, {result['method']}" if "ipc" in result else "test"
-        console.print(results_table(rows, name))
+        console.print(results_table([ResultRow.model_validate(row) for row in rows], name))
     for key, value in result.items():
         if key not in HIDDEN or not rows:
             console.print(f"{key}: {value}", soft_wrap=True, highlight=False, markup=False)

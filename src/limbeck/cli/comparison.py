@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from limbeck.jobs.presets import Preset, load_preset
-from limbeck.report.text import deviation, percent
+from limbeck.report.text import percent
 
 
 def compare_with_published(name: str, results: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def comparison(preset: Preset, rows: Sequence[Mapping[str, Any]], data: str, cha
     row = next((row for row in last if "protocol" in row), last[0])  # the protocol by which the figure was published
     protocol = f", by {row['protocol']}" if "protocol" in row else ""
     ours = (
-        f"ours {percent(row['accuracy_mean'], deviation(row), 2)} (last set, test{protocol}, "
+        f"ours {percent(row['accuracy_mean'], row['accuracy_std'], 2)} (last set, test{protocol}, "
         f"n = {row['n']} networks, 1 distillation seed)"
     )
     theirs = "nothing published"

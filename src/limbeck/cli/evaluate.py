@@ -47,7 +47,7 @@ def run_evaluate(args: Evaluate, listen: Listener) -> Any:
     )
     if args.estimate:
         announce(lambda: estimate_evaluation(evaluations), listen)
-    return {"results": run_evaluations(evaluations, args.seed, listen)}
+    return {"results": [row.to_json() for row in run_evaluations(evaluations, args.seed, listen)]}
 
 
 COMMANDS = {

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.core.errors import UserError
-from limbeck.core.files import read_header, read_json
+from limbeck.core.files import read_json
 from limbeck.core.folders import size_of
+from limbeck.core.tensors import read_header
 from limbeck.data import load_data
 from limbeck.data.sources import NAMES
 from limbeck.experts.store import Store

@@ -11,7 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.progress import TimeRemainingColumn as Remaining
 from rich.table import Table
 
-from limbeck.report.text import deviation, percent
+from limbeck.core.records import ResultRow
+from limbeck.report.text import percent
 
 LOG = logging.getLogger("limbeck")
 LINE_SECONDS = 15.0  # between lines where there is no terminal to draw a bar on
@@ -97,7 +98,7 @@ class Screen:
 
     def _validate(self, event: dict[str, Any]) -> None:
         self.console.print(
-            f"  step {event['step']:>5}: validation {percent(event['accuracy_mean'], deviation(event))} "
+            f"  step {event['step']:>5}: validation {percent(event['accuracy_mean'], event['accuracy_std'])} "
             f"(n = {event['n']})"
         )
 
@@ -115,27 +116,21 @@ class Lines(logging.Handler):
         self.console.print(f"{warning}{record.getMessage()}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _compared(row: dict[str, Any]) -> tuple[str, str | None]:
-    """Rows that agree in this were trained alike."""
-    return row["model"], row.get("protocol")
-
-
-def results_table(rows: list[dict[str, Any]], title: str) -> Table:
+def results_table(rows: list[ResultRow], title: str) -> Table:
     """Results as a table: accuracy in percent, mean and standard deviation and n together, and points over random."""
     table = Table(title=title)
     for name in ("set", "network", "n", "accuracy", "balanced", "over random"):
         table.add_column(name, justify="left" if name in ("set", "network") else "right")
-    random = {_compared(row): row["accuracy_mean"] for row in rows if row["set"] == "random"}
+    random = {(row.model, row.protocol): row.accuracy_mean for row in rows if row.set == "random"}
     for row in rows:
-        base = random.get(_compared(row))
-        over = "" if base is None or row["set"] == "random" else f"{100 * (row['accuracy_mean'] - base):+.1f}"
+        baseline = random.get((row.model, row.protocol))
+        gain = "" if baseline is None or row.set == "random" else f"{100 * (row.accuracy_mean - baseline):+.1f}"
         table.add_row(
-            (f"{row['set']} ({row['which']})" if row["which"] else row["set"])
-            + (f", {row['protocol']}" if "protocol" in row else ""),
-            row["model"],
-            str(row["n"]),
-            percent(row["accuracy_mean"], deviation(row)),
-            percent(row["balanced_accuracy_mean"], deviation(row, "balanced_accuracy")),
-            over,
+            (f"{row.set} ({row.which})" if row.which else row.set) + (f", {row.protocol}" if row.protocol else ""),
+            row.model,
+            str(row.n),
+            percent(row.accuracy_mean, row.accuracy_std),
+            percent(row.balanced_accuracy_mean, row.balanced_accuracy_std),
+            gain,
         )
     return table

@@ -24,8 +24,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from limbeck.core.errors import UserError
-from limbeck.core.files import content_key, read_tensors, write_tensors
+from limbeck.core.files import content_key
 from limbeck.core.folders import home_folder
+from limbeck.core.tensors import read_tensors, write_tensors
 from limbeck.data.images import Array, RawData, Size
 
 FORMAT, VERSION = "limbeck-images", 1

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from limbeck.core.files import content_key, read_json, write_json
+from limbeck.core.files import content_key, write_json
 from limbeck.core.folders import home_folder
+from limbeck.core.records import BaselineRecord, ResultRow, read_record
 from limbeck.core.rng import derive_seed
 from limbeck.core.types import Listener
 from limbeck.evaluation.protocol import EvalConfig, SetForSeed, best_lr, evaluate_set, result_row
@@ -30,7 +31,7 @@ def real_images(task: Task, selector: str, ipc: int) -> SetForSeed:
     return make
 
 
-def selected(task: Task, selector: str, ipc: int, config: EvalConfig, seed: int, listen: Listener) -> dict[str, Any]:
+def selected(task: Task, selector: str, ipc: int, config: EvalConfig, seed: int, listen: Listener) -> ResultRow:
     """The row of a coreset: its step size is chosen on validation, its accuracy is measured on test."""
     make = real_images(task, selector, ipc)
 
@@ -40,10 +41,10 @@ def selected(task: Task, selector: str, ipc: int, config: EvalConfig, seed: int,
     child = derive_seed(seed, "baseline", selector)
     lr = best_lr(task, make, config, derive_seed(child, "tune"), advance)
     summary = evaluate_set(task, make, config.schedule(lr), config.networks, task.test, child, advance)
-    return result_row(selector, None, task, "test", summary, lr=lr)
+    return result_row(selector, task, summary, lr=lr)
 
 
-def full(task: Task, config: EvalConfig, seed: int, listen: Listener) -> dict[str, Any]:
+def full(task: Task, config: EvalConfig, seed: int, listen: Listener) -> ResultRow:
     """The row of the same network trained on all training images with the same recipe."""
     lr = 0.01
     schedule = Schedule(
@@ -63,19 +64,20 @@ def full(task: Task, config: EvalConfig, seed: int, listen: Listener) -> dict[st
         derive_seed(seed, "baseline", "full"),
         lambda: listen({"event": "advance", "text": "all training images"}),
     )
-    return result_row("full", None, task, "test", summary, lr=lr)
+    return result_row("full", task, summary, lr=lr)
 
 
-def baselines(task: Task, ipc: int, config: EvalConfig, seed: int, listen: Listener) -> list[dict[str, Any]]:
+def baselines(task: Task, ipc: int, config: EvalConfig, seed: int, listen: Listener) -> list[ResultRow]:
     """Rows for random, k-means and full data. Kept for reuse: they do not depend on the method."""
     rows = []
     for name in ("random", "kmeans", *(("full",) if config.full_networks else ())):
         path, description = kept_row(task, name, ipc, config, seed)
         if path.exists():
-            rows.append(read_json(path, FORMAT)["row"])
+            rows.append(read_record(path, BaselineRecord, FORMAT).row)
             continue
         row = full(task, config, seed, listen) if name == "full" else selected(task, name, ipc, config, seed, listen)
-        write_json(path, {"format": FORMAT, "version": 1, "description": description, "row": row})
+        record = BaselineRecord(format=FORMAT, version=1, description=description, row=row)
+        write_json(path, record.to_json())
         rows.append(row)
     return rows
 
@@ -95,11 +97,11 @@ def kept_row(task: Task, name: str, ipc: int, config: EvalConfig, seed: int) -> 
 
 def _of_full(config: EvalConfig, ipc: int) -> dict[str, Any]:
     """What the full-data figure depends on, so that it is shared by runs that differ in other things."""
-    return config.model_dump(include={"momentum", "weight_decay", *FULL})
+    return config.model_dump(mode="json", include={"momentum", "weight_decay", *FULL})
 
 
 def _of_selected(config: EvalConfig, ipc: int) -> dict[str, Any]:
-    return {"ipc": ipc, **config.model_dump(exclude=FULL)}
+    return {"ipc": ipc, **config.model_dump(mode="json", exclude=FULL)}
 
 
 FULL = {"full_epochs", "full_batch_size", "full_networks"}

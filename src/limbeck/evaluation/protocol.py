@@ -12,6 +12,7 @@ from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.core.parallel import CheckCancelled, parallel_map
+from limbeck.core.records import ResultRow
 from limbeck.core.rng import derive_seed
 from limbeck.core.types import Batch, Listener
 from limbeck.data import ImageData, load_data
@@ -146,22 +147,19 @@ def best_lr(
 
 
 def result_row(
-    which_set: str, which: str | None, task: Task, split: str, summary: Summary, **more: Any
-) -> dict[str, Any]:
-    """One row of results.json."""
-    return {
-        "set": which_set,
-        "which": which,
-        "model": task.model_config.name,
-        "split": split,
-        **summary._asdict(),
-        **more,
-    }
+    name: str, task: Task, summary: Summary, *, which: str | None = None, lr: float | None, step: int | None = None
+) -> ResultRow:
+    """The row of results.json for the set `name`, whose networks were scored on the task's test part."""
+    model = task.model_config.name
+    scores = summary._asdict()
+    if step is None and name != "distilled":
+        return ResultRow(set=name, which=which, model=model, split="test", **scores, lr=lr)
+    return ResultRow(set=name, which=which, model=model, split="test", **scores, lr=lr, step=step)
 
 
 def evaluate_distilled(
     task: Task, made: DistilledSet, config: EvalConfig, seed: int, which: str | None, listen: Listener
-) -> dict[str, Any]:
+) -> ResultRow:
     """The row of a distilled set: fresh networks trained with the step size that was learned with it, on test."""
     pair = made.images.to(task.device), made.labels.to(task.device)
     summary = evaluate_set(
@@ -173,7 +171,7 @@ def evaluate_distilled(
         derive_seed(seed, "evaluate"),
         lambda: listen({"event": "advance", "text": f"distilled, {which}"}),
     )
-    return result_row("distilled", which, task, "test", summary, lr=made.lr, step=made.provenance.get("step"))
+    return result_row("distilled", task, summary, which=which, lr=made.lr, step=made.provenance.get("step"))
 
 
 class Evaluation(NamedTuple):
@@ -225,7 +223,7 @@ def prepare_evaluation(
 @kept_switches()
 def run_evaluations(
     evaluations: Sequence[Evaluation], seed: int = 0, listen: Listener = lambda event: None
-) -> list[dict[str, Any]]:
+) -> list[ResultRow]:
     """The rows of prepared evaluations: fresh networks trained on each set, and tested."""
     rows = []
     for task, distilled, which, config in evaluations:
@@ -247,7 +245,7 @@ def evaluate(
     device: str = "cpu",
     resize: int | None = None,
     precision: Precision = "float32",
-) -> list[dict[str, Any]]:
+) -> list[ResultRow]:
     """Rows for a distilled set, its file, or both sets of a run folder, on the test part of its data.
 
     seed:   of the networks.

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from math import cos, pi
-from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from limbeck.core.errors import UserError
+from limbeck.core.records import ResultRow
 from limbeck.core.rng import derive_seed, make_generator
 from limbeck.data.augment import DSA, append_mirror_images
 from limbeck.evaluation.protocol import Summary, result_row
@@ -122,7 +122,7 @@ def regression_rows(
     seed: int,
     which: str | None,
     done: Callable[[], None] = lambda: None,
-) -> list[dict[str, Any]]:
+) -> list[ResultRow]:
     """Rows of results.json on test, with a `protocol` of their own: without and with augmentation.
 
     Mirror images are fitted too where the set was made with them. There are none for a set without targets.
@@ -135,6 +135,7 @@ def regression_rows(
     for augment in (False, True):
         chosen = config.model_copy(update={"augment": augment, "flip": flip})
         summary = evaluate_targets(task, images, targets, chosen, task.test, derive_seed(seed, "regression"), done)
-        row = result_row("distilled", which, task, "test", summary, lr=config.lr, step=made.provenance.get("step"))
-        rows.append({**row, "model": "widening", "protocol": "regression, augmented" if augment else "regression"})
+        row = result_row("distilled", task, summary, which=which, lr=config.lr, step=made.provenance.get("step"))
+        protocol = "regression, augmented" if augment else "regression"
+        rows.append(row.model_copy(update={"model": "widening", "protocol": protocol}))
     return rows

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from limbeck.core.files import LazyRows
+from limbeck.core.tensors import LazyRows
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from limbeck.core.conditions import first_difference, require_same_conditions
 from limbeck.core.errors import UserError
-from limbeck.core.files import content_key, open_tensors, read_json, write_json, write_tensors
+from limbeck.core.files import content_key, read_json, write_json
 from limbeck.core.folders import size_of
+from limbeck.core.tensors import open_tensors, write_tensors
 from limbeck.experts.convexified import SCHEDULES, SMOOTHING, Convexified, convexify, start_at_zero, waypoint_epochs
 from limbeck.experts.recorded import Recorded
 from limbeck.networks.flat import Layout

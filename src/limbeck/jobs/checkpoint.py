@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from limbeck.core.records import StepLine, ValidationLine
 from limbeck.core.types import Listener
 from limbeck.jobs.record import Run
 from limbeck.synthetic.loop import Hook
@@ -33,7 +34,7 @@ class Log:
 
     def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
         lr = float(synthetic.lr.detach())
-        self.run.line("step", step=step, loss=loss, lr=lr, seconds=round(self.seconds(), 2))
+        self.run.line(StepLine(step=step, loss=loss, lr=lr, seconds=round(self.seconds(), 2)))
         self.listen({"event": "advance", "text": f"loss {loss:.3f}, step size {lr:.4f}"})
 
 
@@ -60,9 +61,9 @@ class KeepBest:
             return
         shown = self.evaluated_set()
         mean, std, n = self.measure(shown)
-        fields = {"step": step, "which": "distilled", "accuracy_mean": mean, "accuracy_std": std, "n": n}
-        self.run.line("validate", **fields)
-        self.listen({"event": "validate", **fields})
+        line = ValidationLine(step=step, which="distilled", accuracy_mean=mean, accuracy_std=std, n=n)
+        self.run.line(line)
+        self.listen(line.to_json())
         if mean > self.best:
             self.best, self.step = mean, step
             self.keep(shown, step)

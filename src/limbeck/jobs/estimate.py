@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.core.files import read_header
 from limbeck.core.rng import derive_seed, make_generator
+from limbeck.core.tensors import read_header
 from limbeck.core.threads import one_thread
 from limbeck.evaluation.baselines import kept_row, real_images
 from limbeck.evaluation.protocol import Evaluation

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from limbeck.core.aliases import rename_keywords
 from limbeck.core.errors import UserError
+from limbeck.core.files import content_key
+from limbeck.core.records import DataRecord, RunRecord
 from limbeck.core.types import Trajectory
 from limbeck.core.user_code import source_key
 from limbeck.data import ImageData, load_data
 from limbeck.data.sources import NAMES
 from limbeck.experts.handle import Experts
 from limbeck.jobs.config import JobConfig, checked
-from limbeck.jobs.record import Run
+from limbeck.jobs.record import Run, versions
 from limbeck.jobs.rehearsal import refuse_impossible
 from limbeck.methods import DataFacts, Method, MethodInputs, Plan, find_method
 from limbeck.networks.registry import MODELS
@@ -67,7 +71,8 @@ class Job:
         elif self.experts.is_user_store:
             resolved["experts"] = self.experts.store.header["key"]
         code = source_key(self.method.plan, self.method.resolve, self.method.config, MODELS[self.config.model.name])
-        return {**resolved, "code": code} if code else resolved
+        resolved = {**resolved, "code": code} if code else resolved
+        return cast("dict[str, Any]", json.loads(json.dumps(resolved)))  # as a file holds it
 
     @property
     def is_finished(self) -> bool:
@@ -85,21 +90,27 @@ class Job:
         """Whether the step size comes with the set; otherwise one is chosen on validation, as for real images."""
         return "log_lr" in self.method.learns
 
-    def facts(self) -> dict[str, Any]:
-        """What the record holds beside the configuration."""
+    def record(self) -> RunRecord:
+        """What run.json holds of this job."""
         task = self.task
         threads = {"threads": torch.get_num_threads()} if self.method.depends_on_threads(self.options) else {}
         is_command = Path(sys.argv[0]).name == "limbeck"
-        return {
-            "command": shlex.join(["limbeck", *sys.argv[1:]]) if is_command else "(from Python)",
-            "data": task.data.describe(),
-            "source": self.source["source"],
-            "device": str(task.device),
-            "threads": torch.get_num_threads(),
-            "implementation_because": task.choice.reason,
-            "computed": task.computed() | threads,
-            "validation": self.config.eval.model_dump(include=VALIDATION),
-        }
+        return RunRecord(
+            format="limbeck-run",
+            version=1,
+            config=self.resolved,
+            key=content_key(self.resolved),
+            versions=versions(),
+            command=shlex.join(["limbeck", *sys.argv[1:]]) if is_command else "(from Python)",
+            data=DataRecord.model_validate(task.data.describe()),
+            source=self.source["source"],
+            device=str(task.device),
+            threads=torch.get_num_threads(),
+            implementation_because=task.choice.reason,
+            computed=task.computed() | threads,
+            validation=self.config.eval.model_dump(mode="json", include=VALIDATION),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
 
     def plan(self, trajectories: list[Trajectory]) -> Plan:
         """The method composed for these trajectories: objective, initial set, optimisers and hooks."""

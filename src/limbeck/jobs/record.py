@@ -6,30 +6,31 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
 from torch import Tensor
 
 from limbeck.core.aliases import old_config, rename_options
 from limbeck.core.conditions import first_difference, require_same_conditions
 from limbeck.core.errors import UserError
-from limbeck.core.files import content_key, read_header, read_json, read_tensors, write_json, write_tensors
+from limbeck.core.files import content_key, write_json
+from limbeck.core.records import LogLine, ResultsRecord, RunRecord, read_record
+from limbeck.core.tensors import read_header, read_tensors, write_tensors
 from limbeck.synthetic.set import SyntheticSet
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover
-    fcntl = None  # type: ignore[assignment]
 
 FORMAT = "limbeck-run"
 RESULTS = "limbeck-results"
 STATE = "limbeck-state"
+
+
+L = TypeVar("L", bound=LogLine)
 
 
 def versions() -> dict[str, str]:
@@ -45,20 +46,19 @@ class Run:
     path: Path
 
     @classmethod
-    def begin(cls, path: Path, config: dict[str, Any], facts: dict[str, Any]) -> Run:
-        """Make the folder, or open the run in it, for `take_up`; UserError when it holds something else.
-
-        config: everything that determines the result; facts: what else belongs in the record, among it what `take_up`
-        compares before further steps: `computed`, the conditions, and `validation`, how sets are validated.
-        """
+    def begin(cls, path: Path, record: RunRecord) -> Run:
+        """Make the folder, or open the run in it, for `take_up`; UserError when it holds something else."""
         run = cls(path)
         if run.has_begun():
             return run
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(f"{path} exists and is not a run of limbeck; name a new folder with --out.")
-        head = {"format": FORMAT, "version": 1, "config": config, "key": content_key(config), "versions": versions()}
-        write_json(path / "run.json", {**head, **facts, "created": datetime.now(UTC).isoformat(timespec="seconds")})
+        write_json(path / "run.json", record.to_json())
         return run
+
+    def read(self) -> RunRecord:
+        """The record in run.json; UserError where it is damaged, or of another version."""
+        return read_record(self.path / "run.json", RunRecord, FORMAT)
 
     def has_begun(self) -> bool:
         """Whether the folder holds a run, finished or not."""
@@ -68,7 +68,7 @@ class Run:
         """The recorded configuration; empty before the run has begun."""
         if not self.has_begun():
             return {}
-        config: dict[str, Any] = read_json(self.path / "run.json", FORMAT)["config"]
+        config: dict[str, Any] = dict(self.read().config)
         if config.get("validate_every", 0) is None and "iterations" in config:  # recorded before the default was
             config["validate_every"] = max(1, config["iterations"] // 10)
         return config
@@ -86,30 +86,28 @@ class Run:
         """Whether there are results of exactly this configuration."""
         if not (self.path / "results.json").exists():
             return False
-        key = read_json(self.path / "results.json", RESULTS).get("key", content_key(self.config()))
+        key = read_record(self.path / "results.json", ResultsRecord, RESULTS).key or content_key(self.config())
         return key in (content_key(config), content_key(old_config(config)))
 
-    def take_up(self, config: dict[str, Any], facts: dict[str, Any]) -> None:
-        """Let the run go on as `config` asks: to its end, to more iterations than it had, or to another evaluation.
+    def take_up(self, record: RunRecord) -> None:
+        """Let the run go on as `record` says: to its end, to more iterations than it had, or to another evaluation.
 
         Raises UserError where anything else differs, and where steps are left and the conditions or the validations are
         not those of the earlier steps. More iterations are recorded at once.
         """
-        head, wanted = read_json(self.path / "run.json", FORMAT), json.loads(json.dumps(config))
-        recorded = rename_options(self.config(), wanted)
-        self._require_same(recorded, wanted)
-        if self.steps_left(wanted):
-            before, now = head.get("validation"), facts.get("validation")
-            if before is not None and before != now:
-                left, right = first_difference(before, now)
-                raise UserError(
-                    f"{self.path} was validated with {left}, not {right}, and its distillation has not ended: repeat "
-                    "its command, or name a new folder with --out."
-                )
-        if self.steps_left(wanted) or not (self.path / "results.json").exists():
-            require_same_conditions(str(self.path), head.get("computed"), facts.get("computed"))
-        if wanted.get("iterations") != recorded.get("iterations"):
-            self.record({**recorded, "iterations": wanted["iterations"]})
+        earlier, config = self.read(), dict(record.config)
+        recorded = rename_options(self.config(), config)
+        self._require_same(recorded, config)
+        if self.steps_left(config) and earlier.validation is not None and earlier.validation != record.validation:
+            before, now = first_difference(earlier.validation, record.validation)
+            raise UserError(
+                f"{self.path} was validated with {before}, not {now}, and its distillation has not ended: repeat "
+                "its command, or name a new folder with --out."
+            )
+        if self.steps_left(config) or not (self.path / "results.json").exists():
+            require_same_conditions(str(self.path), earlier.computed, record.computed)
+        if config.get("iterations") != recorded.get("iterations"):
+            self.record({**recorded, "iterations": config["iterations"]})
 
     def _require_same(self, recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
         fewer = wanted.get("iterations", 0) < recorded.get("iterations", 0)
@@ -127,47 +125,47 @@ class Run:
 
     def record(self, config: dict[str, Any]) -> None:
         """Change the configuration in run.json, where it is another."""
-        head = read_json(self.path / "run.json", FORMAT)
-        if head["config"] != json.loads(json.dumps(config)):
-            write_json(self.path / "run.json", {**head, "config": config, "key": content_key(config)})
+        earlier = self.read()
+        if earlier.config != config:
+            changed = earlier.model_copy(update={"config": config, "key": content_key(config)})
+            write_json(self.path / "run.json", changed.to_json())
 
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Keep other processes off this run: two that write the same files leave the run of neither.
 
-        The lock ends with its process, however that ends. It is on log.jsonl, the one file that is never replaced.
-        Raises UserError where another process holds it.
+        The lock ends with its process, however that ends; on a file system without locks there is none. Raises
+        UserError where another process holds it.
         """
-        with (self.path / "log.jsonl").open("ab") as file:
-            if fcntl is not None:  # on Windows there is none, and no such protection
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise UserError(
-                        f"another process is at work on {self.path}; wait for it, or name a new folder with --out."
-                    ) from None
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"another process is at work on {self.path}; wait for it, or name a new folder with --out."
+            ) from None
+        except (OSError, NotImplementedError):  # no locks here, or a folder that cannot be written to
+            pass
+        try:
             yield
+        finally:
+            lock.release()
 
-    def line(self, event: str, **fields: Any) -> None:
+    def line(self, line: LogLine) -> None:
         """Append one measurement, on a line of its own even where a crash cut off the last one."""
         with (self.path / "log.jsonl").open("ab+") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
             whole = file.read(1) in (b"", b"\n")
-            file.write((("" if whole else "\n") + json.dumps({"event": event, **fields}) + "\n").encode())
+            file.write((("" if whole else "\n") + json.dumps(line.to_json()) + "\n").encode())
 
-    def lines(self, event: str) -> list[dict[str, Any]]:
+    def lines(self, kind: type[L]) -> list[L]:
         """The measurements of one kind so far; a line that a crash cut off is passed over."""
-        found = []
-        if (self.path / "log.jsonl").exists():
-            for text in (self.path / "log.jsonl").read_text(encoding="utf-8").splitlines():
-                try:
-                    value = json.loads(text)
-                except json.JSONDecodeError:
-                    continue
-                if value.get("event") == event:
-                    found.append(value)
-        return found
+        path, lines = self.path / "log.jsonl", []
+        for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            with suppress(ValidationError):
+                lines.append(kind.model_validate_json(text))
+        return lines
 
     def save_state(
         self,

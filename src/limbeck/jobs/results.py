@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 
-from limbeck.core.files import content_key, read_json, write_json
+from limbeck.core.files import content_key, write_json
 from limbeck.core.folders import size_of
+from limbeck.core.records import DataName, ProtocolLine, ResultBytes, ResultLine, ResultRow, ResultsRecord, StageLine
 from limbeck.core.rng import derive_seed
 from limbeck.core.types import Listener
 from limbeck.evaluation.baselines import baselines, networks_to_train, real_images
@@ -31,7 +31,7 @@ def evaluation_key(task: Task, config: EvalConfig, steps: int) -> str:
     return content_key({"eval": config.model_dump(mode="json"), "computed": task.computed(), "steps": steps})
 
 
-def evaluate_run(job: Job, listen: Listener) -> list[dict[str, Any]]:
+def evaluate_run(job: Job, listen: Listener) -> list[ResultRow]:
     """Rows of results.json: last and chosen set, real images, full data. The test part is used here and nowhere else.
 
     Rows that an earlier try left in the log are taken from there.
@@ -39,23 +39,23 @@ def evaluate_run(job: Job, listen: Listener) -> list[dict[str, Any]]:
     folder, config = job.folder, job.config
     sets = {which: _load_set(job, which) for which in ("last", "chosen")}
     key = evaluation_key(job.task, config.eval, sets["last"].provenance["step"])
-    logged = {(row["set"], row["which"]): row for row in folder.lines("result") if row.get("evaluation") == key}
+    logged = {(line.set, line.which): line.row for line in folder.lines(ResultLine) if line.evaluation == key}
     networks = config.eval.networks * (1 if job.learns_lr else 1 + len(config.eval.baseline_lrs))
     total = 2 * networks + networks_to_train(config.eval)
     listen({"event": "stage", "name": "evaluate", "total": total, "unit": "network"})
-    rows: list[dict[str, Any]] = []
+    rows: list[ResultRow] = []
     for which, distilled in sets.items():
         row = logged.get(("distilled", which))
         if row is None:
-            same = rows[0] if rows and rows[0]["step"] == distilled.provenance["step"] else None
+            same = rows[0] if rows and rows[0].step == distilled.provenance["step"] else None
             if not job.learns_lr:
-                distilled = _with_lr(job, distilled, which, key, None if same is None else same["lr"], listen)
+                distilled = _with_lr(job, distilled, which, key, None if same is None else same.lr, listen)
             if same is not None:  # the same set, so the same bits
-                row = {**same, "which": which}
+                row = same.model_copy(update={"which": which})
             else:
                 row = evaluate_distilled(job.task, distilled, config.eval, config.seed, which, listen)
-            folder.line("result", **{**row, "evaluation": key})
-        rows.append({name: value for name, value in row.items() if name not in ("event", "evaluation")})
+            folder.line(ResultLine(**row.to_json(), evaluation=key))
+        rows.append(row)
     rows += baselines(job.task, config.ipc, config.eval, config.seed, listen)
     return rows + _rows_by_targets(job, sets, key, listen)
 
@@ -88,7 +88,7 @@ def _with_lr(
     return distilled
 
 
-def _rows_by_targets(job: Job, sets: dict[str, DistilledSet], key: str, listen: Listener) -> list[dict[str, Any]]:
+def _rows_by_targets(job: Job, sets: dict[str, DistilledSet], key: str, listen: Listener) -> list[ResultRow]:
     """For sets with real-valued targets, the rows of their own protocol, beside random real images by the same.
 
     key: of this evaluation; rows of another one in the log are passed over.
@@ -96,11 +96,7 @@ def _rows_by_targets(job: Job, sets: dict[str, DistilledSet], key: str, listen: 
     folder, task, seed = job.folder, job.task, job.config.seed
     if sets["last"].targets is None:
         return []
-    logged = {
-        (line["set"], line["which"]): line["rows"]
-        for line in folder.lines("own protocol")
-        if line.get("evaluation") == key
-    }
+    logged = {(line.set, line.which): line.rows for line in folder.lines(ProtocolLine) if line.evaluation == key}
     config = RegressionConfig(networks=job.config.eval.networks)
     listen({"event": "stage", "name": "own protocol", "total": 6 * config.networks, "unit": "network"})
     images, labels = real_images(task, "random", job.config.ipc)(derive_seed(seed, "regression", "random"))
@@ -112,8 +108,9 @@ def _rows_by_targets(job: Job, sets: dict[str, DistilledSet], key: str, listen: 
         if (name, which) not in logged:
             advance = partial(listen, {"event": "advance", "text": f"{name}, by its own protocol"})
             computed = regression_rows(task, distilled, config, seed, which, advance)
-            logged[name, which] = [{**row, "set": name, "step": row["step"] if which else None} for row in computed]
-            folder.line("own protocol", set=name, which=which, rows=logged[name, which], evaluation=key)
+            origin = {"set": name} if which else {"set": name, "step": None}
+            logged[name, which] = [row.model_copy(update=origin) for row in computed]
+            folder.line(ProtocolLine(set=name, which=which, rows=logged[name, which], evaluation=key))
         rows += logged[name, which]
     return rows
 
@@ -125,36 +122,38 @@ def timed(job: Job, stage: str) -> Iterator[None]:
     try:
         yield
     finally:
-        job.folder.line("stage", name=stage, seconds=round(time.perf_counter() - start, 2))
+        job.folder.line(StageLine(name=stage, seconds=round(time.perf_counter() - start, 2)))
 
 
 def stage_seconds(job: Job) -> dict[str, float]:
     """Seconds by stage, earlier tries included."""
     total: dict[str, float] = {}
-    for line in job.folder.lines("stage"):
-        total[line["name"]] = round(total.get(line["name"], 0.0) + line["seconds"], 2)
+    for line in job.folder.lines(StageLine):
+        total[line.name] = round(total.get(line.name, 0.0) + line.seconds, 2)
     return total
 
 
-def write_results(job: Job, rows: list[dict[str, Any]]) -> None:
+def write_results(job: Job, rows: list[ResultRow]) -> None:
     """results.json, then the configuration that it is of in run.json; a report of other results is removed first."""
-    e, task, experts = job.config.eval, job.task, job.path / "experts.json"
-    stored = {"experts": read_json(experts, "limbeck-experts")["bytes"]["experts"]} if experts.exists() else {}
-    value = {
-        "format": RESULTS,
-        "version": 1,
-        "key": content_key(job.resolved),
-        "computed": task.computed(),
-        "method": job.resolved["method"],
-        "data": {"name": task.data.name, "fingerprint": task.data.fingerprint},
-        "ipc": job.config.ipc,
-        "protocol": f"{e.epochs} epochs of SGD with momentum {e.momentum}, weight decay {e.weight_decay}, batch "
-        f"{e.batch_size}, step size x 0.1 after half of them, augmentation {task.augment.strategy}; std is the sample "
-        "standard deviation over networks",
-        "results": rows,
-        "seconds": stage_seconds(job),
-        "bytes": {**stored, "set": size_of(job.path / "set-chosen.safetensors")},
-    }
+    config, task = job.config.eval, job.task
+    set_bytes, stored = size_of(job.path / "set-chosen.safetensors"), ResultBytes()
+    if job.experts is not None:
+        stored = ResultBytes(experts=job.experts.store.bytes_of(job.experts.indices))
+    results = ResultsRecord(
+        format=RESULTS,
+        version=1,
+        key=content_key(job.resolved),
+        computed=task.computed(),
+        method=job.method.name,
+        data=DataName(name=task.data.name, fingerprint=task.data.fingerprint),
+        ipc=job.config.ipc,
+        protocol=f"{config.epochs} epochs of SGD with momentum {config.momentum}, weight decay {config.weight_decay}, "
+        f"batch {config.batch_size}, step size x 0.1 after half of them, augmentation {task.augment.strategy}; std is "
+        "the sample standard deviation over networks",
+        results=rows,
+        seconds=stage_seconds(job),
+        bytes=stored.model_copy(update={"set": set_bytes}),
+    )
     (job.path / "report.html").unlink(missing_ok=True)
-    write_json(job.path / "results.json", value)
+    write_json(job.path / "results.json", results.to_json())
     job.folder.record(job.resolved)

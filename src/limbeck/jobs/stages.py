@@ -8,7 +8,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from limbeck.core.files import read_json, write_json
+from limbeck.core.files import write_json
+from limbeck.core.records import ExpertBytes, ExpertsRecord, WarningLine
 from limbeck.core.rng import derive_seed
 from limbeck.core.types import Listener, Trajectory
 from limbeck.data import ImageData
@@ -38,11 +39,11 @@ def run(job: Job, listen: Listener = lambda event: None) -> Path:
     another. Raises UserError where the folder holds another job's run.
     """
     set_switches(job.task.device, job.task.precision)
-    folder, facts = job.folder, job.facts()
+    folder, record = job.folder, job.record()
     if not folder.has_begun():
-        Run.begin(job.path, job.resolved, facts)
+        Run.begin(job.path, record)
     with folder.alone():
-        folder.take_up(job.resolved, facts)
+        folder.take_up(record)
         if job.is_finished:
             folder.record(job.resolved)
             listen({"event": "note", "text": f"{job.path} is finished; nothing was done."})
@@ -129,24 +130,22 @@ def inspect_experts(job: Job, experts: Experts) -> None:
     if path.exists():
         return
     store, count, parameters = experts.store, len(experts.loaded), job.task.model.layout.count
-    value = {
-        "format": "limbeck-experts",
-        "version": 1,
-        "store": str(store.path),
-        "computed": store.header.get("computed"),
-        "count": count,
-        "epochs": store.config.epochs,
-        "waypoints": store.config.waypoints,
-        "kept": store.config.keep,
-        "parameters": parameters,
-        "test_accuracy": [expert.test for expert in experts.loaded],
-        "bytes": {
-            "experts": store.bytes_of(experts.indices),
-            "recorded_would_be": 4 * count * parameters * (store.config.epochs + 1),
-        },
+    every_epoch = 4 * count * parameters * (store.config.epochs + 1)
+    record = ExpertsRecord(
+        format="limbeck-experts",
+        version=1,
+        store=str(store.path),
+        computed=store.header.get("computed"),
+        count=count,
+        epochs=store.config.epochs,
+        waypoints=store.config.waypoints,
+        kept=store.config.keep,
+        parameters=parameters,
+        test_accuracy=[expert.test for expert in experts.loaded],
+        bytes=ExpertBytes(experts=store.bytes_of(experts.indices), recorded_would_be=every_epoch),
         **path_accuracy(job.task, experts.loaded[:5]),
-    }
-    write_json(path, value)
+    )
+    write_json(path, record.to_json())
 
 
 def run_outer_loop(job: Job, plan: Plan, listen: Listener) -> None:
@@ -173,7 +172,7 @@ def run_outer_loop(job: Job, plan: Plan, listen: Listener) -> None:
 
 
 def _warn(job: Job, listen: Listener, text: str) -> None:
-    job.folder.line("warning", text=text)
+    job.folder.line(WarningLine(text=text))
     listen({"event": "warning", "text": text})
 
 
@@ -181,8 +180,7 @@ def _warn_of_weak_experts(job: Job, initial_accuracy: float, warn: Callable[[str
     """A set that follows experts can hardly get past them: warn where they are no better than the initial images."""
     if job.experts is None:
         return
-    paths = read_json(job.path / "experts.json", "limbeck-experts")["validation_per_epoch"]
-    expert_accuracy = fmean(path[-1] for path in paths)
+    expert_accuracy = fmean(expert.validation[-1] for expert in job.experts.loaded)
     if expert_accuracy <= initial_accuracy:
         warn(
             f"the experts reach {100 * expert_accuracy:.1f} % on validation, networks trained on the images that the "

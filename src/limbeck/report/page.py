@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 from collections.abc import Sequence
 from importlib import resources
@@ -15,8 +14,9 @@ import jinja2
 from markupsafe import Markup
 
 from limbeck.core.errors import UserError
+from limbeck.core.records import DataRecord, PathAccuracy, ResultRow
 from limbeck.report.plots import Line, Plot, mean_with_range, plot
-from limbeck.report.records import Result, Run, items, mapping, number, read_run, text, whole
+from limbeck.report.records import Run, finite, read_run
 from limbeck.report.text import NONE, count, duration, percent, points, size
 
 
@@ -38,7 +38,7 @@ def write_comparison(runs: Sequence[Path], out: Path) -> Path:
 
 
 def render_page(template: str, **values: object) -> str:
-    """One of the package\'s page templates with these values; everything from files is escaped."""
+    """One of the package's page templates with these values; everything from files is escaped."""
     pages = resources.files("limbeck.report") / "templates"
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: pages.joinpath(name).read_text(encoding="utf-8")),
@@ -72,26 +72,25 @@ def write_page(page: str, out: Path) -> Path:
 
 def _view(run: Run) -> dict[str, Any]:
     """Everything the template shows, in plain values."""
-    data = mapping(run.meta.get("data"))
+    meta, data, config, rows = run.meta, run.meta.data, run.meta.config, run.summary.results
     chosen = _chosen_step(run)
-    models = {row.model for row in run.results}
-    config = mapping(run.meta.get("config"))
-    kept = "lr_net" in config and "iterations" not in config  # a coreset, which takes no steps
+    is_coreset = "lr_net" in config and "iterations" not in config  # it takes no steps
+    shown = [row for row in rows if not (is_coreset and row.which == "last")]
+    machine = {"Device": meta.device, "Threads": _text(meta.threads), "Created": meta.created}
     return {
         "name": run.name,
         "headline": _headline(run),
         "facts": _facts(run),
-        "kept": kept,
-        "tiles": whole(config.get("factor")) if config.get("factor") != 1 else None,
+        "is_coreset": is_coreset,
+        "tiles": config["factor"] if config.get("factor") not in (None, 1) else None,
         "missing": run.missing,
-        "pictures": [p for p in run.pictures if p.name == "chosen"] if kept else run.pictures,
-        "rows": [(row, _describe(row), _gain(run, row)) for row in run.results if not (kept and row.which == "last")],
-        "balanced": any(row.balanced_mean is not None for row in run.results),
-        "splits": sorted({row.split or NONE for row in run.results}),
-        "several_models": len(models) > 1,
-        "has_random": any(row.set == "random" for row in run.results),
-        "protocol": text(run.summary.get("protocol")),
-        "paper": _chose_on_test(run),
+        "pictures": [picture for picture in run.pictures if not is_coreset or picture.name == "chosen"],
+        "rows": [(row, _describe(row), _gain(run, row)) for row in shown],
+        "balanced": any(row.balanced_accuracy_mean is not None for row in rows),
+        "splits": sorted({row.split or NONE for row in rows}),
+        "several_models": len({row.model for row in rows}) > 1,
+        "has_random": any(row.set == "random" for row in rows),
+        "protocol": run.summary.protocol,
         "chosen_step": chosen,
         "curves": _curves(run, chosen),
         "expert_plot": _expert_plot(run),
@@ -99,149 +98,151 @@ def _view(run: Run) -> dict[str, Any]:
         "experts": _experts(run),
         "alone": config.get("experts") == "none",
         "storage": _storage(run),
-        "stages": _stages(run),
+        "stages": [(name, duration(seconds)) for name, seconds in run.summary.seconds.items()],
         "classes": _class_rows(data),
         "totals": _totals(data),
-        "shape": " × ".join(count(number(n)) for n in items(data.get("shape"))) or NONE,
-        "data_name": text(data.get("name")) or NONE,
-        "fingerprint": text(data.get("fingerprint")) or NONE,
-        "notes": [text(note) for note in items(data.get("notes"))],
-        "command": text(run.meta.get("command")) or NONE,
-        "config": json.dumps(mapping(run.meta.get("config")), indent=2, ensure_ascii=False),
-        "versions": [(text(k), text(v)) for k, v in mapping(run.meta.get("versions")).items()],
-        "machine": [(key.capitalize(), text(run.meta.get(key)) or NONE) for key in ("device", "threads", "created")],
+        "shape": " × ".join(map(count, data.shape)) or NONE,
+        "data_name": data.name or NONE,
+        "fingerprint": data.fingerprint or NONE,
+        "notes": data.notes,
+        "command": meta.command or NONE,
+        "config": json.dumps(config, indent=2, ensure_ascii=False),
+        "versions": list(meta.versions.items()),
+        "machine": [(name, value or NONE) for name, value in machine.items()],
     }
 
 
-def _best(run: Run) -> Result | None:
+def _text(value: int | None) -> str:
+    return "" if value is None else str(value)
+
+
+def _best(run: Run) -> ResultRow | None:
     """The row a reader asks for first: the distilled set on test, chosen rather than last."""
-    own = [r for r in run.results if r.set not in ("random", "full") and r.mean is not None and not r.protocol]
+    own = [row for row in run.summary.results if row.set not in ("random", "full") and not row.protocol]
     own.sort(key=lambda row: (row.set != "distilled", row.split != "test", row.which != "chosen"))
     return own[0] if own else None
 
 
-def _other(run: Run, row: Result, name: str) -> Result | None:
-    """The row of another set that is comparable with this one: same network, same images."""
-    alike = (name, row.model, row.split, row.protocol)
-    return next((r for r in run.results if (r.set, r.model, r.split, r.protocol) == alike), None)
+def _other(run: Run, row: ResultRow, name: str) -> ResultRow | None:
+    """The row of another set that is comparable with this one: same network, same images, same protocol."""
+    key = (name, row.model, row.split, row.protocol)
+    return next((other for other in run.summary.results if _key(other) == key), None)
 
 
-def _gain(run: Run, row: Result) -> float | None:
+def _key(row: ResultRow) -> tuple[str, str, str, str | None]:
+    return row.set, row.model, row.split, row.protocol
+
+
+def _gain(run: Run, row: ResultRow) -> float | None:
     random = _other(run, row, "random")
-    if random is None or row.set == "random" or random.mean is None or row.mean is None:
-        return None
-    return row.mean - random.mean
+    return None if random is None or row.set == "random" else row.accuracy_mean - random.accuracy_mean
 
 
 def _images_per_class(run: Run) -> int | None:
-    stated = whole(run.summary.get("ipc"))
-    if stated is not None:
-        return stated
-    settings = _flat(mapping(run.meta.get("config")))
-    return next((n for key, value in settings.items() if key.split(".")[-1] == "ipc" and (n := whole(value))), None)
+    ipc = run.meta.config.get("ipc") if run.summary.ipc is None else run.summary.ipc
+    return ipc if isinstance(ipc, int) else None
+
+
+def _accuracy(row: ResultRow) -> str:
+    return percent(row.accuracy_mean, row.accuracy_std)
 
 
 def _headline(run: Run) -> str:
-    data = mapping(run.meta.get("data"))
-    name, ipc, classes = text(data.get("name")) or "the data", _images_per_class(run), len(items(data.get("classes")))
+    data = run.meta.data
+    name, ipc, classes = data.name or "the data", _images_per_class(run), len(data.classes)
     best = _best(run)
     if best is None:
-        checks = [c for c in run.validations.get("distilled", []) if c.mean is not None]
-        last = f"step {max(run.steps):,} is the last logged" if run.steps else "no step is logged"
-        seen = [f"; validation accuracy was {percent(c.mean, c.std)} at step {c.step:,}" for c in checks[-1:]]
-        return f"No result yet for {name}: {last}{''.join(seen)}."
+        validations = run.validations.get("distilled", [])
+        step = f"step {max(run.steps):,} is the last logged" if run.steps else "no step is logged"
+        progress = [
+            f"; validation accuracy was {percent(line.accuracy_mean, line.accuracy_std)} at step {line.step:,}"
+            for line in validations[-1:]
+        ]
+        return f"No result yet for {name}: {step}{''.join(progress)}."
     many = f"{ipc * classes:,}" if ipc and classes else ""
     kind = {"distilled": "", "kmeans": "k-means"}.get(best.set, best.set)
-    each = f" ({ipc:,} per class)" if ipc else ""
+    per_class = f" ({ipc:,} per class)" if ipc else ""
     noun = "image trains" if many == "1" else "images train"
     subject = " ".join(word for word in (many, kind, noun.split()[0]) if word)
-    spread = percent(best.mean, best.std) + (f" (n = {best.n})" if best.n is not None else "")
     model = best.model or "network"
     article = "an" if model[:1].lower() in "aeio" or model == "mlp" else "a"
     where = {"test": "on test", "validation": "on validation (not test)"}.get(best.split, f"on {best.split or NONE}")
-    parts = [f"{subject}{each} of {name} {noun.split()[1]} {article} {model} to {spread} {where}"]
-    if (random := _other(run, best, "random")) and random.mean is not None:
-        parts.append(f"{many + ' ' if many else ''}random real images {percent(random.mean, random.std)}")
-    if (full := _other(run, best, "full")) and full.mean is not None:
+    verb = f"{noun.split()[1]} {article} {model} to {_accuracy(best)} (n = {best.n})"
+    parts = [f"{subject}{per_class} of {name} {verb} {where}"]
+    if random := _other(run, best, "random"):
+        parts.append(f"{many + ' ' if many else ''}random real images {_accuracy(random)}")
+    if full := _other(run, best, "full"):
         total = _totals(data)["train"]
-        parts.append(f"all {count(total) + ' ' if total else ''}training images {percent(full.mean, full.std)}")
+        parts.append(f"all {count(total) + ' ' if total else ''}training images {_accuracy(full)}")
     sentence = "; ".join(parts) + "."
     return sentence[0].upper() + sentence[1:]
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
-    data = mapping(run.meta.get("data"))
-    ipc, train, classes = _images_per_class(run), _totals(data)["train"], len(items(data.get("classes")))
-    facts = [("Method", text(run.summary.get("method"))), ("Data", text(data.get("name")))]
-    facts.append(("Images per class", count(ipc) if ipc else ""))
+    data = run.meta.data
+    ipc, train, classes = _images_per_class(run), _totals(data)["train"], len(data.classes)
+    facts = [("Method", run.summary.method), ("Data", data.name), ("Images per class", count(ipc) if ipc else "")]
     if ipc and train and classes:
         fewer = train / (ipc * classes)
         facts.append(("Reduction", f"{fewer:,.1f} times fewer" if fewer < 10 else f"{fewer:,.0f} times fewer"))
-    stages = [s for value in mapping(run.summary.get("seconds")).values() if (s := number(value)) is not None]
-    facts.append(("Time in all", duration(sum(stages)) if stages else ""))
-    facts.append(("Made", text(run.meta.get("created"))[:16].replace("T", " ")))
-    return [(key, value) for key, value in facts if value]
+    facts.append(("Time in all", duration(_total_seconds(run)) if run.summary.seconds else ""))
+    facts.append(("Created", run.meta.created[:16].replace("T", " ")))
+    return [(name, value) for name, value in facts if value]
 
 
-def _describe(row: Result) -> str:
-    names = {"distilled": "distilled", "random": "random real images", "kmeans": "k-means real images"}
-    names["full"] = "all training images"
+def _total_seconds(run: Run) -> float | None:
+    return sum(run.summary.seconds.values()) if run.summary.seconds else None
+
+
+def _describe(row: ResultRow) -> str:
+    names = {"random": "random real images", "kmeans": "k-means real images", "full": "all training images"}
     return names.get(row.set, row.set or NONE) + (f", {row.protocol}" if row.protocol else "")
 
 
-def _chose_on_test(run: Run) -> bool:
-    return "paper" in text(run.summary.get("protocol")).lower()
-
-
 def _chosen_step(run: Run) -> int | None:
-    return next(
-        (r.step for r in run.results if r.set == "distilled" and r.which == "chosen" and r.step is not None), None
-    )
+    rows = [row for row in run.summary.results if row.set == "distilled" and row.which == "chosen"]
+    return next((row.step for row in rows if row.step is not None), None)
 
 
 def _curves(run: Run, chosen: int | None) -> list[Plot]:
     steps = list(run.steps)
     marks = [] if chosen is None else [chosen]
-    loss = Line("loss", steps, [run.steps[s][0] for s in steps])
-    rate = Line("learned step size", steps, [run.steps[s][1] for s in steps], colour=2)
+    loss = Line("loss", steps, [finite(line.loss) for line in run.steps.values()])
+    rate = Line("learned step size", steps, [finite(line.lr) for line in run.steps.values()], colour=2)
     plots = [
         plot("Loss", [loss], "step", salt="loss", marks=marks),
         plot("Learned step size", [rate], "step", salt="rate", marks=marks) if len(set(rate.y)) > 1 else None,
         plot("Validation accuracy (%)", _validation_lines(run), "step", salt="validation", marks=marks),
     ]
-    lost = sum(not _drawn(value) for value, _ in run.steps.values())
+    lost = sum(value is None for value in loss.y)
     if plots[0] is not None and lost:
         plots[0].notes.append(f"The loss was not a finite number at {lost:,} of {len(steps):,} steps.")
     return [drawn for drawn in plots if drawn is not None]
 
 
-def _drawn(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
-
-
 def _validation_lines(run: Run) -> list[Line]:
     lines = []
-    for colour, (which, checks) in enumerate(run.validations.items()):
-        low = [None if c.mean is None else 100 * (c.mean - (c.std or 0)) for c in checks]
-        high = [None if c.mean is None else 100 * (c.mean + (c.std or 0)) for c in checks]
-        mean = [None if c.mean is None else 100 * c.mean for c in checks]
-        lines.append(Line(which or NONE, [c.step for c in checks], mean, low, high, colour))
+    for colour, (which, validations) in enumerate(run.validations.items()):
+        low = [100 * (line.accuracy_mean - (line.accuracy_std or 0)) for line in validations]
+        high = [100 * (line.accuracy_mean + (line.accuracy_std or 0)) for line in validations]
+        mean = [100 * line.accuracy_mean for line in validations]
+        lines.append(Line(which or NONE, [line.step for line in validations], mean, low, high, colour))
     return lines
 
 
 def _paths(run: Run) -> list[tuple[str, list[float], list[list[float | None]]]]:
     """(name, epochs, accuracy in percent per expert) of the recorded and the convexified path, where there are any."""
+    recorded = run.experts.recorded_path or PathAccuracy(accuracy=run.experts.validation_per_epoch)
     paths = []
-    per_epoch = items(run.experts.get("validation_per_epoch"))
-    recorded = mapping(run.experts.get("recorded_path")) or {"accuracy": per_epoch}
-    for name, path in (("recorded", recorded), ("convexified", mapping(run.experts.get("convexified_path")))):
-        rows = [[number(v) for v in items(row)] for row in items(path.get("accuracy"))]
-        longest = max((len(row) for row in rows), default=0)
-        t = [number(v) for v in items(path.get("t"))] or [float(i) for i in range(longest)]
-        epochs = [v for v in t if v is not None]
-        if longest and len(epochs) == len(t):
-            cut = [[None if v is None else 100 * v for v in row[: len(epochs)]] for row in rows]
-            paths.append((name, epochs[:longest], cut))
+    for name, path in (("recorded", recorded), ("convexified", run.experts.convexified_path)):
+        if path is None:
+            continue
+        rows = [[finite(value) for value in row] for row in path.accuracy]
+        longest = max(map(len, rows), default=0)
+        epochs = [t for t in path.t or map(float, range(longest)) if t is not None]
+        if longest and len(epochs) == len(path.t or epochs):
+            percents = [[None if value is None else 100 * value for value in row[: len(epochs)]] for row in rows]
+            paths.append((name, epochs[:longest], percents))
     return paths
 
 
@@ -263,52 +264,44 @@ def _expert_ends(run: Run) -> str:
 
 
 def _experts(run: Run) -> list[tuple[str, str]]:
-    """How many experts, how long each trained, how many waypoints are kept."""
-    names = (("count", "Experts"), ("epochs", "Epochs each"), ("waypoints", "Waypoints kept of each"))
-    return [(label, count(n)) for key, label in names if (n := number(run.experts.get(key))) is not None]
+    """How many experts, how long each trained, how many waypoints are stored."""
+    experts = run.experts
+    numbers = {
+        "Experts": experts.count,
+        "Epochs per expert": experts.epochs,
+        "Waypoints per expert": experts.waypoints,
+    }
+    return [(name, count(number)) for name, number in numbers.items() if number is not None]
 
 
 def _storage(run: Run) -> list[tuple[str, str, str]]:
     """(what, size, remark) of everything the run stored."""
-    stored = mapping(run.experts.get("bytes"))
-    kept = number(stored.get("experts")) or number(mapping(run.summary.get("bytes")).get("experts"))
-    every = number(stored.get("recorded_would_be"))
+    stored, every = run.experts.bytes.experts or run.summary.bytes.experts, run.experts.bytes.recorded_would_be
     rows = []
-    if kept is not None:
-        form = {"recorded": ", every epoch", "both": ", every epoch and convexified"}.get(
-            text(run.experts.get("kept")), ", convexified"
-        )
-        less = every and kept > 0 and every / kept > 1.5
-        remark = f"{every / kept:,.1f} times less than every epoch of every expert" if every and less else ""
-        rows.append((f"Experts{form}", size(kept), remark))
-    if every is not None and text(run.experts.get("kept")) in ("", "convex"):
+    if stored is not None:
+        forms = {"recorded": ", every epoch", "both": ", every epoch and convexified"}
+        ratio = every / stored if every and stored > 0 else 0.0
+        remark = f"{ratio:,.1f} times less than every epoch of every expert" if ratio > 1.5 else ""
+        rows.append((f"Experts{forms.get(run.experts.kept, ', convexified')}", size(stored), remark))
+    if every is not None and run.experts.kept in ("", "convex"):
         rows.append(("Experts, if every epoch were recorded", size(every), "not stored, for comparison"))
-    if (one := number(stored.get("parameters"))) is not None:
-        rows.append(("One copy of the network's parameters", size(one), ""))
-    budget = number(mapping(run.summary.get("bytes")).get("set"))
-    if budget is not None:
-        rows.append(("Distilled set", size(budget), "images, labels and learned step size"))
+    if run.summary.bytes.set is not None:
+        rows.append(("Distilled set", size(run.summary.bytes.set), "images, labels and learned step size"))
     return rows + [(name, size(length), "file") for name, length in run.sets]
 
 
-def _stages(run: Run) -> list[tuple[str, str]]:
-    return [(text(name), duration(number(value))) for name, value in mapping(run.summary.get("seconds")).items()]
+def _totals(data: DataRecord) -> dict[str, int | None]:
+    counts = {split: data.counts.get(split) for split in ("train", "validation", "test")}
+    return {split: sum(numbers) if numbers else None for split, numbers in counts.items()}
 
 
-def _parts(data: dict[str, Any]) -> dict[str, list[float | None]]:
-    counts = mapping(data.get("counts"))
-    return {part: [number(n) for n in items(counts.get(part))] for part in ("train", "validation", "test")}
-
-
-def _totals(data: dict[str, Any]) -> dict[str, float | None]:
-    return {k: sum(n for n in v if n is not None) if v else None for k, v in _parts(data).items()}
-
-
-def _class_rows(data: dict[str, Any]) -> list[tuple[str, list[str]]]:
+def _class_rows(data: DataRecord) -> list[tuple[str, list[str]]]:
     """(class, images in train, validation and test)."""
-    parts = list(_parts(data).values())
-    names = items(data.get("classes"))
-    return [(text(c), [count(part[i]) if i < len(part) else NONE for part in parts]) for i, c in enumerate(names)]
+    splits = [data.counts.get(split, []) for split in ("train", "validation", "test")]
+    return [
+        (name, [count(split[label]) if label < len(split) else NONE for split in splits])
+        for label, name in enumerate(data.classes)
+    ]
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -320,16 +313,15 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _comparison(runs: list[Run], names: list[str]) -> dict[str, Any]:
     views = [_view(run) for run in runs]
-    flats = [_flat(mapping(run.meta.get("config"))) for run in runs]
+    flats = [_flat(run.meta.config) for run in runs]
     keys = list(dict.fromkeys(key for flat in flats for key in flat))
-    shown = [(key, [_setting(f[key]) if key in f else NONE for f in flats]) for key in keys]
+    settings = [(key, [_setting(flat[key]) if key in flat else NONE for flat in flats]) for key in keys]
     return {
         "views": [{**view, "name": name} for view, name in zip(views, names)],
         "rows": [_comparison_row(run, name) for run, name in zip(runs, names)],
-        "differ": [(key, values) for key, values in shown if len(set(values)) > 1],
-        "same_data": len({text(mapping(run.meta.get("data")).get("fingerprint")) for run in runs}) == 1,
+        "differ": [(key, values) for key, values in settings if len(set(values)) > 1],
+        "same_data": len({run.meta.data.fingerprint for run in runs}) == 1,
         "splits": sorted({best.split or NONE for run in runs if (best := _best(run))}),
-        "paper": [name for run, name in zip(runs, names) if _chose_on_test(run)],
         "curves": _overlays(runs, names),
     }
 
@@ -341,30 +333,29 @@ def _setting(value: object) -> str:
 def _comparison_row(run: Run, name: str) -> dict[str, Any]:
     best = _best(run)
     random, full = (_other(run, best, "random"), _other(run, best, "full")) if best else (None, None)
-    stages = [s for value in mapping(run.summary.get("seconds")).values() if (s := number(value)) is not None]
     return {
         "name": name,
-        "method": text(run.summary.get("method")) or NONE,
-        "data": text(mapping(run.meta.get("data")).get("name")) or NONE,
+        "method": run.summary.method or NONE,
+        "data": run.meta.data.name or NONE,
         "ipc": count(_images_per_class(run)),
         "best": best,
+        "accuracy": _accuracy(best) if best else NONE,
         "gain": _gain(run, best) if best else None,
-        "random": random,
-        "full": full,
-        "experts": size(number(mapping(run.experts.get("bytes")).get("experts"))),
-        "time": duration(sum(stages) if stages else None),
+        "random": _accuracy(random) if random else NONE,
+        "full": _accuracy(full) if full else NONE,
+        "experts": size(run.experts.bytes.experts),
+        "time": duration(_total_seconds(run)),
     }
 
 
 def _overlays(runs: list[Run], names: list[str]) -> list[Plot]:
     loss, rate, accuracy = [], [], []
     for colour, (run, name) in enumerate(zip(runs, names)):
-        steps = list(run.steps)
-        loss.append(Line(name, steps, [run.steps[s][0] for s in steps], colour=colour))
-        rate.append(Line(name, steps, [run.steps[s][1] for s in steps], colour=colour))
-        checks = run.validations.get("distilled", [])
-        mean = [None if c.mean is None else 100 * c.mean for c in checks]
-        accuracy.append(Line(name, [c.step for c in checks], mean, colour=colour))
+        steps, validations = list(run.steps), run.validations.get("distilled", [])
+        loss.append(Line(name, steps, [finite(line.loss) for line in run.steps.values()], colour=colour))
+        rate.append(Line(name, steps, [finite(line.lr) for line in run.steps.values()], colour=colour))
+        mean = [100 * line.accuracy_mean for line in validations]
+        accuracy.append(Line(name, [line.step for line in validations], mean, colour=colour))
     plots = [
         plot("Loss", loss, "step", salt="loss"),
         plot("Learned step size", rate, "step", salt="rate"),

@@ -7,45 +7,19 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+
+from pydantic import ValidationError
 
 from limbeck.core.errors import UserError
-from limbeck.report.text import deviation
+from limbeck.core.records import ExpertsRecord, Record, ResultsRecord, RunRecord, StepLine, ValidationLine, salvage
 
+R = TypeVar("R", bound=Record)
 FORMAT = "limbeck-run"
 VERSION = 1
 PREVIEWS = ("chosen", "initial", "last")
+UNREADABLE = (ValueError, RecursionError, OSError)
 _PNG = b"\x89PNG\r\n\x1a\n"
-
-
-@dataclass(frozen=True)
-class Validation:
-    """One validation of a set during the run: accuracies are fractions, None where unknown."""
-
-    step: int
-    mean: float | None
-    std: float | None
-
-
-@dataclass(frozen=True)
-class Result:
-    """One row of results.json: a set, trained from scratch `n` times; accuracies are fractions, None where unknown.
-
-    protocol: how it was trained where not by the run's common protocol, else nothing.
-    """
-
-    set: str
-    which: str | None
-    model: str
-    split: str
-    mean: float | None
-    std: float | None
-    n: int | None
-    step: int | None
-    lr: float | None
-    protocol: str
-    balanced_mean: float | None
-    balanced_std: float | None
 
 
 @dataclass(frozen=True)
@@ -60,118 +34,96 @@ class Picture:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder holds; `missing` says in sentences what was absent or unreadable."""
+    """What a run folder holds; `missing` says in sentences what was absent or unreadable.
+
+    steps, validations: lines of the log by step, validations also by which set; sets: (file, bytes).
+    """
 
     name: str
-    meta: dict[str, Any]
-    steps: dict[int, tuple[float | None, float | None]]
-    validations: dict[str, list[Validation]]
-    experts: dict[str, Any]
-    summary: dict[str, Any]
-    results: list[Result]
+    meta: RunRecord
+    steps: dict[int, StepLine]
+    validations: dict[str, list[ValidationLine]]
+    experts: ExpertsRecord
+    summary: ResultsRecord
     pictures: list[Picture]
     sets: list[tuple[str, int]]
     missing: list[str]
 
 
-def number(value: object) -> float | None:
-    """A finite float, or None for anything else: NaN, null, text, truth values, numbers too large.
-
-    >>> number(2), number(float("nan")), number("2"), number(True)
-    (2.0, None, None, None)
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        result = float(value)
-    except OverflowError:
-        return None
-    return result if math.isfinite(result) else None
-
-
-def whole(value: object) -> int | None:
-    """A whole number, or None for anything else."""
-    result = number(value)
-    return int(result) if result is not None and result == int(result) else None
-
-
-def mapping(value: object) -> dict[str, Any]:
-    """The value if it is a mapping, else an empty one."""
-    return value if isinstance(value, dict) else {}
-
-
-def items(value: object) -> list[Any]:
-    """The value if it is a list, else an empty one."""
-    return value if isinstance(value, list) else []
-
-
-def text(value: object) -> str:
-    """The value as text; nothing for None."""
-    return "" if value is None else str(value)
+def finite(value: float | None) -> float | None:
+    """The number, or None where it is NaN or infinite."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def read_run(folder: Path) -> Run:
     """Read a run folder; a UserError unless it holds a run.json that this version understands."""
-    meta = _read_meta(folder)
     missing: list[str] = []
+    meta = _read_meta(folder, missing)
     steps, validations = _read_log(folder / "log.jsonl", missing)
-    alone = mapping(meta.get("config")).get("experts") == "none"
-    experts = {} if alone else _read_optional(folder / "experts.json", "the experts are not described", missing)
-    summary = _read_optional(folder / "results.json", "the run has not been evaluated", missing)
-    results = [_result(row) for row in items(summary.get("results")) if isinstance(row, dict)]
+    if meta.config.get("experts") == "none":
+        experts = ExpertsRecord()
+    else:
+        experts = _read_optional(ExpertsRecord, folder / "experts.json", "the experts are not described", missing)
+    summary = _read_optional(ResultsRecord, folder / "results.json", "the run has not been evaluated", missing)
     pictures = [p for name in PREVIEWS if (p := _read_picture(folder / "previews" / f"{name}.png"))]
-    if unseen := [name for name in PREVIEWS if name not in [p.name for p in pictures]]:
+    if unseen := [name for name in PREVIEWS if name not in [picture.name for picture in pictures]]:
         missing.append(f"previews: no readable picture of the {', '.join(unseen)} set.")
     files = [folder / name for name in ("set-chosen.safetensors", "set-last.safetensors")]
     sets = [(path.name, path.stat().st_size) for path in files if path.is_file()]
     if not sets:
         missing.append("set-chosen.safetensors, set-last.safetensors: not there, so no distilled set is saved.")
-    name = folder.resolve().name
-    return Run(name, meta, steps, validations, experts, summary, results, pictures, sets, missing)
+    return Run(folder.resolve().name, meta, steps, validations, experts, summary, pictures, sets, missing)
 
 
-def _read_meta(folder: Path) -> dict[str, Any]:
+def _read_meta(folder: Path, missing: list[str]) -> RunRecord:
     path = folder / "run.json"
     if not path.is_file():
         raise UserError(f"{str(folder)!r} is not a run folder: it holds no run.json; give the folder that a run wrote.")
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except UNREADABLE as error:
         raise UserError(f"{str(path)!r} is damaged and cannot be read ({error}); restore it or run again.") from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise UserError(f"{str(path)!r} is not the record of a run: its format is not {FORMAT!r}.")
-    version = whole(meta.get("version"))
-    if version is None or version < 1:
-        raise UserError(f"{str(path)!r} is damaged: its version is {meta.get('version')!r}, not a whole number from 1.")
-    if version > VERSION:
+    try:
+        meta, faults = salvage(RunRecord, value)
+    except ValidationError:
+        version = value.get("version")
+        raise UserError(f"{str(path)!r} is damaged: its version is {version!r}, not a whole number from 1.") from None
+    if meta.version > VERSION:
         raise UserError(
-            f"{str(path)!r} has version {version}, but this limbeck reads up to version {VERSION}; "
+            f"{str(path)!r} has version {meta.version}, but this limbeck reads up to version {VERSION}; "
             "upgrade limbeck to report on this run."
         )
+    _tell(path, faults, missing)
     return meta
 
 
-def _read_optional(path: Path, meaning: str, missing: list[str]) -> dict[str, Any]:
-    """A mapping from a JSON file that may be absent or damaged; then an empty one and a sentence in `missing`."""
+def _read_optional(model: type[R], path: Path, meaning: str, missing: list[str]) -> R:
+    """A record from a JSON file that may be absent or damaged; then an empty one and a sentence in `missing`."""
     if not path.is_file():
         missing.append(f"{path.name}: not there, so {meaning}.")
-        return {}
+        return model()
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError):
-        value = None
-    if not isinstance(value, dict):
+        record, faults = salvage(model, json.loads(path.read_text(encoding="utf-8")))
+    except (*UNREADABLE, ValidationError):
         missing.append(f"{path.name}: damaged, so {meaning}.")
-        return {}
-    return value
+        return model()
+    _tell(path, faults, missing)
+    return record
 
 
-def _read_log(
-    path: Path, missing: list[str]
-) -> tuple[dict[int, tuple[float | None, float | None]], dict[str, list[Validation]]]:
-    """Loss and learned step size per step, and the validations; of a step logged twice the later line counts."""
-    steps: dict[int, tuple[float | None, float | None]] = {}
-    checks: dict[str, dict[int, Validation]] = {}
+def _tell(path: Path, faults: list[str], missing: list[str]) -> None:
+    """Name at most five parts of a file that were left out."""
+    if faults:
+        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+        missing.append(f"{path.name}: these parts are damaged and left out: {', '.join(faults[:5])}{more}.")
+
+
+def _read_log(path: Path, missing: list[str]) -> tuple[dict[int, StepLine], dict[str, list[ValidationLine]]]:
+    """Steps and validations; of a step logged twice the later line counts."""
+    steps: dict[int, StepLine] = {}
+    validations: dict[str, dict[int, ValidationLine]] = {}
     try:
         lines = path.read_bytes().splitlines()
     except OSError:
@@ -181,39 +133,21 @@ def _read_log(
     for index, line in enumerate(lines):
         try:
             entry = json.loads(line) if line.strip() else {}
-        except (ValueError, RecursionError):
+            event = entry.get("event")
+            if event == "step":
+                step = StepLine.model_validate(entry)
+                steps[step.step] = step
+            elif event == "validate":
+                validation = ValidationLine.model_validate(entry)
+                validations.setdefault(validation.which, {})[validation.step] = validation
+        except (ValueError, RecursionError, AttributeError):
             # A crash may cut the last line off; that loses nothing worth a warning.
             damaged += index < len(lines) - 1
-            continue
-        entry = mapping(entry)
-        step = whole(entry.get("step"))
-        if step is None:
-            continue
-        if entry.get("event") == "step":
-            steps[step] = (number(entry.get("loss")), number(entry.get("lr")))
-        elif entry.get("event") == "validate":
-            check = Validation(step, number(entry.get("accuracy_mean")), number(deviation(entry)))
-            checks.setdefault(text(entry.get("which")), {})[step] = check
     if damaged:
         missing.append(f"log.jsonl: lines that could not be read and were skipped: {damaged}.")
-    return dict(sorted(steps.items())), {k: [v[s] for s in sorted(v)] for k, v in checks.items()}
-
-
-def _result(row: dict[str, Any]) -> Result:
-    return Result(
-        set=text(row.get("set")),
-        which=None if row.get("which") is None else text(row["which"]),
-        model=text(row.get("model")),
-        split=text(row.get("split")),
-        mean=number(row.get("accuracy_mean")),
-        std=number(deviation(row)),
-        n=whole(row.get("n")),
-        step=whole(row.get("step")),
-        lr=number(row.get("lr")),
-        protocol=text(row.get("protocol")),
-        balanced_mean=number(row.get("balanced_accuracy_mean")),
-        balanced_std=number(deviation(row, "balanced_accuracy")),
-    )
+    return dict(sorted(steps.items())), {
+        which: [by_step[step] for step in sorted(by_step)] for which, by_step in validations.items()
+    }
 
 
 def _read_picture(path: Path) -> Picture | None:

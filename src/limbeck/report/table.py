@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
 from statistics import fmean, variance
-from typing import Any
+from typing import Any, NamedTuple
+
+from pydantic import JsonValue
 
 from limbeck.core.errors import UserError
-from limbeck.report.text import NONE, deviation
+from limbeck.core.records import ResultRow, ResultsRecord, RunRecord, read_record
+from limbeck.report.text import NONE
 
 MEASURES = {"accuracy": "", "balanced_accuracy": " (balanced accuracy)"}
 UNEVEN = 0.005  # where test classes differ in size, so that the two measures differ by more than this, both are shown
@@ -35,34 +38,40 @@ class Cell:
         return f"{100 * self.mean:.1f} ± {std} (n = {self.networks})"
 
 
-def pooled(rows: Sequence[dict[str, Any]], measure: str = "accuracy") -> Cell:
+def pooled(rows: Sequence[ResultRow], measure: str = "accuracy") -> Cell:
     """One cell from a row per run: the mean of means, and the deviation of one network of one run from it.
 
     Its variance is that within runs plus that between them. The means of n networks differ by within / n even where
     runs do not, so that between is what their variance has above that, or 0 (analysis of variance, one-way).
 
-    >>> row = {"accuracy_mean": 0.5, "accuracy_std": 0.03, "n": 5}
-    >>> pooled([row]).std, round(pooled([row, {**row, "accuracy_mean": 0.58}]).std, 4)
+    >>> row = ResultRow(set="random", model="convnet", split="test", accuracy_mean=0.5, accuracy_std=0.03, n=5)
+    >>> pooled([row]).std, round(pooled([row, row.model_copy(update={"accuracy_mean": 0.58})]).std, 4)
     (0.03, 0.0626)
-    >>> str(pooled([{**row, "n": 1}]))
+    >>> str(pooled([row.model_copy(update={"n": 1, "accuracy_std": None})]))
     '50.0 ± – (n = 1)'
     """
-    means = [row[f"{measure}_mean"] for row in rows]
-    networks = [row["n"] for row in rows]
-    variances = [std**2 for row in rows if (std := deviation(row, measure)) is not None]
+    means = [getattr(row, f"{measure}_mean") for row in rows]
+    networks = [row.n for row in rows]
+    variances = [std**2 for row in rows if (std := getattr(row, f"{measure}_std")) is not None]
     within = fmean(variances) if variances else 0.0
     between = max(0.0, variance(means) - within * fmean(1 / n for n in networks)) if len(means) > 1 else 0.0
     std = sqrt(within + between) if variances or len(means) > 1 else None
     return Cell(fmean(means), std, min(networks), len(rows))
 
 
-def _read(run: Path) -> dict[str, Any]:
+class FinishedRun(NamedTuple):
+    """A run's results and its configuration."""
+
+    results: ResultsRecord
+    config: dict[str, JsonValue]
+
+
+def _read(run: Path) -> FinishedRun:
     try:
-        results = json.loads((run / "results.json").read_text(encoding="utf-8"))
-        config = json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]
-    except (OSError, json.JSONDecodeError, KeyError) as error:
+        results = read_record(run / "results.json", ResultsRecord, "limbeck-results")
+        return FinishedRun(results, read_record(run / "run.json", RunRecord, "limbeck-run").config)
+    except UserError as error:
         raise UserError(f"{run} is not a finished run ({error}); run its command again.") from None
-    return {**results, "config": config}
 
 
 def write_table(runs: Sequence[Path], out: Path, note: str = "") -> Path:
@@ -73,19 +82,13 @@ def write_table(runs: Sequence[Path], out: Path, note: str = "") -> Path:
     """
     if not runs:
         raise UserError("a table needs runs; name the folders of one or more finished runs.")
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, ...], list[ResultsRecord]] = {}
     for run in runs:
-        read = _read(Path(run))
-        setting = {key: value for key, value in read["config"].items() if key not in ("seed", "data", "experts")}
-        key = (read["data"]["name"], f"{read['ipc']:05d}", read["method"], json.dumps(setting, sort_keys=True))
-        groups.setdefault(key, []).append(read)
-    every = [(key[0], row) for key, members in groups.items() for member in members for row in member["results"]]
-    uneven = {
-        data
-        for data, row in every
-        if row.get("balanced_accuracy_mean") is not None
-        and abs(row["balanced_accuracy_mean"] - row["accuracy_mean"]) > UNEVEN
-    }
+        results, config = _read(Path(run))
+        setting = {key: value for key, value in config.items() if key not in ("seed", "data", "experts")}
+        key = (results.data.name, f"{results.ipc or 0:05d}", results.method, json.dumps(setting, sort_keys=True))
+        groups.setdefault(key, []).append(results)
+    uneven = {results.data.name for members in groups.values() for results in members if _is_uneven(results)}
     lines = [
         "| data | images per class | method | setting | distillation seeds "
         "| chosen | last | random | k-means | full data |",
@@ -93,14 +96,14 @@ def write_table(runs: Sequence[Path], out: Path, note: str = "") -> Path:
     ]
     for (data, ipc, method, setting_text), members in sorted(groups.items()):
         alike = [json.loads(key[3]) for key in groups if key[:3] == (data, ipc, method)]
-        said = _difference(json.loads(setting_text), alike)
-        for measure, name in MEASURES.items():
+        difference = _difference(json.loads(setting_text), alike)
+        protocols = dict.fromkeys(row.protocol for member in members for row in member.results)
+        for measure, label in MEASURES.items():
             if measure != "accuracy" and data not in uneven:
                 continue
-            protocols = dict.fromkeys(row.get("protocol", "") for member in members for row in member["results"])
             for protocol in protocols:
-                cells = [_cell(members, each[0], each[1], measure, protocol) for each in SETS]
-                where, how = f"{data}{name}", "; ".join(part for part in (said, protocol) if part)
+                cells = [_cell(members, name, which, measure, protocol) for name, which in SETS]
+                where, how = f"{data}{label}", "; ".join(part for part in (difference, protocol) if part)
                 lines.append(f"| {where} | {int(ipc)} | {method} | {how} | {len(members)} | {' | '.join(cells)} |")
     text = "\n".join([f"# Results\n\n{note}".rstrip(), "", *lines, "", CAPTION, ""])
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -120,11 +123,20 @@ def _difference(setting: dict[str, Any], alike: Sequence[dict[str, Any]]) -> str
     return ", ".join(f"{name} = {setting[name]}" for name in names)
 
 
-def _cell(members: list[dict[str, Any]], name: str, which: str | None, measure: str, protocol: str) -> str:
+def _is_uneven(results: ResultsRecord) -> bool:
+    """Whether plain and balanced accuracy differ, as they do where classes of the test part differ in size."""
+    return any(
+        row.balanced_accuracy_mean is not None and abs(row.balanced_accuracy_mean - row.accuracy_mean) > UNEVEN
+        for row in results.results
+    )
+
+
+def _cell(members: Sequence[ResultsRecord], name: str, which: str | None, measure: str, protocol: str | None) -> str:
+    """The cell of one set, from a row a run."""
+    key = (name, which, protocol, "test")
     rows = []
     for member in members:
-        held = [row for row in member["results"] if row.get("protocol", "") == protocol and row["split"] == "test"]
-        rows += [row for row in held if (row["set"], row["which"]) == (name, which)][:1]
+        rows += [row for row in member.results if (row.set, row.which, row.protocol, row.split) == key][:1]
     return str(pooled(rows, measure)) if rows else NONE
 
 

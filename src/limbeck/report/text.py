@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 NONE = "–"
 
 
@@ -17,15 +14,6 @@ def percent(mean: float | None, std: float | None, digits: int = 1) -> str:
     if mean is None:
         return NONE
     return f"{100 * mean:.{digits}f} ± {NONE if std is None else f'{100 * std:.{digits}f}'} %"
-
-
-def deviation(row: Mapping[str, Any], measure: str = "accuracy") -> Any:
-    """The standard deviation in a row of results; None where n is 1, which older files write as 0.
-
-    >>> deviation({"accuracy_std": 0.02, "n": 5}), deviation({"accuracy_std": 0.0, "n": 1})
-    (0.02, None)
-    """
-    return None if row.get("n") == 1 else row.get(f"{measure}_std")
 
 
 def points(difference: float | None) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from limbeck.core.errors import UserError
-from limbeck.core.files import read_tensors, write_tensors
+from limbeck.core.tensors import read_tensors, write_tensors
 from limbeck.data import Preprocess
 
 FORMAT = "limbeck-set"

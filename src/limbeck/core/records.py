@@ -1,0 +1,306 @@
+"""Records as files hold them: a run, its log, its experts and its results; `jobs` writes them and `report` reads them.
+
+Accuracies are fractions, times are seconds, sizes are bytes. Fields that a model does not know are kept, so that a file
+of a newer version survives being read and written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, model_validator
+
+from limbeck.core.errors import UserError
+from limbeck.core.files import read_json
+
+R = TypeVar("R", bound="Record")
+
+
+class Record(BaseModel):
+    """A JSON object with typed fields."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields that were set, as JSON values."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class Measurement(Record):
+    """Accuracies of `n` networks: mean and sample standard deviation; the latter is None where n is 1."""
+
+    accuracy_mean: float
+    accuracy_std: float | None = None
+    n: int
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_network_has_no_deviation(cls, value: Any) -> Any:
+        """Files of older versions say 0 where n is 1."""
+        if isinstance(value, dict) and value.get("n") == 1:
+            return {key: None if key.endswith("_std") else field for key, field in value.items()}
+        return value
+
+
+class ResultRow(Measurement):
+    """A row of results.json: fresh networks `model`, trained on the images `set` and scored on `split`.
+
+    set:      distilled, random, kmeans or full; which: of a distilled set, "last" or "chosen" (on validation).
+    lr, step: step size of the networks; outer steps after which the set is as it was evaluated.
+    protocol: how the networks were trained where that is not the run's common protocol.
+    """
+
+    set: str
+    which: str | None = None
+    model: str
+    split: str
+    balanced_accuracy_mean: float | None = None
+    balanced_accuracy_std: float | None = None
+    lr: float | None = None
+    step: int | None = None
+    protocol: str | None = None
+
+
+# --- run.json
+
+
+class DataRecord(Record):
+    """What a run keeps of its data; counts are images by split and class."""
+
+    name: str = ""
+    fingerprint: str = ""
+    classes: list[str] = []
+    shape: list[int] = []
+    counts: dict[str, list[int]] = {}
+    notes: list[str] = []
+
+
+class RunRecord(Record):
+    """run.json: what made a run.
+
+    config, key: everything that determines the result, and its content key.
+    computed, validation: the conditions under which figures are computed, and how sets are validated on the way; both
+        have to agree before a run is continued.
+    """
+
+    format: Literal["limbeck-run"]
+    version: int
+    config: dict[str, JsonValue] = {}
+    key: str = ""
+    versions: dict[str, str] = {}
+    command: str = ""
+    data: DataRecord = DataRecord()
+    source: str | None = None
+    device: str = ""
+    threads: int | None = None
+    implementation_because: str | None = None
+    computed: dict[str, JsonValue] | None = None
+    validation: dict[str, JsonValue] | None = None
+    created: str = ""
+
+
+# --- log.jsonl, one object a line
+
+
+class LogLine(Record):
+    """A line of the log; its event says which kind of line it is."""
+
+    event: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The event, and the fields that were set."""
+        return {"event": self.event, **super().to_json()}
+
+
+class StepLine(LogLine):
+    """One outer step: loss, student step size, seconds of the outer loop so far."""
+
+    model_config = ConfigDict(allow_inf_nan=True)
+
+    event: Literal["step"] = "step"
+    step: int
+    loss: float | None
+    lr: float | None
+    seconds: float = 0.0
+
+
+class ValidationLine(Measurement, LogLine):
+    """The distilled set after `step` outer steps, on the validation images."""
+
+    event: Literal["validate"] = "validate"
+    step: int
+    which: str = "distilled"
+
+
+class StageLine(LogLine):
+    """Seconds that one try of a stage took."""
+
+    event: Literal["stage"] = "stage"
+    name: str
+    seconds: float
+
+
+class WarningLine(LogLine):
+    """A warning that the user was given."""
+
+    event: Literal["warning"] = "warning"
+    text: str
+
+
+class ResultLine(ResultRow, LogLine):
+    """A row of results.json, as soon as it is known; evaluation: the key of what it depends on beside the run."""
+
+    event: Literal["result"] = "result"
+    evaluation: str = ""
+
+    @property
+    def row(self) -> ResultRow:
+        """The row without what only the log says of it."""
+        return ResultRow(**self.model_dump(exclude_unset=True, exclude={"event", "evaluation"}))
+
+
+class ProtocolLine(LogLine):
+    """The rows of one set by a protocol of its own."""
+
+    event: Literal["own protocol"] = "own protocol"
+    set: str
+    which: str | None
+    rows: list[ResultRow]
+    evaluation: str = ""
+
+
+# --- experts.json, results.json
+
+
+class ExpertBytes(Record):
+    """Bytes of the stored experts, and of the same experts with every epoch stored."""
+
+    experts: int | None = None
+    recorded_would_be: int | None = None
+
+
+class PathAccuracy(Record):
+    """Validation accuracy of each expert at the epochs `t`."""
+
+    model_config = ConfigDict(allow_inf_nan=True)  # a number that is left out would move the others
+
+    t: list[float | None] = []
+    accuracy: list[list[float | None]] = []
+
+
+class ExpertsRecord(Record):
+    """experts.json: which experts a run follows, and how good they are along the way."""
+
+    model_config = ConfigDict(allow_inf_nan=True)
+
+    format: str = "limbeck-experts"
+    version: int = 1
+    store: str = ""
+    computed: dict[str, JsonValue] | None = None
+    count: int | None = None
+    epochs: int | None = None
+    waypoints: int | None = None
+    kept: str = ""
+    parameters: int | None = None
+    test_accuracy: list[float] = []
+    bytes: ExpertBytes = ExpertBytes()
+    validation_per_epoch: list[list[float | None]] = []
+    recorded_path: PathAccuracy | None = None
+    convexified_path: PathAccuracy | None = None
+
+
+class DataName(Record):
+    """A data set by name and fingerprint."""
+
+    name: str = ""
+    fingerprint: str = ""
+
+
+class ResultBytes(Record):
+    """Bytes of the stored experts and of the distilled set's file."""
+
+    experts: int | None = None
+    set: int | None = None
+
+
+class ResultsRecord(Record):
+    """results.json: what networks reach that train on the sets of a run, and on what they are compared with."""
+
+    format: str = "limbeck-results"
+    version: int = 1
+    key: str | None = None
+    computed: dict[str, JsonValue] | None = None
+    method: str = ""
+    data: DataName = DataName()
+    ipc: int | None = None
+    protocol: str = ""
+    results: list[ResultRow] = []
+    seconds: dict[str, float] = {}
+    bytes: ResultBytes = ResultBytes()
+
+
+class BaselineRecord(Record):
+    """The row of real images, stored for every run that it is comparable with; description: all that it depends on."""
+
+    format: str = "limbeck-baseline"
+    version: int = 1
+    description: dict[str, JsonValue]
+    row: ResultRow
+
+
+# --- reading
+
+
+def read_record(path: Path, model: type[R], format: str, version: int = 1) -> R:
+    """A record from a JSON file; UserError where it is none of this format and version, or damaged."""
+    try:
+        return model.model_validate(read_json(path, format, version))
+    except ValidationError as error:
+        places = ", ".join(".".join(map(str, fault["loc"])) for fault in error.errors()[:5])
+        raise UserError(f"{path} is damaged: these parts do not fit: {places}; restore it or make it again.") from None
+
+
+def salvage(model: type[R], value: object) -> tuple[R, list[str]]:
+    """Read a record and leave out what does not fit it: (the record, the places that were left out).
+
+    A list loses the element that lacks a field. Raises ValidationError where what is left is no record.
+
+    >>> row = {"set": "random", "model": "convnet", "split": "test", "accuracy_mean": 0.5, "n": 5}
+    >>> results, faults = salvage(ResultsRecord, {"ipc": "one", "results": [row, {**row, "n": None}]})
+    >>> len(results.results), results.ipc, faults
+    (1, None, ['ipc', 'results.1.n', 'results.1'])
+    """
+    faults: list[str] = []
+    content = json.loads(json.dumps(value))
+    while True:
+        try:
+            return model.model_validate(content), faults
+        except ValidationError as error:
+            places = sorted({*_places(error)}, key=lambda place: [str(part).rjust(12) for part in place], reverse=True)
+            if () in places:
+                raise
+            faults += [".".join(map(str, place)) for place in reversed(places)]
+            for place in places:
+                _remove(content, place)
+
+
+def _places(error: ValidationError) -> Iterator[tuple[str | int, ...]]:
+    """Where a value does not fit; where a field is missing, the object that lacks it."""
+    for fault in error.errors(include_input=False, include_url=False):
+        yield fault["loc"][:-1] if fault["type"] == "missing" else fault["loc"]
+
+
+def _remove(value: Any, place: tuple[str | int, ...]) -> None:
+    """Remove the part of nested dicts and lists at `place`, where it is still there."""
+    for part in place[:-1]:
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            return
+    if isinstance(value, list) and isinstance(place[-1], int) and place[-1] < len(value):
+        del value[place[-1]]
+    elif isinstance(value, dict):
+        value.pop(place[-1], None)
