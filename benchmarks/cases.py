@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from limbeck.core.rng import fork_rng, make_generator
 from limbeck.data import ImageData, Split
-from limbeck.data.images import fingerprint
+from limbeck.data.images import compute_fingerprint
 from limbeck.networks.registry import ModelConfig
 from limbeck.task import Task, make_task
 
@@ -30,7 +30,7 @@ def random_data(channels: int, side: int, train: int, test: int) -> ImageData:
 
     parts = split(train), split(test), split(test)
     classes = tuple(str(label) for label in range(CLASSES))
-    return ImageData("random", *parts, classes, (), fingerprint(parts, classes))
+    return ImageData("random", *parts, classes, (), compute_fingerprint(parts, classes))
 
 
 def make(data: ImageData, width: int, precision: str = "float32", device: str = "cpu", norm: str | None = None) -> Task:

@@ -26,7 +26,7 @@ from limbeck.data import ImageData, cache, load_data, parquet, sources
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LIMBECK_HOME", str(tmp_path / "home"))
-    cache._warn.cache_clear()
+    cache._warn_once.cache_clear()
     return tmp_path / "home"
 
 
@@ -329,7 +329,7 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
 def test_many_images_are_announced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(cache, "MANY", 20)
+    monkeypatch.setattr(cache, "ANNOUNCED", 20)
     caplog.set_level(logging.INFO, "limbeck")
     for source in (a_folder(tmp_path / "pictures"), a_table(tmp_path / "t.parquet")):
         load_data(source)

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 from limbeck.core.errors import UserError
 from limbeck.core.rng import make_generator
 from limbeck.data import ImageData, Split, load_data, sources
-from limbeck.data.images import fingerprint, split_off
+from limbeck.data.images import compute_fingerprint, split_off
 
 RNG = np.random.default_rng
 
@@ -92,15 +92,15 @@ def test_describe_is_json_and_tells_the_counts(tmp_path: Path) -> None:
 def test_the_fingerprint_covers_pixels_labels_splits_and_names() -> None:
     data = load_data("digits", seed=3)
     parts = [data.train, data.validation, data.test]
-    assert fingerprint(parts, data.classes) == data.fingerprint == load_data("digits", seed=3).fingerprint
+    assert compute_fingerprint(parts, data.classes) == data.fingerprint == load_data("digits", seed=3).fingerprint
     pixel, label = data.train.images.clone(), data.train.labels.clone()
     pixel[5, 0, 4, 4] ^= 1
     label[5] = (label[5] + 1) % 10
     others = [
-        fingerprint([Split(pixel, data.train.labels), *parts[1:]], data.classes),
-        fingerprint([Split(data.train.images, label), *parts[1:]], data.classes),
-        fingerprint([data.train, data.test, data.validation], data.classes),
-        fingerprint(parts, ("zero", *data.classes[1:])),
+        compute_fingerprint([Split(pixel, data.train.labels), *parts[1:]], data.classes),
+        compute_fingerprint([Split(data.train.images, label), *parts[1:]], data.classes),
+        compute_fingerprint([data.train, data.test, data.validation], data.classes),
+        compute_fingerprint(parts, ("zero", *data.classes[1:])),
         load_data("digits", seed=4).fingerprint,
         load_data("digits", seed=3, validation=0).fingerprint,
     ]
@@ -363,6 +363,14 @@ def test_files_that_are_not_images_are_counted_and_hidden_ones_are_not(tmp_path:
     (tmp_path / "a" / "._0.png").write_text("x")
     (tmp_path / ".cache").mkdir()
     assert "1 files that are not images were left out" in load_data(tmp_path).notes
+
+
+def test_pictures_in_hidden_folders_are_left_out(tmp_path: Path) -> None:
+    """They were read, as Jupyter's copies, although the cache of decoded images did not notice when they changed."""
+    classes_in(tmp_path, each=5)
+    save(tmp_path / "a" / ".ipynb_checkpoints" / "0-checkpoint.png", grey(1)[0])
+    data = load_data(tmp_path)
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [6, 2, 2]
 
 
 # --- npz

@@ -1,4 +1,4 @@
-"""Labelled images from names, files and Python: `load_data`; and their way into the network: `fit_preprocess`."""
+"""Labelled images from names, files and Python (`load_data`), and their network input space (`fit_preprocess`)."""
 
 from limbeck.data.images import ImageData, Split
 from limbeck.data.preprocess import Preprocess, fit_preprocess

@@ -1,8 +1,9 @@
-"""Decoded images, kept for reuse: files of pictures are decoded once, and later commands map the pixels into memory.
+"""The cache of decoded images: picture files are decoded once, and later commands map the pixels into memory.
 
-An entry is one file in `folder()`, named by the content of its description: path, names, sizes and times of the files
-that were read, size of the images, and the versions of our reader and of Pillow. So an entry is never out of date; a
-changed file gives a new one. All entries together have a limit, and those used least recently are removed first.
+An entry is one file in `images_folder()`. Its name contains a key of its description: path, names, sizes and times of
+the files that were read, size of the images, and the versions of our reader and of Pillow. An entry is therefore never
+out of date; a changed file makes a new one. All entries together have a limit, and the least recently used ones are
+removed first.
 """
 
 from __future__ import annotations
@@ -30,46 +31,48 @@ from limbeck.core.tensors import read_tensors, write_tensors
 from limbeck.data.images import Array, RawData, Size
 
 FORMAT, VERSION = "limbeck-images", 1
-READER = 1  # to be raised whenever the pixels or the notes of the same files change
-LIMIT = 20.0  # GB of all entries together; $LIMBECK_CACHE_GB is another limit, 0 keeps nothing
-MANY = 1000  # images that take long enough to say so
+READER = 2  # the version of our reader; raise it whenever the pixels or the notes of the same files change
+LIMIT = 20.0  # GB of all entries together; $LIMBECK_CACHE_GB sets another limit, and 0 turns the cache off
+ANNOUNCED = 1000  # images whose decoding takes long enough to be announced
 
 log = logging.getLogger("limbeck")
 
 
-def folder() -> Path:
-    """Where entries lie."""
+def images_folder() -> Path:
+    """The folder of the entries."""
     return home_folder() / "images"
 
 
 def read_with_cache(
     source: Path, files: Callable[[], Iterable[Path]], size: Size | None, read: Callable[[], RawData]
 ) -> RawData:
-    """The result of `read`, from the cache where it has an entry; else it is read, and stored there.
+    """The result of `read`, taken from the cache where it has an entry, and stored there otherwise.
 
-    files: everything below `source` that the result depends on, files and folders.
-    A cache that cannot be written costs one warning; a damaged entry is made again.
+    source: the file or folder that is read. size: (h, w) to which images are resized while they are read.
+    files:  returns all files and folders at or below `source` on which the result depends.
+    A cache that cannot be written to costs one warning, and a damaged entry is replaced. Raises UserError for a limit
+    that is no number, and whatever `read` raises.
     """
     description = _description(source, files, size)
     if description is None or _limit() == 0:
         return read()
-    path = folder() / f"{source.resolve().name}-{content_key(description)}.safetensors"
-    raw = _load(path, description)
+    path = images_folder() / f"{source.resolve().name}-{content_key(description)}.safetensors"
+    raw = _load_entry(path, description)
     if raw is None:
         raw = read()
-        if _description(source, files, size) == description:  # nobody changed the files meanwhile
-            _keep(path, raw, description)
+        if _description(source, files, size) == description:  # the files have not changed meanwhile
+            _store_entry(path, raw, description)
     return raw
 
 
 def announce_decoding(count: int, source: Path) -> None:
-    """Log that many images are about to be decoded."""
-    if count >= MANY:
+    """Log that `count` images are about to be decoded, where they are many."""
+    if count >= ANNOUNCED:
         log.info("reading %s images of %s", f"{count:,}", source)
 
 
 def _limit() -> float:
-    """Bytes that all entries may take."""
+    """The limit of all entries together, in bytes."""
     text = os.environ.get("LIMBECK_CACHE_GB") or str(LIMIT)
     try:
         limit = 1e9 * float(text)
@@ -81,23 +84,23 @@ def _limit() -> float:
 
 
 def _description(source: Path, files: Callable[[], Iterable[Path]], size: Size | None) -> dict[str, Any] | None:
-    """The inputs of an entry; None where a file cannot be examined, about which the reader raises a better error."""
-    names = hashlib.sha256()
+    """Everything on which an entry depends; None where a file cannot be examined, which the reader reports."""
+    digest = hashlib.sha256()
     try:
         for path in files():
-            facts = path.stat()
-            # The time of the last change of the inode too: tools that copy files may set the other one back.
-            state = (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns) if path.is_file() else ()
-            names.update(repr((str(path.relative_to(source)), state)).encode("utf-8", "surrogateescape"))
-        place = str(source.resolve())
+            status = path.stat()
+            # The change time of the inode counts too, since tools that copy files may set the other time back.
+            state = (status.st_size, status.st_mtime_ns, status.st_ctime_ns) if path.is_file() else ()
+            digest.update(repr((str(path.relative_to(source)), state)).encode("utf-8", "surrogateescape"))
+        resolved = str(source.resolve())
     except OSError:
         return None
     versions = {"reader": READER, "pillow": PIL.__version__}
-    return {"source": place, "files": names.hexdigest(), "size": None if size is None else list(size), **versions}
+    return {"source": resolved, "files": digest.hexdigest(), "size": None if size is None else list(size), **versions}
 
 
-def _load(path: Path, description: dict[str, Any]) -> RawData | None:
-    """The entry, its pixels mapped into memory; None where there is none, or a damaged one."""
+def _load_entry(path: Path, description: dict[str, Any]) -> RawData | None:
+    """The entry, with its pixels mapped into memory; None where it is missing or damaged."""
     if not path.is_file():
         return None
     try:
@@ -109,7 +112,7 @@ def _load(path: Path, description: dict[str, Any]) -> RawData | None:
         return None
     with suppress(OSError):
         now = time.time_ns()
-        os.utime(path, ns=(now, now))  # the last use; the kernel's own time is as coarse as 4 ms
+        os.utime(path, ns=(now, now))  # the time of the last use; the kernel's own clock is as coarse as 4 ms
     parts: dict[str, dict[str, Array]] = {"images": {}, "labels": {}}
     for name, tensor in tensors.items():
         kind, split = name.split(".")
@@ -119,8 +122,8 @@ def _load(path: Path, description: dict[str, Any]) -> RawData | None:
     return RawData(header["name"], images, labels, header["names"], tuple(header["notes"]))
 
 
-def _keep(path: Path, raw: RawData, description: dict[str, Any]) -> None:
-    """Write an entry, and remove old ones where all are too large; colours lie plane by plane, as `assemble` wants."""
+def _store_entry(path: Path, raw: RawData, description: dict[str, Any]) -> None:
+    """Write an entry, and remove old ones where all together exceed the limit. Colours are stored plane by plane."""
     tensors: dict[str, Tensor] = {}
     for split, images in raw.images.items():
         planes = images.transpose(0, 3, 1, 2) if images.ndim == 4 else images
@@ -139,29 +142,29 @@ def _keep(path: Path, raw: RawData, description: dict[str, Any]) -> None:
     if size > _limit():
         return
     try:
-        _make_room(size)
+        _remove_old_entries(size)
         write_tensors(path, tensors, header)
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error  # its text alone: a temporary name differs every time
-        _warn(f"decoded images cannot be kept in {path.parent} ({reason}): every command decodes them again")
+        reason = getattr(error, "strerror", None) or error  # without the temporary name, which differs every time
+        _warn_once(f"decoded images cannot be kept in {path.parent} ({reason}): every command decodes them again")
 
 
-def _make_room(size: int) -> None:
-    """Remove entries, those used least recently first, until `size` more bytes fit into the limit."""
+def _remove_old_entries(size: int) -> None:
+    """Remove the least recently used entries until `size` more bytes fit into the limit."""
     entries = []
-    for path in folder().glob("*"):
+    for path in images_folder().glob("*"):
         with suppress(FileNotFoundError):  # removed by another process
-            facts = path.stat()
-            entries.append((facts.st_mtime_ns, facts.st_size, path))
-    total = size + sum(length for _, length, _ in entries)
-    for _, length, path in sorted(entries):
+            status = path.stat()
+            entries.append((status.st_mtime_ns, status.st_size, path))
+    total = size + sum(entry_size for _, entry_size, _ in entries)
+    for _, entry_size, path in sorted(entries):
         if total <= _limit():
             break
         path.unlink(missing_ok=True)
-        total -= length
+        total -= entry_size
 
 
 @cache
-def _warn(text: str) -> None:
-    """Once a process."""
+def _warn_once(text: str) -> None:
+    """Log a warning once a process."""
     log.warning(text)

@@ -1,4 +1,4 @@
-"""Pictures in parquet files, as the Hugging Face library writes them."""
+"""Reader of images in parquet files, as the Hugging Face library writes them."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ import numpy as np
 
 from limbeck.core.errors import UserError
 from limbeck.data.cache import announce_decoding
-from limbeck.data.images import SPLITS, Array, Picture, RawData, Size, decode_picture, stack_pictures
+from limbeck.data.images import SPLITS, Array, RawData, Size
+from limbeck.data.pictures import Picture, decode_picture, stack_pictures
 
 IMAGE_COLUMNS = ("img", "image", "images", "picture", "jpg", "png")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class")
 
 
 def parquet_files(path: Path) -> list[Path]:
-    """The file itself, or those of a folder, in order; none where it is no source of this kind."""
+    """The parquet files of a source, in order: the file itself, or those of a folder, which may be none."""
     if not path.is_dir():
         return [path] if path.suffix == ".parquet" else []
     return sorted(path.glob("*.parquet")) or sorted(path.glob("*/*.parquet"))
 
 
 def read_parquet(source: Any, size: Size | None) -> RawData:
-    """All splits of a file or a folder; of a file that is named itself all rows are train."""
+    """Read all splits of a parquet file or a folder of them. A file that is named itself is all train.
+
+    size: (h, w) to which images are resized. Raises UserError for files that cannot be read as labelled images.
+    """
     path = Path(source)
     files = parquet_files(path)
     folders = sorted({str(file.parent) for file in files})
@@ -55,7 +59,7 @@ def read_parquet(source: Any, size: Size | None) -> RawData:
 
 
 def _rows(file: Path, size: Size | None) -> tuple[list[Picture], Array, list[str] | None, str]:
-    """Pictures, labels, class names and the label column of one parquet file, decoded a thousand rows at a time."""
+    """Pictures, labels, class names and the name of the label column of one file, read a thousand rows at a time."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -85,7 +89,7 @@ def _rows(file: Path, size: Size | None) -> tuple[list[Picture], Array, list[str
 
 
 def _columns(file: Path, schema: Any, types: Any) -> tuple[str, str]:
-    """(image column, label column): a known name with a fitting type, for images else the only one of such a type."""
+    """(image column, label column): a known name of a fitting type, or the only column of images."""
 
     def holds_bytes(kind: Any) -> bool:
         if types.is_struct(kind):
@@ -104,7 +108,7 @@ def _columns(file: Path, schema: Any, types: Any) -> tuple[str, str]:
 
 
 def _names(schema: Any, label: str) -> list[str] | None:
-    """Class names from the metadata the Hugging Face library writes; None where there are none."""
+    """Class names from the metadata that the Hugging Face library writes; None where there are none."""
     try:
         return list(map(str, json.loads(schema.metadata[b"huggingface"])["info"]["features"][label]["names"]))
     except (KeyError, TypeError, ValueError):

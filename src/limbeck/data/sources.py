@@ -1,4 +1,4 @@
-"""Where images come from. To add a data source, write one function that reads it and list it in READERS."""
+"""Sources of labelled images, and `load_data`. A new source is a function that reads it and a line in READERS."""
 
 from __future__ import annotations
 
@@ -18,19 +18,9 @@ import numpy as np
 from limbeck.core.errors import UserError
 from limbeck.core.files import refuse_own_folder
 from limbeck.data.cache import announce_decoding, read_with_cache
-from limbeck.data.images import (
-    SPLITS,
-    Array,
-    ImageData,
-    Picture,
-    RawData,
-    Size,
-    as_picture,
-    assemble,
-    decode_picture,
-    stack_pictures,
-)
+from limbeck.data.images import SPLITS, Array, ImageData, RawData, Size, assemble
 from limbeck.data.parquet import parquet_files, read_parquet
+from limbeck.data.pictures import Picture, as_picture, decode_picture, stack_pictures
 
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -45,13 +35,17 @@ IDX_FILE = re.compile(r"(train|t10k|test)-(images|labels)[-.]idx[13]-ubyte(\.gz)
 
 
 class Reader(NamedTuple):
-    """One kind of source: what it is (for messages), whether a source is one, and how it is read at a size (h, w).
+    """One kind of source.
 
-    files: all that is read, where reading means decoding pictures: the result is then kept for reuse.
+    kind:       its name, for messages.
+    recognises: source -> whether it is of this kind.
+    read:       (source, size (h, w) or None) -> its images. A reader may ignore the size.
+    files:      source -> all files and folders that are read; only where reading decodes pictures, whose pixels the
+                cache then stores.
     """
 
-    what: str
-    recognise: Callable[[Any], bool]
+    kind: str
+    recognises: Callable[[Any], bool]
     read: Callable[[Any, Size | None], RawData]
     files: Callable[[Path], list[Path]] | None = None
 
@@ -67,14 +61,16 @@ def load_data(
 ) -> ImageData:
     """Read a labelled image set as uint8 (n, c, h, w) tensors with train, validation and test splits.
 
-    source: a name in NAMES, the path of anything in READERS, a map-style Dataset of (image, label), or an ImageData,
-        which is returned as it is. A name wins over a path: write ./digits for a folder of that name.
-    validation: fraction of every class held out of train, in [0, 1), where the source has no validation split; a
-        source without a test split first gives 20 % of every class to test. `notes` of the result tell.
-    seed: of those draws. resize: height and width in pixels, or one number for both; stretches, antialiased bilinear.
-    test: the Dataset of test images, beside a Dataset as source. name: instead of the source's own.
+    source:     a name in `NAMES`; the path of anything in `READERS`; a map-style Dataset of (image, label) pairs; or an
+                ImageData, which is returned as it is. A name wins over a path: write ./digits for a folder digits.
+    validation: fraction of every class, in [0, 1), that is split off train where the source has no validation split.
+                A source without a test split first loses 20 % of every class to one. `notes` of the result say so.
+    seed:       of these random splits.
+    resize:     height and width in pixels, or one number for both. Images are stretched, antialiased and bilinear.
+    test:       the Dataset of test images, where the source is a Dataset.
+    name:       of the result; by default that of the source.
 
-    Raises UserError, in one sentence, for whatever cannot be read or does not fit together.
+    Raises UserError, in one sentence, for a source that cannot be read or whose parts do not fit each other.
 
     >>> data = load_data("digits")
     >>> data.shape, data.num_classes, len(data.train), len(data.validation), len(data.test)
@@ -88,11 +84,11 @@ def load_data(
             raise UserError("resize and test do nothing to data already loaded; give them where it is loaded first")
         return source
     reader = _reader(source)
-    if test is not None and (reader is not DATASET or not DATASET.recognise(test)):
+    if test is not None and (reader is not DATASET or not DATASET.recognises(test)):
         raise UserError("test= is a Dataset beside a Dataset as source; a file or folder holds its own test split")
     try:
         if reader.files is None:
-            raw = reader.read(source if test is None else _Pair(source, test), size)
+            raw = reader.read(source if test is None else _TrainTest(source, test), size)
         else:
             path = Path(source)
             raw = read_with_cache(path, partial(reader.files, path), size, partial(reader.read, path, size))
@@ -112,9 +108,9 @@ def _size(resize: int | tuple[int, int] | None) -> Size | None:
 
 def _reader(source: Any) -> Reader:
     for reader in READERS:
-        if reader.recognise(source):
+        if reader.recognises(source):
             return reader
-    kinds = "; ".join(reader.what for reader in READERS)
+    kinds = "; ".join(reader.kind for reader in READERS)
     if not isinstance(source, str | Path):
         raise UserError(f"a {type(source).__name__} is not a source of data; give one of: {kinds}")
     if not Path(source).exists():
@@ -140,12 +136,12 @@ def _read_fashion(_source: Any, size: Size | None) -> RawData:
 
 
 def _idx_files(folder: Path) -> dict[tuple[str, str], Path]:
-    """(split, "images" or "labels") -> file; an unpacked file wins over the .gz beside it."""
-    found: dict[tuple[str, str], Path] = {}
+    """The idx files of a folder by (split, "images" or "labels"); an unpacked file wins over the .gz beside it."""
+    files: dict[tuple[str, str], Path] = {}
     for path in sorted(folder.iterdir(), reverse=True):
         if match := IDX_FILE.fullmatch(path.name):
-            found["train" if match[1] == "train" else "test", match[2]] = path
-    return found
+            files["train" if match[1] == "train" else "test", match[2]] = path
+    return files
 
 
 def _read_idx(source: Any, _size: Size | None) -> RawData:
@@ -163,7 +159,7 @@ def _read_idx(source: Any, _size: Size | None) -> RawData:
 
 
 def _idx_array(path: Path, dimensions: int) -> Array:
-    """The bytes of an idx file as uint8 of its `dimensions` dimensions."""
+    """The content of an idx file of uint8 with this number of dimensions."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -199,13 +195,16 @@ def _read_npz(source: Any, _size: Size | None) -> RawData:
             "train_images and train_labels or x_train and y_train"
         )
     for split, layouts in NPZ_KEYS.items():
-        lone = [key for pair in layouts for key in pair if key in keys]
-        if split not in images and lone:
-            raise UserError(f"{path}: {lone[0]} has no partner among {', '.join(sorted(keys))}; add it or remove this")
+        single = [key for pair in layouts for key in pair if key in keys]
+        if split not in images and single:
+            raise UserError(
+                f"{path}: {single[0]} has no partner among {', '.join(sorted(keys))}; add it or remove this"
+            )
     return RawData(path.stem, images, labels)
 
 
 def _visible(folder: Path) -> list[Path]:
+    """The files and folders in a folder that are not hidden, in order."""
     return sorted(p for p in folder.iterdir() if not p.name.startswith((".", "__MACOSX")))
 
 
@@ -214,88 +213,100 @@ def _is_image(path: Path) -> bool:
 
 
 def _split_folders(folder: Path) -> dict[str, Path]:
-    """split -> folder of class folders: this one, or those in it if train/ holds folders (train may be a class)."""
-    folders = [p for p in _visible(folder) if p.is_dir()]
-    named = [(SPLITS[p.name.lower()], p) for p in folders if p.name.lower() in SPLITS]
-    found = dict(named)
-    if "train" in found and any(p.is_dir() for p in _visible(found["train"])):
-        if len(found) < len(named):
-            raise UserError(f"{folder}: two folders for one split in {', '.join(p.name for _, p in named)}; keep one")
-        return found
-    if named and len(named) == len(folders):
-        raise UserError(
-            f"{folder}: has {named[0][1].name}/ but no train/ with class folders; add it, a folder per class"
-        )
+    """The folders of class folders by split: those in `folder` where train/ contains folders, else `folder` itself.
+
+    A folder train/ of images is a class of that name.
+    """
+    folders = [path for path in _visible(folder) if path.is_dir()]
+    split_folders = [(SPLITS[path.name.lower()], path) for path in folders if path.name.lower() in SPLITS]
+    by_split = dict(split_folders)
+    if "train" in by_split and any(path.is_dir() for path in _visible(by_split["train"])):
+        if len(by_split) < len(split_folders):
+            names = ", ".join(path.name for _, path in split_folders)
+            raise UserError(f"{folder}: two folders for one split in {names}; keep one")
+        return by_split
+    if split_folders and len(split_folders) == len(folders):
+        name = split_folders[0][1].name
+        raise UserError(f"{folder}: has {name}/ but no train/ with class folders; add it, a folder per class")
     return {"train": folder}
 
 
 def _class_files(folder: Path) -> tuple[dict[str, list[Path]], int]:
-    """Image files of each class folder, in order, and how many other files lie there; UserError if a class has none."""
-    inside = _visible(folder)
-    classes, others = {}, 0
-    for entry in (p for p in inside if p.is_dir()):
-        files = [Path(root, f) for root, _, names in os.walk(entry, followlinks=True) for f in names if f[0] != "."]
-        classes[entry.name] = sorted(f for f in files if _is_image(f))
-        others += len(files) - len(classes[entry.name])
+    """The image files of every class folder, in order, and the number of other files.
+
+    Raises UserError where there are no class folders, and for one without images.
+    """
+    entries = _visible(folder)
+    classes, num_others = {}, 0
+    for entry in (path for path in entries if path.is_dir()):
+        files = [Path(root, name) for root, _, names in _walk(entry) for name in names]
+        classes[entry.name] = sorted(path for path in files if _is_image(path))
+        num_others += len(files) - len(classes[entry.name])
         if not classes[entry.name]:
             raise UserError(f"{entry}: a class folder without images ({', '.join(SUFFIXES)}); add some or remove it")
     if not classes:
-        what = "images but no class folders" if any(map(_is_image, inside)) else "no class folders of images"
-        what = what if inside else "an empty folder"
-        raise UserError(f"{folder}: {what}; give one folder per class with that class's images in it")
-    return classes, others
+        content = "images but no class folders" if any(map(_is_image, entries)) else "no class folders of images"
+        content = content if entries else "an empty folder"
+        raise UserError(f"{folder}: {content}; give one folder per class with that class's images in it")
+    return classes, num_others
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """os.walk through a folder and the folders that links lead to, without hidden files and folders."""
+    for root, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if name[0] != "."]
+        yield root, folders, [name for name in files if name[0] != "."]
 
 
 def _tree(folder: Path) -> list[Path]:
-    """All files and folders below one, in order, but for hidden ones and what they hold."""
-    paths = list[Path]()
-    for root, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if name[0] != "."]
-        paths += [Path(root, name) for name in (*folders, *files) if name[0] != "."]
-    return sorted(paths)
+    """All files and folders below a folder, in order, without hidden ones and their contents."""
+    return sorted(Path(root, name) for root, folders, files in _walk(folder) for name in (*folders, *files))
 
 
 def _read_folder(source: Any, size: Size | None) -> RawData:
     folder = Path(source)
     refuse_own_folder(folder)
     pictures: dict[str, list[Picture]] = {}
-    labels, others = {}, 0
-    listed = {split: _class_files(inside) for split, inside in _split_folders(folder).items()}
-    classes = sorted(listed["train"][0])
-    for split, (files, extra) in listed.items():
-        for odd in sorted(set(files) ^ set(classes)):
-            has, lacks = (split, "train") if odd in files else ("train", split)
-            raise UserError(f"{folder}: class folder {odd} is in {has} and not in {lacks}; give both the same classes")
-        others += extra
-    announce_decoding(sum(len(paths) for files, _ in listed.values() for paths in files.values()), folder)
-    for split, (files, _) in listed.items():
+    labels, num_others = {}, 0
+    splits = {split: _class_files(path) for split, path in _split_folders(folder).items()}
+    classes = sorted(splits["train"][0])
+    for split, (files, others) in splits.items():
+        for name in sorted(set(files) ^ set(classes)):
+            has, lacks = (split, "train") if name in files else ("train", split)
+            raise UserError(f"{folder}: class folder {name} is in {has} and not in {lacks}; give both the same classes")
+        num_others += others
+    announce_decoding(sum(len(paths) for files, _ in splits.values() for paths in files.values()), folder)
+    for split, (files, _) in splits.items():
         pictures[split] = [decode_picture(path, str(path), size) for name in classes for path in files[name]]
         labels[split] = np.repeat(np.arange(len(classes)), [len(files[name]) for name in classes])
     images, notes = stack_pictures(pictures)
-    notes += (f"{others} files that are not images were left out",) if others else ()
+    notes += (f"{num_others} files that are not images were left out",) if num_others else ()
     return RawData(folder.resolve().name, images, labels, classes, notes)
 
 
-class _Pair(NamedTuple):
+class _TrainTest(NamedTuple):
+    """The Datasets of train and test images, or None for the second."""
+
     train: Any
     test: Any
 
 
 def _read_dataset(source: Any, size: Size | None) -> RawData:
-    given = source if isinstance(source, _Pair) else _Pair(source, None)
+    datasets = source if isinstance(source, _TrainTest) else _TrainTest(source, None)
     pictures, labels = {}, {}
-    for split, dataset in zip(given._fields, given, strict=True):
+    for split, dataset in zip(datasets._fields, datasets, strict=True):
         if dataset is not None:
             items = list(_items(dataset, f"{split} {type(dataset).__name__}", size))
             pictures[split] = [picture for picture, _ in items]
             labels[split] = np.array([label for _, label in items])
-    names = getattr(given.train, "classes", None)
-    named = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    names = getattr(datasets.train, "classes", None)
+    has_names = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
     images, notes = stack_pictures(pictures)
-    return RawData(type(given.train).__name__.lower(), images, labels, names if named else None, notes)
+    return RawData(type(datasets.train).__name__.lower(), images, labels, names if has_names else None, notes)
 
 
 def _items(dataset: Any, where: str, size: Size | None) -> Iterator[tuple[Picture, int]]:
+    """The pictures and labels of a Dataset, in order. Raises UserError for items that are no (image, label) pairs."""
     if not len(dataset):
         raise UserError(f"{where}: has length 0; give one with images")
     for i in range(len(dataset)):
@@ -327,7 +338,7 @@ DATASET = Reader(
     _read_dataset,
 )
 
-# The first that recognises the source reads it; the folder of class folders comes after every other kind of folder.
+# The first reader that recognises a source reads it. A folder of class folders therefore comes after other folders.
 READERS: list[Reader] = [
     Reader("digits", lambda s: isinstance(s, str) and s == "digits", _read_digits),
     Reader("fashion-mnist", lambda s: isinstance(s, str) and s == "fashion-mnist", _read_fashion),
