@@ -10,9 +10,10 @@ import pytest
 
 from limbeck.cli.commands import COMMANDS, find_command
 from limbeck.cli.main import main
-from limbeck.cli.parse import parse, without_required
+from limbeck.cli.parse import make_default, parse
 from limbeck.methods import METHODS
 
+NO_PLACEHOLDER = r"\bSTR\b|\bINT\b|\{None\}|default: None|default: \)"
 RUN = ["positional arguments", "options", "mct options", "model options", "expert options", "eval options"]
 BOXES = {
     "distill": RUN,
@@ -60,13 +61,13 @@ def test_the_boxes_and_first_options_of_a_command(capsys: pytest.CaptureFixture[
 def test_a_methods_options_are_in_a_box_of_its_name(capsys: pytest.CaptureFixture[str], method: str) -> None:
     text = help_of(capsys, "distill", "--method", method)
     assert boxes(text)[2] == f"{method} options" or not METHODS[method].config.model_fields
-    assert not re.search(r"STR\b|INT\b|\{None\}|None", text.split("eval options")[0].replace("None means", ""))
+    assert not re.search(NO_PLACEHOLDER, text)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_placeholders_say_what_is_meant(capsys: pytest.CaptureFixture[str], name: str) -> None:
     text = help_of(capsys, name)
-    assert not re.search(r"\bSTR\b|\bINT\b|\{None\}|default: None|default: \)", text)
+    assert not re.search(NO_PLACEHOLDER, text)
     assert "(default: False)" not in text.partition("mct options")[0]
 
 
@@ -88,7 +89,7 @@ def test_a_help_ends_with_examples_that_parse(capsys: pytest.CaptureFixture[str]
 def read(name: str, words: Sequence[str]) -> object:
     command = find_command(name)
     prog = f"limbeck {name}"
-    default = command.default(prog, words) if command.default else without_required(command.options)
+    default = command.choose_defaults(prog, words) if command.choose_defaults else make_default(command.options)
     return parse(prog, default, words)
 
 

@@ -60,7 +60,7 @@ def _attributes(tree: ast.AST, argument: str) -> Iterator[str]:
 def test_every_option_is_read(name: str) -> None:
     command = find_command(name)
     read = READ_BY_ALL | names_read(command.run)
-    if command.default is not None:  # what decides which options there are
+    if command.choose_defaults is not None:  # what decides which options there are
         read |= set(Recipe.model_fields)
     unread = set(command.options.model_fields) - read
     assert unread == set(), "take the option away, or read it"

@@ -586,7 +586,7 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert store["experts"] == 1
     assert store["expert"]["lr"] == 0.02
-    assert "flatters" in store["notes"][0]
+    assert "too high" in store["notes"][0]
     out = command(capsys, "export", tmp_path / "store", "--out", tmp_path / "again")
     assert out["names"] == ["replay_buffer_0.pt"]
     save_set(tmp_path / "s", torch.arange(10))

@@ -11,7 +11,7 @@ import pytest
 
 from limbeck.cli.commands import COMMANDS
 from limbeck.cli.comparison import comparison
-from limbeck.cli.distill import Distill, default_run
+from limbeck.cli.distill import Distill, choose_defaults
 from limbeck.cli.main import main
 from limbeck.cli.parse import parse
 from limbeck.core.errors import UserError
@@ -100,7 +100,7 @@ def test_the_configurations_accept_them(name: str) -> None:
 
 def read(*words: str) -> Any:
     """What `limbeck distill` reads from these words."""
-    return parse("limbeck distill", default_run(Distill, "limbeck distill", words), words)
+    return parse("limbeck distill", choose_defaults(Distill, "limbeck distill", words), words)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,1 +1,1 @@
-"""The command line: each command parses its arguments and makes one call."""
+"""The command line: every command parses its arguments and makes one call."""

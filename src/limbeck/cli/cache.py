@@ -1,4 +1,4 @@
-"""The command that shows what is kept for reuse, and clears it."""
+"""The command that shows and clears the cache."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ KINDS = {
 
 
 class Cache(Options):
-    """Show what limbeck keeps for reuse, and how large it is; clear it."""
+    """Show what limbeck keeps for reuse and how large it is, or clear it."""
 
     clear: tuple[Literal["images", "experts", "baselines", "kernels"], ...] = ()
     """The kinds of things to remove; no other command may be using them."""
 
 
-def folder(kind: str) -> Path:
-    """Where things of this kind are kept."""
+def folder_of(kind: str) -> Path:
+    """The folder of one kind."""
     return kernels_folder() if kind == "kernels" else home_folder() / kind
 
 
-def entries(place: Path) -> dict[str, int]:
-    """Bytes of everything in a folder, by name."""
-    if not place.is_dir():
+def sizes(folder: Path) -> dict[str, int]:
+    """Bytes of the entries of a folder, by name; empty where there is no folder."""
+    if not folder.is_dir():
         return {}
-    return {path.name: size_of(path) for path in sorted(place.iterdir())}
+    return {path.name: size_of(path) for path in sorted(folder.iterdir())}
 
 
 def run_cache(args: Cache, listen: Listener) -> Any:
-    """Everything in the cache as data with --json, else a few lines a kind; after what is to be cleared is gone."""
+    """Clear what is to be cleared; then return the rest as data with --json, else print a few lines a kind."""
     for kind in args.clear:
-        if folder(kind).is_dir():
-            shutil.rmtree(folder(kind))
-    kinds = {name: entries(folder(name)) for name in KINDS}
+        if folder_of(kind).is_dir():
+            shutil.rmtree(folder_of(kind))
+    kinds = {name: sizes(folder_of(name)) for name in KINDS}
     if args.as_json:
         return {
             "home": str(home_folder()),
@@ -53,7 +53,7 @@ def run_cache(args: Cache, listen: Listener) -> Any:
         }
     console = Console(highlight=False)
     for name, content in kinds.items():
-        console.print(f"[bold]{name}[/]: {size(sum(content.values()))} in {folder(name)}", soft_wrap=True)
+        console.print(f"[bold]{name}[/]: {size(sum(content.values()))} in {folder_of(name)}", soft_wrap=True)
         console.print(f"  [dim]{KINDS[name]}[/]", soft_wrap=True)
         for entry, count in content.items():
             console.print(f"  {size(count):>10}  {entry}", soft_wrap=True, markup=False)

@@ -1,4 +1,4 @@
-"""The commands by name: look one up, parse its options, call it, print its result.
+"""The commands by name: find one, parse its options, call it, print its result.
 
 This module imports neither torch nor the parser, so that `limbeck --help` and a mistyped command answer at once. The
 module of a command is imported when the command is called.
@@ -26,26 +26,26 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
-    "distill": Entry("distill", "Distil a data set: experts, distillation, evaluation, report."),
+    "distill": Entry("distill", "Distil a data set: train experts, distil, evaluate, write a report."),
     "estimate": Entry(
         "distill",
-        "Say how long 'limbeck distill' would take, and how much memory and disk, from a few timed steps.",
+        "Estimate how long 'limbeck distill' would take, and how much memory and disk, from a few timed steps.",
     ),
-    "methods": Entry("methods", "List the methods: what each does, what it learns, where it comes from."),
-    "experts": Entry("experts", "Train experts into a store; those it has are kept."),
-    "convexify": Entry("experts", "Recorded experts to convexified ones."),
-    "evaluate": Entry("evaluate", "Train fresh networks on a distilled set and test them."),
+    "methods": Entry("methods", "List the methods: what they do, what they learn, and their sources."),
+    "experts": Entry("experts", "Train experts into a store; it keeps those it has."),
+    "convexify": Entry("experts", "Convexify recorded experts into a new store."),
+    "evaluate": Entry("evaluate", "Train fresh networks on a distilled set and measure their test accuracy."),
     "inspect": Entry(
-        "experts", "Analyse experts: accuracy along paths, update directions, plane, straightness, storage."
+        "experts", "Analyse the experts of a store: accuracy along paths, update directions, straightness, storage."
     ),
-    "report": Entry("records", "Write report.html; of several runs, a comparison."),
-    "table": Entry("records", "One Markdown table from many finished runs."),
-    "info": Entry("records", "Say what a file or folder is: data set, store, set or run."),
-    "cache": Entry("cache", "Show what limbeck keeps for reuse, and how large it is; clear it."),
-    "import-experts": Entry("interop", "Experts of MTT, TESLA, FTD, DATM or MCT (.pt files) into a store."),
-    "import-set": Entry("interop", "A distilled set of MTT, TESLA, FTD, DATM or MCT (.pt files) into a file of ours."),
-    "export": Entry("interop", "A store of experts, a distilled set or a run as .pt files of other code."),
-    "presets": Entry("presets", "List the published settings, with their source and number."),
+    "report": Entry("records", "Write the report of a run, or the comparison of several, as one HTML page."),
+    "table": Entry("records", "Write one Markdown table of many finished runs."),
+    "info": Entry("records", "Describe a file or folder: data set, store of experts, distilled set or run."),
+    "cache": Entry("cache", "Show what limbeck keeps for reuse and how large it is, or clear it."),
+    "import-experts": Entry("interop", "Import experts of MTT, TESLA, FTD, DATM or MCT (.pt files) into a store."),
+    "import-set": Entry("interop", "Import a distilled set of MTT, TESLA, FTD, DATM or MCT (.pt files) into one file."),
+    "export": Entry("interop", "Export a store of experts, a distilled set or a run as .pt files of other code."),
+    "presets": Entry("presets", "List the published settings, with their sources and accuracies."),
 }
 
 
@@ -55,7 +55,7 @@ HIDDEN |= {"changed", "published"}  # which "comparison" says in words
 
 
 def run(arguments: list[str]) -> int:
-    """Do what the words after `limbeck` ask for, and return the exit status."""
+    """Run the command that the words after `limbeck` name, and return the exit status."""
     if arguments[:1] in (["--version"], ["-V"]):
         from limbeck import __version__
 
@@ -80,18 +80,20 @@ def find_command(name: str) -> Command:
 def _usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {entry.summary}" for name, entry in COMMANDS.items()]
-    return "\n".join(["usage: limbeck COMMAND ...", "", *lines, "", "limbeck COMMAND --help tells the options."])
+    return "\n".join(
+        ["usage: limbeck COMMAND ...", "", *lines, "", "limbeck COMMAND --help lists the options of a command."]
+    )
 
 
 def _run_command(name: str, arguments: list[str]) -> int:
     command = find_command(name)
     from limbeck.cli.allocator import keep_freed_memory
     from limbeck.cli.common import Threads
-    from limbeck.cli.parse import parse, without_required
+    from limbeck.cli.parse import make_default, parse
     from limbeck.cli.screen import Screen
 
     prog = f"limbeck {name}"
-    default = command.default(prog, arguments) if command.default else without_required(command.options)
+    default = command.choose_defaults(prog, arguments) if command.choose_defaults else make_default(command.options)
     args = parse(prog, default, arguments, command.examples)
     if isinstance(args, Threads) and args.threads is not None:
         import torch
@@ -110,7 +112,7 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
         return
     from rich.console import Console
 
-    from limbeck.cli.screen import results_table
+    from limbeck.cli.screen import format_value, results_table
     from limbeck.core.records import ResultRow
 
     console = Console()
@@ -122,7 +124,7 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
         console.print(results_table([ResultRow.model_validate(row) for row in rows], name))
     for key, value in result.items():
         if key not in HIDDEN or not rows:
-            console.print(f"{key}: {value}", soft_wrap=True, highlight=False, markup=False)
+            console.print(f"{key}: {format_value(value)}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _print(text: str) -> None:

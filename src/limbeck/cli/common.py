@@ -1,4 +1,4 @@
-"""What commands share: what a command is, and the options that several of them have."""
+"""What commands share: the shape of a command, and the options that several of them have."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SWITCH = tyro.conf.arg(help_behavior_hint="")  # a switch that is off needs no "
 
 
 class Part(BaseModel):
-    """Options that commands are made of; the docstring under a field is its help."""
+    """Base of the options of commands; the docstring under a field is its help."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -69,13 +69,13 @@ Listener = Callable[[dict[str, Any]], None]
 class Command(NamedTuple):
     """A command: its options, the function it calls, and words that show its use.
 
-    default: program name and arguments -> options to start from, where they depend on the arguments.
+    choose_defaults: (program name, arguments) -> the options to start from, where these depend on the arguments.
     """
 
     options: type[Options]
     run: Callable[[Any, Listener], Any]
     examples: tuple[str, ...]
-    default: Callable[[str, Sequence[str]], Options] | None = None
+    choose_defaults: Callable[[str, Sequence[str]], Options] | None = None
 
 
 def announce(estimate: Callable[[], Any], listen: Listener) -> None:

@@ -1,4 +1,4 @@
-"""The result of a published setting beside its published number, and what makes the two differ in kind."""
+"""The result of a preset beside its published number, and how the two differ in kind."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from limbeck.report.text import percent
 
 
 def compare_with_published(name: str, results: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """What `limbeck distill --preset NAME` adds to results.json when it prints it, JSON-able.
+    """The published number beside the result, JSON-able; `limbeck distill --preset NAME` prints it.
 
-    changes: what differs from the setting beside the data, as `changed_options` lists it.
+    changes: options that are not the preset's, as `changed_options` lists them.
     """
     preset = load_preset(name)
     return {
@@ -27,7 +27,7 @@ def compare_with_published(name: str, results: Mapping[str, Any], changes: Mappi
 
 
 def comparison(preset: Preset, rows: Sequence[Mapping[str, Any]], data: str, changes: Mapping[str, Any]) -> str:
-    """One sentence: the last set's accuracy with n, the published number, and what makes them differ in kind."""
+    """One sentence: the accuracy of the last set with n, the published number, and how the two differ in kind."""
     last = [row for row in rows if row["set"] == "distilled" and row["which"] == "last"]
     row = next((row for row in last if "protocol" in row), last[0])  # the protocol by which the figure was published
     protocol = f", by {row['protocol']}" if "protocol" in row else ""
@@ -45,7 +45,7 @@ def comparison(preset: Preset, rows: Sequence[Mapping[str, Any]], data: str, cha
 
 
 def changed_options(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that are not as in `defaults`, by their names on the command line; the seed does not count.
+    """Return the options whose values are not those of `defaults`, by their flags; the seed does not count.
 
     >>> changed_options({"iterations": 10, "seed": 1, "ipc": 2}, {"iterations": 300, "seed": 0, "ipc": 2})
     {'iterations': 10}

@@ -1,4 +1,4 @@
-"""The commands about a run: distil, and say beforehand how long that will take."""
+"""The commands about a run: distill, and estimate, which says how long it would take."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from limbeck.cli.common import PATH, STORE, Command, Data, Device, Listener, Long, Options, Part, announce
 from limbeck.cli.comparison import changed_options, compare_with_published
-from limbeck.cli.parse import parse_some, without_required
+from limbeck.cli.parse import make_default, parse_known
 from limbeck.core.errors import UserError
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.experts.store import ExpertConfig
@@ -48,36 +48,36 @@ class Run(Data, JobConfig, Device, Options):
     experts: Annotated[str | None, STORE] = None
     """A store of experts to match; the default is to train them once and find them again."""
     settings: MethodConfig
-    """Options of the method; another one has others."""
+    """Options of the method."""
 
 
 class Distill(Run, Long):
-    """Distil a data set: experts, distillation, evaluation, report."""
+    """Distil a data set: train experts, distil, evaluate, write a report."""
 
 
-class Before(Run):
-    """Say how long 'limbeck distill' would take, and how much memory and disk, from a few timed steps."""
+class Estimate(Run):
+    """Estimate how long 'limbeck distill' would take, and how much memory and disk, from a few timed steps."""
 
 
-def default_run(options: type[Run], prog: str, arguments: Sequence[str]) -> Run:
-    """The options of the method or the preset that the arguments name, with its values; MCT's by default."""
-    chosen = Recipe()
+def choose_defaults(options: type[Run], prog: str, arguments: Sequence[str]) -> Run:
+    """The options of the method or the preset that the arguments name, and their values; the default is MCT."""
+    recipe = Recipe()
     if not any(word.startswith("--tyro-") for word in arguments[:1]):  # tyro's flags to write a completion script
-        chosen = parse_some(prog, Recipe, arguments)
-    values = {} if chosen.preset is None else preset_options(chosen.preset)
-    method = find_method(chosen.method or values.get("method", "mct"))
+        recipe = parse_known(prog, Recipe, arguments)
+    values = {} if recipe.preset is None else preset_options(recipe.preset)
+    method = find_method(recipe.method or values.get("method", "mct"))
     if values and method.name != values["method"]:
-        raise UserError(f"'{chosen.preset}' is a setting of {values['method']}, not of {method.name}.")
-    if chosen.experts is not None:  # the store says how many there are
+        raise UserError(f"'{recipe.preset}' is a setting of {values['method']}, not of {method.name}.")
+    if recipe.experts is not None:  # the store says how many there are
         values.pop("num_experts", None)
     job = {name: value for name, value in values.items() if name in JobConfig.model_fields}
     settings = {name: value for name, value in values.items() if name in method.config.model_fields}
     box = Annotated[MethodConfig, arg(name=method.name), OmitArgPrefixes]
-    typed: Any = create_model(options.__name__, __base__=options, settings=(box, ...), __doc__=options.__doc__)
+    model: Any = create_model(options.__name__, __base__=options, settings=(box, ...), __doc__=options.__doc__)
     return cast(
         "Run",
-        without_required(
-            typed,
+        make_default(
+            model,
             method=method.name,
             settings=method.config(**settings),
             **{
@@ -131,10 +131,10 @@ def run_estimate(args: Any, listen: Listener) -> Any:
 
 
 def _compare(args: Run, results: dict[str, Any]) -> dict[str, Any]:
-    """What the result of a preset is printed with: its published number, and which options are not the preset's."""
+    """The published number of the preset, and the options that are not the preset's."""
     assert args.preset is not None
     experts = [] if args.experts is None else ["--experts", args.experts]
-    preset = default_run(Distill, "limbeck distill", ["--preset", args.preset, *experts])
+    preset = choose_defaults(Distill, "limbeck distill", ["--preset", args.preset, *experts])
     changes = changed_options(_job_options(args), _job_options(preset))
     changes |= {name: getattr(args, name) for name in ("experts", "resize") if getattr(args, name) is not None}
     return compare_with_published(args.preset, results, changes)
@@ -148,12 +148,12 @@ COMMANDS = {
             "limbeck distill digits --ipc 1 --out runs/digits",
             "limbeck distill path/to/images --resize 32 --preset mct/cifar10/ipc10 --iterations 100",
         ),
-        partial(default_run, Distill),
+        partial(choose_defaults, Distill),
     ),
     "estimate": Command(
-        Before,
+        Estimate,
         run_estimate,
         ("limbeck estimate digits --ipc 10 --method mtt",),
-        partial(default_run, Before),
+        partial(choose_defaults, Estimate),
     ),
 }

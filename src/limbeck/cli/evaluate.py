@@ -15,7 +15,7 @@ from limbeck.task import Precision
 
 
 class Evaluate(Resize, Device, Options, Long):
-    """Train fresh networks on a distilled set and test them."""
+    """Train fresh networks on a distilled set and measure their test accuracy."""
 
     what: Annotated[Positional[str], arg(metavar="SET")]
     """A run folder or the file of a distilled set."""

@@ -20,7 +20,7 @@ from limbeck.task import Precision
 
 
 class Experts(Data, Device, Options, Long):
-    """Train experts into a store; those it has are kept."""
+    """Train experts into a store; it keeps those it has."""
 
     out: Annotated[str | None, PATH] = None
     """The folder of the store; the default is one named by its content."""
@@ -39,7 +39,7 @@ class Experts(Data, Device, Options, Long):
 
 
 class Convexify(Threads, Options):
-    """Recorded experts to convexified ones."""
+    """Convexify recorded experts into a new store."""
 
     store: Annotated[Positional[str], STORE]
     """A store made with '--keep recorded' or '--keep both'."""
@@ -58,7 +58,7 @@ class Convexify(Threads, Options):
 
 
 class Inspect(Device, Options):
-    """Analyse experts: accuracy along paths, update directions, plane, straightness, storage."""
+    """Analyse the experts of a store: accuracy along paths, update directions, straightness, storage."""
 
     store: Annotated[Positional[str], STORE]
     """A store of experts."""

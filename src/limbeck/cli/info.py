@@ -1,4 +1,4 @@
-"""What any file or folder of ours is."""
+"""What a file or folder is, in facts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from limbeck.synthetic.distilled import load
 def describe(source: str, resize: int | None = None) -> dict[str, Any]:
     """Facts of a data set, a store of experts, a distilled set, a run or a .pt file of the field, JSON-able.
 
-    What it is stands under "kind". resize: pixels a side, of a data set. Raises UserError when it is none of these, or
+    "kind" says which of these it is. resize: pixels a side of a data set. Raises UserError where it is none of these or
     damaged.
     """
     path = Path(source)
@@ -76,20 +76,20 @@ def _run(path: Path) -> dict[str, Any]:
 def _tensors(path: Path) -> dict[str, Any]:
     header = read_header(path)
     if header.get("format") != "limbeck-set":
-        kept = ("index", "store", "validation", "test", "waypoint_epochs", "step")
-        facts = {name: header[name] for name in kept if name in header}
+        names = ("index", "store", "validation", "test", "waypoint_epochs", "step")
+        facts = {name: header[name] for name in names if name in header}
         return {"kind": str(header.get("format")).replace("limbeck-", ""), **facts, "bytes": size_of(path)}
-    made = load(path)
+    distilled = load(path)
     return {
         "kind": "distilled set",
-        "images": list(made.images.shape),
-        "labels": "soft" if made.labels.dtype.is_floating_point else "hard",
-        "classes": list(made.classes),
-        "step_size": made.lr,
-        "preprocess": made.preprocess.kind,
-        "recipe": made.recipe,
-        "method": made.provenance.get("method"),
-        "step": made.provenance.get("step"),
-        "data": made.provenance.get("data"),
+        "images": list(distilled.images.shape),
+        "labels": "soft" if distilled.labels.dtype.is_floating_point else "hard",
+        "classes": list(distilled.classes),
+        "step_size": distilled.lr,
+        "preprocess": distilled.preprocess.kind,
+        "recipe": distilled.recipe,
+        "method": distilled.provenance.get("method"),
+        "step": distilled.provenance.get("step"),
+        "data": distilled.provenance.get("data"),
         "bytes": size_of(path),
     }

@@ -1,4 +1,4 @@
-"""Commands that read and write files of other code."""
+"""The commands that read and write files of other code."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Foreign(Part):
 
 
 class ImportExperts(Foreign, Device, Options):
-    """Experts of MTT, TESLA, FTD, DATM or MCT (.pt files) into a store."""
+    """Import experts of MTT, TESLA, FTD, DATM or MCT (.pt files) into a store."""
 
     kind: str | None = None
     """Which files to read where a folder holds several kinds, waypoint_buffer_ip4 for example."""
@@ -54,19 +54,19 @@ class ImportExperts(Foreign, Device, Options):
     """The step size they were trained with."""
     batch_size: int = Field(default=256, ge=1)
     """The batch size they were trained with."""
-    measure: int = Field(default=1000, ge=1)
-    """Validation images for the accuracy after every epoch."""
+    validation_images: int = Field(default=1000, ge=1)
+    """How many validation images to measure the accuracy after every epoch on."""
 
 
 class ImportSet(Foreign, Threads, Options):
-    """A distilled set of MTT, TESLA, FTD, DATM or MCT (.pt files) into a file of ours."""
+    """Import a distilled set of MTT, TESLA, FTD, DATM or MCT (.pt files) into one file."""
 
     lr: float | None = Field(default=None, gt=0)
     """The learned step size, where no lr_*.pt has it."""
 
 
 class Export(Options):
-    """A store of experts, a distilled set or a run as .pt files of other code."""
+    """Export a store of experts, a distilled set or a run as .pt files of other code."""
 
     source: Annotated[Positional[str], PATH]
     """A store, the file of a set, or a run folder."""
@@ -90,27 +90,27 @@ def run_import_experts(args: ImportExperts, listen: Listener) -> Any:
         num_experts=args.num_experts,
         epochs=args.epochs,
         training=ExpertConfig(lr=args.lr, batch_size=args.batch_size),
-        measure=args.measure,
+        measure=args.validation_images,
         seed=args.seed,
         device=args.device,
         listen=listen,
     )
-    notes = ["trained on all of train, so that validation accuracy flatters"]
+    notes = ["these experts were trained on all of train, so their validation accuracy is too high"]
     if args.preprocess == "zca":
-        notes.append("no ZCA matrix in the files: fitted anew on our train part with eps 0.1")
+        notes.append("the files hold no ZCA matrix; it was fitted on our train part with eps 0.1")
     if args.preprocess in ("cifar", "imagenet"):
         notes.append(
-            "measured with the authors' constants; 'limbeck distill' will normalise by those of our train part"
+            "accuracies are by the authors' constants; 'limbeck distill' normalises by those of our train part"
         )
     return {**describe(str(store.path)), "store": str(store.path), "notes": notes}
 
 
 def run_import_set(args: ImportSet, listen: Listener) -> Any:
-    """Call `limbeck.interop.import_set`, write the file; the result describes it."""
+    """Call `limbeck.interop.import_set` and write the file; the result describes it."""
     out = Path(args.out)
     if out.suffix != ".safetensors":
         raise UserError(f"--out is the file to write and ends in .safetensors, unlike {out}.")
-    made = import_set(
+    distilled = import_set(
         args.source,
         args.data,
         preprocess=args.preprocess,
@@ -120,8 +120,8 @@ def run_import_set(args: ImportSet, listen: Listener) -> Any:
         seed=args.seed,
         resize=args.resize,
     )
-    made.save(out)
-    return {**describe(str(out)), "set": str(out), "notes": made.provenance["imported"]["notes"]}
+    distilled.save(out)
+    return {**describe(str(out)), "set": str(out), "notes": distilled.provenance["imported"]["notes"]}
 
 
 def run_export(args: Export, listen: Listener) -> Any:

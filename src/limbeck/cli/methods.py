@@ -19,16 +19,16 @@ EXPERTS = {
 
 
 class Methods(Options):
-    """List the methods: what each does, what it learns, where it comes from."""
+    """List the methods: what they do, what they learn, and their sources."""
 
 
-def learned(entry: Entry) -> str:
+def learned_tensors(entry: Entry) -> str:
     """What a method optimises, in words."""
     return ", ".join(WORDS.get(name, name) for name in entry.learns) or "nothing"
 
 
 def run_methods(args: Methods, listen: Listener) -> Any:
-    """The methods, as data with --json, else two lines a method."""
+    """Return the methods as data with --json, else print two lines a method."""
     entries = load_catalogue()
     if args.as_json:
         return {"methods": [entry._asdict() for entry in entries]}
@@ -37,7 +37,7 @@ def run_methods(args: Methods, listen: Listener) -> Any:
     for entry in entries:
         console.print(f"[bold]{entry.name:<{width}}[/]  {entry.summary}", soft_wrap=True)
         experimental = "experimental; " if entry.experimental else ""
-        facts = f"{experimental}learns {learned(entry)}; {EXPERTS[entry.experts]}; {entry.source}"
+        facts = f"{experimental}learns {learned_tensors(entry)}; {EXPERTS[entry.experts]}; {entry.source}"
         console.print(f"{'':<{width}}  [dim]{facts}[/]", soft_wrap=True)
     return {}
 

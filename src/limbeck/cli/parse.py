@@ -1,4 +1,4 @@
-"""Words of a command line to an options model, by tyro: its rules for pydantic models, numbers, names and defaults."""
+"""Parse a command line into a model of options, by tyro, with rules for pydantic models, numbers, names and None."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ KINDS: dict[Any, str] = {int: "a whole number", float: "a number"}
 
 
 def parse(prog: str, default: Options, arguments: Sequence[str], examples: Sequence[str] = ()) -> Options:
-    """The options that `arguments` ask for; those they do not name are as in `default`.
+    """Parse `arguments` into options; those that they do not name are as in `default`.
 
-    Prints the help, ended by the examples, or what is wrong, and exits with status 0 or 2.
+    For --help it prints the help, with the examples at its end, and exits with status 0. Where the arguments do not
+    parse, it prints what is wrong and exits with status 2, or raises UserError.
     """
     words, notices = rename_flags(arguments, set(option_names(default)))
     for notice in notices:
@@ -48,30 +49,30 @@ def parse(prog: str, default: Options, arguments: Sequence[str], examples: Seque
         raise UserError(error.sentence(default)) from None
 
 
-def parse_some(prog: str, options: type[Options], arguments: Sequence[str]) -> Options:
-    """The options of this model alone; words that belong to others are left for `parse`."""
-    known, _ = tyro.cli(
+def parse_known(prog: str, options: type[Options], arguments: Sequence[str]) -> Options:
+    """Parse the options of this model alone, and leave out all other words."""
+    values, _ = tyro.cli(
         options, prog=prog, args=list(arguments), return_unknown_args=True, add_help=False, registry=REGISTRY
     )
-    return known
+    return values
 
 
-def without_required(options: type[Options], **values: Any) -> Options:
-    """An instance to be a default: with these values, and without those that the arguments have to give."""
+def make_default(options: type[Options], **values: Any) -> Options:
+    """An instance of `options` with these values, in which fields without a default are marked as missing."""
     missing = {name: tyro.MISSING for name, field in options.model_fields.items() if field.is_required()}
     return options.model_construct(**{**missing, **values})
 
 
 def option_names(options: BaseModel) -> Iterator[str]:
-    """Names of the options that have no prefix: the model's own, and those of boxes without one."""
+    """Yield the names of fields, and of the fields of nested models."""
     for name in type(options).model_fields:
         value = getattr(options, name)
         yield from type(value).model_fields if isinstance(value, BaseModel) else (name,)
 
 
 @REGISTRY.struct_rule
-def model_fields(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """A pydantic model's fields, required ones and those of the most derived class first; its errors in one line."""
+def describe_model(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """The fields of a pydantic model: required ones first, then those of the most derived class."""
     model = info.type
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
         return None
@@ -108,13 +109,13 @@ def _constructor(model: type[BaseModel]) -> Callable[..., BaseModel]:
 
 
 class _InvalidValue(Exception):
-    """A value that a model refuses; no ValueError, because tyro would draw a box around it."""
+    """A value that a model refuses. It is no ValueError, around which tyro would draw a box."""
 
     def __init__(self, model: type[BaseModel], error: ValidationError):
         self.model, self.details = model, error.errors()[0]
 
     def sentence(self, options: BaseModel) -> str:
-        """What is wrong, with the flag that `options` has for it."""
+        """What is wrong, by the name of its flag in `options`."""
         hints = get_type_hints(type(options), include_extras=True)
         boxes = [name for name, value in options if isinstance(value, self.model)]
         prefix = "".join(f"{name}." for name in boxes if OmitArgPrefixes not in get_args(hints[name]))
@@ -124,8 +125,8 @@ class _InvalidValue(Exception):
 
 
 @REGISTRY.primitive_rule
-def one_word(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """A number or a name."""
+def describe_word(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """A number or a name: one word."""
     kind = info.type
     if kind not in METAVARS:
         return None
@@ -146,8 +147,8 @@ def one_word(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
 
 
 @REGISTRY.primitive_rule
-def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """A value or None: the help shows the value alone; the word None undoes what a preset says."""
+def describe_optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """A value or None. The help shows the value alone; the word None undoes what a preset says."""
     kinds = get_args(info.type)
     if get_origin(info.type) not in (Union, types.UnionType) or len(kinds) != 2 or type(None) not in kinds:
         return None

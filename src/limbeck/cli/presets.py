@@ -12,7 +12,7 @@ from limbeck.jobs.presets import PRESET_METHODS, all_presets, markdown
 
 
 class Presets(Options):
-    """List the published settings, with their source and number."""
+    """List the published settings, with their sources and accuracies."""
 
     method: str | None = None
     """List the settings of this method only."""
@@ -21,7 +21,7 @@ class Presets(Options):
 
 
 def run_presets(args: Presets, listen: Listener) -> Any:
-    """The presets as data with --json, else a line each."""
+    """Return the presets as data with --json, else one line a preset."""
     if args.method is not None and args.method not in PRESET_METHODS:
         raise UserError(f"there are no presets of '{args.method}'; choose one of {', '.join(PRESET_METHODS)}.")
     if args.markdown and not args.as_json:

@@ -1,4 +1,4 @@
-"""The commands that read what others wrote: report, table and info. Only info of images and tensors needs torch."""
+"""The commands that read what others wrote: report, table and info. Only info needs torch, for images and tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RUNS = arg(metavar="RUN [RUN ...]", help_behavior_hint="(required)")
 
 
 class Report(Options):
-    """Write report.html; of several runs, a comparison."""
+    """Write the report of a run, or the comparison of several, as one HTML page."""
 
     runs: Annotated[Positional[list[str]], RUNS]
     """One run folder, or several to compare."""
@@ -22,7 +22,7 @@ class Report(Options):
 
 
 class Table(Options):
-    """One Markdown table from many finished runs."""
+    """Write one Markdown table of many finished runs."""
 
     runs: Annotated[Positional[list[str]], RUNS]
     """Folders of finished runs."""
@@ -33,7 +33,7 @@ class Table(Options):
 
 
 class Info(Resize, Options):
-    """Say what a file or folder is: data set, store, set or run."""
+    """Describe a file or folder: data set, store of experts, distilled set or run."""
 
     source: Annotated[Positional[str], PATH]
     """A file, a folder, or the name of a data set."""

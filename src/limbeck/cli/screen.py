@@ -1,4 +1,4 @@
-"""What a person sees while a command works: stages with an estimate of what is left, on standard error."""
+"""What a person sees while a command works: its stages and the time left, on standard error."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from rich.progress import TimeRemainingColumn as Remaining
 from rich.table import Table
 
 from limbeck.core.records import ResultRow
-from limbeck.report.text import percent
+from limbeck.report.text import NONE, percent
 
 LOG = logging.getLogger("limbeck")
 LINE_SECONDS = 15.0  # between lines where there is no terminal to draw a bar on
 
 
 class Screen:
-    """A listener that draws bars on a terminal, and prints a line now and then elsewhere.
+    """A listener that draws bars on a terminal, and elsewhere prints a line every 15 seconds.
 
-    Use it as a context; inside it, what limbeck logs is shown as well.
+    It is a context manager, inside which it prints what limbeck logs as well.
     """
 
     def __init__(self) -> None:
@@ -39,8 +39,8 @@ class Screen:
         )
         self.lines = Lines(self.console)
         self.task: TaskID | None = None
-        self.name, self.total, self.done, self.start, self.told = "", 0, 0, 0.0, 0.0
-        self.before = 0
+        self.name, self.total, self.done, self.done_before = "", 0, 0, 0
+        self.start, self.last_line = 0.0, 0.0
 
     def __enter__(self) -> Screen:
         LOG.addHandler(self.lines)
@@ -54,23 +54,23 @@ class Screen:
         LOG.setLevel(logging.NOTSET)
 
     def __call__(self, event: dict[str, Any]) -> None:
-        known = {
-            "estimate": self._estimate,
+        handlers = {
+            "estimate": self._print,
             "stage": self._stage,
             "advance": self._advance,
             "validate": self._validate,
             "warning": self._warn,
-            "note": self._estimate,
+            "note": self._print,
         }
-        if event["event"] in known:
-            known[event["event"]](event)
+        if event["event"] in handlers:
+            handlers[event["event"]](event)
 
     def _stage(self, event: dict[str, Any]) -> None:
         if self.task is not None:
             self.progress.update(self.task, completed=self.progress.tasks[self.task].total)
-        self.name, self.total, self.before = event["name"], event["total"], event.get("done", 0)
-        self.done, self.start = self.before, time.perf_counter()
-        self.told = self.start
+        self.name, self.total, self.done_before = event["name"], event["total"], event.get("done", 0)
+        self.done, self.start = self.done_before, time.perf_counter()
+        self.last_line = self.start
         self.task = self.progress.add_task(self.name, total=self.total, completed=self.done, text="")
         if self.progress.disable:
             resumed = f", {self.done} done before" if self.done else ""
@@ -81,16 +81,16 @@ class Screen:
         if self.task is not None:
             self.progress.update(self.task, completed=self.done, text=event.get("text", ""))
         now = time.perf_counter()
-        if self.progress.disable and (now - self.told > LINE_SECONDS or self.done == self.total):
-            self.told = now
+        if self.progress.disable and (now - self.last_line > LINE_SECONDS or self.done == self.total):
+            self.last_line = now
             spent = now - self.start
-            left = spent / max(self.done - self.before, 1) * (self.total - self.done)
+            left = spent / max(self.done - self.done_before, 1) * (self.total - self.done)
             self.console.print(
                 f"{self.name}: {self.done}/{self.total}, {spent:.0f} s, about {left:.0f} s left; "
                 f"{event.get('text', '')}"
             )
 
-    def _estimate(self, event: dict[str, Any]) -> None:
+    def _print(self, event: dict[str, Any]) -> None:
         self.console.print(event["text"], highlight=False, markup=False, soft_wrap=True)
 
     def _warn(self, event: dict[str, Any]) -> None:
@@ -104,20 +104,39 @@ class Screen:
 
 
 class Lines(logging.Handler):
-    """Shows what limbeck logs as lines on a console."""
+    """Prints what limbeck logs on a console."""
 
     def __init__(self, console: Console):
         super().__init__()
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one record, and say so where it is a warning."""
+        """Print one record; a warning begins with the word."""
         warning = "warning: " if record.levelno >= logging.WARNING else ""
         self.console.print(f"{warning}{record.getMessage()}", highlight=False, markup=False, soft_wrap=True)
 
 
+def format_value(value: Any) -> str:
+    """A value of a result as a person reads it.
+
+    >>> format_value({"epochs": 15, "lr": 0.01, "model": {"name": "mlp", "depth": None}, "waypoints": [0, 15]})
+    'epochs 15, lr 0.01, model (name mlp, depth –), waypoints (0, 15)'
+    """
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_format_part(part)}" for name, part in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_format_part, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return NONE if value is None else str(value)
+
+
+def _format_part(value: Any) -> str:
+    return f"({format_value(value)})" if isinstance(value, dict | list | tuple) else format_value(value)
+
+
 def results_table(rows: list[ResultRow], title: str) -> Table:
-    """Results as a table: accuracy in percent, mean and standard deviation and n together, and points over random."""
+    """Results as a table: accuracy in percent as mean, standard deviation and n, and points above random images."""
     table = Table(title=title)
     for name in ("set", "network", "n", "accuracy", "balanced", "over random"):
         table.add_column(name, justify="left" if name in ("set", "network") else "right")
