@@ -20,9 +20,9 @@ from limbeck.methods import METHODS, DataFacts, MethodInputs, Plan
 from limbeck.methods.class_matching import mean_pixel_variance
 from limbeck.networks.losses import CrossEntropy
 from limbeck.networks.registry import ModelConfig, flat_model
-from limbeck.objectives.classes import Discrepancy, MatchClasses, Sum, unchanged
+from limbeck.objectives.classes import Discrepancy, MatchClasses, WeightedSum
 from limbeck.objectives.features import FeatureDistance
-from limbeck.objectives.gradient import DISTANCES, GradientDistance, convolutions, weights
+from limbeck.objectives.gradient import DISTANCES, GradientDistance, convolution_indices, weight_indices
 from limbeck.objectives.query import RandomRows, rows_by_class
 from limbeck.synthetic.hooks import make_clamp_hooks
 from limbeck.synthetic.loop import outer_loop
@@ -103,11 +103,11 @@ def test_cosine_survives_rows_of_zeros() -> None:
 
 def test_which_tensors() -> None:
     shapes = MODEL.layout.shapes
-    assert [len(shapes[i]) for i in convolutions(MODEL.layout)] == [4, 4]
-    assert [len(shapes[i]) for i in weights(MODEL.layout)] == [4, 4, 2]
-    assert {i for i, shape in enumerate(shapes) if len(shape) == 1}.isdisjoint(weights(MODEL.layout))
+    assert [len(shapes[i]) for i in convolution_indices(MODEL.layout)] == [4, 4]
+    assert [len(shapes[i]) for i in weight_indices(MODEL.layout)] == [4, 4, 2]
+    assert {i for i, shape in enumerate(shapes) if len(shape) == 1}.isdisjoint(weight_indices(MODEL.layout))
     with pytest.raises(UserError, match="use dc or dsa"):
-        convolutions(flat_model(ModelConfig(name="mlp"), (2, 8, 8), CLASSES).layout)
+        convolution_indices(flat_model(ModelConfig(name="mlp"), (2, 8, 8), CLASSES).layout)
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["classes", "logits"])
@@ -118,9 +118,9 @@ def test_the_whole_gradient_is_that_of_one_graph(name: str, layers: str, factor:
     """All classes in one graph on a plain nn.Module, differentiated once."""
     decode: Decode | None = None if factor == 1 else Partition(factor, pad=(0.3, -0.2))
     held = synthetic(decode, soft)
-    which = (convolutions if layers == "conv" else weights)(MODEL.layout)
+    indices = (convolution_indices if layers == "conv" else weight_indices)(MODEL.layout)
     augment = ComposedDSA(DSA("color_crop_flip_cutout", siamese=True))
-    matched = objective(GradientDistance(LOSS, MODEL.layout, which, DISTANCES[name]), augment=augment)
+    matched = objective(GradientDistance(LOSS, MODEL.layout, indices, DISTANCES[name]), augment=augment)
     seeds: list[int] = []
 
     def spy(images: Tensor, seed: int) -> Tensor:
@@ -162,7 +162,7 @@ def test_the_whole_gradient_is_that_of_one_graph(name: str, layers: str, factor:
 
 def test_the_gradient_meets_finite_differences() -> None:
     held = synthetic(Partition(2))
-    matched = objective(GradientDistance(LOSS, MODEL.layout, convolutions(MODEL.layout), DISTANCES["mse"]))
+    matched = objective(GradientDistance(LOSS, MODEL.layout, convolution_indices(MODEL.layout), DISTANCES["mse"]))
     matched(held, 0, 0).backward()
     assert held.images.grad is not None
     generator = torch.Generator().manual_seed(1)
@@ -180,7 +180,7 @@ def test_no_gradient_reaches_a_network_or_the_data() -> None:
     data = real()
     before = data[0].clone()
     rows = RandomRows(rows_by_class(data[1], CLASSES), 7)
-    distance = GradientDistance(LOSS, MODEL.layout, weights(MODEL.layout), DISTANCES["cosine"])
+    distance = GradientDistance(LOSS, MODEL.layout, weight_indices(MODEL.layout), DISTANCES["cosine"])
     held = synthetic()
     MatchClasses(data, rows, lambda: parameters, distance)(held, 0, 0).backward()
     assert parameters.grad is None
@@ -191,7 +191,7 @@ def test_no_gradient_reaches_a_network_or_the_data() -> None:
 
 def test_only_one_class_at_a_time() -> None:
     """What a class's loss is does not depend on the other classes' images, and its gradient is in its rows alone."""
-    distance = GradientDistance(LOSS, MODEL.layout, convolutions(MODEL.layout), DISTANCES["l1"])
+    distance = GradientDistance(LOSS, MODEL.layout, convolution_indices(MODEL.layout), DISTANCES["l1"])
     matched = objective(distance)
     whole = synthetic()
     matched(whole, 0, 0).backward()
@@ -212,7 +212,7 @@ def test_at_most_so_many_synthetic_images() -> None:
         total: Tensor = made[0].sum()
         return total
 
-    matched = objective(count, most=5)
+    matched = objective(count, max_images=5)
     held = synthetic(Partition(2))  # 8 training images a class
     assert torch.equal(matched(held, 0, 0), matched(held, 0, 0))
     assert not torch.equal(matched(held, 0, 0), matched(held, 1, 0))
@@ -247,10 +247,10 @@ def test_features_of_the_same_images_are_matched() -> None:
 
 
 def test_discrepancies_add_up() -> None:
-    gradient = GradientDistance(LOSS, MODEL.layout, convolutions(MODEL.layout), DISTANCES["mse"])
+    gradient = GradientDistance(LOSS, MODEL.layout, convolution_indices(MODEL.layout), DISTANCES["mse"])
     features = FeatureDistance(MODEL)
     values, grads = [], []
-    for each in (gradient, features, Sum(((1.0, gradient), (0.5, features)))):
+    for each in (gradient, features, WeightedSum(((1.0, gradient), (0.5, features)))):
         held = synthetic()
         loss = objective(each)(held, 0, 0)
         loss.backward()
@@ -320,7 +320,7 @@ def test_idc_without_tiles_is_dsa_by_the_same_settings(task: Task) -> None:
     assert isinstance(dsa.objective, MatchClasses)
     assert isinstance(dsa.objective.discrepancy, GradientDistance)
     assert torch.equal(idc.synthetic.images, dsa.synthetic.images)
-    conv = replace(dsa.objective.discrepancy, which=convolutions(one.model.layout))
+    conv = replace(dsa.objective.discrepancy, indices=convolution_indices(one.model.layout))
     same = replace(dsa.objective, discrepancy=conv, augment=idc.objective.augment)
     ours, theirs = idc.objective(idc.synthetic, 0, 0), same(dsa.synthetic, 0, 0)
     ours.backward()
@@ -425,8 +425,3 @@ def test_papers_pairs_of_loops() -> None:
     assert {ipc: (each.inner, each.net_epochs) for ipc, each in held.items()} == {
         **{1: (1, 500), 10: (10, 50), 20: (20, 25), 50: (50, 10), 100: (50, 10)}
     }
-
-
-def test_unchanged() -> None:
-    images = torch.ones(2, 1, 3, 3)
-    assert unchanged(images, 4) is images

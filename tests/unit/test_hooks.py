@@ -17,7 +17,7 @@ from limbeck.methods import METHODS, DataFacts, MethodInputs
 from limbeck.methods.ptm import window_bounds
 from limbeck.methods.ptm_overlap import OverlapRepair, find_overlaps
 from limbeck.methods.ptm_progress import ProgressiveWindow
-from limbeck.objectives.combine import Average, Finite
+from limbeck.objectives.combine import Average, FiniteOr
 from limbeck.synthetic.hooks import Ema, StepDecay, reset_optimiser_state
 from limbeck.synthetic.loop import DivergenceError, outer_loop
 from limbeck.synthetic.set import SyntheticSet
@@ -87,7 +87,7 @@ BROKEN: list[Callable[[SyntheticSet], Tensor]] = [
 @pytest.mark.parametrize("broken", BROKEN)
 def test_finite_hands_back_a_number_without_a_gradient(broken: Callable[[SyntheticSet], Tensor]) -> None:
     synthetic = toy()
-    loss = Finite(lambda held, step, seed: broken(held), 7.0)(synthetic, 0, 0)
+    loss = FiniteOr(lambda held, step, seed: broken(held), 7.0)(synthetic, 0, 0)
     loss.backward()
     assert loss.item() == 7.0
     for parameter in synthetic.parameters().values():
@@ -97,7 +97,7 @@ def test_finite_hands_back_a_number_without_a_gradient(broken: Callable[[Synthet
 
 def test_finite_leaves_alone_what_is() -> None:
     synthetic, other = toy(), toy()
-    loss = Finite(lambda held, step, seed: held.images.square().sum() * held.lr, 7.0)(synthetic, 0, 0)
+    loss = FiniteOr(lambda held, step, seed: held.images.square().sum() * held.lr, 7.0)(synthetic, 0, 0)
     expected = other.images.square().sum() * other.lr
     loss.backward()
     expected.backward()

@@ -100,8 +100,8 @@ def test_products_are_those_of_the_jacobian_also_in_parts() -> None:
     j, a, v = dense(X), normal(IMAGES, CLASSES, seed=5), normal(len(THETA), seed=6)
     for chunk in (2, 256):
         held = system(chunk=chunk)
-        torch.testing.assert_close(held.push(v).flatten(), j @ v)
-        torch.testing.assert_close(held.pull(a), j.T @ a.flatten())
+        torch.testing.assert_close(held.jvp(v).flatten(), j @ v)
+        torch.testing.assert_close(held.vjp(a), j.T @ a.flatten())
     factor = system().factor
     torch.testing.assert_close(factor @ factor.T, j @ j.T + RIDGE * torch.eye(len(j)).double())
 
@@ -195,7 +195,7 @@ def test_the_primal_keeps_the_heads_tangent_at_zero() -> None:
     v, alpha = solver.forward(held, Y)
     head = dict(zip(MODEL.layout.names, MODEL.layout.split(v)))[HEAD]
     torch.testing.assert_close(head, alpha.T @ MODEL.features(THETA, X))
-    residual = Y - held.push(v)
+    residual = Y - held.jvp(v)
     torch.testing.assert_close(residual, RIDGE * alpha)
 
 
@@ -234,7 +234,7 @@ def test_equal_images_with_hardly_any_ridge() -> None:
     held = System(single, THETA.float(), 100 * X[:1].expand(6, -1, -1, -1).float(), 1e-5)
     y = normal(1, CLASSES).expand(6, -1).float()
     v, _ = Cholesky().forward(held, y)
-    assert relative(held.push(v), y) < 1e-2
+    assert relative(held.jvp(v), y) < 1e-2
     broken = replace(held, images=held.images * torch.inf)
     assert Cholesky().forward(broken, y)[1].isnan().all()
 
@@ -270,7 +270,7 @@ def test_a_random_part_is_unbiased() -> None:
 
 
 def test_the_part_is_drawn_anew_by_seed() -> None:
-    objective = Fit(replace(SOLVED, through=2, flip=True), REAL)
+    objective = Fit(replace(SOLVED, grad_images=2, flip=True), REAL)
     parts = [image_gradient(objective, made(), seed)[0].flatten(1).norm(dim=1) > 0 for seed in range(8)]
     assert all(int(part.sum()) == 2 for part in parts)
     assert len({tuple(part.tolist()) for part in parts}) > 1

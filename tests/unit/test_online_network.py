@@ -48,11 +48,11 @@ def pool(task: Task, kind: str = "real", every: int = 4, seed: int = 3) -> Onlin
 def test_it_ages_and_is_renewed(task: Task, kind: str) -> None:
     held, made = pool(task, kind), small(task)
     fresh = RandomInit(task.model, 3, task.device)
-    assert torch.equal(held.network(), fresh(0))
-    seen = [held.network()]
+    assert torch.equal(held.parameters(), fresh(0))
+    seen = [held.parameters()]
     for step in range(1, 9):
         held(made, step, 0.0)
-        seen.append(held.network())
+        seen.append(held.parameters())
     assert len({tuple(theta[:5].tolist()) for theta in seen}) == 9
     assert torch.equal(seen[4], fresh(1))
     assert torch.equal(seen[8], fresh(2))
@@ -61,7 +61,7 @@ def test_it_ages_and_is_renewed(task: Task, kind: str) -> None:
     again = pool(task, kind)
     for step in range(1, 9):
         again(made, step, 0.0)
-    assert torch.equal(again.network(), seen[8])
+    assert torch.equal(again.parameters(), seen[8])
 
 
 @pytest.mark.parametrize("kind", ["real", "synthetic"])
@@ -69,7 +69,7 @@ def test_it_is_trained_as_torch_trains_a_module(task: Task, kind: str) -> None:
     """torch.optim.SGD with momentum and weight decay on the module itself, over the same lessons."""
     held, made = pool(task, kind, every=100), small(task)
     module = deepcopy(task.model.module)
-    for parameter, part in zip(module.parameters(), task.model.layout.split(held.network())):
+    for parameter, part in zip(module.parameters(), task.model.layout.split(held.parameters())):
         parameter.data.copy_(part)
         parameter.requires_grad_()
     optimiser = torch.optim.SGD(module.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
@@ -80,7 +80,7 @@ def test_it_is_trained_as_torch_trains_a_module(task: Task, kind: str) -> None:
             F.cross_entropy(module(images), labels).backward()
             optimiser.step()
     expected = torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
-    torch.testing.assert_close(held.network(), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(held.parameters(), expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["real", "synthetic"])
@@ -104,7 +104,7 @@ def test_lessons_lower_the_loss(task: Task) -> None:
     images, labels = task.train
 
     def loss() -> float:
-        return float(F.cross_entropy(task.model(held.network(), images), labels))
+        return float(F.cross_entropy(task.model(held.parameters(), images), labels))
 
     before = loss()
     for step in range(1, 20):

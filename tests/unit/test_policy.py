@@ -119,12 +119,12 @@ def query(**more: int) -> tuple[Query, list[int]]:
 def test_a_query_gives_rows_of_the_class_or_all_of_a_small_one() -> None:
     made, _ = query()
     _, labels, held = members()
-    assert [len(made.rows(0, label, 0)) for label in range(3)] == [12, 10, 10]
+    assert [len(made.sample(0, label, 0)) for label in range(3)] == [12, 10, 10]
     for label in range(3):
-        rows = made.rows(0, label, 0)
+        rows = made.sample(0, label, 0)
         assert bool((labels[rows] == label).all())
         assert len(rows.unique()) == len(rows)
-    assert torch.equal(made.rows(0, 1, 0).sort().values, held[1])
+    assert torch.equal(made.sample(0, 1, 0).sort().values, held[1])
 
 
 def test_a_query_looks_at_a_pool_of_a_class() -> None:
@@ -132,9 +132,9 @@ def test_a_query_looks_at_a_pool_of_a_class() -> None:
     assert seen == [30, 10, 10]
     small, seen = query(pool=3)  # never fewer than are asked for
     assert seen == [12, 10, 10]
-    assert len(small.rows(0, 0, 0)) == 12
+    assert len(small.sample(0, 0, 0)) == 12
     again, _ = query(pool=30)
-    assert torch.equal(made.rows(0, 0, 0), again.rows(0, 0, 0))
+    assert torch.equal(made.sample(0, 0, 0), again.sample(0, 0, 0))
 
 
 def test_a_query_chooses_anew_for_every_network_and_every_interval() -> None:
@@ -153,9 +153,9 @@ def test_a_query_is_taken_up_where_it_was() -> None:
     synthetic = SyntheticSet.from_images(torch.zeros(1, 1, 4, 4), torch.tensor([0]), 0.1)
     made(synthetic, 5, 0.0)
     other, _ = query(pool=30, every=10, interval=5)
-    assert not torch.equal(other.rows(0, 0, 0), made.rows(0, 0, 0))
+    assert not torch.equal(other.sample(0, 0, 0), made.sample(0, 0, 0))
     other.restore({name: tensor.clone() for name, tensor in made.state().items()}, 5)
-    assert all(torch.equal(other.rows(0, label, 0), made.rows(0, label, 0)) for label in range(3))
+    assert all(torch.equal(other.sample(0, label, 0), made.sample(0, label, 0)) for label in range(3))
 
 
 def test_random_rows_are_new_at_every_step() -> None:

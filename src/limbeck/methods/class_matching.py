@@ -14,7 +14,7 @@ from limbeck.core.rng import derive_seed, make_generator
 from limbeck.data import Preprocess
 from limbeck.methods.coreset import Init, choose_real
 from limbeck.methods.plan import MethodConfig, MethodInputs
-from limbeck.objectives.classes import Rows
+from limbeck.objectives.classes import RowSampler
 from limbeck.objectives.online_network import OnlineNetwork
 from limbeck.objectives.query import Query, RandomRows, rows_by_class
 from limbeck.select.coresets import Selector
@@ -55,12 +55,12 @@ def find_class_rows(inputs: MethodInputs) -> tuple[Tensor, ...]:
 
 def make_feature_fn(inputs: MethodInputs, network: OnlineNetwork) -> Callable[[Tensor], Tensor]:
     """Return the features of the present network as a function, images (m, c, h, w) -> (m, d)."""
-    return lambda images: extract_features(inputs.task.model, network.network(), images)
+    return lambda images: extract_features(inputs.task.model, network.parameters(), images)
 
 
 def make_row_sampler(
     options: ClassMatchingConfig, inputs: MethodInputs, network: OnlineNetwork
-) -> tuple[Rows, list[Hook]]:
+) -> tuple[RowSampler, list[Hook]]:
     """Return what samples the real images, and the hooks that update the network and the sampler, in this order."""
     if options.policy == "random":  # it needs no features and has no state
         return RandomRows(find_class_rows(inputs), options.batch_real), [network]
@@ -76,7 +76,7 @@ def make_row_sampler(
         options.interval,
         options.pool,
     )
-    return query.rows, [network, query]
+    return query.sample, [network, query]
 
 
 def init_synthetic_set(
@@ -96,7 +96,7 @@ def init_synthetic_set(
     if options.init == "dream":
         seed, features = derive_seed(inputs.seed, "start"), make_feature_fn(inputs, network)
         query = Query(train_images, find_class_rows(inputs), Dream(), count, features, seed, pool=options.pool)
-        rows_of_classes = query.chosen
+        rows_of_classes = query.rows
         if any(len(rows) < count for rows in rows_of_classes):
             raise UserError(
                 f"a class has fewer than {count} training images; ask for fewer images or a lower --factor."

@@ -13,8 +13,9 @@ from limbeck.methods.class_matching import (
     make_row_sampler,
 )
 from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
-from limbeck.objectives.classes import Augment, MatchClasses, unchanged
-from limbeck.objectives.gradient import DISTANCES, GradientDistance, weights
+from limbeck.networks.losses import Augment
+from limbeck.objectives.classes import MatchClasses
+from limbeck.objectives.gradient import DISTANCES, GradientDistance, weight_indices
 from limbeck.objectives.online_network import OnlineNetwork, RandomInit, Sgd, SyntheticBatches
 
 
@@ -47,26 +48,26 @@ def resolve(config: DCConfig, facts: DataFacts) -> DCOptions:
     return DCOptions(**config.model_dump() | loops)
 
 
-def make_plan(options: DCOptions, inputs: MethodInputs, siamese: Augment, augment: Augment) -> Plan:
+def make_plan(options: DCOptions, inputs: MethodInputs, siamese: Augment | None, augment: Augment | None) -> Plan:
     """Match the gradients of all weights, row by row, under a network that learns from the synthetic set.
 
     siamese: augmentation of real and synthetic images when they are compared; augment: of those the network learns.
     """
     task, layout = inputs.task, inputs.task.model.layout
-    fresh = RandomInit(task.model, inputs.seed, task.device)
-    lessons = SyntheticBatches(options.net_epochs, options.batch_net, derive_seed(inputs.seed, "lessons"), augment)
-    network = OnlineNetwork(task.loss_with(None), fresh, options.inner, lessons, Sgd(options.lr_net))
+    init = RandomInit(task.model, inputs.seed, task.device)
+    batches = SyntheticBatches(options.net_epochs, options.batch_net, derive_seed(inputs.seed, "lessons"), augment)
+    network = OnlineNetwork(task.loss_with(None), init, options.inner, batches, Sgd(options.lr_net))
     synthetic = init_synthetic_set(options, inputs, network)
     rows, hooks = make_row_sampler(options, inputs, network)
-    distance = GradientDistance(task.loss_with(None), layout, weights(layout), DISTANCES["cosine"])
-    objective = MatchClasses(task.train, rows, network.network, distance, siamese)
+    distance = GradientDistance(task.loss_with(None), layout, weight_indices(layout), DISTANCES["cosine"])
+    objective = MatchClasses(task.train, rows, network.parameters, distance, siamese)
     optimiser = make_image_optimiser(synthetic, options.lr_img, options.momentum)
     return Plan(objective, synthetic, [optimiser], options.iterations, hooks=hooks)
 
 
 def plan(options: DCOptions, inputs: MethodInputs) -> Plan:
     """Match gradients without augmentation."""
-    return make_plan(options, inputs, unchanged, unchanged)
+    return make_plan(options, inputs, None, None)
 
 
 DC = Method(

@@ -32,7 +32,7 @@ def plan(options: DMConfig, inputs: MethodInputs) -> Plan:
     synthetic = init_synthetic_set(options, inputs, network)
     rows, hooks = make_row_sampler(options, inputs, network)
     siamese = replace(task.augment, siamese=True)
-    objective = MatchClasses(task.train, rows, network.network, FeatureDistance(task.model), siamese)
+    objective = MatchClasses(task.train, rows, network.parameters, FeatureDistance(task.model), siamese)
     optimiser = make_image_optimiser(synthetic, options.lr_img, options.momentum)
     return Plan(objective, synthetic, [optimiser], options.iterations, hooks=hooks)
 

@@ -17,9 +17,9 @@ from limbeck.methods.class_matching import (
     mean_pixel_variance,
 )
 from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
-from limbeck.objectives.classes import Discrepancy, MatchClasses, Sum
+from limbeck.objectives.classes import Discrepancy, MatchClasses, WeightedSum
 from limbeck.objectives.features import FeatureDistance
-from limbeck.objectives.gradient import DISTANCES, GradientDistance, convolutions
+from limbeck.objectives.gradient import DISTANCES, GradientDistance, convolution_indices
 from limbeck.objectives.online_network import OnlineNetwork, RandomInit, RealBatches, Sgd, WarmUp
 from limbeck.synthetic.hooks import make_clamp_hooks
 from limbeck.synthetic.tiles import Partition, pad_value
@@ -84,7 +84,7 @@ def make_network(options: IDCOptions, inputs: MethodInputs) -> OnlineNetwork:
     task, augment, sgd = inputs.task, ComposedDSA(DSA(options.net_augment)), Sgd(options.lr_net, 0.9, 5e-4)
     schedule = Schedule(options.warm_up, sgd.lr, options.batch_net, sgd.momentum, sgd.weight_decay)
     warm_up = WarmUp(task.loss_with(augment), task.train, schedule) if options.warm_up else None
-    lessons = RealBatches(
+    batches = RealBatches(
         task.train,
         task.data.num_classes,
         options.net_steps,
@@ -93,8 +93,8 @@ def make_network(options: IDCOptions, inputs: MethodInputs) -> OnlineNetwork:
         augment,
         options.cutmix,
     )
-    fresh = RandomInit(task.model, inputs.seed, task.device, warm_up)
-    return OnlineNetwork(task.loss_with(None), fresh, options.inner, lessons, sgd)
+    init = RandomInit(task.model, inputs.seed, task.device, warm_up)
+    return OnlineNetwork(task.loss_with(None), init, options.inner, batches, sgd)
 
 
 def plan(options: IDCOptions, inputs: MethodInputs) -> Plan:
@@ -105,11 +105,11 @@ def plan(options: IDCOptions, inputs: MethodInputs) -> Plan:
     synthetic = init_synthetic_set(options, inputs, network, tiles)
     rows, hooks = make_row_sampler(options, inputs, network)
     distance = DISTANCES[options.distance]
-    discrepancy: Discrepancy = GradientDistance(task.loss_with(None), layout, convolutions(layout), distance)
+    discrepancy: Discrepancy = GradientDistance(task.loss_with(None), layout, convolution_indices(layout), distance)
     if options.feature_weight:
-        discrepancy = Sum(((1.0, discrepancy), (options.feature_weight, FeatureDistance(task.model, distance))))
+        discrepancy = WeightedSum(((1.0, discrepancy), (options.feature_weight, FeatureDistance(task.model, distance))))
     siamese = ComposedDSA(DSA(options.match_augment, siamese=True))
-    objective = MatchClasses(task.train, rows, network.network, discrepancy, siamese, options.batch_syn)
+    objective = MatchClasses(task.train, rows, network.parameters, discrepancy, siamese, options.batch_syn)
     lr = options.lr_img / mean_pixel_variance(task.preprocess)
     optimiser = make_image_optimiser(synthetic, lr, options.momentum)
     hooks = [*make_clamp_hooks(task.preprocess), *hooks]

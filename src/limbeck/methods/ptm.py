@@ -27,7 +27,7 @@ from limbeck.methods.trajectory_matching import (
     make_optimisers,
     resolve_lengths,
 )
-from limbeck.objectives.combine import Finite
+from limbeck.objectives.combine import FiniteOr
 from limbeck.select import select_per_class
 from limbeck.select.scores import extract_features
 from limbeck.synthetic.loop import Hook
@@ -110,7 +110,7 @@ def plan(options: PTMOptions, inputs: MethodInputs) -> Plan:
     window = ProgressiveWindow(
         synthetic, optimisers, bounds, options.expert_epochs, options.patience, options.divergence
     )
-    objective = Finite(make_objective(options, inputs, window.sample), instead=2 * options.divergence)
+    objective = FiniteOr(make_objective(options, inputs, window.sample), fallback=2 * options.divergence)
     hooks: list[Hook] = [window]
     if options.overlap < 1:
         hooks.append(make_overlap_repair(options, inputs, synthetic, optimisers[0]))

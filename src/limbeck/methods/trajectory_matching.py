@@ -16,7 +16,7 @@ from limbeck.core.types import Sampler, Segment
 from limbeck.methods.coreset import choose_real
 from limbeck.methods.plan import DataFacts, MethodConfig, MethodInputs
 from limbeck.networks.flat import Layout
-from limbeck.objectives.combine import averaged
+from limbeck.objectives.combine import average_draws
 from limbeck.objectives.trajectory import Labeller, MatchTrajectory
 from limbeck.synthetic.loop import Objective
 from limbeck.synthetic.set import LOG_LR_RANGE, SyntheticSet
@@ -52,7 +52,7 @@ class TrajectoryConfig(MethodConfig):
     batch_syn: int | None = Field(default=None, ge=1)
     """synthetic images per student step; by default all"""
     grad_accum: int = Field(default=1, ge=1)
-    """segments whose gradients are averaged in an outer step"""
+    """segments whose gradients are average_draws in an outer step"""
 
 
 class RecordedConfig(TrajectoryConfig):
@@ -175,7 +175,7 @@ def make_objective(
         labels=labels,
         perturb=perturb,
     )
-    return averaged(objective, options.grad_accum)
+    return average_draws(objective, options.grad_accum)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Objectives made of an objective: the mean over several draws, and one that stays finite."""
+"""Objectives made of another objective: the mean over several draws, and one that is always finite."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from limbeck.synthetic.set import SyntheticSet
 Gradients = Sequence[Tensor | None]
 
 
-def with_gradients(value: Tensor, parameters: Sequence[Tensor], gradients: Gradients) -> Tensor:
-    """A scalar of this value whose gradients are these; exact, since what is added is 0.
+def attach_gradients(value: Tensor, parameters: Sequence[Tensor], gradients: Gradients) -> Tensor:
+    """A scalar of this value whose gradient in each parameter is the given one; exact, because 0 is added.
 
     >>> x = torch.ones(2, requires_grad=True)
-    >>> y = with_gradients(torch.tensor(5.0), [x], [torch.tensor([1.0, 2.0])])
+    >>> y = attach_gradients(torch.tensor(5.0), [x], [torch.tensor([1.0, 2.0])])
     >>> y.backward(); y.item(), x.grad.tolist()
     (5.0, [1.0, 2.0])
     """
@@ -29,15 +29,15 @@ def with_gradients(value: Tensor, parameters: Sequence[Tensor], gradients: Gradi
     return value
 
 
-def of_step_size(loss: Tensor, synthetic: SyntheticSet) -> Tensor:
-    """The same value with the gradient of the step size alone: optimisers leave everything else where it is."""
+def keep_lr_gradient(loss: Tensor, synthetic: SyntheticSet) -> Tensor:
+    """The same value with the gradient of the step size alone, so that optimisers change nothing else."""
     gradients = torch.autograd.grad(loss, synthetic.log_lr)
-    return with_gradients(loss.detach(), [synthetic.log_lr], gradients)
+    return attach_gradients(loss.detach(), [synthetic.log_lr], gradients)
 
 
 @torch.enable_grad()
-def evaluated(objective: Objective, synthetic: SyntheticSet, step: int, seed: int) -> tuple[Tensor, Gradients]:
-    """The value and its gradients in the learned parameters, taken now, so that the graph can go."""
+def value_and_grad(objective: Objective, synthetic: SyntheticSet, step: int, seed: int) -> tuple[Tensor, Gradients]:
+    """The value of an objective and its gradients in the learned parameters, without a graph."""
     loss = objective(synthetic, step, seed)
     gradients = torch.autograd.grad(loss, list(synthetic.parameters().values()), allow_unused=True)
     return loss.detach(), gradients
@@ -45,46 +45,51 @@ def evaluated(objective: Objective, synthetic: SyntheticSet, step: int, seed: in
 
 @dataclass(frozen=True)
 class Average:
-    """The mean of an objective over `draws` seeds: a gradient of less variance, with one draw's graph at a time.
+    """The mean of an objective over `draws` seeds: gradient accumulation, with one draw's graph at a time.
 
-    This is gradient accumulation, as a value: any recipe's objective can be wrapped.
+    It reduces the variance of the gradient. Any recipe's objective can be wrapped.
     """
 
     objective: Objective
     draws: int
 
     def __call__(self, synthetic: SyntheticSet, step: int, seed: int) -> Tensor:
+        """The mean at this outer step: a scalar."""
         parameters = list(synthetic.parameters().values())
         total = torch.zeros((), dtype=synthetic.images.dtype, device=synthetic.images.device)
         sums: list[Tensor | None] = [None] * len(parameters)
         for draw in range(self.draws):
-            value, gradients = evaluated(self.objective, synthetic, step, derive_seed(seed, "draw", draw))
+            value, gradients = value_and_grad(self.objective, synthetic, step, derive_seed(seed, "draw", draw))
             total = total + value / self.draws
             for i, gradient in enumerate(gradients):
                 if gradient is not None:
-                    held = sums[i]
-                    sums[i] = gradient / self.draws if held is None else held + gradient / self.draws
-        return with_gradients(total, parameters, sums)
+                    partial = sums[i]
+                    sums[i] = gradient / self.draws if partial is None else partial + gradient / self.draws
+        return attach_gradients(total, parameters, sums)
 
 
-def averaged(objective: Objective, draws: int) -> Objective:
-    """The objective itself for one draw."""
+def average_draws(objective: Objective, draws: int) -> Objective:
+    """The mean of an objective over `draws` seeds; for one draw the objective itself."""
     return objective if draws == 1 else Average(objective, draws)
 
 
 @dataclass(frozen=True)
-class Finite:
-    """Where the value or a gradient is not finite: `instead`, with no gradient, for a gate of the loop to refuse."""
+class FiniteOr:
+    """An objective, or the value `fallback` with zero gradients where its value or a gradient is not finite.
+
+    A gate of the outer loop (`Plan.accept`) can then reject the step.
+    """
 
     objective: Objective
-    instead: float
+    fallback: float
 
     def __call__(self, synthetic: SyntheticSet, step: int, seed: int) -> Tensor:
+        """The value at this outer step: a finite scalar with finite gradients."""
         parameters = list(synthetic.parameters().values())
-        value, gradients = evaluated(self.objective, synthetic, step, seed)
+        value, gradients = value_and_grad(self.objective, synthetic, step, seed)
         finite = [torch.isfinite(tensor).all() for tensor in (value, *gradients) if tensor is not None]
         if bool(torch.stack(finite).all()):
-            return with_gradients(value, parameters, gradients)
-        return with_gradients(
-            torch.full_like(value, self.instead), parameters, [torch.zeros_like(p) for p in parameters]
+            return attach_gradients(value, parameters, gradients)
+        return attach_gradients(
+            torch.full_like(value, self.fallback), parameters, [torch.zeros_like(p) for p in parameters]
         )

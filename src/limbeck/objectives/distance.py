@@ -1,4 +1,4 @@
-"""How far a student ended from where the expert went."""
+"""The distance of trajectory matching."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from limbeck.core.sums import reproducible_sum
 
 
 def displacement(theta: Tensor, start: Tensor, target: Tensor) -> Tensor:
-    """MTT's loss: |theta - target|^2 / |start - target|^2 (Cazenavette et al. 2022, equation 2).
+    """MTT's loss |theta - target|^2 / |start - target|^2 of three (P,) vectors (Cazenavette et al. 2022, equation 2).
 
     >>> import torch
     >>> float(displacement(torch.tensor([3.0]), torch.tensor([0.0]), torch.tensor([4.0])))

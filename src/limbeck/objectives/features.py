@@ -1,4 +1,4 @@
-"""Distribution matching (Zhao & Bilen, DM, WACV 2023): how far apart two batches' mean features are."""
+"""Distribution matching (Zhao & Bilen, DM, WACV 2023): the distance between two batches' mean features."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from limbeck.objectives.gradient import TensorDistance, mse
 
 @dataclass(frozen=True)
 class FeatureDistance:
-    """A `Discrepancy`: the distance between the mean features (1, d) of both pairs; labels are not looked at.
+    """A `Discrepancy`: the distance between the mean features (1, d) of both pairs; labels are not used.
 
-    With `mse` this is DM (its equation 4 for one class and one network), and the second term of DREAM+.
+    With `mse` this is DM (equation 4, for one class and one network), and the second term of DREAM+.
     """
 
     model: FlatModel
     distance: TensorDistance = mse
 
     def __call__(self, theta: Tensor, real: Pair, synthetic: Pair) -> Tensor:
+        """The distance under the network theta (P,): a scalar."""
         with torch.no_grad():
             target = self.model.features(theta, real[0]).mean(0, keepdim=True)
         return self.distance(self.model.features(theta, synthetic[0]).mean(0, keepdim=True), target)

@@ -1,4 +1,4 @@
-"""The loss on real images of a student that is made from the set: by training (BPTT) or by solving (RCIG)."""
+"""The loss on real images of a student that was trained on the synthetic set (BPTT) or solved for on it (RCIG)."""
 
 from __future__ import annotations
 
@@ -21,27 +21,23 @@ from limbeck.training.unroll import Adjoint, Replay, unroll
 
 EXACT, IMPLICIT = Replay(), Implicit()
 Predictor = Callable[[Tensor], Tensor]
-"""images (n, ...) -> logits (n, classes), differentiable in the set that the student was made from."""
+"""images (n, ...) -> logits (n, classes), differentiable in the set on which the student was trained."""
 
 Student = Callable[[SyntheticSet, int, int], Predictor]
-"""(set, step, seed) -> a student made from the set, random only through (seed, step)."""
+"""(set, outer step, seed) -> a student trained on the set, random only through (seed, step)."""
 
 OuterLoss = Callable[[Tensor, Tensor, SyntheticSet], Tensor]
 """(logits (n, classes), int64 classes (n,), set) -> scalar."""
 
 
-def classified(logits: Tensor, labels: Tensor, synthetic: SyntheticSet) -> Tensor:
-    """Cross-entropy, whatever the set is."""
-    return cross_entropy(logits, labels)
-
-
 @dataclass(frozen=True)
 class Fit:
-    """How well a student that knows only the set does on real images.
+    """An objective: the loss on real images of a student that knows only the synthetic set.
 
-    student:    how it is made, which says how it is differentiated.
-    real:       images in network input space and int64 classes; batch_size: of them per outer step (None: all).
-    loss:       of its logits.
+    student:    `Trained`, `Solved`, or any `Student`; it determines how the gradient is computed.
+    real:       Training images in network input space, and their int64 classes.
+    batch_size: Real images per outer step, drawn at random; None for all.
+    loss:       Of the student's logits; None for cross-entropy.
 
     Back-propagation through training and implicit gradients differ in the student alone:
 
@@ -51,11 +47,11 @@ class Fit:
     >>> task = make_task(load_data("digits"), ModelConfig(width=32))
     >>> bptt = Fit(Trained(task.model, task.loss, steps=3, adjoint=Replay()), task.train, 64)
     >>> rcig = Fit(Solved(task.model, lambda step: task.model.init(step), ridge=0.01), task.train, 64)
-    >>> images, hot = task.train[0][:5], torch.eye(10)[task.train[1][:5]]
+    >>> images, one_hot = task.train[0][:5], torch.eye(10)[task.train[1][:5]]
     >>> for objective in (bptt, rcig):
-    ...     made = SyntheticSet.from_images(images, hot, lr=0.01, learned=("images", "labels"))
-    ...     objective(made, 0, 0).backward()
-    ...     print(made.images.grad.norm() > 0, made.labels.grad.norm() > 0)
+    ...     synthetic = SyntheticSet.from_images(images, one_hot, lr=0.01, learned=("images", "labels"))
+    ...     objective(synthetic, 0, 0).backward()
+    ...     print(synthetic.images.grad.norm() > 0, synthetic.labels.grad.norm() > 0)
     tensor(True) tensor(True)
     tensor(True) tensor(True)
     """
@@ -63,26 +59,35 @@ class Fit:
     student: Student
     real: tuple[Tensor, Tensor]
     batch_size: int | None = None
-    loss: OuterLoss = classified
+    loss: OuterLoss | None = None
 
     def __call__(self, synthetic: SyntheticSet, step: int, seed: int) -> Tensor:
+        """The loss at this outer step: a scalar, differentiable in the set's learned parameters."""
         images, labels = self.real
         if self.batch_size is not None and self.batch_size < len(images):
             rows = torch.randperm(len(images), generator=make_generator(seed, "real", step))[: self.batch_size]
             images, labels = images[rows.to(images.device)], labels[rows.to(labels.device)]
-        predict = self.student(synthetic, step, seed)
-        return self.loss(predict(images), labels, synthetic)
+        logits = self.student(synthetic, step, seed)(images)
+        return cross_entropy(logits, labels) if self.loss is None else self.loss(logits, labels, synthetic)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A network trained on the set from a random start, with the set's step size: back-propagation through training.
+    """A `Student`: a network trained on the set from a random start, with the set's step size.
 
     model:      The network, whose logits are the prediction.
     loss:       Its training loss: `task.loss`, or any pure function of (theta, batch).
     steps:      Steps of training.
-    batch_size: Synthetic images per step; None stands for all.
+    batch_size: Synthetic images per step; None for all.
     adjoint:    How the gradient through the training is computed.
+
+    >>> from limbeck.networks.losses import CrossEntropy
+    >>> from limbeck.networks.registry import ModelConfig, flat_model
+    >>> model = flat_model(ModelConfig(name="mlp", width=4), (1, 8, 8), 2)
+    >>> synthetic = SyntheticSet.from_images(torch.zeros(2, 1, 8, 8), torch.tensor([0, 1]), lr=0.1)
+    >>> predict = Trained(model, CrossEntropy(model), steps=2)(synthetic, 0, 0)
+    >>> predict(torch.ones(5, 1, 8, 8)).shape
+    torch.Size([5, 2])
     """
 
     model: FlatModel
@@ -92,6 +97,7 @@ class Trained:
     adjoint: Adjoint = EXACT
 
     def __call__(self, synthetic: SyntheticSet, step: int, seed: int) -> Predictor:
+        """The student of this outer step, as a function of images."""
         theta0 = self.model.init(seed, "student", step).to(synthetic.images)
         batches = synthetic.batches(self.steps, self.batch_size, make_generator(seed, "batches", step))
         return partial(self.model, unroll(self.loss, theta0, batches, synthetic.lr, self.adjoint))
@@ -99,28 +105,43 @@ class Trained:
 
 @dataclass(frozen=True)
 class Solved:
-    """A network linearised at start(step), its ridge regression on the set solved; labels are the targets as they are.
+    """A `Student`: a linearised network whose ridge regression on the set is solved (RCIG, Loo et al. 2023).
 
-    flip:    the regression is on the images and their mirror images.
-    through: stored images per outer step whose gradient is computed (None: all), chosen at random and scaled up.
-             The released code leaves the scale out, and computes the system on a part of the set as well.
+    The set's labels are the regression's targets as they are, not probabilities.
+
+    model:       The network.
+    init:        Outer step -> the parameters (P,) at which the network is linearised.
+    ridge:       Of the regression, above 0; see `limbeck.solve`.
+    adjoint:     The solver of the regression and of its gradient.
+    flip:        Whether the regression is on the images and their mirror images.
+    grad_images: The image gradient is computed for this many stored images per outer step, drawn at random and scaled
+                 up; None for all. The released code leaves out the scale, and draws the regression's rows as well.
+
+    >>> from limbeck.networks.registry import ModelConfig, flat_model
+    >>> model = flat_model(ModelConfig(name="widening", width=2), (1, 8, 8), 2)
+    >>> targets = torch.eye(2) - 0.5
+    >>> synthetic = SyntheticSet.from_images(torch.ones(2, 1, 8, 8), targets, lr=0.1, learned=("images", "labels"))
+    >>> predict = Solved(model, model.init, ridge=0.1)(synthetic, 0, 0)
+    >>> predict(torch.ones(5, 1, 8, 8)).shape
+    torch.Size([5, 2])
     """
 
     model: FlatModel
-    start: Callable[[int], Tensor]
+    init: Callable[[int], Tensor]
     ridge: float
     adjoint: Implicit = IMPLICIT
     flip: bool = False
-    through: int | None = None
+    grad_images: int | None = None
 
     def __call__(self, synthetic: SyntheticSet, step: int, seed: int) -> Predictor:
-        theta0 = self.start(step).to(synthetic.images)
+        """The student of this outer step, as a function of images."""
+        theta0 = self.init(step).to(synthetic.images)
         images, labels = synthetic.decoded_pair()
         count = len(images)
         rows = None
-        if self.through is not None and self.through < count:
+        if self.grad_images is not None and self.grad_images < count:
             order = torch.randperm(count, generator=make_generator(seed, "through", step))
-            rows = order[: self.through].to(images.device)
+            rows = order[: self.grad_images].to(images.device)
         if self.flip:
             images, labels = append_mirror_images(images, labels)
             rows = None if rows is None else torch.cat([rows, rows + count])

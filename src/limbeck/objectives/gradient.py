@@ -1,4 +1,4 @@
-"""Gradient matching (Zhao et al., DC, ICLR 2021): how far apart two batches' gradients of one network's weights are."""
+"""Gradient matching (Zhao et al., DC, ICLR 2021): the distance between two batches' gradients of one network."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from limbeck.networks.flat import Layout
 from limbeck.objectives.classes import Pair
 
 TensorDistance = Callable[[Tensor, Tensor], Tensor]
-"""Between two gradients of one tensor, both (out, ...) -> scalar; a row is what leads to one output."""
+"""(gradient, gradient) of one tensor, both (out, ...) -> scalar. A row holds the weights of one output."""
 
 
 def mse(ours: Tensor, target: Tensor) -> Tensor:
-    """The sum (not the mean) of squared differences; the name is the papers'."""
+    """The sum, not the mean, of squared differences; the name is that of the papers."""
     return reproducible_sum((ours - target).square())
 
 
@@ -37,49 +37,54 @@ def l1_mean(ours: Tensor, target: Tensor) -> Tensor:
 def cosine(ours: Tensor, target: Tensor) -> Tensor:
     """1 - cosine of every row, summed over rows (DC, equation 10, with its released guard of 1e-6)."""
     a, b = ours.flatten(1), target.flatten(1)
-    sizes = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
-    distance: Tensor = (1 - (a * b).sum(1) / (sizes + 1e-6)).sum()
+    norms = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
+    distance: Tensor = (1 - (a * b).sum(1) / (norms + 1e-6)).sum()
     return distance
 
 
 DISTANCES: dict[str, TensorDistance] = {"mse": mse, "l1": l1, "l1_mean": l1_mean, "cosine": cosine}
 
 
-def weights(layout: Layout) -> tuple[int, ...]:
-    """Places of all tensors of two dimensions or more: what DC and DSA match; biases and gains of norms are not."""
+def weight_indices(layout: Layout) -> tuple[int, ...]:
+    """Indices of all tensors of two or more dimensions, which DC and DSA match: not biases, and not gains of norms."""
     return tuple(i for i, shape in enumerate(layout.shapes) if len(shape) > 1)
 
 
-def convolutions(layout: Layout) -> tuple[int, ...]:
-    """Places of the convolutions' weights alone, without the last layer: what IDC and DREAM match.
+def convolution_indices(layout: Layout) -> tuple[int, ...]:
+    """Indices of the convolutions' weights, which IDC and DREAM match: without the last layer.
 
-    Raises UserError for a network without one.
+    Raises UserError for a network without convolutions.
     """
-    found = tuple(i for i, shape in enumerate(layout.shapes) if len(shape) == 4)
-    if not found:
+    indices = tuple(i for i, shape in enumerate(layout.shapes) if len(shape) == 4)
+    if not indices:
         raise UserError("this method matches gradients of convolutions, and the network has none; use dc or dsa.")
-    return found
+    return indices
 
 
 @dataclass(frozen=True)
 class GradientDistance:
-    """A `Discrepancy`: the sum over these tensors of the distance between both pairs' gradients of the cross-entropy.
+    """A `Discrepancy`: the sum over parameter tensors of the distance between both pairs' gradients of a loss.
 
-    loss: of (theta, batch), pure: cross-entropy of the network. which: places in the network's layout.
-    No parameter's `.grad` is touched.
+    loss:     The network's cross-entropy, without augmentation.
+    layout:   Of the network's parameters.
+    indices:  Of the tensors that are compared, in the layout's order.
+    distance: Between two gradients of one tensor; see `DISTANCES`.
+
+    The `.grad` of parameters is not changed.
     """
 
     loss: Loss
     layout: Layout
-    which: tuple[int, ...]
+    indices: tuple[int, ...]
     distance: TensorDistance
 
-    def matched(self, gradient: Tensor) -> list[Tensor]:
-        """The parts of a gradient (P,) that are compared, each in its own shape."""
+    def select_tensors(self, gradient: Tensor) -> list[Tensor]:
+        """The tensors of a gradient (P,) that are compared, each in its own shape."""
         parts = self.layout.split(gradient)
-        return [parts[i] for i in self.which]
+        return [parts[i] for i in self.indices]
 
     def __call__(self, theta: Tensor, real: Pair, synthetic: Pair) -> Tensor:
-        target = self.matched(self.loss.gradient(theta, Batch(*real)))
-        ours = self.matched(differentiable_gradient(self.loss, theta, Batch(*synthetic)))
-        return torch.stack([self.distance(a, b) for a, b in zip(ours, target)]).sum()
+        """The distance under the network theta (P,): a scalar."""
+        target = self.select_tensors(self.loss.gradient(theta, Batch(*real)))
+        gradients = self.select_tensors(differentiable_gradient(self.loss, theta, Batch(*synthetic)))
+        return torch.stack([self.distance(a, b) for a, b in zip(gradients, target)]).sum()

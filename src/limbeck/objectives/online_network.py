@@ -1,4 +1,4 @@
-"""The network that real and synthetic images are compared under: new every few steps, ageing in between."""
+"""The network under which real and synthetic images are compared: re-initialised now and then, trained in between."""
 
 from __future__ import annotations
 
@@ -15,128 +15,150 @@ from limbeck.core.types import Batch
 from limbeck.data.cutmix import cutmix
 from limbeck.derivatives.autograd import Loss
 from limbeck.networks.flat import FlatModel
-from limbeck.objectives.classes import Augment, Pair, unchanged
+from limbeck.networks.losses import Augment
+from limbeck.objectives.classes import Pair
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.training.plain import Schedule, final_parameters, train
 
-Begin = Callable[[int], Tensor]
-"""Number of the network -> its first parameters (P,)."""
+Init = Callable[[int], Tensor]
+"""Index of a network -> its first parameters (P,)."""
 
 TrainingBatches = Callable[[SyntheticSet, int], Iterable[Pair]]
-"""(the set, steps done) -> the batches that the network is trained on before the next step, as it sees them."""
+"""(synthetic set, outer steps done) -> the batches that the network is trained on before the next outer step."""
 
 
 class Sgd(NamedTuple):
-    """How the network is trained."""
+    """Hyperparameters of SGD, as torch.optim.SGD has them without dampening."""
 
     lr: float
     momentum: float = 0.0
     weight_decay: float = 0.0
 
     def step(self, theta: Tensor, velocity: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """New parameters and new velocity, each (P,); as torch.optim.SGD without dampening."""
+        """The new parameters and the new velocity, each (P,)."""
         velocity = self.momentum * velocity + gradient + self.weight_decay * theta
         return theta - self.lr * velocity, velocity
 
 
 @dataclass(frozen=True)
 class RandomInit:
-    """A new random network for every number, trained by `warm_up` on real images first where that is given."""
+    """An `Init`: a random network for every index, which `warm_up` trains on real images first if it is given."""
 
     model: FlatModel
     seed: int
     device: torch.device
     warm_up: Callable[[Tensor, int], Tensor] | None = None
 
-    def __call__(self, number: int) -> Tensor:
-        theta = self.model.init(self.seed, "pool", number).to(self.device)
-        return theta if self.warm_up is None else self.warm_up(theta, derive_seed(self.seed, "warm-up", number))
+    def __call__(self, index: int) -> Tensor:
+        """The first parameters (P,) of network `index`."""
+        theta = self.model.init(self.seed, "pool", index).to(self.device)
+        return theta if self.warm_up is None else self.warm_up(theta, derive_seed(self.seed, "warm-up", index))
 
 
 @dataclass(frozen=True)
 class WarmUp:
-    """Some epochs of plain training on all real images: DREAM+ gives every new network one."""
+    """A few epochs of training on all real images, which DREAM+ gives every new network."""
 
     loss: Loss
     real: Pair
     schedule: Schedule
 
     def __call__(self, theta: Tensor, seed: int) -> Tensor:
+        """The parameters (P,) after training from theta (P,)."""
         return final_parameters(train(self.loss, theta, *self.real, self.schedule, seed))
-
-
-def none(synthetic: SyntheticSet, step: int) -> list[Pair]:
-    """The network does not learn."""
-    return []
 
 
 @dataclass(frozen=True)
 class RealBatches:
-    """`steps` batches of real images, augmented each for itself, a part `cutmix` of them by CutMix (IDC, DREAM)."""
+    """`TrainingBatches` of real images for IDC and DREAM.
+
+    real:    All training images in network input space, and their int64 classes.
+    classes: The number of classes.
+    steps:   Batches per outer step; batch: images per batch.
+    augment: Augments every image by itself; None augments nothing.
+    cutmix:  The probability that a batch is mixed by CutMix.
+    """
 
     real: Pair
     classes: int
     steps: int
     batch: int
     seed: int
-    augment: Augment = unchanged
+    augment: Augment | None = None
     cutmix: float = 0.5
 
     def __call__(self, synthetic: SyntheticSet, step: int) -> Iterable[Pair]:
+        """Yield images and probabilities (batch, classes)."""
         images, labels = self.real
-        for lesson in range(self.steps):
-            generator = make_generator(self.seed, "lesson", step, lesson)
+        for index in range(self.steps):
+            generator = make_generator(self.seed, "lesson", step, index)
             rows = torch.randperm(len(images), generator=generator)[: self.batch].to(images.device)
-            batch = self.augment(images[rows], derive_seed(self.seed, "lesson", step, lesson))
+            batch = images[rows]
+            if self.augment is not None:
+                batch = self.augment(batch, derive_seed(self.seed, "lesson", step, index))
             target = F.one_hot(labels[rows], self.classes).to(batch.dtype)
-            mixed = float(torch.rand((), generator=generator)) < self.cutmix
-            yield cutmix(batch, target, generator) if mixed else (batch, target)
+            is_mixed = float(torch.rand((), generator=generator)) < self.cutmix
+            yield cutmix(batch, target, generator) if is_mixed else (batch, target)
 
 
 @dataclass(frozen=True)
 class SyntheticBatches:
-    """`passes` over the synthetic set in batches of `batch`, each image augmented for itself (DC, DSA)."""
+    """`TrainingBatches` of the synthetic set for DC and DSA.
+
+    passes:  Over the whole set, per outer step; batch: images per batch.
+    augment: Augments every image by itself; None augments nothing.
+    """
 
     passes: int
     batch: int
     seed: int
-    augment: Augment = unchanged
+    augment: Augment | None = None
 
     def __call__(self, synthetic: SyntheticSet, step: int) -> Iterable[Pair]:
-        held = synthetic.snapshot()
-        count = len(held.training_pair()[0])
-        batches = held.batches(
-            self.passes * -(-count // self.batch), self.batch, make_generator(self.seed, "lesson", step)
-        )
+        """Yield images and their labels."""
+        snapshot = synthetic.snapshot()
+        steps = self.passes * -(-len(snapshot.training_pair()[0]) // self.batch)
+        batches = snapshot.batches(steps, self.batch, make_generator(self.seed, "lesson", step))
         for images, labels, seed, rows in batches:
-            batch = (images, labels) if rows is None else (images[rows], labels[rows])
-            yield (batch[0] if seed is None else self.augment(batch[0], seed)), batch[1]
+            if rows is not None:
+                images, labels = images[rows], labels[rows]
+            if self.augment is not None and seed is not None:
+                images = self.augment(images, seed)
+            yield images, labels
 
 
 class OnlineNetwork:
-    """One network at a time, as explicit state: new every `every` steps, trained on `lessons` between the others.
+    """One network at a time: new after every `every` outer steps, and trained after the others. It is a hook.
 
-    loss: what it is trained by, of images as the lessons have them. A hook: after a step it makes the network of the
-    next one. Parameters and velocity are all it remembers; what it draws is a function of (seed, step).
+    loss:    What the network is trained by; it gets images as `batches` yields them, without a seed.
+    init:    The first parameters of each network.
+    every:   Outer steps for which a network lives.
+    batches: What it is trained on after an outer step; None trains nothing.
+    sgd:     How it is trained; by default a step size of 0.01.
+
+    Its state is parameters and velocity. What it draws is a function of the seed and the outer step.
     """
 
-    def __init__(self, loss: Loss, begin: Begin, every: int, lessons: TrainingBatches = none, sgd: Sgd | None = None):
-        self.loss, self.begin, self.every, self.lessons = loss, begin, every, lessons
+    def __init__(
+        self, loss: Loss, init: Init, every: int, batches: TrainingBatches | None = None, sgd: Sgd | None = None
+    ):
+        self.loss, self.init, self.every, self.batches = loss, init, every, batches
         self.sgd = sgd or Sgd(0.01)
-        self.theta = begin(0)
+        self.theta = init(0)
         self.velocity = torch.zeros_like(self.theta)
 
     def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
+        """Renew the network, or train it, after `step` outer steps."""
         if step % self.every == 0:
-            self.theta = self.begin(step // self.every)
+            self.theta = self.init(step // self.every)
             self.velocity = torch.zeros_like(self.theta)
-            return
-        for images, labels in self.lessons(synthetic, step):
-            gradient = self.loss.gradient(self.theta, Batch(images, labels))
-            self.theta, self.velocity = self.sgd.step(self.theta, self.velocity, gradient)
+        elif self.batches is not None:
+            for images, labels in self.batches(synthetic, step):
+                gradient = self.loss.gradient(self.theta, Batch(images, labels))
+                self.theta, self.velocity = self.sgd.step(self.theta, self.velocity, gradient)
 
-    def network(self) -> Tensor:
-        """The present parameters (P,)."""
+    def parameters(self) -> Tensor:
+        """The parameters (P,) of the present network."""
         return self.theta.detach()
 
     def state(self) -> dict[str, Tensor]:
@@ -144,5 +166,5 @@ class OnlineNetwork:
         return {"theta": self.theta, "velocity": self.velocity}
 
     def restore(self, state: dict[str, Tensor], step: int) -> None:
-        """Take them up again."""
+        """Restore parameters and velocity from a state."""
         self.theta, self.velocity = state["theta"].to(self.theta), state["velocity"].to(self.velocity)

@@ -1,4 +1,4 @@
-"""Which real images a matcher compares with: random ones at every step, or those that a policy queries."""
+"""Which real images a class matcher compares with: random ones at every step, or those that a policy chooses."""
 
 from __future__ import annotations
 
@@ -14,75 +14,85 @@ from limbeck.synthetic.set import SyntheticSet
 
 
 def rows_by_class(labels: Tensor, classes: int) -> tuple[Tensor, ...]:
-    """Rows of every class (m_c,), in order."""
+    """The rows of each class (m_c,), in order, of labels (n,)."""
     return tuple((labels == label).nonzero().squeeze(1) for label in range(classes))
 
 
 @dataclass(frozen=True, eq=False)
 class RandomRows:
-    """`count` random rows of a class, new at every step; all of them where there are no more."""
+    """A `RowSampler`: `count` random rows of a class, drawn at every step; all rows of a smaller class.
 
-    members: Sequence[Tensor]
+    class_rows: The rows of each class, from `rows_by_class`.
+    """
+
+    class_rows: Sequence[Tensor]
     count: int
 
     def __call__(self, step: int, label: int, seed: int) -> Tensor:
-        held = self.members[label]
-        order = torch.randperm(len(held), generator=make_generator(seed, "real", step, label))[: self.count]
-        return held[order.to(held.device)]
+        """Rows (m,) of the class `label`."""
+        rows = self.class_rows[label]
+        order = torch.randperm(len(rows), generator=make_generator(seed, "real", step, label))[: self.count]
+        return rows[order.to(rows.device)]
 
 
 class Query:
-    """Rows of every class that a policy chooses by features under the present network, kept for some steps.
+    """Rows of each class that a policy chooses by their features under the present network (DREAM, section 3.3).
 
-    They are chosen anew for every network and every `interval` steps of its life (DREAM, section 3.3), from all
-    images of a class, or from `pool` random ones of them. A hook: it has to come after the network's own, whose
-    parameters `represent` looks at. What it remembers is the rows, so that a run can be taken up between two choices.
+    images:     All training images (n, c, h, w).
+    class_rows: The rows of each class, from `rows_by_class`.
+    policy:     Chooses `count` rows by their features; see select/policy.py.
+    features:   images (m, c, h, w) -> features (m, d) under the present network.
+    seed:       Of the policy's random numbers.
+    every:      Outer steps for which a network lives (`OnlineNetwork.every`); rows are chosen again for a new network,
+    interval:   and after each `interval` steps of its life.
+    pool:       The policy chooses from this many random images of a class; None for all.
 
-    represent: images (m, c, h, w) -> features (m, d).
-    every:     steps that a network lives (`OnlineNetwork.every`).
+    It is a hook, and has to come after that of the network. Its state is the rows, so that a run can be resumed between
+    two choices.
     """
 
     def __init__(
         self,
         images: Tensor,
-        members: Sequence[Tensor],
+        class_rows: Sequence[Tensor],
         policy: Selector,
         count: int,
-        represent: Callable[[Tensor], Tensor],
+        features: Callable[[Tensor], Tensor],
         seed: int,
         every: int = 1,
         interval: int = 1,
         pool: int | None = None,
     ):
-        self.images, self.members, self.policy, self.count = images, members, policy, count
-        self.represent, self.seed, self.every, self.interval, self.pool = represent, seed, every, interval, pool
-        self.chosen = self.choose(0)
+        self.images, self.class_rows, self.policy, self.count = images, class_rows, policy, count
+        self.features, self.seed, self.every, self.interval, self.pool = features, seed, every, interval, pool
+        self.rows = self.choose_rows(0)
 
-    def choose(self, step: int) -> list[Tensor]:
-        """What would be chosen now, for the step of this number, class by class."""
-        return [self._of_class(step, label) for label in range(len(self.members))]
+    def choose_rows(self, step: int) -> list[Tensor]:
+        """The rows (m,) of each class that the policy chooses at this step."""
+        return [self._choose_of_class(step, label) for label in range(len(self.class_rows))]
 
-    def _of_class(self, step: int, label: int) -> Tensor:
-        held = self.members[label]
-        if self.pool is not None and len(held) > max(self.pool, self.count):
-            order = torch.randperm(len(held), generator=make_generator(self.seed, "sub-pool", step, label))
-            held = held[order[: max(self.pool, self.count)].to(held.device)]
-        features = self.represent(self.images[held]).flatten(1)
-        return held[self.policy(features, self.count, derive_seed(self.seed, "query", step, label)).to(held.device)]
+    def _choose_of_class(self, step: int, label: int) -> Tensor:
+        rows = self.class_rows[label]
+        if self.pool is not None and len(rows) > max(self.pool, self.count):
+            order = torch.randperm(len(rows), generator=make_generator(self.seed, "sub-pool", step, label))
+            rows = rows[order[: max(self.pool, self.count)].to(rows.device)]
+        features = self.features(self.images[rows]).flatten(1)
+        return rows[self.policy(features, self.count, derive_seed(self.seed, "query", step, label)).to(rows.device)]
 
     def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
+        """Choose rows again where the network, or its interval, is over after `step` outer steps."""
         if step % self.every % self.interval == 0:
-            self.chosen = self.choose(step)
+            self.rows = self.choose_rows(step)
 
-    def rows(self, step: int, label: int, seed: int) -> Tensor:
-        """A `Rows`: those chosen last."""
-        return self.chosen[label]
+    def sample(self, step: int, label: int, seed: int) -> Tensor:
+        """The rows (m,) of the class `label` that were chosen last: a `RowSampler`."""
+        return self.rows[label]
 
     def state(self) -> dict[str, Tensor]:
-        """The rows of all classes one after the other, and how many each has."""
-        return {"rows": torch.cat(self.chosen), "counts": torch.tensor([len(rows) for rows in self.chosen])}
+        """The rows of all classes in one tensor, and how many each class has."""
+        return {"rows": torch.cat(self.rows), "counts": torch.tensor([len(rows) for rows in self.rows])}
 
     def restore(self, state: dict[str, Tensor], step: int) -> None:
-        """Take them up again."""
+        """Restore the rows from a state."""
         device = self.images.device
-        self.chosen = [rows.to(device) for rows in state["rows"].split(state["counts"].tolist())]
+        self.rows = [rows.to(device) for rows in state["rows"].split(state["counts"].tolist())]

@@ -1,4 +1,4 @@
-"""Trajectory matching: one objective, whose fields are the axes of every method of the family."""
+"""Trajectory matching: one objective, whose fields are the axes of all methods of the family."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from limbeck.core.rng import make_generator
 from limbeck.core.types import Batch, Distance, PureLoss, Sampler, Segment, Trajectory
 from limbeck.derivatives.autograd import Loss
-from limbeck.objectives.combine import of_step_size
+from limbeck.objectives.combine import keep_lr_gradient
 from limbeck.objectives.distance import displacement
 from limbeck.synthetic.hooks import OVERSHOOT
 from limbeck.synthetic.set import SyntheticSet
@@ -19,22 +19,38 @@ from limbeck.training.unroll import Adjoint, Replay, unroll
 
 EXACT = Replay()
 Labeller = Callable[[Tensor, Segment], Tensor]
-"""(images, segment) -> label probabilities (n, classes), made anew at every outer step."""
+"""(images (n, c, h, w), segment) -> label probabilities (n, classes), computed at every outer step."""
 
 
 @dataclass(frozen=True)
 class MatchTrajectory:
-    """Start a student where an expert was, train it on the synthetic set, ask that it ends where the expert went.
+    """An objective: the distance between a student trained on the synthetic set and an expert, from a common start.
 
-    trajectories: of the experts; sampler: which stretch of one to match; loss: the student's, pure.
-    steps:        N, student steps per outer step; batch_size: synthetic images per student step (None: all).
-    adjoint:      how the gradient through the student is taken; distance: MTT's normalised displacement.
-    perturb:      changes the start (MCT's start noise), before the distance is normalised.
-    labels:       None keeps the set's own labels; else they come from here (TESLA's and MCT's teacher labels).
-    overshoot:    a loss above it has the gradient of the step size alone (where that is learned): a student that
-                  goes far past its target says how much too large its steps are, and nothing of the images.
+    trajectories: Of the experts.
+    sampler:      Chooses the segment of a trajectory that an outer step matches.
+    loss:         The student's training loss: `task.loss`, or any pure function of (theta, batch).
+    steps:        N, student steps per outer step.
+    batch_size:   Synthetic images per student step; None for all.
+    adjoint:      How the gradient through the student is computed.
+    distance:     Of the student from the segment's target; MTT's normalised `displacement` by default.
+    labels:       The labels of the images at this segment (TESLA's and MCT's teacher labels); None keeps the set's own.
+    perturb:      Changes the start before the student and the distance see it (MCT's start noise).
+    overshoot:    A loss above it has the gradient of the step size alone, where that is learned: a student that ends
+                  far beyond its target shows that its steps are too large, and nothing about the images.
 
     Raises UserError where the sampler finds no segment on one of the trajectories.
+
+    >>> from limbeck.experts.recorded import Recorded
+    >>> from limbeck.experts.segments import WholeEpochs
+    >>> from limbeck.networks.losses import CrossEntropy
+    >>> from limbeck.networks.registry import ModelConfig, flat_model
+    >>> model = flat_model(ModelConfig(name="mlp", width=4), (1, 8, 8), 2)
+    >>> expert = Recorded(torch.stack([model.init(0), model.init(1)]))
+    >>> objective = MatchTrajectory([expert], WholeEpochs(1, 1), CrossEntropy(model), steps=2)
+    >>> synthetic = SyntheticSet.from_images(torch.ones(2, 1, 8, 8), torch.tensor([0, 1]), lr=0.1)
+    >>> objective(synthetic, step=0, seed=0).backward()
+    >>> synthetic.images.grad.shape, synthetic.log_lr.grad.shape
+    (torch.Size([2, 1, 8, 8]), torch.Size([]))
     """
 
     trajectories: Sequence[Trajectory]
@@ -49,11 +65,11 @@ class MatchTrajectory:
     overshoot: float = OVERSHOOT
 
     def __post_init__(self) -> None:
-        for end in sorted({path.end for path in self.trajectories}):
+        for end in sorted({trajectory.end for trajectory in self.trajectories}):
             self.sampler(0, end, make_generator(0, "segment"))
 
     def segment(self, step: int, seed: int, device: torch.device) -> Segment:
-        """The stretch that outer step `step` matches."""
+        """The segment that outer step `step` matches, on this device."""
         generator = make_generator(seed, "segment", step)
         expert = self.trajectories[int(torch.randint(len(self.trajectories), (), generator=generator))]
         t0, t1 = self.sampler(step, expert.end, generator)
@@ -63,6 +79,7 @@ class MatchTrajectory:
         return Segment(start, expert.at(t1).to(device), t0, t1, expert)
 
     def __call__(self, synthetic: SyntheticSet, step: int, seed: int) -> Tensor:
+        """The distance at this outer step: a scalar, differentiable in the set's learned parameters."""
         segment = self.segment(step, seed, synthetic.images.device)
         batches = synthetic.batches(self.steps, self.batch_size, make_generator(seed, "batches", step))
         if self.labels is not None:
@@ -70,5 +87,7 @@ class MatchTrajectory:
             batches = [Batch(batch.images, labels, batch.seed, batch.rows) for batch in batches]
         theta = unroll(self.loss, segment.start, batches, synthetic.lr, self.adjoint)
         loss = self.distance(theta, segment.start, segment.target)
-        learned = synthetic.log_lr.requires_grad and loss.requires_grad
-        return of_step_size(loss, synthetic) if learned and float(loss.detach()) > self.overshoot else loss
+        has_lr_gradient = synthetic.log_lr.requires_grad and loss.requires_grad
+        if has_lr_gradient and float(loss.detach()) > self.overshoot:
+            return keep_lr_gradient(loss, synthetic)
+        return loss

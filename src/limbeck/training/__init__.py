@@ -1,4 +1,4 @@
-"""The student and its adjoints."""
+"""Training a network: plainly, unrolled with an adjoint, and solved for with an implicit gradient."""
 
 from limbeck.networks.losses import CrossEntropy, cross_entropy
 from limbeck.training.implicit import Implicit, linearised, solve
