@@ -17,7 +17,7 @@ from limbeck import EvalConfig, ExpertConfig, ModelConfig, UserError, load_data
 from limbeck.core.rng import make_generator
 from limbeck.data import Preprocess
 from limbeck.data.preprocess import CONSTANTS, Name
-from limbeck.evaluation.baselines import kept_row
+from limbeck.evaluation.baselines import baseline_path
 from limbeck.experts import Expert, Store
 from limbeck.experts.make import default_store, describe_experts
 from limbeck.jobs.inspection import inspect_store
@@ -71,7 +71,7 @@ def test_tasks_share_a_key_exactly_where_they_share_their_training_images(source
         return hashlib.sha256(repr(task.data.shape).encode() + b"".join(parts)).hexdigest()
 
     def keys(task: Task) -> tuple[Path, Path]:
-        baseline = kept_row(task, "random", 1, EvalConfig(), 0)[0]
+        baseline = baseline_path(task, "random", 1, EvalConfig(), 0)[0]
         return default_store(describe_experts(task, ExpertConfig(), 0)), baseline
 
     known = [(train(task), keys(task)) for task in tasks]

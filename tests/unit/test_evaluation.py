@@ -17,8 +17,8 @@ from limbeck.evaluation.protocol import (
     best_lr,
     evaluate_set,
     evaluated_network,
-    scores_of,
-    trials,
+    make_trials,
+    run_trials,
 )
 from limbeck.networks.registry import ModelConfig
 from limbeck.task import Task, make_task
@@ -40,13 +40,13 @@ def test_the_step_size_that_does_best_on_validation_is_chosen(task: Task, turn: 
 
 def test_scores_are_those_of_one_network_after_the_other(task: Task) -> None:
     config, make = EvalConfig(networks=3, epochs=5), real_images(task, "random", 2)
-    tried, before = trials(task, make, config.schedule(0.05), 3, seed=1), torch.get_num_threads()
+    tried, before = make_trials(task, make, config.schedule(0.05), 3, seed=1), torch.get_num_threads()
     torch.set_num_threads(2)  # two at a time, whatever the tests were started with
     try:
-        together = [score.accuracy for score in scores_of(task, tried, task.validation)]
+        together = [score.accuracy for score in run_trials(task, tried, task.validation)]
     finally:
         torch.set_num_threads(before)
-    alone = [scores_of(task, [trial], task.validation)[0].accuracy for trial in tried]
+    alone = [run_trials(task, [trial], task.validation)[0].accuracy for trial in tried]
     assert together == pytest.approx(alone, abs=0.03)  # threads differ, and so does rounding
     assert max(alone) - min(alone) > 0.06  # else any order would do
     assert evaluate_set(task, make, config.schedule(0.05), 3, task.validation, 1).n == 3

@@ -42,17 +42,17 @@ def test_the_plane_keeps_most_of_the_spread() -> None:
     """No other plane explains more: the shares are the two greatest eigenvalues of the covariance."""
     found = plane(points(), {"recorded": Recorded(points())})
     values = np.linalg.eigvalsh(np.cov(points().double().numpy().T))[::-1]
-    assert found["explained"] == pytest.approx(values[:2] / values.sum())
-    across = np.array(found["paths"]["recorded"]).var(axis=1, ddof=1)
+    assert found.explained == pytest.approx(values[:2] / values.sum())
+    across = np.array(found.paths["recorded"]).var(axis=1, ddof=1)
     assert across == pytest.approx(values[:2])
 
 
 def test_storage_is_the_arithmetic_of_the_papers() -> None:
     """CIFAR-10's ConvNet: 65,282,040 bytes recorded, 25.5 and 12.7 times as much as two and four waypoints."""
-    rows = {row["form"]: row for row in storage(320010, 14, 50)}
-    assert rows["recorded, 51 epochs"]["bytes"] == 65_282_040
-    assert rows["2 waypoints"]["ratio"] == pytest.approx(25.47, abs=0.01)
-    assert rows["4 waypoints"]["ratio"] == pytest.approx(12.74, abs=0.01)
+    rows = {row.form: row for row in storage(320010, 14, 50)}
+    assert rows["recorded, 51 epochs"].bytes == 65_282_040
+    assert rows["2 waypoints"].ratio == pytest.approx(25.47, abs=0.01)
+    assert rows["4 waypoints"].ratio == pytest.approx(12.74, abs=0.01)
 
 
 def test_a_recorded_store_gives_every_analysis(store: Store, task: Task, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def before(request: pytest.FixtureRequest) -> Iterator[list[Any]]:
 CALLS: dict[str, tuple[Any, str, Callable[[], Any]]] = {
     "distill": (job, "make_task", lambda: limbeck.distill("digits", out="never")),
     "train_experts": (job, "make_task", lambda: limbeck.train_experts("digits", out="never")),
-    "evaluate": (evaluation, "sets_of", lambda: limbeck.evaluate("never")),
+    "evaluate": (evaluation, "load_sets", lambda: limbeck.evaluate("never")),
     "inspect_store": (inspection, "load_data", lambda: inspect_store("never", "never", data="digits")),
     "import_experts": (experts, "find_buffers", lambda: import_experts("never", "never", "digits")),
 }

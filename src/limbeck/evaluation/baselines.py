@@ -1,4 +1,4 @@
-"""What a distilled set is judged against at equal budget: real images, and all of them."""
+"""The baselines of a distilled set: real images at the same budget, and all training images."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ def real_images(task: Task, selector: str, ipc: int) -> SetForSeed:
     """`ipc` real images a class, chosen anew for every network's seed."""
     images, labels = task.train
 
-    def make(seed: int) -> tuple[Tensor, Tensor]:
+    def draw_set(seed: int) -> tuple[Tensor, Tensor]:
         rows = select_per_class(selector, images, labels, task.data.num_classes, ipc, seed).to(images.device)
         return images[rows], labels[rows]
 
-    return make
+    return draw_set
 
 
-def selected(task: Task, selector: str, ipc: int, config: EvalConfig, seed: int, listen: Listener) -> ResultRow:
+def evaluate_coreset(task: Task, selector: str, ipc: int, config: EvalConfig, seed: int, listen: Listener) -> ResultRow:
     """The row of a coreset: its step size is chosen on validation, its accuracy is measured on test."""
-    make = real_images(task, selector, ipc)
+    draw_set = real_images(task, selector, ipc)
 
     def advance() -> None:
         listen({"event": "advance", "text": f"{selector} images"})
 
     child = derive_seed(seed, "baseline", selector)
-    lr = best_lr(task, make, config, derive_seed(child, "tune"), advance)
-    summary = evaluate_set(task, make, config.schedule(lr), config.networks, task.test, child, advance)
+    lr = best_lr(task, draw_set, config, derive_seed(child, "tune"), advance)
+    summary = evaluate_set(task, draw_set, config.schedule(lr), config.networks, task.test, child, advance)
     return result_row(selector, task, summary, lr=lr)
 
 
-def full(task: Task, config: EvalConfig, seed: int, listen: Listener) -> ResultRow:
+def evaluate_full(task: Task, config: EvalConfig, seed: int, listen: Listener) -> ResultRow:
     """The row of the same network trained on all training images with the same recipe."""
     lr = 0.01
     schedule = Schedule(
@@ -67,23 +67,27 @@ def full(task: Task, config: EvalConfig, seed: int, listen: Listener) -> ResultR
     return result_row("full", task, summary, lr=lr)
 
 
-def baselines(task: Task, ipc: int, config: EvalConfig, seed: int, listen: Listener) -> list[ResultRow]:
-    """Rows for random, k-means and full data. Kept for reuse: they do not depend on the method."""
+def evaluate_baselines(task: Task, ipc: int, config: EvalConfig, seed: int, listen: Listener) -> list[ResultRow]:
+    """Rows for random, k-means and full data. They are stored for reuse, since they do not depend on the method."""
     rows = []
     for name in ("random", "kmeans", *(("full",) if config.full_networks else ())):
-        path, description = kept_row(task, name, ipc, config, seed)
+        path, description = baseline_path(task, name, ipc, config, seed)
         if path.exists():
             rows.append(read_record(path, BaselineRecord, FORMAT).row)
             continue
-        row = full(task, config, seed, listen) if name == "full" else selected(task, name, ipc, config, seed, listen)
+        row = (
+            evaluate_full(task, config, seed, listen)
+            if name == "full"
+            else evaluate_coreset(task, name, ipc, config, seed, listen)
+        )
         record = BaselineRecord(format=FORMAT, version=1, description=description, row=row)
         write_json(path, record.to_json())
         rows.append(row)
     return rows
 
 
-def kept_row(task: Task, name: str, ipc: int, config: EvalConfig, seed: int) -> tuple[Path, dict[str, Any]]:
-    """Where `baselines` keeps the row of this name, and all that it depends on."""
+def baseline_path(task: Task, name: str, ipc: int, config: EvalConfig, seed: int) -> tuple[Path, dict[str, Any]]:
+    """Where `evaluate_baselines` keeps the row of this name, and all that it depends on."""
     matters = _of_full if name == "full" else _of_selected
     description = {
         **task.describe(),
@@ -107,6 +111,6 @@ def _of_selected(config: EvalConfig, ipc: int) -> dict[str, Any]:
 FULL = {"full_epochs", "full_batch_size", "full_networks"}
 
 
-def networks_to_train(config: EvalConfig) -> int:
-    """How many networks `baselines` trains at most, for progress."""
+def count_networks(config: EvalConfig) -> int:
+    """How many networks `evaluate_baselines` trains at most, for progress."""
     return 2 * config.networks * (len(config.baseline_lrs) + 1) + config.full_networks

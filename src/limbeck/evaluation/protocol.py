@@ -83,20 +83,20 @@ class Trial(NamedTuple):
     seed: int
 
 
-def trials(task: Task, make: SetForSeed, schedule: Schedule, networks: int, seed: int) -> list[Trial]:
-    """One trial per network, each on `make(its seed)`."""
+def make_trials(task: Task, draw_set: SetForSeed, schedule: Schedule, networks: int, seed: int) -> list[Trial]:
+    """One trial a network, each on the set of its own seed."""
     children = [derive_seed(seed, "network", network) for network in range(networks)]
-    return [Trial(*make(child), schedule, child) for child in children]
+    return [Trial(*draw_set(child), schedule, child) for child in children]
 
 
-def scores_of(
-    task: Task, tried: Sequence[Trial], split: tuple[Tensor, Tensor], done: Callable[[], None] = lambda: None
+def run_trials(
+    task: Task, trials: Sequence[Trial], split: tuple[Tensor, Tensor], advance: Callable[[], None] = lambda: None
 ) -> list[Score]:
     """Train the network of every trial and score it once on `split`, un-augmented; several at the same time.
 
-    done: called after every network.
+    advance: called after every network.
     """
-    starts = [task.model.init(trial.seed).to(task.device) for trial in tried]
+    starts = [task.model.init(trial.seed).to(task.device) for trial in trials]
 
     def job(trial: Trial, start: Tensor) -> Callable[[CheckCancelled], Score]:
         def work(check: CheckCancelled) -> Score:
@@ -110,38 +110,40 @@ def scores_of(
         return work
 
     scores: dict[int, Score] = {}
-    for place, each in parallel_map([job(*pair) for pair in zip(tried, starts)], task.max_workers):
-        scores[place] = each
-        done()
-    return [scores[place] for place in range(len(tried))]
+    for place, trial_score in parallel_map([job(*pair) for pair in zip(trials, starts)], task.max_workers):
+        scores[place] = trial_score
+        advance()
+    return [scores[place] for place in range(len(trials))]
 
 
 def evaluate_set(
     task: Task,
-    make: SetForSeed,
+    draw_set: SetForSeed,
     schedule: Schedule,
     networks: int,
     split: tuple[Tensor, Tensor],
     seed: int,
-    done: Callable[[], None] = lambda: None,
+    advance: Callable[[], None] = lambda: None,
 ) -> Summary:
-    """Train `networks` fresh networks, each on `make(its seed)`, and score them once on `split`, un-augmented.
+    """Train `networks` fresh networks, each on `draw_set(its seed)`, and score them once on `split`, un-augmented.
 
-    done: called after every network.
+    advance: called after every network.
     """
-    return Summary.of(scores_of(task, trials(task, make, schedule, networks, seed), split, done))
+    return Summary.of(run_trials(task, make_trials(task, draw_set, schedule, networks, seed), split, advance))
 
 
 def best_lr(
     task: Task,
-    make: SetForSeed,
+    draw_set: SetForSeed,
     config: EvalConfig,
     seed: int,
-    done: Callable[[], None] = lambda: None,
+    advance: Callable[[], None] = lambda: None,
 ) -> float:
     """The step size of `config.baseline_lrs` whose networks do best on validation: for sets that bring none."""
-    tried = [trials(task, make, config.schedule(lr), config.networks, seed) for lr in config.baseline_lrs]
-    scores = scores_of(task, [trial for each in tried for trial in each], task.validation, done)
+    trials: list[Trial] = []
+    for lr in config.baseline_lrs:
+        trials += make_trials(task, draw_set, config.schedule(lr), config.networks, seed)
+    scores = run_trials(task, trials, task.validation, advance)
     means = [Summary.of(scores[i : i + config.networks]).accuracy_mean for i in range(0, len(scores), config.networks)]
     return config.baseline_lrs[max(range(len(means)), key=means.__getitem__)]
 
@@ -158,20 +160,20 @@ def result_row(
 
 
 def evaluate_distilled(
-    task: Task, made: DistilledSet, config: EvalConfig, seed: int, which: str | None, listen: Listener
+    task: Task, distilled: DistilledSet, config: EvalConfig, seed: int, which: str | None, listen: Listener
 ) -> ResultRow:
     """The row of a distilled set: fresh networks trained with the step size that was learned with it, on test."""
-    pair = made.images.to(task.device), made.labels.to(task.device)
+    pair = distilled.images.to(task.device), distilled.labels.to(task.device)
     summary = evaluate_set(
         task,
         lambda _seed: pair,
-        config.schedule(made.lr),
+        config.schedule(distilled.lr),
         config.networks,
         task.test,
         derive_seed(seed, "evaluate"),
         lambda: listen({"event": "advance", "text": f"distilled, {which}"}),
     )
-    return result_row("distilled", task, summary, which=which, lr=made.lr, step=made.provenance.get("step"))
+    return result_row("distilled", task, summary, which=which, lr=distilled.lr, step=distilled.provenance.get("step"))
 
 
 class Evaluation(NamedTuple):
@@ -201,7 +203,7 @@ def prepare_evaluation(
     """
     changes = {"networks": networks, "epochs": epochs}
     evaluations: list[Evaluation] = []
-    for which, one in sets_of(distilled):
+    for which, one in load_sets(distilled):
         origin = one.provenance.get("data", {})
         source = data if data is not None else origin.get("source")
         if source is None:
@@ -284,32 +286,30 @@ def evaluated_network(own: dict[str, Any], model: ModelConfig | None) -> ModelCo
     return model
 
 
-def sets_of(made: DistilledSet | str | Path) -> list[tuple[str | None, DistilledSet]]:
+def load_sets(source: DistilledSet | str | Path) -> list[tuple[str | None, DistilledSet]]:
     """A set, that of a file, or both of a run folder, each with which of the run it is."""
-    if isinstance(made, DistilledSet):
-        return [(made.provenance.get("which"), made)]
-    path = Path(made)
-    if path.is_dir():
-        files = [path / f"set-{which}.safetensors" for which in ("last", "chosen")]
-        found = [load(file) for file in files if file.exists()]
-        return [(each.provenance.get("which"), each) for each in found or [load(path)]]
-    each = load(path)
-    return [(each.provenance.get("which"), each)]
+    if isinstance(source, DistilledSet):
+        sets = [source]
+    else:
+        files = [Path(source) / f"set-{which}.safetensors" for which in ("last", "chosen")]
+        sets = [load(file) for file in files if file.exists()] or [load(source)]
+    return [(distilled.provenance.get("which"), distilled) for distilled in sets]
 
 
-def require_same_data(images: ImageData, made: DistilledSet) -> None:
-    """A set judged on other data, or with its classes in another order, gives a number that means nothing."""
-    if tuple(images.classes) != made.classes:
+def require_same_data(images: ImageData, distilled: DistilledSet) -> None:
+    """UserError unless a set was made from these images: on others its accuracy would mean nothing."""
+    if tuple(images.classes) != distilled.classes:
         raise UserError(
             f"{images.name} has the classes {', '.join(images.classes[:5])} ..., the set was made for "
-            f"{', '.join(made.classes[:5])} ...; give the data it was distilled from with --data."
+            f"{', '.join(distilled.classes[:5])} ...; give the data it was distilled from with --data."
         )
-    canvas = made.provenance.get("config", {}).get("canvas") or 1
-    if tuple(made.images.shape[1:]) != (images.channels, *(canvas * side for side in images.size)):
+    canvas = distilled.provenance.get("config", {}).get("canvas") or 1
+    if tuple(distilled.images.shape[1:]) != (images.channels, *(canvas * side for side in images.size)):
         raise UserError(
-            f"{images.name} has images of shape {images.shape}, the set {tuple(made.images.shape[1:])}; use --resize."
+            f"{images.name} has images of shape {images.shape}, the set {tuple(distilled.images.shape[1:])}; "
+            "use --resize."
         )
-    fingerprint = made.provenance.get("data", {}).get("fingerprint")
+    fingerprint = distilled.provenance.get("data", {}).get("fingerprint")
     if fingerprint is not None and fingerprint != images.fingerprint:
         raise UserError(
             f"{images.name} has fingerprint {images.fingerprint}, the set was distilled from {fingerprint}: "

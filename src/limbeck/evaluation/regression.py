@@ -92,11 +92,11 @@ def evaluate_targets(
     config: RegressionConfig,
     split: tuple[Tensor, Tensor],
     seed: int,
-    done: Callable[[], None] = lambda: None,
+    advance: Callable[[], None] = lambda: None,
 ) -> Summary:
     """Fit fresh networks to images (n, ...) and real-valued targets (n, classes), and score each once on `split`.
 
-    done: called after every network. Raises UserError for targets that are none of the task's classes.
+    advance: called after every network. Raises UserError for targets that are none of the task's classes.
     """
     classes = task.data.num_classes
     if targets.shape != (len(images), classes):
@@ -111,31 +111,31 @@ def evaluate_targets(
         child = derive_seed(seed, "network", network)
         theta0 = lecun_normal(model.layout, make_generator(child, "start")).to(images)
         scores.append(score(model, fit(theta0, images, targets, config, child), *split))
-        done()
+        advance()
     return Summary.of(scores)
 
 
 def regression_rows(
     task: Task,
-    made: DistilledSet,
+    distilled: DistilledSet,
     config: RegressionConfig,
     seed: int,
     which: str | None,
-    done: Callable[[], None] = lambda: None,
+    advance: Callable[[], None] = lambda: None,
 ) -> list[ResultRow]:
     """Rows of results.json on test, with a `protocol` of their own: without and with augmentation.
 
-    Mirror images are fitted too where the set was made with them. There are none for a set without targets.
+    Mirror images are fitted too where the set was distilled with them. There are none for a set without targets.
     """
-    if made.targets is None:
+    if distilled.targets is None:
         return []
-    images, targets = made.images.to(task.device), made.targets.to(task.device)
-    flip = config.flip or bool(made.provenance.get("config", {}).get("flip"))
+    images, targets = distilled.images.to(task.device), distilled.targets.to(task.device)
+    flip = config.flip or bool(distilled.provenance.get("config", {}).get("flip"))
     rows = []
     for augment in (False, True):
         chosen = config.model_copy(update={"augment": augment, "flip": flip})
-        summary = evaluate_targets(task, images, targets, chosen, task.test, derive_seed(seed, "regression"), done)
-        row = result_row("distilled", task, summary, which=which, lr=config.lr, step=made.provenance.get("step"))
+        summary = evaluate_targets(task, images, targets, chosen, task.test, derive_seed(seed, "regression"), advance)
+        row = result_row("distilled", task, summary, which=which, lr=config.lr, step=distilled.provenance.get("step"))
         protocol = "regression, augmented" if augment else "regression"
         rows.append(row.model_copy(update={"model": "widening", "protocol": protocol}))
     return rows

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from limbeck.core.records import StepLine, ValidationLine
+from limbeck.core.records import LoopProgress, StepLine, ValidationLine
 from limbeck.core.types import Listener
 from limbeck.jobs.record import Run
 from limbeck.synthetic.loop import Hook
@@ -59,14 +59,14 @@ class KeepBest:
     def __call__(self, synthetic: SyntheticSet, step: int, loss: float = 0.0) -> None:
         if step % self.every and step != self.last:
             return
-        shown = self.evaluated_set()
-        mean, std, n = self.measure(shown)
+        candidate = self.evaluated_set()
+        mean, std, n = self.measure(candidate)
         line = ValidationLine(step=step, which="distilled", accuracy_mean=mean, accuracy_std=std, n=n)
         self.run.line(line)
         self.listen(line.to_json())
         if mean > self.best:
             self.best, self.step = mean, step
-            self.keep(shown, step)
+            self.keep(candidate, step)
 
 
 @runtime_checkable
@@ -94,18 +94,21 @@ class Checkpoint:
 
     def restore(self, synthetic: SyntheticSet) -> int:
         """Take up the saved state, in place; returns how many steps are done."""
-        done, more, extra = self.run.load_state(synthetic, self.optimisers)
-        if done:
-            self.chooser.best, self.chooser.step, self.log.before = more["best"], more["best_step"], more["seconds"]
-            for name, hook in self._stateful().items():
-                mine = {key.split(".", 1)[1]: value for key, value in extra.items() if key.split(".", 1)[0] == name}
-                hook.restore(mine, done)
-        return done
+        header, tensors = self.run.load_state(synthetic, self.optimisers)
+        if header is None:
+            return 0
+        progress = header.more
+        self.chooser.best, self.chooser.step, self.log.before = progress.best, progress.best_step, progress.seconds
+        for name, hook in self._stateful().items():
+            prefix = f"{name}."
+            state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            hook.restore(state, header.step)
+        return header.step
 
     def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
-        due = step % self.chooser.every == 0 or step == self.chooser.last
-        if due or time.perf_counter() - self.written > SAVE_SECONDS:
-            more = {"best": self.chooser.best, "best_step": self.chooser.step, "seconds": self.log.seconds()}
-            extra = {f"{name}.{key}": t for name, hook in self._stateful().items() for key, t in hook.state().items()}
-            self.run.save_state(synthetic, self.optimisers, step, more, extra)
+        is_due = step % self.chooser.every == 0 or step == self.chooser.last
+        if is_due or time.perf_counter() - self.written > SAVE_SECONDS:
+            progress = LoopProgress(best=self.chooser.best, best_step=self.chooser.step, seconds=self.log.seconds())
+            states = {f"{name}.{key}": t for name, hook in self._stateful().items() for key, t in hook.state().items()}
+            self.run.save_state(synthetic, self.optimisers, step, progress, states)
             self.written = time.perf_counter()

@@ -21,7 +21,7 @@ from torch import Tensor
 from limbeck.core.rng import derive_seed, make_generator
 from limbeck.core.tensors import read_header
 from limbeck.core.threads import one_thread
-from limbeck.evaluation.baselines import kept_row, real_images
+from limbeck.evaluation.baselines import baseline_path, real_images
 from limbeck.evaluation.protocol import Evaluation
 from limbeck.evaluation.regression import RegressionConfig, fit_targets
 from limbeck.experts.handle import Experts
@@ -225,7 +225,7 @@ def _baseline_seconds(job: Job) -> float:
     task, config, ipc, seed = job.task, job.config.eval, job.config.ipc, job.config.seed
     seconds = 0.0
     for name in ("random", "kmeans"):
-        if kept_row(task, name, ipc, config, seed)[0].exists():
+        if baseline_path(task, name, ipc, config, seed)[0].exists():
             continue
         networks = config.networks * (1 + len(config.baseline_lrs))
         part = fewer(task, max(100, 2 * ipc))
@@ -233,7 +233,7 @@ def _baseline_seconds(job: Job) -> float:
         seconds += networks * select * len(task.data.train) / len(part.data.train)
         pair = real_images(part, "random", ipc)(seed)
         seconds += _networks_seconds(task, pair, config.schedule(0.01), networks, len(task.data.test))
-    if config.full_networks and not kept_row(task, "full", ipc, config, seed)[0].exists():
+    if config.full_networks and not baseline_path(task, "full", ipc, config, seed)[0].exists():
         schedule = Schedule(config.full_epochs, 0.01, config.full_batch_size, config.momentum, config.weight_decay)
         seconds += _networks_seconds(task, task.train, schedule, config.full_networks, len(task.data.test))
     return seconds

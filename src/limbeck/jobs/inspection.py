@@ -10,6 +10,7 @@ from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.core.files import write_json
+from limbeck.core.records import InspectionRecord, PathCurves, PlaneRecord, StorageRow
 from limbeck.core.types import Listener, Trajectory
 from limbeck.data import ImageData, Preprocess, load_data
 from limbeck.experts.convexified import SCHEDULES, SMOOTHING, convexify, waypoint_epochs
@@ -47,19 +48,19 @@ def inspect_store(
     task = None if data is None else _task(store, data, resize, device)
     total = len(experts) * (1 if task is None else len(_paths(store, experts[0])))
     listen({"event": "stage", "name": "inspect", "total": total, "unit": "path"})
-    value = {
-        "format": "limbeck-inspection",
-        "version": 1,
-        "store": str(store.path),
-        "data": store.header["data"]["name"],
-        "model": store.header["model"],
-        "expert": store.header["expert"],
-        "experts": len(experts),
-        "accuracy": None if task is None else _accuracy(task, store, experts, listen),
+    record = InspectionRecord(
+        format="limbeck-inspection",
+        version=1,
+        store=str(store.path),
+        data=store.header["data"]["name"],
+        model=store.header["model"],
+        expert=store.header["expert"],
+        experts=len(experts),
+        accuracy=None if task is None else _accuracy(task, store, experts, listen),
         **_geometry(store, experts),
-        "storage": storage(store.layout.count, len(store.layout.names), store.config.epochs),
-    }
-    write_json(Path(out) / "inspect.json", value)
+        storage=storage(store.layout.count, len(store.layout.names), store.config.epochs),
+    )
+    write_json(Path(out) / "inspect.json", record.to_json())
     return write_inspection(Path(out))
 
 
@@ -83,21 +84,21 @@ def _points(expert: Expert) -> Tensor | None:
 
 def _paths(store: Store, expert: Expert) -> dict[str, Trajectory]:
     """The stored paths, and from a recorded one every schedule with two waypoints and arc length with four."""
-    found: dict[str, Trajectory] = {}
+    paths: dict[str, Trajectory] = {}
     points, config = _points(expert), store.config
     if expert.recorded is not None and points is not None:
-        found["recorded"] = expert.recorded
+        paths["recorded"] = expert.recorded
         for name in SCHEDULES:
-            found[f"{name}, 2 waypoints"] = convexify(points, store.layout, (0, config.epochs), schedule=name)
+            paths[f"{name}, 2 waypoints"] = convexify(points, store.layout, (0, config.epochs), schedule=name)
         if config.epochs >= 3:
             four = waypoint_epochs(4, config.epochs)
-            found["arc, 4 waypoints"] = convexify(points, store.layout, four, SMOOTHING["none"])
+            paths["arc, 4 waypoints"] = convexify(points, store.layout, four, SMOOTHING["none"])
     elif expert.convex is not None:
-        found["stored"] = expert.convex
-    return found
+        paths["stored"] = expert.convex
+    return paths
 
 
-def _accuracy(task: Task, store: Store, experts: list[Expert], listen: Listener) -> dict[str, Any]:
+def _accuracy(task: Task, store: Store, experts: list[Expert], listen: Listener) -> PathCurves:
     """Validation accuracy at whole epochs (at most 26 of them) along every path of every expert."""
     end = store.config.epochs
     times = sorted({round(i * end / min(end, 25)) for i in range(min(end, 25) + 1)})
@@ -108,7 +109,7 @@ def _accuracy(task: Task, store: Store, experts: list[Expert], listen: Listener)
             curve = [score(task.logits, theta, *task.validation).accuracy for theta in thetas]
             curves.setdefault(name, []).append(curve)
             listen({"event": "advance", "text": name})
-    return {"t": times, "curves": curves}
+    return PathCurves(t=times, curves=curves)
 
 
 def _geometry(store: Store, experts: list[Expert]) -> dict[str, Any]:
@@ -117,9 +118,9 @@ def _geometry(store: Store, experts: list[Expert]) -> dict[str, Any]:
     if not recorded:
         return {"cosine": None, "straightness": None, "plane": None}
     cosines = torch.stack([cosine_of_updates(points) for points in recorded]).mean(0)
-    away = torch.stack([distance_to_line(points) for points in recorded]).mean(0)
+    distances = torch.stack([distance_to_line(points) for points in recorded]).mean(0)
     paths = {name: path for name, path in _paths(store, experts[0]).items() if name.startswith(("rec", "arc"))}
-    return {"cosine": cosines.tolist(), "straightness": away.tolist(), "plane": plane(recorded[0], paths)}
+    return {"cosine": cosines.tolist(), "straightness": distances.tolist(), "plane": plane(recorded[0], paths)}
 
 
 def cosine_of_updates(points: Tensor) -> Tensor:
@@ -132,29 +133,29 @@ def cosine_of_updates(points: Tensor) -> Tensor:
 def distance_to_line(points: Tensor) -> Tensor:
     """points (K + 1, P) -> (K + 1,) distance to the line from first to last, as a fraction of that line's length."""
     line = (points[-1] - points[0]).double()
-    gone = (points - points[0]).double()
-    along = gone @ line / line.square().sum()
-    away: Tensor = (gone - along[:, None] * line).norm(dim=1) / line.norm()
-    return away
+    displacement = (points - points[0]).double()
+    share = displacement @ line / line.square().sum()
+    distance: Tensor = (displacement - share[:, None] * line).norm(dim=1) / line.norm()
+    return distance
 
 
-def plane(points: Tensor, paths: dict[str, Trajectory]) -> dict[str, Any]:
+def plane(points: Tensor, paths: dict[str, Trajectory]) -> PlaneRecord:
     """Paths in the plane of the first two principal components of recorded points (K + 1, P), at their epochs."""
     centre = points.double().mean(0)
     _, sizes, axes = torch.linalg.svd(points.double() - centre, full_matrices=False)
     axes = axes[:2]
     share = (sizes.square() / sizes.square().sum())[:2]
-    shown = {
+    coordinates = {
         name: torch.stack([(path.at(t).double() - centre) @ axes.T for t in range(len(points))]).T.tolist()
         for name, path in paths.items()
     }
-    return {"explained": share.tolist(), "paths": shown}
+    return PlaneRecord(explained=share.tolist(), paths=coordinates)
 
 
-def storage(parameters: int, tensors: int, epochs: int) -> list[dict[str, Any]]:
+def storage(parameters: int, tensors: int, epochs: int) -> list[StorageRow]:
     """Bytes of one expert by form: models of P parameters, and beta of K x L float32 beside waypoints.
 
-    >>> [row["bytes"] for row in storage(320010, 14, 50)][:3]
+    >>> [row.bytes for row in storage(320010, 14, 50)][:3]
     [65282040, 5122960, 2562880]
     """
     beta = 4 * epochs * tensors
@@ -164,4 +165,4 @@ def storage(parameters: int, tensors: int, epochs: int) -> list[dict[str, Any]]:
         ("2 waypoints", 8 * parameters + beta),
         ("2 waypoints in float16", 4 * parameters + beta),
     ]
-    return [{"form": form, "bytes": size, "ratio": rows[0][1] / size} for form, size in rows]
+    return [StorageRow(form=form, bytes=size, ratio=rows[0][1] / size) for form, size in rows]

@@ -14,14 +14,14 @@ from typing import Any, TypeVar
 
 import torch
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 from torch import Tensor
 
 from limbeck.core.aliases import old_config, rename_options
 from limbeck.core.conditions import first_difference, require_same_conditions
 from limbeck.core.errors import UserError
 from limbeck.core.files import content_key, write_json
-from limbeck.core.records import LogLine, ResultsRecord, RunRecord, read_record
+from limbeck.core.records import LogLine, LoopProgress, ResultsRecord, RunRecord, StateHeader, read_record
 from limbeck.core.tensors import read_header, read_tensors, write_tensors
 from limbeck.synthetic.set import SyntheticSet
 
@@ -109,14 +109,14 @@ class Run:
         if config.get("iterations") != recorded.get("iterations"):
             self.record({**recorded, "iterations": config["iterations"]})
 
-    def _require_same(self, recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
-        fewer = wanted.get("iterations", 0) < recorded.get("iterations", 0)
-        for name in {**recorded, **wanted}:
-            if recorded.get(name) == wanted.get(name) or name == "eval" or (name == "iterations" and not fewer):
+    def _require_same(self, recorded: dict[str, Any], config: dict[str, Any]) -> None:
+        fewer = config.get("iterations", 0) < recorded.get("iterations", 0)
+        for name in {**recorded, **config}:
+            if recorded.get(name) == config.get(name) or name == "eval" or (name == "iterations" and not fewer):
                 continue
-            before, now = first_difference(recorded.get(name), wanted.get(name))
+            before, now = first_difference(recorded.get(name), config.get(name))
             hint = ""
-            if name != "iterations" and wanted.get("iterations") != recorded.get("iterations"):
+            if name != "iterations" and config.get("iterations") != recorded.get("iterations"):
                 hint = f" A run can go on to more iterations only with its other options; {name} was {before}."
             raise UserError(
                 f"{self.path} holds a run with {name} {before}, not {now}; repeat its command, or name a new folder "
@@ -172,13 +172,13 @@ class Run:
         synthetic: SyntheticSet,
         optimisers: Sequence[torch.optim.Optimizer],
         step: int,
-        more: dict[str, Any],
-        extra: Mapping[str, Tensor],
+        progress: LoopProgress,
+        hooks: Mapping[str, Tensor],
     ) -> None:
-        """Where the outer loop is: raw parameters, optimisers, `more`, `extra` tensors; replaces the state before."""
+        """Write where the outer loop is: raw parameters, optimisers, tensors of hooks; replaces the state before."""
         tensors = {f"set.{name}": tensor for name, tensor in synthetic.state().items()}
-        tensors |= {f"extra.{name}": tensor for name, tensor in extra.items()}
-        scalars: dict[str, Any] = {}
+        tensors |= {f"extra.{name}": tensor for name, tensor in hooks.items()}
+        scalars: dict[str, JsonValue] = {}
         for i, optimiser in enumerate(optimisers):
             for j, slots in optimiser.state_dict()["state"].items():
                 for name, value in slots.items():
@@ -186,23 +186,23 @@ class Run:
                         tensors[f"optimiser.{i}.{j}.{name}"] = value
                     elif value is not None:
                         scalars[f"{i}.{j}.{name}"] = value
-        header = {"format": STATE, "version": 1, "step": step, "scalars": scalars, "more": more}
-        write_tensors(self.path / "state.safetensors", tensors, header)
+        header = StateHeader(format=STATE, version=1, step=step, scalars=scalars, more=progress)
+        write_tensors(self.path / "state.safetensors", tensors, header.to_json())
 
     def load_state(
         self, synthetic: SyntheticSet, optimisers: Sequence[torch.optim.Optimizer]
-    ) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
-        """Restore the last saved state in place; returns steps done, `more` and `extra`, 0 and empty without one."""
+    ) -> tuple[StateHeader | None, dict[str, Tensor]]:
+        """Restore the last saved state in place; returns its header, None without one, and the tensors of hooks."""
         if not (self.path / "state.safetensors").exists():
-            return 0, {}, {}
-        tensors, header = read_tensors(self.path / "state.safetensors", STATE)
+            return None, {}
+        tensors, content = read_tensors(self.path / "state.safetensors", STATE)
+        header = StateHeader.model_validate(content)
         synthetic.load({name.removeprefix("set."): t for name, t in tensors.items() if name.startswith("set.")})
         for i, optimiser in enumerate(optimisers):
             slots: dict[int, dict[str, Any]] = {}
-            for key, value in [*tensors.items(), *((f"optimiser.{k}", v) for k, v in header["scalars"].items())]:
+            for key, value in [*tensors.items(), *((f"optimiser.{k}", v) for k, v in header.scalars.items())]:
                 if key.startswith(f"optimiser.{i}."):
                     _, _, j, name = key.split(".", 3)
                     slots.setdefault(int(j), {})[name] = value
             optimiser.load_state_dict({**optimiser.state_dict(), "state": slots})
-        extra = {name.removeprefix("extra."): t for name, t in tensors.items() if name.startswith("extra.")}
-        return int(header["step"]), dict(header["more"]), extra
+        return header, {name.removeprefix("extra."): t for name, t in tensors.items() if name.startswith("extra.")}

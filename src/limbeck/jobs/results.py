@@ -15,7 +15,7 @@ from limbeck.core.folders import size_of
 from limbeck.core.records import DataName, ProtocolLine, ResultBytes, ResultLine, ResultRow, ResultsRecord, StageLine
 from limbeck.core.rng import derive_seed
 from limbeck.core.types import Listener
-from limbeck.evaluation.baselines import baselines, networks_to_train, real_images
+from limbeck.evaluation.baselines import count_networks, evaluate_baselines, real_images
 from limbeck.evaluation.protocol import EvalConfig, best_lr, evaluate_distilled
 from limbeck.evaluation.regression import RegressionConfig, regression_rows
 from limbeck.jobs.job import Job
@@ -41,7 +41,7 @@ def evaluate_run(job: Job, listen: Listener) -> list[ResultRow]:
     key = evaluation_key(job.task, config.eval, sets["last"].provenance["step"])
     logged = {(line.set, line.which): line.row for line in folder.lines(ResultLine) if line.evaluation == key}
     networks = config.eval.networks * (1 if job.learns_lr else 1 + len(config.eval.baseline_lrs))
-    total = 2 * networks + networks_to_train(config.eval)
+    total = 2 * networks + count_networks(config.eval)
     listen({"event": "stage", "name": "evaluate", "total": total, "unit": "network"})
     rows: list[ResultRow] = []
     for which, distilled in sets.items():
@@ -56,7 +56,7 @@ def evaluate_run(job: Job, listen: Listener) -> list[ResultRow]:
                 row = evaluate_distilled(job.task, distilled, config.eval, config.seed, which, listen)
             folder.line(ResultLine(**row.to_json(), evaluation=key))
         rows.append(row)
-    rows += baselines(job.task, config.ipc, config.eval, config.seed, listen)
+    rows += evaluate_baselines(job.task, config.ipc, config.eval, config.seed, listen)
     return rows + _rows_by_targets(job, sets, key, listen)
 
 

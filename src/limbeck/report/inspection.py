@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from limbeck.core.errors import UserError
+from limbeck.core.records import InspectionRecord, PathCurves, PlaneRecord, read_record
 from limbeck.report.page import render_page, write_page
 from limbeck.report.plots import Line, Plot, clean, mean_with_range, plot
 
@@ -17,34 +16,31 @@ if TYPE_CHECKING:  # matplotlib takes half a second to import, and only a page t
 
 def write_inspection(folder: Path) -> Path:
     """Write inspect.html beside inspect.json; UserError when there is none, or it is damaged."""
-    try:
-        value = json.loads((folder / "inspect.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{folder} has no readable inspect.json ({error}); run 'limbeck inspect' again.") from None
-    plots = [_accuracy(value["accuracy"]), _straightness(value["straightness"])]
+    record = read_record(folder / "inspect.json", InspectionRecord, "limbeck-inspection")
+    plots = [_accuracy(record.accuracy), _straightness(record.straightness)]
     page = render_page(
         "inspection.html",
-        value=value,
-        plots=[each for each in plots if each is not None],
-        squares=[each for each in (_plane(value["plane"]), _cosine(value["cosine"])) if each is not None],
+        record=record,
+        plots=[plot for plot in plots if plot is not None],
+        squares=[plot for plot in (_plane(record.plane), _cosine(record.cosine)) if plot is not None],
     )
     return write_page(page, folder / "inspect.html")
 
 
-def _accuracy(accuracy: dict[str, Any] | None) -> Plot | None:
+def _accuracy(accuracy: PathCurves | None) -> Plot | None:
     if accuracy is None:
         return None
     lines = []
-    for colour, (name, rows) in enumerate(accuracy["curves"].items()):
+    for colour, (name, rows) in enumerate(accuracy.curves.items()):
         mean, _, _ = mean_with_range([[100 * value for value in row] for row in rows])
-        lines.append(Line(name, accuracy["t"], mean, colour=colour))
+        lines.append(Line(name, [float(t) for t in accuracy.t], mean, colour=colour))
     return plot("Validation accuracy (%) along each path", lines, "epoch of the expert", salt="paths")
 
 
-def _straightness(away: list[float] | None) -> Plot | None:
-    if away is None:
+def _straightness(distances: list[float] | None) -> Plot | None:
+    if distances is None:
         return None
-    line = Line("recorded", list(range(len(away))), [100 * value for value in away])
+    line = Line("recorded", list(range(len(distances))), [100 * value for value in distances])
     return plot("Distance to the straight line (% of its length)", [line], "epoch of the expert", salt="line")
 
 
@@ -60,18 +56,18 @@ def _figure(salt: str, draw: Any) -> str:
     return buffer.getvalue()
 
 
-def _plane(plane: dict[str, Any] | None) -> Plot | None:
+def _plane(plane: PlaneRecord | None) -> Plot | None:
     """The first expert's paths in the plane of the recorded one's first two principal components."""
     if plane is None:
         return None
-    colours = [f"#0a00{index + 1:02x}" for index in range(len(plane["paths"]))]
+    colours = [f"#0a00{index + 1:02x}" for index in range(len(plane.paths))]
 
     def draw(figure: Figure) -> None:
         axes = figure.add_axes((0.14, 0.14, 0.84, 0.83))
-        for colour, (x, y) in zip(colours, plane["paths"].values()):
+        for colour, (x, y) in zip(colours, plane.paths.values()):
             axes.plot(x, y, color=colour, linewidth=1.4, marker="o", markersize=2.5)
             axes.annotate("start", (x[0], y[0]), color="#010203", fontsize=8)
-        first, second = (100 * share for share in plane["explained"])
+        first, second = (100 * share for share in plane.explained)
         axes.set_xlabel(f"first component ({first:.0f} %)", color="#010203")
         axes.set_ylabel(f"second component ({second:.0f} %)", color="#010203")
         axes.tick_params(colors="#010203", width=0.6, length=3)
@@ -79,7 +75,7 @@ def _plane(plane: dict[str, Any] | None) -> Plot | None:
         for spine in axes.spines.values():
             spine.set_visible(False)
 
-    legend = [(index + 1, False, name) for index, name in enumerate(plane["paths"])]
+    legend = [(index + 1, False, name) for index, name in enumerate(plane.paths)]
     title = "The first expert in the plane of its two principal components"
     return Plot(title, clean(_figure("plane", draw), title), legend)
 
