@@ -105,7 +105,7 @@ def platt(margin: bool, logits: Tensor, labels: Tensor, synthetic: SyntheticSet)
 
 
 def set_for_both_protocols(average: Ema | None, scale: float, synthetic: SyntheticSet) -> SyntheticSet:
-    """Return the average_draws set with its targets as they are, for RCIG's protocol, and logits for the common one."""
+    """Return the averaged set with its targets as they are, for RCIG's protocol, and logits for the common one."""
     shown = synthetic.snapshot() if average is None else average.average(synthetic)
     return replace(shown, labels=scale * shown.labels, extra={**shown.extra, "targets": shown.labels})
 
@@ -120,7 +120,7 @@ def start(config: RCIGConfig, inputs: MethodInputs) -> SyntheticSet:
 
 
 def plan(config: RCIGConfig, inputs: MethodInputs) -> Plan:
-    """A pool of networks, each linearised and solved on the set, its implicit gradient, and the average_draws set."""
+    """A pool of networks, each linearised and solved on the set, its implicit gradient, and the averaged set."""
     task, synthetic = inputs.task, start(config, inputs)
     model = pool_network(config, task)
     count = len(synthetic.images)

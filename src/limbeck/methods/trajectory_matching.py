@@ -52,7 +52,7 @@ class TrajectoryConfig(MethodConfig):
     batch_syn: int | None = Field(default=None, ge=1)
     """synthetic images per student step; by default all"""
     grad_accum: int = Field(default=1, ge=1)
-    """segments whose gradients are average_draws in an outer step"""
+    """segments whose gradients are averaged in an outer step"""
 
 
 class RecordedConfig(TrajectoryConfig):
