@@ -18,7 +18,7 @@ from limbeck.core.types import Batch
 from limbeck.evaluation.protocol import evaluate_set
 from limbeck.experts import Expert, Recorded, Store
 from limbeck.methods import MethodInputs
-from limbeck.methods.coreset import CORESETS, Init, choose_real
+from limbeck.methods.coreset import CORESETS, Init, select_real
 from limbeck.methods.trajectory_matching import init_synthetic_set
 from limbeck.select.scores import early_checkpoints, el2n, extract_features, forgetting, grand
 from limbeck.task import Task, make_task
@@ -91,7 +91,7 @@ def test_every_coreset_can_start_a_method(name: str, task: Task, expert: Expert)
     path = expert.trajectory("any")
     assert path is not None
     inputs = MethodInputs(task, [path], 3, 0)
-    rows = choose_real(name, inputs, 3)
+    rows = select_real(name, inputs, 3)
     images, labels = task.train
     assert len(rows.unique()) == 30
     assert labels[rows].tolist() == sorted(list(range(10)) * 3)
@@ -105,8 +105,8 @@ def test_every_coreset_can_start_a_method(name: str, task: Task, expert: Expert)
 def test_features_are_of_the_experts_end_and_of_a_fresh_network_without_one(task: Task, expert: Expert) -> None:
     path = expert.trajectory("any")
     assert path is not None
-    held = choose_real("herding", MethodInputs(task, [path], 1, 0), 1)
-    fresh = choose_real("herding", MethodInputs(task, [], 1, 0), 1)
+    held = select_real("herding", MethodInputs(task, [path], 1, 0), 1)
+    fresh = select_real("herding", MethodInputs(task, [], 1, 0), 1)
     for theta, rows in ((path.at(path.end), held), (task.model.init(0, "features"), fresh)):
         points = extract_features(task.model, theta, task.train[0]).double()
         for label, row in enumerate(rows.tolist()):
@@ -118,12 +118,12 @@ def test_features_are_of_the_experts_end_and_of_a_fresh_network_without_one(task
 @pytest.mark.parametrize("name", ["forgetting", "el2n", "grand", "correct"])
 def test_scores_without_experts_are_refused(name: str, task: Task) -> None:
     with pytest.raises(UserError, match="--experts"):
-        choose_real(name, MethodInputs(task, [], 1, 0), 1)
+        select_real(name, MethodInputs(task, [], 1, 0), 1)
 
 
 def test_an_unknown_name_is_refused(task: Task) -> None:
     with pytest.raises(UserError, match="herding"):
-        choose_real("nearest", MethodInputs(task, [], 1, 0), 1)
+        select_real("nearest", MethodInputs(task, [], 1, 0), 1)
 
 
 QUICK: dict[str, Any] = {

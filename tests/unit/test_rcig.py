@@ -17,7 +17,7 @@ from limbeck.core.rng import make_generator
 from limbeck.data import load_data
 from limbeck.evaluation.regression import RegressionConfig, evaluate_targets, fit_targets, regression_rows
 from limbeck.methods import MethodInputs, Plan
-from limbeck.methods.rcig import RCIG, RCIGConfig, platt, pool_network, solver
+from limbeck.methods.rcig import RCIG, RCIGConfig, make_pool_network, make_solver, platt_loss
 from limbeck.methods.rcig_pool import Pool
 from limbeck.networks.flat import FlatModel, lecun_normal
 from limbeck.networks.registry import ConvNet, ModelConfig, flat_model
@@ -66,7 +66,7 @@ def test_images_targets_and_temperature_have_exact_gradients(task: Task) -> None
     theta = lecun_normal(model.layout, make_generator(0, "start")).double()
     real = normal(6, 1, 8, 8, seed=0), torch.arange(6) % 3
     student = Solved(model, lambda step: theta, 0.01, Implicit(Cholesky()), flip=True)
-    objective = Fit(student, real, None, partial(platt, True))
+    objective = Fit(student, real, None, partial(platt_loss, True))
     targets = torch.eye(3).double() - 1 / 3 + 0.01 * normal(3, 3, seed=1)
     targets[0, 1] = targets[0, 0] - 0.05  # a margin below 1/(2 classes): its gradient is in it too
     leaves = [normal(3, 1, 8, 8, seed=2), targets, torch.tensor(0.3).double()]
@@ -94,16 +94,16 @@ def test_platt_scaling_and_margin() -> None:
     held = SyntheticSet(torch.zeros(2, 1, 8, 8), targets, torch.zeros(()), extra={"tau": torch.tensor(2.0).log()})
     logits, labels = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([0])
     plain = -torch.log_softmax(2 * logits, 1)[0, 0]
-    torch.testing.assert_close(platt(False, logits, labels, held), plain)
-    torch.testing.assert_close(platt(True, logits, labels, held), plain - (1 / 6 + 0.1) / 2)
+    torch.testing.assert_close(platt_loss(False, logits, labels, held), plain)
+    torch.testing.assert_close(platt_loss(True, logits, labels, held), plain - (1 / 6 + 0.1) / 2)
 
 
 def test_the_solver_goes_by_name_and_memory() -> None:
-    assert solver(RCIGConfig(), 30000, 100) == Cholesky()
-    assert solver(RCIGConfig(), 30000, 5000) == ConjugateGradient(1e-3, 30)
-    assert solver(RCIGConfig(solver="cg", cg_steps=7), 1, 1) == ConjugateGradient(1e-3, 7)
-    assert solver(RCIGConfig(solver="cholesky"), 10**9, 1) == Cholesky()
-    assert solver(RCIGConfig(solver="adam"), 1, 1) == PrimalAdam()
+    assert make_solver(RCIGConfig(), 30000, 100) == Cholesky()
+    assert make_solver(RCIGConfig(), 30000, 5000) == ConjugateGradient(1e-3, 30)
+    assert make_solver(RCIGConfig(solver="cg", cg_steps=7), 1, 1) == ConjugateGradient(1e-3, 7)
+    assert make_solver(RCIGConfig(solver="cholesky"), 10**9, 1) == Cholesky()
+    assert make_solver(RCIGConfig(solver="adam"), 1, 1) == PrimalAdam()
 
 
 @pytest.mark.parametrize("options", [{}, {"flip": True, "grad_images": 3}, {"solver": "cg"}], ids=str)
@@ -116,7 +116,7 @@ def test_it_learns(task: Task, options: dict[str, Any]) -> None:
 
 
 def test_its_network_widens_without_normalisation(task: Task) -> None:
-    model = pool_network(RCIGConfig(), task)
+    model = make_pool_network(RCIGConfig(), task)
     assert [shape for shape in model.layout.shapes if len(shape) == 4] == [(16, 1, 3, 3), (32, 16, 3, 3)]
     assert model.layout.names[-2:] == ("classifier.weight", "classifier.bias")
     assert not any("Norm" in type(part).__name__ for part in model.module.modules())
@@ -152,31 +152,31 @@ def a_set(task: Task) -> SyntheticSet:
     return SyntheticSet.from_images(images[:10], torch.eye(10)[labels[:10]] - 0.1, 0.01, ("images", "labels"))
 
 
-def test_networks_age_on_the_set_and_are_made_anew(task: Task) -> None:
+def test_networks_learn_the_set_and_start_again(task: Task) -> None:
     pool, held = small_pool(task, lr=1e-3), a_set(task)
-    first = [member.theta.clone() for member in pool.members]
-    drawn, ages = [], [0, 0, 0]
+    initial = [network.theta.clone() for network in pool.networks]
+    drawn, uses = [], [0, 0, 0]
     for step in range(60):
         index = pool.index(step)
-        before = [member.theta.clone() for member in pool.members]
-        life, age = pool.members[index].life, pool.members[index].age
+        before = [network.theta.clone() for network in pool.networks]
+        generation, num_steps = pool.networks[index].generation, pool.networks[index].num_steps
         assert torch.equal(pool.at(step), before[index])
         pool(held, step + 1, 0.0)
-        member = pool.members[index]
-        assert all(torch.equal(pool.members[i].theta, before[i]) for i in range(3) if i != index)
-        assert not torch.equal(member.theta, before[index])
-        if member.life == life:
-            assert 1 <= member.age - age <= 15
-            assert member.age < 100
+        network = pool.networks[index]
+        assert all(torch.equal(pool.networks[i].theta, before[i]) for i in range(3) if i != index)
+        assert not torch.equal(network.theta, before[index])
+        if network.generation == generation:
+            assert 1 <= network.num_steps - num_steps <= 15
+            assert network.num_steps < 100
         else:
-            assert (member.life, member.age) == (life + 1, 0)
-            assert not member.mean.any()
-            assert all(not torch.equal(member.theta, each) for each in first)
-            assert age >= 85
+            assert (network.generation, network.num_steps) == (generation + 1, 0)
+            assert not network.exp_avg.any()
+            assert all(not torch.equal(network.theta, each) for each in initial)
+            assert num_steps >= 85
         drawn.append(index)
-        ages[index] += 1
-    assert min(ages) > 5
-    assert max(member.life for member in pool.members) > 0
+        uses[index] += 1
+    assert min(uses) > 5
+    assert max(network.generation for network in pool.networks) > 0
     assert held.images.grad is None
 
 
@@ -184,7 +184,7 @@ def test_a_network_learns_the_targets(task: Task) -> None:
     """By Adam as torch has it, over several visits, as if there had been one."""
     pool, held = small_pool(task, lr=1e-3, steps=4), a_set(task)
     index = pool.index(0)
-    theta = pool.members[index].theta.clone().requires_grad_()
+    theta = pool.networks[index].theta.clone().requires_grad_()
     optimiser = torch.optim.Adam([theta], 1e-3)
 
     def error(at: Tensor) -> Tensor:
@@ -194,11 +194,11 @@ def test_a_network_learns_the_targets(task: Task) -> None:
     steps = [step for step in range(30) if pool.index(step) == index]
     for step in steps:
         pool(held, step + 1, 0.0)
-    for _ in range(pool.members[index].age):
+    for _ in range(pool.networks[index].num_steps):
         optimiser.zero_grad()
         error(theta).backward()
         optimiser.step()
-    torch.testing.assert_close(pool.members[index].theta, theta.detach(), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(pool.networks[index].theta, theta.detach(), rtol=1e-5, atol=1e-7)
     assert float(error(theta.detach())) < start
 
 
@@ -303,7 +303,7 @@ def test_regression_fits_targets_and_knows_digits() -> None:
     assert found.n == 2
     assert found.accuracy_mean > 0.8
     assert found == evaluate_targets(task, x, y, config, task.validation, seed=0)
-    model = pool_network(RCIGConfig(pool_width=4), task)
+    model = make_pool_network(RCIGConfig(pool_width=4), task)
     theta0 = lecun_normal(model.layout, make_generator(0, "x"))
     kept = theta0.clone()
     theta = fit_targets(model, theta0, x[:10], y[:10], config, 0)

@@ -1,4 +1,11 @@
-"""Methods by name. To add one: a file with a config, a plan and a `Method`, and a line here."""
+"""Methods by name. To add one: a file with a config, a plan and a `Method`, and a line here.
+
+>>> import limbeck
+>>> limbeck.METHODS["mct"].summary
+'match convexified expert trajectories, from any real start epoch'
+>>> limbeck.METHODS["mct"].config(syn_steps=30).syn_steps
+30
+"""
 
 from __future__ import annotations
 
@@ -21,13 +28,13 @@ from limbeck.methods.tesla import TESLA
 __all__ = ["METHODS", "DataFacts", "Method", "MethodConfig", "MethodInputs", "Plan", "find_method"]
 
 METHODS: dict[str, Method] = {
-    each.name: each
-    for each in (MCT, MTT, TESLA, FTD, DATM, PTM, DC, DSA, DM, IDC, DREAM, DREAM_PLUS, RCIG, *CORESET_METHODS)
+    method.name: method
+    for method in (MCT, MTT, TESLA, FTD, DATM, PTM, DC, DSA, DM, IDC, DREAM, DREAM_PLUS, RCIG, *CORESET_METHODS)
 }
 
 
 def find_method(name: str) -> Method:
-    """The method of this name; UserError lists the names there are."""
+    """Return the method of this name; UserError with the nearest names if there is none."""
     if name not in METHODS:
         raise UserError(f"there is no method called '{name}'; {suggest_names(name, METHODS)}")
     return METHODS[name]

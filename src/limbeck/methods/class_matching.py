@@ -12,7 +12,7 @@ from torch import Tensor
 from limbeck.core.errors import UserError
 from limbeck.core.rng import derive_seed, make_generator
 from limbeck.data import Preprocess
-from limbeck.methods.coreset import Init, choose_real
+from limbeck.methods.coreset import Init, select_real
 from limbeck.methods.plan import MethodConfig, MethodInputs
 from limbeck.objectives.classes import RowSampler
 from limbeck.objectives.online_network import OnlineNetwork
@@ -102,7 +102,7 @@ def init_synthetic_set(
                 f"a class has fewer than {count} training images; ask for fewer images or a lower --factor."
             )
     else:
-        rows_of_classes = list(choose_real(options.init, inputs, count).view(classes, count))
+        rows_of_classes = list(select_real(options.init, inputs, count).view(classes, count))
     images = torch.cat([make_mosaic(train_images[rows], factor) for rows in rows_of_classes])
     return SyntheticSet.from_images(images, labels, LR_NET, ("images",), decode=decode)
 

@@ -78,25 +78,29 @@ class RCIGConfig(MethodConfig):
     """real images to start from"""
 
 
-def pool_network(config: RCIGConfig, task: Task) -> FlatModel:
-    """FRePo's ConvNet for the task's images, of the depth that their size asks for."""
-    options = {"width": config.pool_width, "activation": config.pool_activation}
-    model = ModelConfig(name="widening", **options).resolved(task.data.size)
-    return flat_model(model, task.data.shape, task.data.num_classes)
+def make_pool_network(options: RCIGConfig, task: Task) -> FlatModel:
+    """Return FRePo's ConvNet for the task's images; its depth follows from their size."""
+    config = ModelConfig(name="widening", width=options.pool_width, activation=options.pool_activation)
+    return flat_model(config.resolved(task.data.size), task.data.shape, task.data.num_classes)
 
 
-MEMORY = 1e8  # numbers in the Jacobian above which 'auto' takes conjugate gradient: 400 MB
+MAX_JACOBIAN = 1e8  # numbers in the Jacobian, 400 MB, above which 'auto' takes conjugate gradient
 
 
-def solver(config: RCIGConfig, parameters: int, rows: int) -> Solver:
-    """The solver of this name; rows: images times classes."""
-    conjugate = ConjugateGradient(config.cg_tolerance, config.cg_steps)
-    auto = Cholesky() if rows * (parameters + rows) <= MEMORY else conjugate
-    return {"auto": auto, "cholesky": Cholesky(), "cg": conjugate, "adam": PrimalAdam()}[config.solver]
+def make_solver(options: RCIGConfig, parameters: int, rows: int) -> Solver:
+    """Return the solver that --solver names. rows: images times classes."""
+    conjugate_gradient = ConjugateGradient(options.cg_tolerance, options.cg_steps)
+    if options.solver == "adam":
+        return PrimalAdam()
+    fits = rows * (parameters + rows) <= MAX_JACOBIAN
+    return Cholesky() if options.solver == "cholesky" or (options.solver == "auto" and fits) else conjugate_gradient
 
 
-def platt(margin: bool, logits: Tensor, labels: Tensor, synthetic: SyntheticSet) -> Tensor:
-    """CE of exp(tau) times the logits, less the mean of min(largest - next entry, 1/(2 classes)) of the targets."""
+def platt_loss(margin: bool, logits: Tensor, labels: Tensor, synthetic: SyntheticSet) -> Tensor:
+    """Return the cross-entropy of exp(tau) times the logits, less a reward for targets with a margin.
+
+    margin: whether there is the reward, the mean of min(largest - next entry, 1/(2 classes)) of the targets.
+    """
     fit = cross_entropy(synthetic.extra["tau"].exp() * logits, labels)
     if not margin:
         return fit
@@ -106,51 +110,53 @@ def platt(margin: bool, logits: Tensor, labels: Tensor, synthetic: SyntheticSet)
 
 def set_for_both_protocols(average: Ema | None, scale: float, synthetic: SyntheticSet) -> SyntheticSet:
     """Return the averaged set with its targets as they are, for RCIG's protocol, and logits for the common one."""
-    shown = synthetic.snapshot() if average is None else average.average(synthetic)
-    return replace(shown, labels=scale * shown.labels, extra={**shown.extra, "targets": shown.labels})
+    evaluated = synthetic.snapshot() if average is None else average.average(synthetic)
+    extra = {**evaluated.extra, "targets": evaluated.labels}
+    return replace(evaluated, labels=scale * evaluated.labels, extra=extra)
 
 
-def start(config: RCIGConfig, inputs: MethodInputs) -> SyntheticSet:
-    """Real images; targets one-hot less 1/classes; tau 0."""
-    real, classes = init_synthetic_set(config.init, inputs, config.lr_net), inputs.task.data.num_classes
+def init_with_targets(options: RCIGConfig, inputs: MethodInputs) -> SyntheticSet:
+    """Return real images with targets, one-hot less 1/classes, and tau = 0."""
+    real = init_synthetic_set(options.init, inputs, options.lr_net)
+    classes = inputs.task.data.num_classes
     targets = F.one_hot(real.labels, classes).to(real.images) - 1 / classes
-    return SyntheticSet.from_images(
-        real.images, targets, config.lr_net, LEARNED, extra={"tau": torch.zeros_like(targets[0, 0])}
-    )
+    extra = {"tau": torch.zeros_like(targets[0, 0])}
+    return SyntheticSet.from_images(real.images, targets, options.lr_net, LEARNED, extra=extra)
 
 
-def plan(config: RCIGConfig, inputs: MethodInputs) -> Plan:
-    """A pool of networks, each linearised and solved on the set, its implicit gradient, and the averaged set."""
-    task, synthetic = inputs.task, start(config, inputs)
-    model = pool_network(config, task)
+def plan(options: RCIGConfig, inputs: MethodInputs) -> Plan:
+    """Linearise a network of a pool and solve it on the set; take the implicit gradient; evaluate the average."""
+    task, synthetic = inputs.task, init_with_targets(options, inputs)
+    model = make_pool_network(options, task)
     count = len(synthetic.images)
-    adjoint = Implicit(solver(config, model.layout.count, count * (1 + config.flip) * task.data.num_classes))
+    rows = count * (1 + options.flip) * task.data.num_classes
+    adjoint = Implicit(make_solver(options, model.layout.count, rows))
     pool = Pool(
         model,
-        config.pool,
+        options.pool,
         inputs.seed,
-        config.lr_pool,
-        config.pool_steps,
-        config.pool_reset,
-        config.flip,
-        config.pool_batch,
+        options.lr_pool,
+        options.pool_steps,
+        options.pool_reset,
+        options.flip,
+        options.pool_batch,
         task.device,
     )
-    student = Solved(model, pool.at, config.ridge * count, adjoint, config.flip, config.grad_images)
-    objective = Fit(student, task.train, config.batch_real, partial(platt, config.margin))
-    average = Ema(synthetic, config.ema_decay, LEARNED, unbiased=True) if config.ema_decay else None
+    student = Solved(model, pool.at, options.ridge * count, adjoint, options.flip, options.grad_images)
+    objective = Fit(student, task.train, options.batch_real, partial(platt_loss, options.margin))
+    average = Ema(synthetic, options.ema_decay, LEARNED, unbiased=True) if options.ema_decay else None
     groups = [
-        {"params": [synthetic.images], "lr": config.lr_img},
-        {"params": [synthetic.labels], "lr": config.lr_y},
-        {"params": [synthetic.extra["tau"]], "lr": config.lr_tau},
+        {"params": [synthetic.images], "lr": options.lr_img},
+        {"params": [synthetic.labels], "lr": options.lr_y},
+        {"params": [synthetic.extra["tau"]], "lr": options.lr_tau},
     ]
     return Plan(
         objective,
         synthetic,
         [torch.optim.Adam(groups)],
-        config.iterations,
+        options.iterations,
         hooks=[pool] if average is None else [pool, average],
-        as_evaluated=partial(set_for_both_protocols, average, config.label_scale),
+        as_evaluated=partial(set_for_both_protocols, average, options.label_scale),
     )
 
 

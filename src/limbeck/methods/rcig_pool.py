@@ -1,4 +1,4 @@
-"""RCIG's pool: networks that age on the synthetic set, one of them a step, and are made anew when they are old."""
+"""RCIG's pool: networks that learn the synthetic set, one of them per outer step, and start again when they are old."""
 
 from __future__ import annotations
 
@@ -13,25 +13,33 @@ from limbeck.synthetic.set import SyntheticSet
 
 
 @dataclass
-class Member:
-    """A network of the pool: parameters (P,), what Adam remembers of them, its steps, and how often it was made."""
+class PoolNetwork:
+    """A network of the pool.
+
+    theta:      parameters (P,); exp_avg, exp_avg_sq: Adam's state (P,) of them.
+    num_steps:  steps of Adam since its initialisation.
+    generation: how often it was initialised before.
+    """
 
     theta: Tensor
-    mean: Tensor
-    square: Tensor
-    age: int = 0
-    life: int = 0
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    num_steps: int = 0
+    generation: int = 0
 
 
 @dataclass
 class Pool:
-    """`at(step)` is the start of the student of an outer step; as a hook, it trains that network on the set.
+    """The networks of RCIG: `at(step)` is the one that outer step `step` linearises; as a hook, the pool trains it.
 
-    count:  networks. Which one is drawn, and for how many of 1 ... `steps` Adam steps (step size `lr`) it then learns
-            the set's labels as targets, by mean squared error on the whole network, comes from (seed, step) alone.
-    reset:  a network that has learned for so many steps or more is made anew.
-    flip:   it learns mirror images too.
-    batch:  images per step of that (None: all), drawn at random.
+    After the step the network learns the set's labels as targets, by mean squared error in all parameters, for 1 to
+    `steps` steps of Adam. Which network, and how many steps, follows from (seed, step) alone.
+
+    count:  number of networks.
+    lr:     step size of Adam.
+    reset:  a network with so many steps or more is initialised anew.
+    flip:   the networks learn mirror images too.
+    batch:  synthetic images per step of Adam, drawn at random; None: all.
     """
 
     model: FlatModel
@@ -43,63 +51,68 @@ class Pool:
     flip: bool = False
     batch: int | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    members: list[Member] = field(init=False)
+    networks: list[PoolNetwork] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.members = [self._new(index, 0) for index in range(self.count)]
+        self.networks = [self._init_network(index, 0) for index in range(self.count)]
 
-    def _new(self, index: int, life: int) -> Member:
-        theta = lecun_normal(self.model.layout, make_generator(self.seed, "pool", "network", index, life)).to(
-            self.device
-        )
-        return Member(theta, torch.zeros_like(theta), torch.zeros_like(theta), 0, life)
+    def _init_network(self, index: int, generation: int) -> PoolNetwork:
+        generator = make_generator(self.seed, "pool", "network", index, generation)
+        theta = lecun_normal(self.model.layout, generator).to(self.device)
+        return PoolNetwork(theta, torch.zeros_like(theta), torch.zeros_like(theta), 0, generation)
 
     def index(self, step: int) -> int:
-        """The network of an outer step, uniformly."""
+        """Return which network an outer step linearises, uniformly drawn."""
         return int(torch.randint(self.count, (), generator=make_generator(self.seed, "pool", "draw", step)))
 
     def at(self, step: int) -> Tensor:
-        """Its parameters (P,) before that step."""
-        return self.members[self.index(step)].theta
+        """Return the parameters (P,) of that network before the step."""
+        return self.networks[self.index(step)].theta
 
     def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
-        index = self.index(step - 1)  # a hook hears how many steps are done
+        index = self.index(step - 1)  # a hook is given the number of steps done
         generator = make_generator(self.seed, "pool", "train", step)
-        count = int(torch.randint(1, self.steps + 1, (), generator=generator))
+        steps = int(torch.randint(1, self.steps + 1, (), generator=generator))
         images, labels = (tensor.detach() for tensor in synthetic.decoded_pair())
         if self.flip:
             images, labels = torch.cat([images, images.flip(3)]), torch.cat([labels, labels])
-        self._train(self.members[index], images, labels, count, generator)
-        if self.members[index].age >= self.reset:
-            self.members[index] = self._new(index, self.members[index].life + 1)
+        self._train(self.networks[index], images, labels, steps, generator)
+        if self.networks[index].num_steps >= self.reset:
+            self.networks[index] = self._init_network(index, self.networks[index].generation + 1)
 
-    def _train(self, member: Member, images: Tensor, labels: Tensor, count: int, generator: torch.Generator) -> None:
-        theta = member.theta.clone().requires_grad_()
+    def _train(
+        self, network: PoolNetwork, images: Tensor, labels: Tensor, steps: int, generator: torch.Generator
+    ) -> None:
+        theta = network.theta.clone().requires_grad_()
         optimiser = torch.optim.Adam([theta], self.lr)
-        memory = {"step": torch.tensor(float(member.age)), "exp_avg": member.mean, "exp_avg_sq": member.square}
-        optimiser.state[theta] = memory
-        for _ in range(count):
+        optimiser.state[theta] = {
+            "step": torch.tensor(float(network.num_steps)),
+            "exp_avg": network.exp_avg,
+            "exp_avg_sq": network.exp_avg_sq,
+        }
+        for _ in range(steps):
             x, y = images, labels
             if self.batch is not None and self.batch < len(images):
                 rows = torch.randperm(len(images), generator=generator)[: self.batch].to(images.device)
                 x, y = images[rows], labels[rows]
-            value = (self.model(theta, x) - y).square().mean()
-            (theta.grad,) = torch.autograd.grad(value, theta)
+            loss = (self.model(theta, x) - y).square().mean()
+            (theta.grad,) = torch.autograd.grad(loss, theta)
             optimiser.step()
-        member.theta, member.age = theta.detach(), member.age + count
+        network.theta, network.num_steps = theta.detach(), network.num_steps + steps
 
     def state(self) -> dict[str, Tensor]:
-        """All networks, what Adam remembers of them, and how old they are."""
-        ages = [[member.age, member.life] for member in self.members]
-        held: dict[str, Tensor] = {"ages": torch.tensor(ages)}
-        for name in ("theta", "mean", "square"):
-            held[name] = torch.stack([getattr(member, name) for member in self.members])
-        return held
+        """Return all networks with Adam's state, their numbers of steps and their generations."""
+        return {
+            "ages": torch.tensor([[network.num_steps, network.generation] for network in self.networks]),
+            "theta": torch.stack([network.theta for network in self.networks]),
+            "mean": torch.stack([network.exp_avg for network in self.networks]),
+            "square": torch.stack([network.exp_avg_sq for network in self.networks]),
+        }
 
     def restore(self, state: dict[str, Tensor], step: int) -> None:
-        """Take them up again."""
-        parts = (state[name].to(self.device) for name in ("theta", "mean", "square"))
-        self.members = [
-            Member(theta.clone(), mean.clone(), square.clone(), int(age), int(life))
-            for theta, mean, square, (age, life) in zip(*parts, state["ages"].tolist())
+        """Continue from a saved state."""
+        tensors = (state[name].to(self.device) for name in ("theta", "mean", "square"))
+        self.networks = [
+            PoolNetwork(theta.clone(), exp_avg.clone(), exp_avg_sq.clone(), int(num_steps), int(generation))
+            for theta, exp_avg, exp_avg_sq, (num_steps, generation) in zip(*tensors, state["ages"].tolist())
         ]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.core.types import Sampler, Segment
-from limbeck.methods.coreset import choose_real
+from limbeck.methods.coreset import select_real
 from limbeck.methods.plan import DataFacts, MethodConfig, MethodInputs
 from limbeck.networks.flat import Layout
 from limbeck.objectives.combine import average_draws
@@ -105,7 +105,7 @@ def init_synthetic_set(init: str, inputs: MethodInputs, lr: float, canvas: int =
     task = inputs.task
     images, labels = task.train
     count = inputs.ipc * canvas**2
-    rows = choose_real(init, inputs, count)
+    rows = select_real(init, inputs, count)
     if canvas == 1:
         return SyntheticSet.from_images(images[rows], labels[rows], lr)
     if task.preprocess.kind == "zca":
