@@ -12,7 +12,7 @@ import pytest
 
 from limbeck.core.errors import UserError
 from limbeck.core.records import ResultRow
-from limbeck.report.table import pooled, write_table
+from limbeck.report.table import pool_runs, write_table
 
 
 def row_of(mean: float, std: float | None, n: int) -> ResultRow:
@@ -66,7 +66,7 @@ def test_a_line_per_setting_and_the_number_of_seeds(tmp_path: Path) -> None:
 def test_pooling_is_the_spread_of_all_networks() -> None:
     """Against the networks themselves, of three seeds with the same number each, in the limit of many."""
     seeds = [[0.1 * s + 0.01 * (i % 2) for i in range(400)] for s in range(3)]
-    cell = pooled([row_of(fmean(seed), stdev(seed), 400) for seed in seeds])
+    cell = pool_runs([row_of(fmean(seed), stdev(seed), 400) for seed in seeds])
     means = [fmean(each) for each in seeds]
     assert cell.mean == pytest.approx(fmean([value for each in seeds for value in each]))
     assert cell.std**2 == pytest.approx(0.005**2 + stdev(means) ** 2, rel=1e-2)
@@ -80,7 +80,7 @@ def test_pooled_variance_is_that_of_one_network_of_one_seed(between: float, netw
         seeds = [draw.gauss(0.5, between) for _ in range(10)]
         accuracies = [[draw.gauss(mean, 0.02) for _ in range(networks)] for mean in seeds]
         rows = [row_of(fmean(values), stdev(values) if networks > 1 else None, networks) for values in accuracies]
-        std = pooled(rows).std
+        std = pool_runs(rows).std
         assert std is not None
         variances.append(std**2)
     low = 0.02**2 + between**2
@@ -91,17 +91,17 @@ def test_pooled_variance_is_that_of_one_network_of_one_seed(between: float, netw
 def test_the_means_of_a_few_networks_scatter_by_themselves() -> None:
     """A deviation of 0.0224 of four networks, and means as far apart as those networks explain."""
     means = [0.5 - 0.0224 / 8**0.5, 0.5 + 0.0224 / 8**0.5]
-    cell = pooled([row_of(mean, 0.0224, 4) for mean in means])
+    cell = pool_runs([row_of(mean, 0.0224, 4) for mean in means])
     assert cell.std == pytest.approx(0.0224)
-    alike = pooled([row_of(0.5, 0.0224, 4)] * 2)
+    alike = pool_runs([row_of(0.5, 0.0224, 4)] * 2)
     assert alike.std == pytest.approx(0.0224)  # a variance between seeds is not negative
 
 
 def test_one_network_has_no_deviation(tmp_path: Path) -> None:
     """Of one seed it is unknown, as null and as the 0.0 of older files; of several it is that between them."""
     for std in (None, 0.0):
-        assert str(pooled([row_of(0.5, std, 1)])) == "50.0 ± – (n = 1)"
-        assert pooled([row_of(0.5, std, 1), row_of(0.6, std, 1)]).std == pytest.approx(stdev([0.5, 0.6]))
+        assert str(pool_runs([row_of(0.5, std, 1)])) == "50.0 ± – (n = 1)"
+        assert pool_runs([row_of(0.5, std, 1), row_of(0.6, std, 1)]).std == pytest.approx(stdev([0.5, 0.6]))
 
 
 def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:

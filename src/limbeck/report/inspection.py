@@ -1,4 +1,4 @@
-"""The page of `limbeck inspect`: reads inspect.json only."""
+"""The page of `limbeck inspect`, from inspect.json."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ if TYPE_CHECKING:  # matplotlib takes half a second to import, and only a page t
 
 
 def write_inspection(folder: Path) -> Path:
-    """Write inspect.html beside inspect.json; UserError when there is none, or it is damaged."""
+    """Write inspect.html beside inspect.json and return its path.
+
+    Raises UserError where there is no inspect.json, or it is damaged.
+    """
     record = read_record(folder / "inspect.json", InspectionRecord, "limbeck-inspection")
     plots = [_accuracy(record.accuracy), _straightness(record.straightness)]
     page = render_page(
@@ -57,7 +60,7 @@ def _figure(salt: str, draw: Any) -> str:
 
 
 def _plane(plane: PlaneRecord | None) -> Plot | None:
-    """The first expert's paths in the plane of the recorded one's first two principal components."""
+    """The paths of the first expert in the plane of the first two principal components of the recorded one."""
     if plane is None:
         return None
     colours = [f"#0a00{index + 1:02x}" for index in range(len(plane.paths))]
@@ -81,14 +84,14 @@ def _plane(plane: PlaneRecord | None) -> Plot | None:
 
 
 def _cosine(cosine: list[list[float]] | None) -> Plot | None:
-    """Heat map of cosines between updates, mean over experts."""
+    """A heat map of the cosines between updates; they are means over experts."""
     if cosine is None:
         return None
 
     def draw(figure: Figure) -> None:
         axes = figure.add_axes((0.12, 0.14, 0.72, 0.83))
-        shown = axes.imshow(cosine, vmin=-1, vmax=1, cmap="RdBu_r", origin="lower", interpolation="nearest")
-        bar = figure.colorbar(shown, cax=figure.add_axes((0.87, 0.14, 0.03, 0.83)))
+        image = axes.imshow(cosine, vmin=-1, vmax=1, cmap="RdBu_r", origin="lower", interpolation="nearest")
+        bar = figure.colorbar(image, cax=figure.add_axes((0.87, 0.14, 0.03, 0.83)))
         bar.ax.tick_params(colors="#010203")
         axes.set_xlabel("update of epoch", color="#010203")
         axes.set_ylabel("update of epoch", color="#010203")

@@ -1,4 +1,4 @@
-"""One self-contained HTML page for a run, or for several side by side; made from records only, without torch."""
+"""The report of a run, and the comparison of several: one self-contained HTML page from records, without torch."""
 
 from __future__ import annotations
 
@@ -21,24 +21,30 @@ from limbeck.report.text import NONE, count, duration, percent, points, size
 
 
 def write_report(run: Path, out: Path | None = None) -> Path:
-    """Write the page of a run folder to `out` (a file or a folder) or into the run folder; returns where it is."""
+    """Write the report of a run folder and return its path; `out` is a file or a folder, the default the run folder.
+
+    Raises UserError for a folder that is no run, and where the page cannot be written.
+    """
     page = render_page("report.html", view=_view(read_run(Path(run))))
     return write_page(page, Path(run) / "report.html" if out is None else Path(out))
 
 
 def write_comparison(runs: Sequence[Path], out: Path) -> Path:
-    """Write one page that puts several run folders side by side, and return where it is."""
+    """Write one page that compares several run folders, and return its path.
+
+    Raises UserError for no folders, for one that is no run, and where the page cannot be written.
+    """
     if not runs:
         raise UserError("there is nothing to compare: give at least one run folder.")
-    read = [read_run(Path(run)) for run in runs]
-    names = [run.name for run in read]
+    contents = [read_run(Path(run)) for run in runs]
+    names = [run.name for run in contents]
     if len(set(names)) < len(names):
         names = [f"{index}: {name}" for index, name in enumerate(names, 1)]
-    return write_page(render_page("comparison.html", **_comparison(read, names)), Path(out))
+    return write_page(render_page("comparison.html", **_comparison(contents, names)), Path(out))
 
 
 def render_page(template: str, **values: object) -> str:
-    """One of the package's page templates with these values; everything from files is escaped."""
+    """Render a template of report/templates with these values; all text from files is escaped."""
     pages = resources.files("limbeck.report") / "templates"
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: pages.joinpath(name).read_text(encoding="utf-8")),
@@ -50,12 +56,15 @@ def render_page(template: str, **values: object) -> str:
     environment.filters.update(percent=percent, points=points, size=size, duration=duration, count=count)
     environment.filters["tie"] = lambda line: line.replace(" ± ", "\u00a0±\u00a0").replace(" %", "\u00a0%")
     # The SVG is our own drawing: no text from a file enters it, so it may skip the escaping.
-    environment.filters["svg"] = lambda drawn: Markup(drawn.svg)
+    environment.filters["svg"] = lambda plot: Markup(plot.svg)
     return environment.get_template(template).render(dash=NONE, **values)
 
 
 def write_page(page: str, out: Path) -> Path:
-    """Whole or not at all: to a temporary name, then renamed."""
+    """Write a page, whole or not at all, and return its path; into a folder it goes as report.html.
+
+    Raises UserError where it cannot be written.
+    """
     out = out / "report.html" if out.is_dir() else out
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
@@ -71,12 +80,12 @@ def write_page(page: str, out: Path) -> Path:
 
 
 def _view(run: Run) -> dict[str, Any]:
-    """Everything the template shows, in plain values."""
+    """The values that the template of a report shows."""
     meta, data, config, rows = run.meta, run.meta.data, run.meta.config, run.summary.results
     chosen = _chosen_step(run)
     is_coreset = "lr_net" in config and "iterations" not in config  # it takes no steps
-    shown = [row for row in rows if not (is_coreset and row.which == "last")]
-    machine = {"Device": meta.device, "Threads": _text(meta.threads), "Created": meta.created}
+    table = [row for row in rows if not (is_coreset and row.which == "last")]
+    machine = {"Device": meta.device, "Threads": count(meta.threads), "Created": meta.created}
     return {
         "name": run.name,
         "headline": _headline(run),
@@ -85,7 +94,7 @@ def _view(run: Run) -> dict[str, Any]:
         "tiles": config["factor"] if config.get("factor") not in (None, 1) else None,
         "missing": run.missing,
         "pictures": [picture for picture in run.pictures if not is_coreset or picture.name == "chosen"],
-        "rows": [(row, _describe(row), _gain(run, row)) for row in shown],
+        "rows": [(row, _describe(row), _gain(run, row)) for row in table],
         "balanced": any(row.balanced_accuracy_mean is not None for row in rows),
         "splits": sorted({row.split or NONE for row in rows}),
         "several_models": len({row.model for row in rows}) > 1,
@@ -112,19 +121,15 @@ def _view(run: Run) -> dict[str, Any]:
     }
 
 
-def _text(value: int | None) -> str:
-    return "" if value is None else str(value)
+def _headline_row(run: Run) -> ResultRow | None:
+    """The row of the headline: the distilled set on test, at the chosen step rather than the last."""
+    rows = [row for row in run.summary.results if row.set not in ("random", "full") and not row.protocol]
+    rows.sort(key=lambda row: (row.set != "distilled", row.split != "test", row.which != "chosen"))
+    return rows[0] if rows else None
 
 
-def _best(run: Run) -> ResultRow | None:
-    """The row a reader asks for first: the distilled set on test, chosen rather than last."""
-    own = [row for row in run.summary.results if row.set not in ("random", "full") and not row.protocol]
-    own.sort(key=lambda row: (row.set != "distilled", row.split != "test", row.which != "chosen"))
-    return own[0] if own else None
-
-
-def _other(run: Run, row: ResultRow, name: str) -> ResultRow | None:
-    """The row of another set that is comparable with this one: same network, same images, same protocol."""
+def _comparable_row(run: Run, row: ResultRow, name: str) -> ResultRow | None:
+    """The row of the set `name` with the network, the images and the protocol of `row`; None where there is none."""
     key = (name, row.model, row.split, row.protocol)
     return next((other for other in run.summary.results if _key(other) == key), None)
 
@@ -134,7 +139,7 @@ def _key(row: ResultRow) -> tuple[str, str, str, str | None]:
 
 
 def _gain(run: Run, row: ResultRow) -> float | None:
-    random = _other(run, row, "random")
+    random = _comparable_row(run, row, "random")
     return None if random is None or row.set == "random" else row.accuracy_mean - random.accuracy_mean
 
 
@@ -150,7 +155,7 @@ def _accuracy(row: ResultRow) -> str:
 def _headline(run: Run) -> str:
     data = run.meta.data
     name, ipc, classes = data.name or "the data", _images_per_class(run), len(data.classes)
-    best = _best(run)
+    best = _headline_row(run)
     if best is None:
         validations = run.validations.get("distilled", [])
         step = f"step {max(run.steps):,} is the last logged" if run.steps else "no step is logged"
@@ -159,19 +164,19 @@ def _headline(run: Run) -> str:
             for line in validations[-1:]
         ]
         return f"No result yet for {name}: {step}{''.join(progress)}."
-    many = f"{ipc * classes:,}" if ipc and classes else ""
+    number = f"{ipc * classes:,}" if ipc and classes else ""
     kind = {"distilled": "", "kmeans": "k-means"}.get(best.set, best.set)
     per_class = f" ({ipc:,} per class)" if ipc else ""
-    noun = "image trains" if many == "1" else "images train"
-    subject = " ".join(word for word in (many, kind, noun.split()[0]) if word)
+    noun, verb = ("image", "trains") if number == "1" else ("images", "train")
+    subject = " ".join(word for word in (number, kind, noun) if word)
     model = best.model or "network"
     article = "an" if model[:1].lower() in "aeio" or model == "mlp" else "a"
     where = {"test": "on test", "validation": "on validation (not test)"}.get(best.split, f"on {best.split or NONE}")
-    verb = f"{noun.split()[1]} {article} {model} to {_accuracy(best)} (n = {best.n})"
-    parts = [f"{subject}{per_class} of {name} {verb} {where}"]
-    if random := _other(run, best, "random"):
-        parts.append(f"{many + ' ' if many else ''}random real images {_accuracy(random)}")
-    if full := _other(run, best, "full"):
+    result = f"{verb} {article} {model} to {_accuracy(best)} (n = {best.n})"
+    parts = [f"{subject}{per_class} of {name} {result} {where}"]
+    if random := _comparable_row(run, best, "random"):
+        parts.append(f"{number + ' ' if number else ''}random real images {_accuracy(random)}")
+    if full := _comparable_row(run, best, "full"):
         total = _totals(data)["train"]
         parts.append(f"all {count(total) + ' ' if total else ''}training images {_accuracy(full)}")
     sentence = "; ".join(parts) + "."
@@ -183,9 +188,9 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     ipc, train, classes = _images_per_class(run), _totals(data)["train"], len(data.classes)
     facts = [("Method", run.summary.method), ("Data", data.name), ("Images per class", count(ipc) if ipc else "")]
     if ipc and train and classes:
-        fewer = train / (ipc * classes)
-        facts.append(("Reduction", f"{fewer:,.1f} times fewer" if fewer < 10 else f"{fewer:,.0f} times fewer"))
-    facts.append(("Time in all", duration(_total_seconds(run)) if run.summary.seconds else ""))
+        ratio = train / (ipc * classes)
+        facts.append(("Reduction", f"{ratio:,.1f} times fewer" if ratio < 10 else f"{ratio:,.0f} times fewer"))
+    facts.append(("Total time", duration(_total_seconds(run)) if run.summary.seconds else ""))
     facts.append(("Created", run.meta.created[:16].replace("T", " ")))
     return [(name, value) for name, value in facts if value]
 
@@ -214,10 +219,10 @@ def _curves(run: Run, chosen: int | None) -> list[Plot]:
         plot("Learned step size", [rate], "step", salt="rate", marks=marks) if len(set(rate.y)) > 1 else None,
         plot("Validation accuracy (%)", _validation_lines(run), "step", salt="validation", marks=marks),
     ]
-    lost = sum(value is None for value in loss.y)
-    if plots[0] is not None and lost:
-        plots[0].notes.append(f"The loss was not a finite number at {lost:,} of {len(steps):,} steps.")
-    return [drawn for drawn in plots if drawn is not None]
+    gaps = sum(value is None for value in loss.y)
+    if plots[0] is not None and gaps:
+        plots[0].notes.append(f"The loss was not a finite number at {gaps:,} of {len(steps):,} steps.")
+    return [plot for plot in plots if plot is not None]
 
 
 def _validation_lines(run: Run) -> list[Line]:
@@ -231,7 +236,7 @@ def _validation_lines(run: Run) -> list[Line]:
 
 
 def _paths(run: Run) -> list[tuple[str, list[float], list[list[float | None]]]]:
-    """(name, epochs, accuracy in percent per expert) of the recorded and the convexified path, where there are any."""
+    """(name, epochs, accuracy in percent per expert) of the recorded and of the convexified path."""
     recorded = run.experts.recorded_path or PathAccuracy(accuracy=run.experts.validation_per_epoch)
     paths = []
     for name, path in (("recorded", recorded), ("convexified", run.experts.convexified_path)):
@@ -264,7 +269,7 @@ def _expert_ends(run: Run) -> str:
 
 
 def _experts(run: Run) -> list[tuple[str, str]]:
-    """How many experts, how long each trained, how many waypoints are stored."""
+    """Number of experts, their epochs, and the waypoints that are stored of them."""
     experts = run.experts
     numbers = {
         "Experts": experts.count,
@@ -275,16 +280,17 @@ def _experts(run: Run) -> list[tuple[str, str]]:
 
 
 def _storage(run: Run) -> list[tuple[str, str, str]]:
-    """(what, size, remark) of everything the run stored."""
-    stored, every = run.experts.bytes.experts or run.summary.bytes.experts, run.experts.bytes.recorded_would_be
+    """(what, size, remark) of all that the run stored."""
+    stored = run.experts.bytes.experts or run.summary.bytes.experts
+    recorded = run.experts.bytes.recorded_would_be
     rows = []
     if stored is not None:
         forms = {"recorded": ", every epoch", "both": ", every epoch and convexified"}
-        ratio = every / stored if every and stored > 0 else 0.0
+        ratio = recorded / stored if recorded and stored > 0 else 0.0
         remark = f"{ratio:,.1f} times less than every epoch of every expert" if ratio > 1.5 else ""
         rows.append((f"Experts{forms.get(run.experts.kept, ', convexified')}", size(stored), remark))
-    if every is not None and run.experts.kept in ("", "convex"):
-        rows.append(("Experts, if every epoch were recorded", size(every), "not stored, for comparison"))
+    if recorded is not None and run.experts.kept in ("", "convex"):
+        rows.append(("Experts, if every epoch were recorded", size(recorded), "not stored, for comparison"))
     if run.summary.bytes.set is not None:
         rows.append(("Distilled set", size(run.summary.bytes.set), "images, labels and learned step size"))
     return rows + [(name, size(length), "file") for name, length in run.sets]
@@ -304,16 +310,16 @@ def _class_rows(data: DataRecord) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, inner in value.items():
-        flat.update(_flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {f"{prefix}{key}": inner})
+        flat.update(_flatten(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {f"{prefix}{key}": inner})
     return flat
 
 
 def _comparison(runs: list[Run], names: list[str]) -> dict[str, Any]:
     views = [_view(run) for run in runs]
-    flats = [_flat(run.meta.config) for run in runs]
+    flats = [_flatten(run.meta.config) for run in runs]
     keys = list(dict.fromkeys(key for flat in flats for key in flat))
     settings = [(key, [_setting(flat[key]) if key in flat else NONE for flat in flats]) for key in keys]
     return {
@@ -321,7 +327,7 @@ def _comparison(runs: list[Run], names: list[str]) -> dict[str, Any]:
         "rows": [_comparison_row(run, name) for run, name in zip(runs, names)],
         "differ": [(key, values) for key, values in settings if len(set(values)) > 1],
         "same_data": len({run.meta.data.fingerprint for run in runs}) == 1,
-        "splits": sorted({best.split or NONE for run in runs if (best := _best(run))}),
+        "splits": sorted({best.split or NONE for run in runs if (best := _headline_row(run))}),
         "curves": _overlays(runs, names),
     }
 
@@ -331,8 +337,8 @@ def _setting(value: object) -> str:
 
 
 def _comparison_row(run: Run, name: str) -> dict[str, Any]:
-    best = _best(run)
-    random, full = (_other(run, best, "random"), _other(run, best, "full")) if best else (None, None)
+    best = _headline_row(run)
+    random, full = (_comparable_row(run, best, "random"), _comparable_row(run, best, "full")) if best else (None, None)
     return {
         "name": name,
         "method": run.summary.method or NONE,
@@ -361,4 +367,4 @@ def _overlays(runs: list[Run], names: list[str]) -> list[Plot]:
         plot("Learned step size", rate, "step", salt="rate"),
         plot("Validation accuracy of the distilled set (%)", accuracy, "step", salt="validation"),
     ]
-    return [drawn for drawn in plots if drawn is not None]
+    return [plot for plot in plots if plot is not None]

@@ -1,4 +1,4 @@
-"""Line plots as inline SVG: no pyplot, no date, the same bytes for the same numbers, colours from the page's style."""
+"""Line plots as inline SVG: the same bytes for the same numbers, in the colours of the page."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:  # matplotlib takes half a second to import, and only a page t
 
 Values = list[float | None]
 COLOURS = 6
-# Drawn in colours no plot would use, then replaced by the page's variables, so one SVG serves light, dark and print.
+# Colours that `clean` replaces by variables of the page, so that one SVG serves light, dark and print.
 _INK, _GRID = "#010203", "#010204"
 _SERIES = [f"#0a00{index + 1:02x}" for index in range(COLOURS)]
-_LIMIT = 1e30  # beyond this, axis arithmetic overflows; such a value says "diverged" as well by its absence
-_MOST_POINTS, _THINNED = 300, 150
+_LIMIT = 1e30  # beyond this, the arithmetic of axes overflows; a gap says "diverged" as well
+_MAX_POINTS, _THINNED_POINTS = 300, 150
 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve with an optional band; values that are None are gaps. `colour` counts from 0 and wraps around."""
+    """A curve with an optional band; a value of None is a gap. `colour` counts from 0 and wraps around."""
 
     label: str
     x: Sequence[float]
@@ -35,13 +35,13 @@ class Line:
 
     @property
     def dashed(self) -> bool:
-        """Whether the colours have wrapped around, so that the line needs another mark."""
+        """Whether the colours have wrapped around, so that the line needs dashes to be told apart."""
         return self.colour >= COLOURS
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A finished plot: its SVG, and what a caption needs to say about it."""
+    """A plot as SVG, and what its caption says: legend (colour, dashed, label), logarithmic axis, notes."""
 
     title: str
     svg: str
@@ -51,7 +51,10 @@ class Plot:
 
 
 def plot(title: str, lines: Sequence[Line], x_label: str, *, salt: str, marks: Sequence[float] = ()) -> Plot | None:
-    """Draw the lines; None when there is no finite value to draw. The axis is logarithmic where that shows more."""
+    """Draw the lines, with a vertical mark at each of `marks`; None where no value is finite.
+
+    The y axis is logarithmic where the values are positive and span a factor of 20. salt: makes ids unique on a page.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -59,7 +62,7 @@ def plot(title: str, lines: Sequence[Line], x_label: str, *, salt: str, marks: S
     if not lines:
         return None
     lines = [_thin(line) for line in lines]
-    log = _wants_log([y for line in lines for value in line.y if (y := _finite(value)) is not None])
+    log = _needs_log_axis([y for line in lines for value in line.y if (y := _finite(value)) is not None])
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": f"limbeck-{salt}", "font.size": 9.5}):
         figure = Figure(figsize=(4.4, 2.5))
         axes = figure.add_axes((0.12, 0.18, 0.86, 0.785))
@@ -67,7 +70,7 @@ def plot(title: str, lines: Sequence[Line], x_label: str, *, salt: str, marks: S
             _draw(axes, line)
         for mark in marks:
             axes.axvline(mark, color=_INK, linewidth=1, linestyle=(0, (3, 3)), alpha=0.7)
-        _dress(axes, x_label, log, [y for line in lines for y in line.y])
+        _style_axes(axes, x_label, log, [y for line in lines for y in line.y])
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     legend = [(line.colour % COLOURS + 1, line.dashed, line.label) for line in lines]
@@ -75,7 +78,7 @@ def plot(title: str, lines: Sequence[Line], x_label: str, *, salt: str, marks: S
 
 
 def mean_with_range(rows: Sequence[Sequence[float | None]]) -> tuple[Values, Values, Values]:
-    """Mean, lowest and highest at each position over rows of perhaps unequal length."""
+    """Mean, minimum and maximum at each position over rows, which may differ in length."""
     columns: list[list[float]] = [[] for _ in range(max((len(row) for row in rows), default=0))]
     for row in rows:
         for column, value in zip(columns, row):
@@ -89,19 +92,19 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) and abs(value) < _LIMIT else None
 
 
-def _gaps(values: Sequence[float | None]) -> list[float]:
+def _with_gaps(values: Sequence[float | None]) -> list[float]:
     return [math.nan if _finite(value) is None else float(value or 0) for value in values]
 
 
-def _wants_log(values: list[float]) -> bool:
+def _needs_log_axis(values: list[float]) -> bool:
     return min(values) > 0 and max(values) / min(values) >= 20
 
 
 def _thin(line: Line) -> Line:
-    """A long noisy curve as medians of equal stretches, its extremes as the band: smaller and easier to read."""
-    if len(line.x) <= _MOST_POINTS or line.low is not None:
+    """A curve of many points as medians of equal stretches, with their extremes as a band."""
+    if len(line.x) <= _MAX_POINTS or line.low is not None:
         return line
-    size = math.ceil(len(line.x) / _THINNED)
+    size = math.ceil(len(line.x) / _THINNED_POINTS)
     middle: list[float | None] = []
     low: list[float | None] = []
     high: list[float | None] = []
@@ -117,10 +120,9 @@ def _thin(line: Line) -> Line:
 
 def _draw(axes: Axes, line: Line) -> None:
     colour = _SERIES[line.colour % COLOURS]
-    y = _gaps(line.y)
+    y = _with_gaps(line.y)
     neighbours = [math.nan, *y, math.nan]
     alone = [i for i in range(len(y)) if math.isnan(neighbours[i]) and math.isnan(neighbours[i + 2])]
-    few = len(y) <= 40
     axes.plot(
         line.x,
         y,
@@ -129,13 +131,13 @@ def _draw(axes: Axes, line: Line) -> None:
         linestyle=(0, (5, 2)) if line.dashed else "-",
         marker="o",
         markersize=2.8,
-        markevery=None if few else alone,  # a value between two gaps has no line to be seen by
+        markevery=None if len(y) <= 40 else alone,  # a value between two gaps has no line to be seen by
     )
     if line.low is not None and line.high is not None:
-        axes.fill_between(line.x, _gaps(line.low), _gaps(line.high), color=colour, alpha=0.18, linewidth=0)
+        axes.fill_between(line.x, _with_gaps(line.low), _with_gaps(line.high), color=colour, alpha=0.18, linewidth=0)
 
 
-def _dress(axes: Axes, x_label: str, log: bool, values: list[float | None]) -> None:
+def _style_axes(axes: Axes, x_label: str, log: bool, values: list[float | None]) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     for side in ("top", "right"):
@@ -152,15 +154,16 @@ def _dress(axes: Axes, x_label: str, log: bool, values: list[float | None]) -> N
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     if log:
         finite = [y for value in values if (y := _finite(value)) is not None]
-        wide = max(finite) / min(finite) > 1e3
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=8))
+        axes.yaxis.set_major_locator(
+            LogLocator(subs=(1.0,) if max(finite) / min(finite) > 1e3 else (1.0, 2.0, 5.0), numticks=8)
+        )
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
 
 
 def clean(svg: str, title: str) -> str:
-    """Only the drawing of an SVG: no prolog or metadata, ids that cannot collide on a page, colours from the page."""
+    """Reduce an SVG to its drawing: no prolog, no metadata, no ids that collide on a page, colours of the page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)

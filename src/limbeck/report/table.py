@@ -1,4 +1,4 @@
-"""One table from many runs, in Markdown; made from results.json and run.json only."""
+"""One Markdown table of many runs, from their results.json and run.json."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from limbeck.core.records import ResultRow, ResultsRecord, RunRecord, read_recor
 from limbeck.report.text import NONE
 
 MEASURES = {"accuracy": "", "balanced_accuracy": " (balanced accuracy)"}
-UNEVEN = 0.005  # where test classes differ in size, so that the two measures differ by more than this, both are shown
+UNEVEN = 0.005  # a table shows both measures where they differ by more: classes of the test part differ in size
 SETS = (("distilled", "chosen"), ("distilled", "last"), ("random", None), ("kmeans", None), ("full", None))
 
 
@@ -38,16 +38,16 @@ class Cell:
         return f"{100 * self.mean:.1f} ± {std} (n = {self.networks})"
 
 
-def pooled(rows: Sequence[ResultRow], measure: str = "accuracy") -> Cell:
-    """One cell from a row per run: the mean of means, and the deviation of one network of one run from it.
+def pool_runs(rows: Sequence[ResultRow], measure: str = "accuracy") -> Cell:
+    """Pool one row of each run: the mean of their means, and the standard deviation of one network of one run.
 
-    Its variance is that within runs plus that between them. The means of n networks differ by within / n even where
-    runs do not, so that between is what their variance has above that, or 0 (analysis of variance, one-way).
+    The variance is the sum of that within runs and that between runs (one-way analysis of variance). The means of n
+    networks differ by within / n even where runs do not, so between is their variance less within / n, at least 0.
 
     >>> row = ResultRow(set="random", model="convnet", split="test", accuracy_mean=0.5, accuracy_std=0.03, n=5)
-    >>> pooled([row]).std, round(pooled([row, row.model_copy(update={"accuracy_mean": 0.58})]).std, 4)
+    >>> pool_runs([row]).std, round(pool_runs([row, row.model_copy(update={"accuracy_mean": 0.58})]).std, 4)
     (0.03, 0.0626)
-    >>> str(pooled([row.model_copy(update={"n": 1, "accuracy_std": None})]))
+    >>> str(pool_runs([row.model_copy(update={"n": 1, "accuracy_std": None})]))
     '50.0 ± – (n = 1)'
     """
     means = [getattr(row, f"{measure}_mean") for row in rows]
@@ -60,7 +60,7 @@ def pooled(rows: Sequence[ResultRow], measure: str = "accuracy") -> Cell:
 
 
 class FinishedRun(NamedTuple):
-    """A run's results and its configuration."""
+    """The results and the configuration of a run."""
 
     results: ResultsRecord
     config: dict[str, JsonValue]
@@ -75,10 +75,10 @@ def _read(run: Path) -> FinishedRun:
 
 
 def write_table(runs: Sequence[Path], out: Path, note: str = "") -> Path:
-    """One line per (data, images per class, method, setting); runs that differ in their seed alone share a line.
+    """Write one line per data set, images per class, method and setting; runs that differ only in their seed share it.
 
-    Accuracies are those of the first network on test. Raises UserError for no folders, and for one that is no finished
-    run.
+    Accuracies are those of the first network on test. Returns `out`. Raises UserError for no folders, and for a folder
+    that is no finished run.
     """
     if not runs:
         raise UserError("a table needs runs; name the folders of one or more finished runs.")
@@ -95,8 +95,8 @@ def write_table(runs: Sequence[Path], out: Path, note: str = "") -> Path:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (data, ipc, method, setting_text), members in sorted(groups.items()):
-        alike = [json.loads(key[3]) for key in groups if key[:3] == (data, ipc, method)]
-        difference = _difference(json.loads(setting_text), alike)
+        settings = [json.loads(key[3]) for key in groups if key[:3] == (data, ipc, method)]
+        difference = _difference(json.loads(setting_text), settings)
         protocols = dict.fromkeys(row.protocol for member in members for row in member.results)
         for measure, label in MEASURES.items():
             if measure != "accuracy" and data not in uneven:
@@ -113,13 +113,13 @@ def write_table(runs: Sequence[Path], out: Path, note: str = "") -> Path:
     return out
 
 
-def _difference(setting: dict[str, Any], alike: Sequence[dict[str, Any]]) -> str:
-    """In what this setting differs from the others of its method, as option = value; nothing where it is the only one.
+def _difference(setting: dict[str, Any], settings: Sequence[dict[str, Any]]) -> str:
+    """The options in which a setting differs from others of its method, as "option = value"; "" for a single setting.
 
     >>> _difference({"a": 1, "b": 2}, [{"a": 1, "b": 2}, {"a": 1, "b": 3}])
     'b = 2'
     """
-    names = [name for name in setting if any(other.get(name) != setting[name] for other in alike)]
+    names = [name for name in setting if any(other.get(name) != setting[name] for other in settings)]
     return ", ".join(f"{name} = {setting[name]}" for name in names)
 
 
@@ -132,16 +132,16 @@ def _is_uneven(results: ResultsRecord) -> bool:
 
 
 def _cell(members: Sequence[ResultsRecord], name: str, which: str | None, measure: str, protocol: str | None) -> str:
-    """The cell of one set, from a row a run."""
+    """The cell of one set, from one row of each run."""
     key = (name, which, protocol, "test")
     rows = []
     for member in members:
         rows += [row for row in member.results if (row.set, row.which, row.protocol, row.split) == key][:1]
-    return str(pooled(rows, measure)) if rows else NONE
+    return str(pool_runs(rows, measure)) if rows else NONE
 
 
 CAPTION = """Accuracy in % on test, mean ± standard deviation of n fresh networks per distillation seed. With several
-seeds the mean is over seeds, and the variance is that within seeds plus that between them (of which the scatter of the
-means of n networks is no part); one network has no deviation (–). Chosen is the step that did
-best on validation images, last the final one. Random and k-means are real images at the same budget; the test images
-chose nothing."""
+seeds the mean is over seeds, and the variance is the sum of that within seeds and that between seeds (without the
+scatter of the means of n networks); one network has no deviation (–). "Chosen" is the step with the best validation
+accuracy, "last" the final one. "Random" and "k-means" are real images, as many as there are distilled ones. The test
+images chose nothing."""

@@ -1,4 +1,4 @@
-"""Numbers as a person reads them; a dash where there is none."""
+"""Numbers as a person reads them; a dash stands for a missing one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ NONE = "–"
 
 
 def percent(mean: float | None, std: float | None, digits: int = 1) -> str:
-    """An accuracy and its standard deviation, fractions, as a person writes them; one network has no deviation.
+    """Format an accuracy and its standard deviation, as fractions, in percent; one network has a dash for it.
 
     >>> percent(0.8891, 0.0068), percent(0.5, None), percent(None, None)
     ('88.9 ± 0.7 %', '50.0 ± – %', '–')
@@ -17,12 +17,12 @@ def percent(mean: float | None, std: float | None, digits: int = 1) -> str:
 
 
 def points(difference: float | None) -> str:
-    """A difference of two accuracies in percentage points, with its sign."""
+    """Format a difference of two accuracies, as fractions, in percentage points with a sign."""
     return NONE if difference is None else f"{100 * difference:+.1f}".replace("-", "−")
 
 
 def size(count: float | None) -> str:
-    """Bytes in decimal units.
+    """Format bytes in decimal units.
 
     >>> size(12), size(65_432), size(6.5e9), size(None)
     ('12 B', '65.4 kB', '6.5 GB', '–')
@@ -37,7 +37,7 @@ def size(count: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as a person says them.
+    """Format seconds in hours, minutes and seconds.
 
     >>> duration(3.21), duration(125), duration(3725), duration(None)
     ('3.2 s', '2 min 5 s', '1 h 2 min', '–')
@@ -46,10 +46,10 @@ def duration(seconds: float | None) -> str:
         return NONE
     if seconds < 60:
         return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
+    minutes, remainder = divmod(round(seconds), 60)
+    return f"{minutes} min {remainder} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
 
 
 def count(value: float | None) -> str:
-    """A whole number with separators."""
+    """Format a whole number with thousands separators."""
     return NONE if value is None else f"{value:,.0f}"
