@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 from limbeck import EvalConfig, ExpertConfig, ModelConfig, UserError, load_data
 from limbeck.core.rng import make_generator
 from limbeck.data import Preprocess
-from limbeck.data.preprocess import CONSTANTS, Name
+from limbeck.data.preprocess import CONSTANTS, PreprocessName
 from limbeck.evaluation.baselines import baseline_path
 from limbeck.experts import Expert, Store
 from limbeck.experts.make import default_store, describe_experts
@@ -58,7 +58,7 @@ def test_tasks_share_a_key_exactly_where_they_share_their_training_images(source
     for source in sources:
         for seed, resize in ((0, None), (1, None), (0, 8), (0, 10)):
             data = load_data(source, seed=seed, resize=resize)
-            for kind in get_args(Name):
+            for kind in get_args(PreprocessName):
                 if kind in CONSTANTS and data.channels != 3:
                     continue
                 tasks.append(make_task(data, ModelConfig(name="mlp", width=2), kind))

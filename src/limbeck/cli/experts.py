@@ -10,7 +10,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from limbeck.cli.common import DATA, PATH, STORE, Command, Data, Device, Listener, Long, Options, Threads, announce
 from limbeck.cli.info import describe
-from limbeck.data.preprocess import Name
+from limbeck.data.preprocess import PreprocessName
 from limbeck.experts.store import ExpertConfig, Store
 from limbeck.jobs.estimate import estimate_experts
 from limbeck.jobs.inspection import inspect_store
@@ -28,7 +28,7 @@ class Experts(Data, Device, Options, Long):
     """How many experts the store is to hold."""
     seed: int = 0
     """The seed of everything random."""
-    preprocess: Name = "normalise"
+    preprocess: PreprocessName = "normalise"
     """Mean and deviation per channel, or ZCA whitening, fitted on train; cifar, imagenet: the authors' constants."""
     augment: str | None = None
     """DSA families joined by '_', or none; the default is all, without flip where mirror images are wrong."""

@@ -10,7 +10,7 @@ from limbeck.core.files import read_json
 from limbeck.core.folders import size_of
 from limbeck.core.tensors import read_header
 from limbeck.data import load_data
-from limbeck.data.sources import NAMES
+from limbeck.data.sources import DATA_NAMES
 from limbeck.experts.store import Store
 from limbeck.interop import describe_pt
 from limbeck.synthetic.distilled import load
@@ -23,10 +23,10 @@ def describe(source: str, resize: int | None = None) -> dict[str, Any]:
     damaged.
     """
     path = Path(source)
-    if source in NAMES:
+    if source in DATA_NAMES:
         return {"kind": "data set", **load_data(source, resize=resize).describe()}
     if not path.exists():
-        raise UserError(f"{source} does not exist, and is not a data set known by name ({', '.join(NAMES)}).")
+        raise UserError(f"{source} does not exist, and is not a data set known by name ({', '.join(DATA_NAMES)}).")
     if (path / "store.json").exists():
         return _store(path)
     if (path / "run.json").exists():

@@ -12,7 +12,7 @@ from limbeck.cli.common import DATA, PATH, Command, Device, Listener, Options, P
 from limbeck.cli.info import describe
 from limbeck.core.errors import UserError
 from limbeck.data import fit_preprocess, load_data
-from limbeck.data.preprocess import Name
+from limbeck.data.preprocess import PreprocessName
 from limbeck.experts.store import ExpertConfig, Store
 from limbeck.interop import EXPERT_STYLES, export_experts, export_set, import_experts, import_set
 from limbeck.networks.registry import ModelConfig
@@ -30,7 +30,7 @@ class Foreign(Part):
     """The data they were trained on: a name or a path, as for 'limbeck distill'."""
     out: Annotated[str, PATH]
     """Where to write what was read."""
-    preprocess: Name = "normalise"
+    preprocess: PreprocessName = "normalise"
     """The space of the images: fitted on our train, or the constants of the authors' code (cifar, imagenet)."""
     augment: str | None = None
     """DSA families joined by '_', or none; the default is all."""

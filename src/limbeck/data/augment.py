@@ -1,4 +1,4 @@
-"""DSA, differentiable Siamese augmentation (Zhao & Bilen 2021), as a pure function of images and a draw."""
+"""Differentiable Siamese augmentation, DSA (Zhao & Bilen, ICML 2021), as a pure function of images and a seed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from limbeck.core.linear import linear_call
 from limbeck.core.rng import make_generator
 
 Family = Callable[["DSA", Tensor, Tensor], Tensor]
+"""(strengths, images (n, c, h, w), uniform numbers (n, 3)) -> images."""
 
 
 class Draw(NamedTuple):
-    """One draw: the family of this batch, and its uniform numbers (n, 3), one row per image."""
+    """The random choices for one batch: a family, and uniform numbers (n, 3), one row an image."""
 
     family: str
     uniform: Tensor
@@ -27,11 +28,21 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True)
 class DSA:
-    """One of the families in `strategy` for a whole batch, with parameters drawn per image (the field's mode "S").
+    """DSA: one of the families in `strategy` for a whole batch, with parameters drawn per image (mode "S" in the code).
 
-    Strengths are those of every trajectory-matching code base; crop and cutout are fractions of the side,
-    rotate is in degrees. Same draw, same bits: that is what lets the student replay a step.
-    siamese: one draw for all images, so that two batches given the same seed change in the same way.
+    strategy: families joined by "_", or "none".
+    brightness, saturation, contrast, crop, cutout, flip, scale, rotate: strengths of the families, by default those of
+        all code for trajectory matching. crop and cutout are fractions of the side, flip is a probability, and rotate
+        is in degrees.
+    siamese:  draw once for all images, so that two batches with the same seed change in the same way.
+
+    The same seed gives the same bits, so that a student can compute a step again.
+    Raises UserError for an unknown family.
+
+    >>> augment = DSA("crop_flip")
+    >>> images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    >>> augment(images, seed=1).shape, torch.equal(augment(images, seed=1), augment(images, seed=1))
+    (torch.Size([4, 3, 32, 32]), True)
     """
 
     strategy: str = "color_crop_cutout_flip_scale_rotate"
@@ -54,11 +65,11 @@ class DSA:
 
     @property
     def families(self) -> tuple[str, ...]:
-        """The families this strategy chooses from; none for the empty string or "none"."""
+        """The families of the strategy; an empty tuple for "" and "none"."""
         return () if self.strategy in ("", "none") else tuple(self.strategy.split("_"))
 
     def draw(self, generator: torch.Generator, count: int) -> Draw:
-        """Choose a family and the parameters of `count` images."""
+        """Draw a family, and the parameters of `count` images."""
         families = self.families
         if not families:
             return Draw("none", torch.empty(count, 0))
@@ -66,18 +77,17 @@ class DSA:
         return Draw(family, self.uniform(generator, count))
 
     def uniform(self, generator: torch.Generator, count: int) -> Tensor:
-        """The uniform numbers (count, 3) of one family."""
-        drawn = torch.rand(1 if self.siamese else count, 3, generator=generator)
-        return drawn.expand(count, 3)
+        """Draw the uniform numbers (count, 3) of one family."""
+        return torch.rand(1 if self.siamese else count, 3, generator=generator).expand(count, 3)
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
-        """images (n, c, h, w) in network input space -> the same shape; differentiable in the images."""
+        """Augment images (n, c, h, w) in network input space; differentiable in the images."""
         if draw.family == "none":
             return images
         return FAMILIES[draw.family](self, images, draw.uniform.to(images))
 
     def __call__(self, images: Tensor, seed: int) -> Tensor:
-        """Draw from `seed` and apply."""
+        """Augment images (n, c, h, w) in network input space with the draw that follows from `seed`."""
         return self.apply(images, self.draw(make_generator(seed, "augment"), len(images)))
 
 
@@ -93,48 +103,53 @@ def _color(dsa: DSA, x: Tensor, u: Tensor) -> Tensor:
     return mean + (x - mean) * _column(u[:, 2] + dsa.contrast)
 
 
-def _below(u: Tensor, count: int) -> Tensor:
-    """Whole numbers 0 ... count - 1 from uniform ones; in half precision a draw can round up to 1."""
+def _to_integers(u: Tensor, count: int) -> Tensor:
+    """Uniform numbers as integers 0 to count - 1; in half precision a number can be rounded up to 1."""
     return (u * count).long().clamp_max(count - 1)
 
 
-def _pick(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """From each image (n, c, H, W) the pixels at rows (n, h) and columns (n, w), the nearest for those outside."""
+def _mask(rows: Tensor, columns: Tensor) -> Tensor:
+    """Masks of rows (n, h) and columns (n, w) as masks of pixels (n, 1, h, w)."""
+    return rows[:, None, :, None] & columns[:, None, None, :]
+
+
+def _gather(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The pixels of each image (n, c, H, W) at rows (n, h) and columns (n, w); outside, the nearest ones."""
     n, c = x.shape[:2]
-    for axis, source in ((2, rows), (3, columns)):
+    for axis, positions in ((2, rows), (3, columns)):
         shape = [n, 1, 1, 1]
-        shape[axis] = source.shape[1]
-        index = source.clamp(0, x.shape[axis] - 1).view(shape)
-        x = x.gather(axis, index.expand(n, c, *(source.shape[1] if a == axis else x.shape[a] for a in (2, 3))))
+        shape[axis] = positions.shape[1]
+        index = positions.clamp(0, x.shape[axis] - 1).view(shape)
+        x = x.gather(axis, index.expand(n, c, *(positions.shape[1] if a == axis else x.shape[a] for a in (2, 3))))
     return x
 
 
-def _pick_inside(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """The same with zeros for those outside."""
-    inside = [(source >= 0) & (source < side) for source, side in zip((rows, columns), x.shape[2:])]
-    return _pick(x, rows, columns) * (inside[0][:, None, :, None] & inside[1][:, None, None, :])
+def _gather_or_zero(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The same, with zeros outside of the image."""
+    inside = [(positions >= 0) & (positions < side) for positions, side in zip((rows, columns), x.shape[2:])]
+    return _gather(x, rows, columns) * _mask(*inside)
 
 
 def _crop(dsa: DSA, x: Tensor, u: Tensor) -> Tensor:
-    sources, backwards = [], []
+    sources, targets = [], []
     for axis, side in enumerate(x.shape[2:]):
         reach = int(side * dsa.crop + 0.5)
-        offset = _below(u[:, axis], 2 * reach + 1)[:, None] - reach
+        offset = _to_integers(u[:, axis], 2 * reach + 1)[:, None] - reach
         position = torch.arange(side, device=x.device)
         sources.append(position + offset)
-        backwards.append(position - offset)
-    return linear_call(x, lambda x: _pick_inside(x, *sources), lambda g: _pick_inside(g, *backwards))
+        targets.append(position - offset)
+    return linear_call(x, lambda x: _gather_or_zero(x, *sources), lambda g: _gather_or_zero(g, *targets))
 
 
 def _cutout(dsa: DSA, x: Tensor, u: Tensor) -> Tensor:
     h, w = x.shape[2:]
-    inside = []
+    masks = []
     for position, side in ((u[:, 0], h), (u[:, 1], w)):
         hole = int(side * dsa.cutout + 0.5)
-        centre = _below(position, side + 1 - hole % 2)
+        centre = _to_integers(position, side + 1 - hole % 2)
         offset = torch.arange(side, device=x.device) - centre[:, None] + hole // 2
-        inside.append((offset >= 0) & (offset < hole))
-    return x * ~(inside[0][:, None, :, None] & inside[1][:, None, None, :])
+        masks.append((offset >= 0) & (offset < hole))
+    return x * ~_mask(*masks)
 
 
 def _flip(dsa: DSA, x: Tensor, u: Tensor) -> Tensor:
@@ -142,16 +157,16 @@ def _flip(dsa: DSA, x: Tensor, u: Tensor) -> Tensor:
 
 
 def _grid(a: Tensor, b: Tensor, c: Tensor, d: Tensor, shape: torch.Size) -> Tensor:
-    """The grid (n, h, w, 2) of [[a, b], [c, d]], output to input coordinates in [-1, 1]."""
+    """The sampling grid (n, h, w, 2) of the matrices [[a, b], [c, d]], from output to input coordinates in [-1, 1]."""
     zero = torch.zeros_like(a)
     matrix = torch.stack([torch.stack([a, b, zero], 1), torch.stack([c, d, zero], 1)], 1)
     return F.affine_grid(matrix, list(shape), align_corners=True)
 
 
 def _affine(x: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, reach: float) -> Tensor:
-    """Sample each image on the grid [[a, b], [c, d]] (output to input coordinates), bilinear, zeros outside.
+    """Transform each image by its matrix [[a, b], [c, d]], from output to input coordinates; bilinear, zeros outside.
 
-    reach: pixels are sampled from less than so many output pixels around where they come out, in each direction.
+    reach: the output pixels that sample a pixel lie less than this far from where it is mapped to, in each direction.
     """
     grid = _grid(a, b, c, d, x.shape)
 
@@ -159,33 +174,34 @@ def _affine(x: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, reach: float)
         return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
 
     def adjoint(g: Tensor) -> Tensor:
-        size = a * d - b * c
-        inverse = _grid(d / size, -b / size, -c / size, a / size, x.shape)
+        det = a * d - b * c
+        inverse = _grid(d / det, -b / det, -c / det, a / det, x.shape)
         return sample_adjoint(g, grid, inverse, reach)
 
     return linear_call(x, sample, adjoint)
 
 
 def sample_adjoint(g: Tensor, grid: Tensor, inverse: Tensor, reach: float) -> Tensor:
-    """The adjoint of bilinear sampling on `grid` (n, h, w, 2): g (n, c, h, w) of what was sampled -> of the images.
+    """The adjoint of bilinear sampling on `grid` (n, h, w, 2), applied to g (n, c, h, w).
 
-    A pixel gathers from the output pixels near its place on the inverse grid, each weighted by what it took of the
-    pixel: no two threads of a GPU add to the same place.
+    inverse: the grid (n, h, w, 2) of the inverse map. reach: as for `_affine`.
+    A pixel gathers from the output pixels near its position on the inverse grid, each weighted by its share of the
+    pixel, so that no two threads of a GPU add to the same element.
     """
     n, c, h, w = g.shape
     last = torch.tensor([w - 1, h - 1]).to(g)
-    taken, centre = (((places + 1) / 2 * last).view(n, h * w, 2) for places in (grid, inverse))
+    sources, centre = (((points + 1) / 2 * last).view(n, h * w, 2) for points in (grid, inverse))
     steps = torch.arange(-ceil(reach - 0.5), ceil(reach - 0.5) + 1, device=g.device)
-    around = torch.cartesian_prod(steps, steps)
-    near = centre.round().long()[:, :, None] + around  # (n, hw, k, 2)
+    offsets = torch.cartesian_prod(steps, steps)
+    near = centre.round().long()[:, :, None] + offsets  # (n, hw, k, 2)
     inside = ((near >= 0) & (near <= last)).all(3)
     near = near.clamp_min(0).minimum(last.long())
     index = (near[..., 1] * w + near[..., 0]).view(n, -1)
-    came = taken.gather(1, index[:, :, None].expand(-1, -1, 2)).view(n, h * w, -1, 2)
+    near_sources = sources.gather(1, index[:, :, None].expand(-1, -1, 2)).view(n, h * w, -1, 2)
     pixel = torch.cartesian_prod(torch.arange(h, device=g.device), torch.arange(w, device=g.device)).flip(1)
-    weight = (1 - (came - pixel[:, None]).abs()).clamp_min(0).prod(3) * inside
-    picked = g.flatten(2).gather(2, index[:, None].expand(-1, c, -1)).view(n, c, h * w, -1)
-    return (picked * weight[:, None]).sum(3).view(n, c, h, w)
+    weight = (1 - (near_sources - pixel[:, None]).abs()).clamp_min(0).prod(3) * inside
+    gathered = g.flatten(2).gather(2, index[:, None].expand(-1, c, -1)).view(n, c, h * w, -1)
+    return (gathered * weight[:, None]).sum(3).view(n, c, h, w)
 
 
 def _scale(dsa: DSA, x: Tensor, u: Tensor) -> Tensor:
@@ -212,24 +228,24 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-ALWAYS = ("flip", "color", "cutout")
+ALWAYS_APPLIED = ("flip", "color", "cutout")
 
 
 @dataclass(frozen=True)
 class ComposedDSA:
-    """IDC's augmentation: flip, colour and cutout whenever `dsa` lists them, and one of its other families.
+    """IDC's augmentation: flip, colour and cutout, where `dsa` has them in its strategy, and one of its other families.
 
-    In the order flip, colour, the one, cutout; each with numbers of its own.
+    They are applied in the order flip, colour, the other family, cutout, each with its own random numbers.
     """
 
     dsa: DSA
 
     def __call__(self, images: Tensor, seed: int) -> Tensor:
-        """images (n, c, h, w) in network input space -> the same shape; differentiable in the images."""
+        """Augment images (n, c, h, w) in network input space; differentiable in the images."""
         generator, families = make_generator(seed, "augment"), self.dsa.families
-        others = [family for family in families if family not in ALWAYS]
-        one = [others[int(torch.randint(len(others), (), generator=generator))]] if others else []
-        for family in ("flip", "color", *one, "cutout"):
+        others = [family for family in families if family not in ALWAYS_APPLIED]
+        choice = [others[int(torch.randint(len(others), (), generator=generator))]] if others else []
+        for family in ("flip", "color", *choice, "cutout"):
             if family in families:
                 images = self.dsa.apply(images, Draw(family, self.dsa.uniform(generator, len(images))))
         return images
@@ -237,43 +253,44 @@ class ComposedDSA:
 
 @dataclass(frozen=True)
 class CanvasCrop:
-    """A random toroidal crop of images larger than `size` (height, width), canvases (MTT's textures), then `dsa`.
+    """A random toroidal crop of canvases (MTT's textures), followed by `dsa`.
 
-    Images of that size go to `dsa` as they are.
+    size: (height, width) of the crop. Images of this size are no canvases, and are not cropped.
     """
 
     size: tuple[int, int]
     dsa: DSA
 
     def __call__(self, images: Tensor, seed: int) -> Tensor:
-        """(n, c, H, W) -> (n, c, height, width); differentiable in the images."""
+        """Crop and augment images (n, c, H, W): (n, c, height, width), differentiable in the images."""
         if tuple(images.shape[2:]) != self.size:
             images = toroidal_crop(images, self.size, make_generator(seed, "crop"))
         return self.dsa(images, seed)
 
 
 def toroidal_crop(images: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """A window of `size` from each image (n, c, H, W), anywhere, going on at the other side past an edge."""
-    sources, backwards = [], []
+    """A window of `size` at a random position of each image (n, c, H, W), which continues at the opposite edge."""
+    sources, targets = [], []
     for whole, side in zip(images.shape[2:], size):
         first = torch.randint(whole, (len(images), 1), generator=generator).to(images.device)
         sources.append((first + torch.arange(side, device=images.device)) % whole)
-        backwards.append((torch.arange(whole, device=images.device) - first) % whole)  # past the window: zeros
-    return linear_call(images, lambda x: _pick(x, *sources), lambda g: _pick_inside(g, *backwards))
+        targets.append((torch.arange(whole, device=images.device) - first) % whole)  # outside of the window: zeros
+    return linear_call(images, lambda x: _gather(x, *sources), lambda g: _gather_or_zero(g, *targets))
 
 
-MIRRORED_IS_WRONG = ("digits", "mnist", "emnist", "svhn")
+ORIENTED_DATA = ("digits", "mnist", "emnist", "svhn")
+"""Data sets in which a mirror image shows something else."""
 
 
 def default_strategy(data_name: str) -> str:
-    """The families for a data set: all six, without mirror images where those change what is shown.
+    """The default strategy for a data set: all six families, without flip for those in `ORIENTED_DATA`.
 
     >>> default_strategy("digits")
     'color_crop_cutout_scale_rotate'
     """
-    return "color_crop_cutout_scale_rotate" if data_name in MIRRORED_IS_WRONG else DSA.strategy
+    return "color_crop_cutout_scale_rotate" if data_name in ORIENTED_DATA else DSA.strategy
 
 
 def append_mirror_images(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The images and their mirror images with the same labels: twice as many (RCIG's flip trick)."""
+    """Images (n, c, h, w) followed by their mirror images, and their labels twice (RCIG's flip trick)."""
     return torch.cat([images, images.flip(3)]), torch.cat([labels, labels])

@@ -24,7 +24,7 @@ from limbeck.data.pictures import Picture, as_picture, decode_picture, stack_pic
 
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-NAMES = ("digits", "fashion-mnist")
+DATA_NAMES = ("digits", "fashion-mnist")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 NPZ_KEYS = {
     "train": (("train_images", "train_labels"), ("x_train", "y_train")),
@@ -61,8 +61,8 @@ def load_data(
 ) -> ImageData:
     """Read a labelled image set as uint8 (n, c, h, w) tensors with train, validation and test splits.
 
-    source:     a name in `NAMES`; the path of anything in `READERS`; a map-style Dataset of (image, label) pairs; or an
-                ImageData, which is returned as it is. A name wins over a path: write ./digits for a folder digits.
+    source:     a name in `DATA_NAMES`; the path of anything in `READERS`; a map-style Dataset of (image, label) pairs;
+                or an ImageData, which is returned as it is. A name wins over a path: write ./digits for a folder.
     validation: fraction of every class, in [0, 1), that is split off train where the source has no validation split.
                 A source without a test split first loses 20 % of every class to one. `notes` of the result say so.
     seed:       of these random splits.
@@ -114,7 +114,9 @@ def _reader(source: Any) -> Reader:
     if not isinstance(source, str | Path):
         raise UserError(f"a {type(source).__name__} is not a source of data; give one of: {kinds}")
     if not Path(source).exists():
-        raise UserError(f"no data called {str(source)!r}; give a path that exists or a known name: {', '.join(NAMES)}")
+        raise UserError(
+            f"no data called {str(source)!r}; give a path that exists or a known name: {', '.join(DATA_NAMES)}"
+        )
     raise UserError(f"{source}: unknown file type {Path(source).suffix!r}; give one of: {kinds}")
 
 

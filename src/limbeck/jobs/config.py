@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from limbeck.core.errors import UserError
-from limbeck.data.preprocess import Name
+from limbeck.data.preprocess import PreprocessName
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.experts.store import ExpertConfig
 from limbeck.networks.registry import ModelConfig
@@ -25,7 +25,7 @@ class JobConfig(BaseModel):
     """images per class of the synthetic set"""
     seed: int = 0
     """of everything random"""
-    preprocess: Name = "normalise"
+    preprocess: PreprocessName = "normalise"
     """per-channel mean and deviation, or ZCA whitening, fitted on train; cifar, imagenet: the authors' constants"""
     augment: str | None = None
     """DSA families joined by '_', or none; by default all, without flip where mirror images are wrong"""

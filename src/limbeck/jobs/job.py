@@ -20,7 +20,7 @@ from limbeck.core.records import DataRecord, RunRecord
 from limbeck.core.types import Trajectory
 from limbeck.core.user_code import source_key
 from limbeck.data import ImageData, load_data
-from limbeck.data.sources import NAMES
+from limbeck.data.sources import DATA_NAMES
 from limbeck.experts.handle import Experts
 from limbeck.jobs.config import JobConfig, checked
 from limbeck.jobs.record import Run, versions
@@ -211,7 +211,7 @@ def _source(source: object) -> str | None:
 
     A data set that is known by name stays a name, though a folder, perhaps that of the run, has the same one.
     """
-    if isinstance(source, str) and source in NAMES:
+    if isinstance(source, str) and source in DATA_NAMES:
         return source
     if isinstance(source, str | Path):
         return str(Path(source).resolve()) if Path(source).exists() else str(source)
