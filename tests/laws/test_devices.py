@@ -204,7 +204,7 @@ REPLAY = {
 BY_CLASS = {"objectives.classes.MatchClasses.__call__": 1}  # the labels
 READS = {
     **dict.fromkeys(("mct", "mtt", "tesla", "ftd", "datm"), REPLAY),
-    "ptm": REPLAY | {"objectives.combine.Finite.__call__": 1},  # whether the loss may be used
+    "ptm": REPLAY | {"objectives.combine.FiniteOr.__call__": 1},  # whether the loss may be used
     **dict.fromkeys(("dc", "dsa", "dm", "idc", "dream", "dream-plus"), BY_CLASS),
     "rcig": {"training.implicit.System.factor": 1},  # whether float32 was enough
 }
