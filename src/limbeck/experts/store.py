@@ -32,33 +32,33 @@ class ExpertConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     epochs: int = Field(default=30, ge=1)
-    """passes over the training images (the papers use 50)"""
+    """Passes over the training images (the papers: 50)."""
     lr: float = Field(default=0.01, gt=0)
-    """step size of SGD"""
+    """Step size of SGD."""
     momentum: float = Field(default=0.0, ge=0, lt=1)
-    """0 in every paper: the student that has to follow takes plain steps"""
+    """Momentum of SGD; 0 in every paper, since the student takes plain steps."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """0 in every paper"""
+    """Weight decay of SGD; 0 in every paper."""
     batch_size: int = Field(default=256, ge=1)
-    """real images per step"""
+    """Real images per step."""
     waypoints: int = Field(default=2, ge=2)
-    """points of the trajectory to store (MCT's paper 2, its code 4)"""
+    """Points of the trajectory to store (MCT's paper: 2, its code: 4)."""
     waypoint_at: tuple[int, ...] = ()
-    """epochs of the waypoints, from 0 to the last, instead of equally spaced ones"""
+    """Epochs of the waypoints, from 0 to the last; the default is equally spaced ones."""
     smoothing: str = "none"
-    """none; mct: the training script's averages around interior and last waypoints; mct-older: the parallel script's"""
+    """Averages around waypoints: none, or those of the authors' training (mct) or parallel script (mct-older)."""
     schedule: str = "arc"
-    """beta by arc length per tensor (arc), or by one of MCT's ablations (uniform, decreasing)"""
+    """How beta grows: by arc length per tensor (arc), or as in one of MCT's ablations (uniform, decreasing)."""
     keep: Literal["convex", "recorded", "both"] = "convex"
-    """the convexified trajectory, every epoch's parameters, or both"""
+    """Store the convexified trajectory, every epoch's parameters, or both."""
     dtype: Literal["float32", "float16"] = "float32"
-    """storage type of parameters"""
+    """Number format of the stored parameters."""
     sam_rho: float = Field(default=0.0, ge=0)
-    """radius in which SAM looks for the sharpest point (FTD and DATM 0.01); 0 trains by plain gradients"""
+    """Radius in which SAM looks for the sharpest point (FTD and DATM: 0.01); 0 trains by plain gradients."""
     sam_alpha: float = Field(default=0.3, ge=0)
-    """how much GSAM makes of the gradient across the perturbed one (FTD 0.3 or 1); 0 is SAM"""
+    """Weight of the gradient's component across the perturbed gradient in GSAM (FTD: 0.3 or 1); 0 is SAM."""
     sam_adaptive: bool = True
-    """scale the radius by each parameter's size (ASAM), as FTD's code does"""
+    """Scale the radius by each parameter's size (ASAM), as FTD's code does."""
 
     def waypoint_epochs(self) -> tuple[int, ...]:
         """Epochs of the waypoints; UserError where they do not fit, or smoothing or schedule are unknown."""

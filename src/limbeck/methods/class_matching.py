@@ -31,21 +31,21 @@ class ClassMatchingConfig(MethodConfig):
     """Options of every method that matches real and synthetic images class by class."""
 
     iterations: int = Field(default=300, ge=1)
-    """outer steps; each is one step of the papers' inner loop, for all classes together"""
+    """Number of outer steps; each is one step of the papers' inner loop, for all classes together."""
     batch_real: int = Field(default=64, ge=1)
-    """real images per class and outer step"""
+    """Real images per class and outer step."""
     momentum: float = Field(default=0.5, ge=0, lt=1)
-    """momentum of SGD on the images"""
+    """Momentum of SGD on the images."""
     init: Init | Literal["dream", "noise"] = "random"
-    """images to start from: a coreset's name; dream: real ones by clusters of an untrained network's features; noise"""
+    """A coreset, real images by clusters of an untrained network's features (dream), or noise."""
     policy: Literal["random", "dream", "centre", "boundary"] = "random"
-    """which real images: random ones at every step; by clusters of features; nearest or farthest from the class mean"""
+    """Real images: random, by clusters of features (dream), or by distance to the class mean (centre, boundary)."""
     interval: int = Field(default=10, ge=1)
-    """outer steps between two choices of a policy that uses features; it also chooses anew for every new network"""
+    """Outer steps between two choices of a policy that uses features; it also chooses anew for every new network."""
     pool: int = Field(default=1000, ge=1)
-    """random real images of a class that a policy chooses from, drawn anew for every choice"""
+    """Random real images of a class that a policy chooses from, drawn anew for every choice."""
     per_cluster: int = Field(default=1, ge=1)
-    """s, images per cluster that the dream policy takes (DREAM+); there are batch-real / s clusters"""
+    """s, images per cluster that the dream policy takes (DREAM+); there are batch-real / s clusters."""
 
 
 def find_class_rows(inputs: MethodInputs) -> tuple[Tensor, ...]:

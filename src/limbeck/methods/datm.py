@@ -29,21 +29,21 @@ class DATMConfig(RecordedConfig):
     """Options of DATM."""
 
     min_start_epoch: int = Field(default=0, ge=0)
-    """start epochs are whole numbers from this one on (min_start_epoch of the authors' files)"""
+    """The first start epoch (min_start_epoch of the authors' files)."""
     first_max_start_epoch: int | None = Field(default=None, ge=1)
-    """U_0, the bound of start epochs at first (current_max_start_epoch); by default half way to U"""
+    """U_0, the bound of start epochs at the first step (current_max_start_epoch); the default is half way to U."""
     expansion_steps: int | None = Field(default=None, ge=1)
-    """T, outer steps until the bound is U (expansion_end_epoch); by default a fifth of all"""
+    """T, outer steps until the bound is U (expansion_end_epoch); the default is a fifth of all."""
     threshold: float = Field(default=1.1, gt=0)
-    """a step with a loss above it is skipped (the authors: 1.1 at one image per class of CIFAR-10, else 1)"""
+    """A step with a loss above it is skipped (the authors: 1.1 at one image per class of CIFAR-10, else 1)."""
     lr_y: float = Field(default=5.0, gt=0)
-    """step size of the label logits"""
+    """Step size of the label logits."""
     momentum_y: float = Field(default=0.9, ge=0, lt=1)
-    """momentum of SGD on the label logits"""
+    """Momentum of SGD on the label logits."""
     gradient: Literal["exact", "backprop", "tesla-corrected"] = "exact"
-    """exact and backprop are the same; tesla-corrected is that of the authors' second script"""
+    """exact and backprop are the same; tesla-corrected is that of the authors' second script."""
     init: Init = "correct"
-    """real images to start from: a coreset's name; correct: random ones that an expert classifies correctly"""
+    """Coreset of real images to start from; correct takes random ones that an expert classifies correctly."""
 
 
 class DATMOptions(RecordedOptions, DATMConfig):

@@ -23,15 +23,15 @@ class DCConfig(ClassMatchingConfig):
     """Options of DC and DSA. The augmentation of DSA is --augment."""
 
     lr_img: float = Field(default=0.1, gt=0)
-    """step size of the images, in network input space as in the authors' code"""
+    """Step size of the images, in network input space as in the authors' code."""
     inner: int | None = Field(default=None, ge=1)
-    """outer steps per network (the paper's T, outer_loop in its code); by default images per class, at most 50"""
+    """Outer steps per network (the paper's T, outer_loop in its code); the default is images per class, at most 50."""
     net_epochs: int | None = Field(default=None, ge=1)
-    """passes of the network over the synthetic set between two steps (inner_loop); by default 500 over --inner"""
+    """Passes of the network over the synthetic set between two steps (inner_loop); the default is 500 over --inner."""
     lr_net: float = Field(default=LR_NET, gt=0)
-    """step size of the network"""
+    """Step size of the network."""
     batch_net: int = Field(default=256, ge=1)
-    """synthetic images per step of the network"""
+    """Synthetic images per step of the network."""
 
 
 class DCOptions(DCConfig):

@@ -22,7 +22,7 @@ class DMConfig(ClassMatchingConfig):
     """Options of DM."""
 
     lr_img: float = Field(default=1.0, gt=0)
-    """step size of the images, in network input space as in the authors' code"""
+    """Step size of the images, in network input space as in the authors' code."""
 
 
 def plan(options: DMConfig, inputs: MethodInputs) -> Plan:

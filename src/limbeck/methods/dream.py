@@ -15,9 +15,9 @@ class DREAMConfig(IDCConfig):
     """Options of DREAM: those of IDC, with other defaults."""
 
     init: Init | Literal["dream", "noise"] = "dream"
-    """images to start from: a coreset's name; dream: real ones by clusters of an untrained network's features; noise"""
+    """A coreset, real images by clusters of an untrained network's features (dream), or noise."""
     policy: Literal["random", "dream", "centre", "boundary"] = "dream"
-    """which real images: random ones at every step; by clusters of features; nearest or farthest from the class mean"""
+    """Real images: random, by clusters of features (dream), or by distance to the class mean (centre, boundary)."""
 
 
 class DREAMOptions(IDCOptions, DREAMConfig):
@@ -33,9 +33,9 @@ class DREAMPlusConfig(DREAMConfig):
     """Options of DREAM+: those of DREAM, with a warm-up and the distance of features."""
 
     warm_up: int = Field(default=1, ge=0)
-    """epochs on all real images that every new network is first trained for"""
+    """Epochs on all real images that every new network is trained for first."""
     feature_weight: float = Field(default=1.0, ge=0)
-    """weight of the distance of mean features; that of gradients has weight 1"""
+    """Weight of the distance of mean features; that of gradients has weight 1."""
 
 
 class DREAMPlusOptions(DREAMOptions, DREAMPlusConfig):

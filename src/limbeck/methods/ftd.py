@@ -27,11 +27,11 @@ class FTDConfig(RecordedConfig):
     """Options of FTD."""
 
     ema_decay: float = Field(default=0.99, ge=0, lt=1)
-    """decay of the average of the images, which is the result (the authors: 0.999 to 0.9999 over 5000 outer steps)"""
+    """Decay of the average of the images, which is the result (the authors: 0.999 to 0.9999 over 5000 outer steps)."""
     gradient: Literal["exact", "backprop"] = "exact"
-    """the same gradient in two ways: exact keeps one step's graph at a time, backprop all (as the authors do)"""
+    """The same gradient in two ways: exact keeps the graph of one step at a time, backprop of all (as the authors)."""
     init: Init = "random"
-    """real images to start from: a coreset's name"""
+    """Coreset of real images to start from."""
 
 
 class FTDOptions(RecordedOptions, FTDConfig):

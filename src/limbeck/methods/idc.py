@@ -30,33 +30,33 @@ class IDCConfig(ClassMatchingConfig):
     """Options of IDC and DREAM."""
 
     factor: int = Field(default=2, ge=1)
-    """f: every image holds f x f tiles, each a training image when enlarged; 1 turns it off"""
+    """f: every image holds f x f tiles, each a training image when enlarged; 1 turns tiles off."""
     how: Literal["single", "multi", "bound"] = "single"
-    """cut by f; by 1 to f, all together; by up to f while a class has no more than 128 training images"""
+    """Cut by f (single), by 1 to f (multi), or by up to f for at most 128 training images a class (bound)."""
     batch_syn: int = Field(default=128, ge=1)
-    """synthetic training images per class and outer step, at most"""
+    """Synthetic training images per class and outer step, at most."""
     distance: Literal["mse", "l1", "l1_mean", "cosine"] = "l1"
-    """distance of gradients: mse (a sum) for the papers' coloured images, l1 for grey ones"""
+    """Distance of gradients: mse (a sum) for the papers' coloured images, l1 for grey ones."""
     lr_img: float | None = Field(default=None, gt=0)
-    """step size of the images in pixel space (0 to 1), as the authors' when scaled; by default it grows with --ipc"""
+    """Step size of the images in pixel space (0 to 1), as the authors' when scaled; the default grows with --ipc."""
     inner: int = Field(default=10, ge=1)
-    """outer steps per network (the authors: 100)"""
+    """Outer steps per network (the authors: 100)."""
     net_steps: int = Field(default=4, ge=1)
-    """steps of the network on real images between two outer steps"""
+    """Steps of the network on real images between two outer steps."""
     batch_net: int = Field(default=64, ge=1)
-    """real images per step of the network"""
+    """Real images per step of the network."""
     lr_net: float = Field(default=LR_NET, gt=0)
-    """step size of the network; its momentum is 0.9, its weight decay 5e-4"""
+    """Step size of the network; its momentum is 0.9, its weight decay 5e-4."""
     cutmix: float = Field(default=0.5, ge=0, le=1)
-    """fraction of the network's batches that CutMix mixes"""
+    """Fraction of the network's batches that CutMix mixes."""
     match_augment: str = "color_crop_cutout"
-    """families of the siamese augmentation; of those other than flip, color and cutout one at a time"""
+    """Families of the siamese augmentation; of those other than flip, color and cutout one is drawn at a time."""
     net_augment: str = "color_crop"
-    """families of the augmentation of the images that the network learns, drawn image by image"""
+    """Families of the augmentation of the images that the network learns, drawn image by image."""
     warm_up: int = Field(default=0, ge=0)
-    """epochs on all real images that every new network is first trained for (1 in DREAM+)"""
+    """Epochs on all real images that every new network is trained for first (DREAM+: 1)."""
     feature_weight: float = Field(default=0.0, ge=0)
-    """weight of the distance of mean features; that of gradients has weight 1 (1 in DREAM+)"""
+    """Weight of the distance of mean features; that of gradients has weight 1 (DREAM+: 1)."""
 
 
 class IDCOptions(IDCConfig):

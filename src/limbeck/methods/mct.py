@@ -32,37 +32,37 @@ class MCTConfig(TrajectoryConfig):
     """Options of MCT. N, M and U are the papers' symbols; M and U are in epochs of the expert."""
 
     iterations: int = Field(default=300, ge=1)
-    """outer steps"""
+    """Number of outer steps."""
     expert_epochs: float | None = Field(default=None, gt=0)
-    """M, how far along the expert the student has to get; by default 5 times as far as its own steps can reach"""
+    """M, epochs of the expert for the student to cover; the default is 5 times as far as its own steps can reach."""
     max_start_epoch: float | None = Field(default=None, gt=0)
-    """U, start epochs are uniform in [0, U); by default a part of the expert that grows with images per class"""
+    """U, start epochs are uniform in [0, U); the default grows with images per class."""
     sampling: Literal["continuous", "whole"] = "continuous"
-    """start and target epochs are real numbers, or whole numbers as in MTT"""
+    """Start and target epochs are real numbers (continuous), or whole numbers as in MTT (whole)."""
     first_max_start_epoch: float | None = Field(default=None, gt=0)
-    """U at the first step, from which it grows to --max-start-epoch; by default it does not grow"""
+    """U at the first step, from where it grows to --max-start-epoch; the default is not to grow."""
     expansion_steps: int = Field(default=1, ge=1)
-    """outer steps in which U grows"""
+    """Outer steps in which U grows."""
     gradient: Literal["exact", "backprop", "tesla", "tesla-corrected"] = "exact"
-    """exact (constant graph memory), backprop (full graph), tesla (the authors' approximation, halved as released)"""
+    """exact (constant graph memory), backprop (the full graph), or TESLA's, as derived or as released (halved)."""
     optimizer: Literal["sgd", "adam"] = "adam"
-    """optimiser of the images (the authors' default is sgd)"""
+    """Optimiser of the images (the authors': sgd)."""
     lr_img: float = Field(default=0.1, gt=0)
-    """step size of the images"""
+    """Step size of the images."""
     lr_img_every: int | None = Field(default=None, ge=1)
-    """halve the step size of the images after so many outer steps (the authors' --lr_decay is 2000)"""
+    """Halve the step size of the images after every so many outer steps (the authors' --lr_decay: 2000)."""
     lr_teacher: float = Field(default=0.02, gt=0)
-    """the student's step size at the start"""
+    """The student's step size at the start."""
     init: Init = "random"
-    """real images to start from: a coreset's name"""
+    """Coreset of real images to start from."""
     canvas: int = Field(default=1, ge=1)
-    """images are canvases of so many image sides, cropped at random (MTT's textures)"""
+    """Images are canvases of so many image sides, cropped at random (MTT's textures)."""
     teacher_labels: bool = False
-    """soft labels by the expert at epoch U, computed anew at every outer step"""
+    """Train the student on the expert's probabilities at epoch U, computed anew at every outer step."""
     noise_start: float = Field(default=0.0, ge=0)
-    """epsilon: the student starts at theta + epsilon |theta| N(0, 1), per tensor"""
+    """Epsilon: the student starts at theta + epsilon |theta| N(0, 1), per tensor."""
     ema_decay: float = Field(default=0.98, ge=0, lt=1)
-    """evaluate and keep the exponential average of the images (ours; 0 keeps the images as they are)"""
+    """Decay of the exponential average of the images, which is the result (ours; 0 takes the images themselves)."""
 
 
 class MCTOptions(MCTConfig):

@@ -23,11 +23,11 @@ class MTTConfig(RecordedConfig):
     """Options of MTT."""
 
     gradient: Literal["exact", "backprop"] = "exact"
-    """the same gradient in two ways: exact keeps one step's graph at a time, backprop all (as the authors do)"""
+    """The same gradient in two ways: exact keeps the graph of one step at a time, backprop of all (as the authors)."""
     init: Init = "random"
-    """real images to start from: a coreset's name"""
+    """Coreset of real images to start from."""
     canvas: int = Field(default=1, ge=1)
-    """images are canvases of so many image sides, cropped at random (textures)"""
+    """Images are canvases of so many image sides, cropped at random (the authors' textures)."""
 
 
 class MTTOptions(RecordedOptions, MTTConfig):

@@ -38,21 +38,21 @@ class PTMConfig(RecordedConfig):
     """Options of PTM; those that MTT does not have are ours."""
 
     stages: int = Field(default=3, ge=1)
-    """number of start windows, from narrow to U"""
+    """Number of start windows, from narrow to U."""
     patience: int = Field(default=20, ge=1)
-    """outer steps without a new minimum of the running loss before the window widens"""
+    """Outer steps without a new minimum of the running loss before the window widens."""
     divergence: float = Field(default=2.0, gt=0)
-    """a loss above it refuses the step, restores the last accepted set, and narrows the window"""
+    """A loss above it refuses the step, restores the last accepted set, and narrows the window."""
     overlap: float = Field(default=0.95, gt=-1, le=1)
-    """two images of a class overlap above this cosine of their centred features; 1 turns the repair off"""
+    """Two images of a class overlap above this cosine of their centred features; 1 turns the repair off."""
     overlap_every: int = Field(default=50, ge=1)
-    """outer steps between checks for overlap"""
+    """Outer steps between checks for overlap."""
     overlap_until: int | None = Field(default=None, ge=0)
-    """outer step of the last check for overlap; by default four fifths of all"""
+    """Outer step of the last check for overlap; the default is four fifths of all."""
     retrain: int = Field(default=10, ge=1)
-    """outer steps in which only replaced images are trained"""
+    """Outer steps in which only replaced images are trained."""
     init: Init = "random"
-    """real images to start from: a coreset's name"""
+    """Coreset of real images to start from."""
 
 
 class PTMOptions(RecordedOptions, PTMConfig):

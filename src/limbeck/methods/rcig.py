@@ -31,51 +31,51 @@ class RCIGConfig(MethodConfig):
     """Options of RCIG."""
 
     iterations: int = Field(default=1000, ge=1)
-    """outer steps"""
+    """Number of outer steps."""
     batch_real: int = Field(default=256, ge=1)
-    """real images per outer step (the authors: 1024)"""
+    """Real images per outer step (the authors: 1024)."""
     ridge: float = Field(default=5e-4, gt=0)
-    """lambda per stored image: the regression's is this times their number (l2_rate)"""
+    """Ridge penalty per stored image; the regression's lambda is this times their number (l2_rate)."""
     solver: Literal["auto", "cholesky", "cg", "adam"] = "auto"
-    """of the regression and its adjoint; auto: cholesky where memory allows, else cg; adam: the authors' 20 steps"""
+    """auto is cholesky where memory allows, else conjugate gradient (cg); adam is the authors' 20 steps."""
     cg_tolerance: float = Field(default=1e-3, ge=0)
-    """conjugate gradient ends when the residual is so small, relative to the right-hand side"""
+    """Conjugate gradient ends at this norm of the residual, relative to the right-hand side."""
     cg_steps: int = Field(default=30, ge=1)
-    """or after so many products"""
+    """Conjugate gradient ends after so many products at the latest."""
     lr_img: float = Field(default=3e-3, gt=0)
-    """step size of the images (Adam; the authors use AdaBelief)"""
+    """Step size of the images (Adam; the authors use AdaBelief)."""
     lr_y: float = Field(default=3e-3, gt=0)
-    """step size of the targets"""
+    """Step size of the targets."""
     lr_tau: float = Field(default=3e-2, gt=0)
-    """step size of the logarithm of the inverse temperature (Platt scaling)"""
+    """Step size of the logarithm of the inverse temperature (Platt scaling)."""
     margin: bool = True
-    """reward targets whose largest entry is above the next, up to 1/(2 classes)"""
+    """Reward targets whose largest entry is above the next, up to 1/(2 classes)."""
     flip: bool = False
-    """train on mirror images too (the authors, on all but digits and clothes)"""
+    """Train on mirror images too (the authors do, on all but digits and clothes)."""
     grad_images: int | None = Field(default=None, ge=1)
-    """stored images per outer step whose gradient is taken, scaled up; by default all"""
+    """Stored images per outer step whose gradient is taken, scaled up; the default is all."""
     pool: int = Field(default=8, ge=1)
-    """networks that are linearised (the authors: 30)"""
+    """Number of networks that are linearised (the authors: 30)."""
     pool_width: int = Field(default=16, ge=1)
-    """channels of their first block, doubled from block to block, without normalisation (the authors: 128)"""
+    """Channels of the first block of the pool's networks, doubled from block to block (the authors: 128)."""
     pool_activation: Literal["softplus", "relu"] = "softplus"
-    """of the pool's networks: softplus(60 x)/60, or ReLU (the authors, from 64 pixels on)"""
+    """Activation of the pool's networks: softplus(60 x)/60, or ReLU (the authors, from 64 pixels on)."""
     pool_steps: int = Field(default=15, ge=1)
-    """the network of an outer step then learns the set for 1 to so many steps of Adam"""
+    """Steps of Adam, at most, for which the network of an outer step then learns the set."""
     pool_reset: int = Field(default=100, ge=1)
-    """a network that has learned for so many steps is made anew"""
+    """Steps of Adam after which a network is initialised anew."""
     pool_batch: int | None = Field(default=None, ge=1)
-    """synthetic images per step of that; by default all"""
+    """Synthetic images per step of Adam on a network; the default is all."""
     lr_pool: float = Field(default=5e-5, gt=0)
-    """step size of that"""
+    """Step size of Adam on a network."""
     ema_decay: float = Field(default=0.99, ge=0, lt=1)
-    """of the average of images, targets and temperature, which is what is kept; 0 keeps the last ones"""
+    """Decay of the average of images, targets and temperature, which is the result; 0 takes the last ones."""
     label_scale: float = Field(default=5.0, gt=0)
-    """for the common protocol labels are softmax(it times the targets); on digits 2 to 5 beat exp(tau) and classes"""
+    """Common protocol: labels are softmax(label_scale x targets); on digits 2 to 5 beat exp(tau)."""
     lr_net: float = Field(default=0.01, gt=0)
-    """step size of the networks that judge it before one is chosen on validation (--eval.baseline-lrs)"""
+    """Step size of the networks that evaluate the set until one is chosen on validation (--eval.baseline-lrs)."""
     init: Init = "random"
-    """real images to start from"""
+    """Coreset of real images to start from."""
 
 
 def make_pool_network(options: RCIGConfig, task: Task) -> FlatModel:

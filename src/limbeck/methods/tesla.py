@@ -23,11 +23,11 @@ class TESLAConfig(RecordedConfig):
     """Options of TESLA."""
 
     gradient: Literal["tesla", "tesla-corrected"] = "tesla-corrected"
-    """tesla-corrected is what the paper derives; tesla halves it for the images, as the released code does"""
+    """The gradient of the paper (tesla-corrected), or of the released code, which halves it for the images (tesla)."""
     teacher_labels: bool = False
-    """train the student on the expert's probabilities at the end of the segment, computed anew at every outer step"""
+    """Train the student on the expert's probabilities at the end of the segment, computed anew at every outer step."""
     init: Init = "random"
-    """real images to start from: a coreset's name"""
+    """Coreset of real images to start from."""
 
 
 class TESLAOptions(RecordedOptions, TESLAConfig):

@@ -36,32 +36,32 @@ class TrajectoryConfig(MethodConfig):
     """Options of every method that matches trajectories. N, M and U are the papers' symbols."""
 
     iterations: int = Field(default=500, ge=1)
-    """outer steps"""
+    """Number of outer steps."""
     syn_steps: int = Field(default=20, ge=1)
-    """N, student steps per outer step"""
+    """N, student steps per outer step."""
     optimizer: Literal["sgd", "adam"] = "sgd"
-    """optimiser of the images"""
+    """Optimiser of the images."""
     lr_img: float = Field(default=50.0, gt=0)
-    """step size of the images"""
+    """Step size of the images."""
     momentum: float = Field(default=0.5, ge=0, lt=1)
-    """momentum of SGD on images and step size; with Adam its beta1"""
+    """Momentum of SGD on images and step size; of Adam it is beta1."""
     lr_teacher: float = Field(default=0.01, gt=0)
-    """the student's step size at the start"""
+    """The student's step size at the start."""
     lr_lr: float = Field(default=1e-5, ge=0)
-    """step size of the student's step size, in the papers' unit (of the step size itself); 0 keeps it constant"""
+    """Step size of the student's step size, in the papers' unit (of the step size itself); 0 keeps it constant."""
     batch_syn: int | None = Field(default=None, ge=1)
-    """synthetic images per student step; by default all"""
+    """Synthetic images per student step; the default is all."""
     grad_accum: int = Field(default=1, ge=1)
-    """segments whose gradients are averaged in an outer step"""
+    """Segments whose gradients are averaged in an outer step."""
 
 
 class RecordedConfig(TrajectoryConfig):
     """Options of every method that matches whole epochs of recorded trajectories."""
 
     expert_epochs: int | None = Field(default=None, ge=1)
-    """M, epochs of the expert that the student has to cover; by default 5 times as far as its own steps can reach"""
+    """M, epochs of the expert for the student to cover; the default is 5 times as far as its own steps can reach."""
     max_start_epoch: int | None = Field(default=None, ge=1)
-    """U, start epochs are whole numbers below it; by default a part of the expert that grows with images per class"""
+    """U, start epochs are whole numbers below it; the default grows with images per class."""
 
 
 class RecordedOptions(MethodConfig):
