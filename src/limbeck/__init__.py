@@ -3,8 +3,51 @@
 from __future__ import annotations
 
 TYPE_CHECKING = False  # as in typing, which takes 5 ms to import
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what editors and type checkers see; a test compares it with the table below
     from typing import Any
+
+    from limbeck.core.errors import UserError as UserError
+    from limbeck.core.types import Batch as Batch
+    from limbeck.data import ImageData as ImageData
+    from limbeck.data import load_data as load_data
+    from limbeck.data.augment import DSA as DSA
+    from limbeck.evaluation.protocol import EvalConfig as EvalConfig
+    from limbeck.evaluation.protocol import evaluate as evaluate
+    from limbeck.experts import Continuous as Continuous
+    from limbeck.experts import Convexified as Convexified
+    from limbeck.experts import ExpertConfig as ExpertConfig
+    from limbeck.experts import Recorded as Recorded
+    from limbeck.experts import Store as Store
+    from limbeck.experts import WholeEpochs as WholeEpochs
+    from limbeck.experts import convexify as convexify
+    from limbeck.jobs.config import JobConfig as JobConfig
+    from limbeck.jobs.estimate import Estimate as Estimate
+    from limbeck.jobs.estimate import estimate as estimate
+    from limbeck.jobs.job import Job as Job
+    from limbeck.jobs.job import prepare as prepare
+    from limbeck.jobs.stages import distill as distill
+    from limbeck.jobs.stages import run as run
+    from limbeck.jobs.stages import train_experts as train_experts
+    from limbeck.methods import METHODS as METHODS
+    from limbeck.networks.flat import FlatModel as FlatModel
+    from limbeck.networks.losses import CrossEntropy as CrossEntropy
+    from limbeck.networks.registry import MODELS as MODELS
+    from limbeck.networks.registry import ModelConfig as ModelConfig
+    from limbeck.objectives import Fit as Fit
+    from limbeck.objectives import MatchTrajectory as MatchTrajectory
+    from limbeck.objectives import Solved as Solved
+    from limbeck.objectives import Trained as Trained
+    from limbeck.report.page import write_report as write_report
+    from limbeck.synthetic.distilled import DistilledSet as DistilledSet
+    from limbeck.synthetic.distilled import load as load
+    from limbeck.synthetic.loop import outer_loop as outer_loop
+    from limbeck.synthetic.set import SyntheticSet as SyntheticSet
+    from limbeck.training import Backprop as Backprop
+    from limbeck.training import Implicit as Implicit
+    from limbeck.training import Replay as Replay
+    from limbeck.training import linearised as linearised
+    from limbeck.training import solve as solve
+    from limbeck.training import unroll as unroll
 
 _WHERE = {
     "Backprop": "training",

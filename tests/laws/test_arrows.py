@@ -133,6 +133,14 @@ def test_a_public_name_resolves_and_is_documented(name: str) -> None:
     assert name in dir(limbeck)
 
 
+def test_type_checkers_see_the_public_names_where_they_are_loaded_from() -> None:
+    (block,) = [node for node in TREES["limbeck"].body if isinstance(node, ast.If)]
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom) and node.module != "typing"]
+    typed = {alias.name: str(node.module).removeprefix("limbeck.") for node in imports for alias in node.names}
+    assert typed == limbeck._WHERE
+    assert all(alias.asname == alias.name for node in imports for alias in node.names), "not exported otherwise"
+
+
 def test_the_public_names_are_a_sorted_list_and_no_others() -> None:
     assert limbeck.__all__ == [*sorted(set(limbeck.__all__) - {"__version__"}), "__version__"]
     with pytest.raises(AttributeError, match="no_such_name"):

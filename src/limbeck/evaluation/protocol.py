@@ -24,7 +24,11 @@ from limbeck.training.plain import Schedule, Score, final_parameters, score, tra
 
 
 class EvalConfig(BaseModel):
-    """The field's protocol: SGD on the set from a random start, with the set's own step size."""
+    """The field's protocol: SGD on the set from a random start, with the set's own step size.
+
+    >>> EvalConfig(networks=10).schedule(lr=0.01).epochs
+    1000
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -255,6 +259,15 @@ def evaluate(
     model:  another network than the one it was distilled with, see `evaluated_network`.
     networks, epochs: by default the set's own.
     Raises UserError when there is no set, or when the data is not what the set was made from.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from limbeck import distill
+    >>> quick = {"eval": EvalConfig(networks=2, epochs=5, full_networks=0), "validate_epochs": 5}
+    >>> with TemporaryDirectory() as folder:
+    ...     path = distill("digits", method="random", ipc=1, out=f"{folder}/run", **quick)
+    ...     rows = evaluate(path, networks=3)
+    >>> [(row.set, row.which, row.n) for row in rows]
+    [('distilled', 'last', 3), ('distilled', 'chosen', 3)]
     """
     evaluations = prepare_evaluation(
         distilled,

@@ -17,7 +17,11 @@ Config = TypeVar("Config", bound=BaseModel)
 
 
 class JobConfig(BaseModel):
-    """What a run is made of beside its method's own options."""
+    """What a run is made of beside its method's own options; its fields are keywords of `distill`.
+
+    >>> JobConfig(ipc=10, model=ModelConfig(width=32)).model.width
+    32
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 

@@ -37,12 +37,17 @@ from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task
 from limbeck.training.plain import GradientRule, Gsam, Schedule, score, train
 
+SHORT, LONG = 0.3, 10.0  # seconds
 STAGES = {"experts": "experts", "distill": "distillation", "evaluate": "evaluation"}
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is left of a job: seconds by stage, as results.json names them, and bytes of experts yet to be stored."""
+    """What is left of a job: seconds by stage, as results.json names them, and bytes of experts yet to be stored.
+
+    >>> Estimate({"experts": 360.0, "distill": 120.0}).total
+    480.0
+    """
 
     seconds: Mapping[str, float]
     store_bytes: int = 0
@@ -124,16 +129,17 @@ def estimate_evaluation(evaluations: Sequence[Evaluation]) -> Estimate:
     return Estimate({"evaluate": seconds})
 
 
-def _seconds(call: Callable[[], object], device: torch.device, most: float = 0.5) -> float:
-    """Median seconds of a call after one that warms up; of that one alone where it takes longer than `most`."""
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Median seconds of a few calls after one that warms up; of that one alone where it takes as long as `LONG`."""
     times: list[float] = []
-    begin = time.perf_counter()
-    while len(times) < 6 and (not times or time.perf_counter() - begin < most):
+    while len(times) < 2 or (len(times) < 6 and sum(times) < SHORT):
         start = time.perf_counter()
         call()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)
+        if times[0] > LONG:
+            break
     return median(times[1:] or times)
 
 
@@ -185,7 +191,7 @@ def _step_seconds(plan: Plan, scale: float, seed: int) -> float:
             optimiser.zero_grad()
         plan.objective(plan.synthetic, next(steps), seed).backward()
 
-    seconds = _seconds(step, device, most=2.0)
+    seconds = _seconds(step, device)
     for hook in plan.hooks:
         every = max(1, min(getattr(hook, "every", 1), getattr(hook, "interval", None) or sys.maxsize))
         seconds += scale / every * _seconds(lambda: hook(plan.synthetic, every, 1.0), device)  # noqa: B023

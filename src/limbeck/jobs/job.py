@@ -44,6 +44,10 @@ class Job:
     experts: a handle of the experts; None where the method needs none. They are trained by `run`.
     path:    the run folder.
     source:  where the data lies and how it was read, as the set's file records it.
+
+    >>> job = prepare("digits", method="dm", ipc=1, iterations=100)
+    >>> job.method.name, job.experts, job.options.iterations, job.config.validate_every
+    ('dm', None, 100, 10)
     """
 
     task: Task

@@ -37,6 +37,16 @@ def run(job: Job, listen: Listener = lambda event: None) -> Path:
 
     A finished run is left alone, continued where more iterations are asked for, and evaluated again where `eval` is
     another. Raises UserError where the folder holds another job's run.
+
+    listen: hears of progress, see `limbeck.core.types.Listener`.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from limbeck import EvalConfig, prepare
+    >>> quick = EvalConfig(networks=2, epochs=5, full_networks=0)
+    >>> with TemporaryDirectory() as folder:
+    ...     path = run(prepare("digits", method="random", ipc=1, out=f"{folder}/run", eval=quick, validate_epochs=5))
+    ...     sorted(file.name for file in path.glob("*.json*"))
+    ['log.jsonl', 'results.json', 'run.json']
     """
     set_switches(job.task.device, job.task.precision)
     folder, record = job.folder, job.record()
@@ -92,6 +102,13 @@ def distill(
 
     An interrupted run is taken up where it stopped, by the same call. Raises UserError for input that cannot work,
     before anything is written.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from limbeck import EvalConfig, load
+    >>> quick = {"eval": EvalConfig(networks=2, epochs=5, full_networks=0), "validate_epochs": 5}
+    >>> with TemporaryDirectory() as folder:
+    ...     load(distill("digits", method="kmeans", ipc=2, out=f"{folder}/run", **quick)).images.shape
+    torch.Size([20, 1, 8, 8])
     """
     job = prepare(data, method=method, out=out, experts=experts, device=device, resize=resize, **options)
     return run(job, listen)
@@ -112,6 +129,14 @@ def train_experts(
     out:     the store's folder; by default one named by its content, so that the same settings find it again.
     options: fields of `JobConfig` (num_experts, seed, model, expert, preprocess, augment).
     Raises UserError for input that cannot work and for a store made from something else.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from limbeck import ExpertConfig, ModelConfig
+    >>> small = {"model": ModelConfig(width=4), "expert": ExpertConfig(epochs=2)}
+    >>> with TemporaryDirectory() as folder:
+    ...     store = train_experts("digits", out=f"{folder}/store", num_experts=1, **small)
+    ...     store.read(0).convex.end
+    2
     """
     experts = prepare_experts(data, out=out, device=device, resize=resize, **options)
     announce_derivatives(experts.task, listen)

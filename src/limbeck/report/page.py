@@ -24,6 +24,12 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     """Write the report of a run folder and return its path; `out` is a file or a folder, the default the run folder.
 
     Raises UserError for a folder that is no run, and where the page cannot be written.
+
+    >>> import json, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = (Path(folder) / "run.json").write_text(json.dumps({"format": "limbeck-run", "version": 1}))
+    ...     write_report(Path(folder)).name
+    'report.html'
     """
     page = render_page("report.html", view=_view(read_run(Path(run))))
     return write_page(page, Path(run) / "report.html" if out is None else Path(out))
