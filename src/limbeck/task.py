@@ -1,4 +1,4 @@
-"""What a method works on: data, network, preprocessing and augmentation, on one device."""
+"""The task of a method: data, network, preprocessing and augmentation, on one device."""
 
 from __future__ import annotations
 
@@ -30,7 +30,15 @@ DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfl
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Data as a network sees it. `model_config` and `preprocess` are resolved: nothing in here is a default."""
+    """Data as a network sees it, with the network and its loss; made by `make_task`, which resolves every default.
+
+    data:         Images of all splits as bytes, and their classes.
+    model_config: The network, with all its options set.
+    preprocess:   From bytes to network input space, fitted on the training images.
+    augment:      The augmentation of training images.
+    device:       Where tensors are.
+    precision:    Of activations in training; see `make_task`.
+    """
 
     data: ImageData
     model_config: ModelConfig
@@ -41,11 +49,12 @@ class Task:
 
     @cached_property
     def model(self) -> FlatModel:
+        """The network as a pure function of its parameters."""
         return flat_model(self.model_config, self.data.shape, self.data.num_classes)
 
     @cached_property
     def loss(self) -> Loss:
-        """The training loss: cross-entropy of augmented images; canvases are cropped first.
+        """The training loss: the cross-entropy of augmented images; canvases are cropped first.
 
         It has explicit derivatives where this network has them on this machine, and autograd's otherwise.
         """
@@ -79,7 +88,7 @@ class Task:
 
     @cached_property
     def choice(self) -> Choice:
-        """How this network's derivatives are computed on this machine, and why; measured once for a machine."""
+        """What computes this network's derivatives on this machine, and why; measured once per machine."""
         return choose(self.model, self.data.shape, DTYPES[self.precision], self.device.type)
 
     @property
@@ -89,22 +98,24 @@ class Task:
 
     @cached_property
     def train(self) -> tuple[Tensor, Tensor]:
+        """Training images (n, c, h, w) in network input space, and their int64 classes (n,)."""
         return self._tensors(self.data.train)
 
     @cached_property
     def validation(self) -> tuple[Tensor, Tensor]:
+        """Validation images and their classes, by which runs and step sizes are chosen."""
         return self._tensors(self.data.validation)
 
     @cached_property
     def test(self) -> tuple[Tensor, Tensor]:
-        """For reports only: nothing may choose by it."""
+        """Test images and their classes. They are for reports: nothing may be chosen by them."""
         return self._tensors(self.data.test)
 
     def _tensors(self, split: Split) -> tuple[Tensor, Tensor]:
         return self.preprocess.apply(split.images.to(self.device)), split.labels.to(self.device)
 
     def check_ipc(self, ipc: int) -> None:
-        """UserError unless every class has at least `ipc` >= 1 training images."""
+        """Raises UserError unless every class has at least `ipc` >= 1 training images."""
         if ipc < 1:
             raise UserError(f"images per class must be at least 1, not {ipc}.")
         counts = self.data.train.counts(self.data.num_classes)
@@ -116,7 +127,7 @@ class Task:
                 )
 
     def describe(self) -> dict[str, Any]:
-        """What experts and baselines depend on, JSON-able: two tasks that differ here share neither."""
+        """The identity of experts and baselines of this task, for JSON: tasks that differ here share neither."""
         return {
             "data": {
                 "name": self.data.name,
@@ -130,10 +141,10 @@ class Task:
             **({"code": code} if (code := source_key(MODELS[self.model_config.name])) else {}),
         }
 
-    def computed(self) -> dict[str, Any]:
-        """The conditions under which figures are computed, JSON-able: where they differ, the last bits may.
+    def conditions(self) -> dict[str, Any]:
+        """The conditions of computation, for JSON: the last bits may differ between conditions that differ.
 
-        Sums of compiled kernels do not depend on the number of threads, others do.
+        The number of threads is one of them under autograd; the bits of the compiled network do not depend on it.
         """
         conditions: dict[str, Any] = {
             "numerics": NUMERICS,
@@ -148,36 +159,36 @@ class Task:
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Whether products and convolutions on NVIDIA's GPUs may round to 10 bits: a setting of torch's, for all tasks."""
+    """Set, for the whole process, whether products and convolutions on NVIDIA GPUs may round to 10 bits."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def set_switches(device: torch.device, precision: Precision) -> None:
-    """On an NVIDIA GPU, torch's switches as a task of this precision needs them; elsewhere nothing."""
+    """Set torch's switches for a task of this precision on an NVIDIA GPU; on other devices do nothing."""
     if device.type == "cuda":
         allow_tf32(precision == "tf32")
         torch.backends.cudnn.deterministic = True  # the same command gives the same bits
 
 
 @contextmanager
-def kept_switches() -> Iterator[None]:
-    """Around a call that makes a task: torch's switches for NVIDIA's GPUs, which that sets, are put back at its end.
+def restore_switches() -> Iterator[None]:
+    """Restore torch's switches for NVIDIA GPUs, which `make_task` sets, at the end of a call.
 
-    The process belongs to whoever calls the library. torch has two generations of these switches and refuses to read
-    the older one where the newer one was used.
+    The process belongs to the caller of the library. torch has two generations of these switches, and raises where the
+    older one is read after the newer one was set.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     switches: list[tuple[Any, str]] = [(matmul, "allow_tf32"), (cudnn, "allow_tf32")]
     try:
-        before = [getattr(owner, name) for owner, name in switches]
+        values = [getattr(owner, name) for owner, name in switches]
     except RuntimeError:
         switches = [(owner, "fp32_precision") for owner in (matmul, cudnn.conv, cudnn.rnn)]  # type: ignore[attr-defined]
-        before = [getattr(owner, name) for owner, name in switches]
+        values = [getattr(owner, name) for owner, name in switches]
     deterministic = cudnn.deterministic
     try:
         yield
     finally:
-        for (owner, name), value in zip(switches, before):
+        for (owner, name), value in zip(switches, values):
             setattr(owner, name, value)
         cudnn.deterministic = deterministic
 
@@ -190,26 +201,36 @@ def make_task(
     device: str = "cpu",
     precision: Precision = "float32",
 ) -> Task:
-    """Resolve every default: depth from the image size, preprocessing fitted on train, augmentation by data set.
+    """Make a task and resolve its defaults: depth from the image size, augmentation from the data set's name.
 
-    preprocess: normalise, zca, or one that is fitted already. augment: DSA families joined by '_', or none.
-    precision:  of activations in training; parameters and sums are float32 either way. tf32 rounds what is multiplied
-                to 10 bits, on NVIDIA's GPUs; float32 forbids it, which torch allows in convolutions unless told not to.
-                On these devices torch's switches for that, and for deterministic cuDNN, are set for the whole process;
-                `distill`, `train_experts`, `evaluate` and `inspect_store` put them back (`kept_switches`).
-    Raises UserError for a device that is not there, a precision it does not have, and a network that does not fit the
-    images.
+    data:       Images of all splits.
+    model:      The network and its options.
+    preprocess: normalise, zca, or a fitted `Preprocess`; it is fitted on the training images.
+    augment:    DSA families joined by '_', or none; by default those of the data set.
+    device:     cpu, cuda, or another device of torch.
+    precision:  Of activations in training; parameters and sums are float32 in every case. tf32 rounds factors to 10
+                bits on NVIDIA GPUs; float32 forbids that, which torch allows in convolutions by default. There torch's
+                switches for that, and for deterministic cuDNN, are set for the whole process; `distill`,
+                `train_experts`, `evaluate` and `inspect_store` restore them (`restore_switches`).
+
+    Raises UserError for a device that is missing, a precision that it does not have, and a network that does not fit
+    the images.
+
+    >>> from limbeck.data import load_data
+    >>> task = make_task(load_data("digits"), ModelConfig(width=8))
+    >>> task.model_config.depth, task.augment.strategy, tuple(task.train[0].shape[1:])
+    (2, 'color_crop_cutout_scale_rotate', (1, 8, 8))
     """
     try:
-        where = torch.device(device)
-        torch.empty(0, device=where)
+        target = torch.device(device)
+        torch.empty(0, device=target)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device '{device}' cannot be used here: {str(error).splitlines()[0]}") from None
-    if precision == "tf32" and where.type != "cuda":
+    if precision == "tf32" and target.type != "cuda":
         raise UserError(f"precision tf32 is of NVIDIA GPUs; with --device {device} use float32 or bfloat16.")
-    set_switches(where, precision)
+    set_switches(target, precision)
     dsa = DSA(default_strategy(data.name) if augment is None else augment)
     fitted = fit_preprocess(preprocess, data.train.images) if isinstance(preprocess, str) else preprocess
-    task = Task(data, model.resolved(data.size), fitted.to(where), dsa, where, precision)
-    _ = task.model  # built now, so that what does not fit is refused before any work
+    task = Task(data, model.resolved(data.size), fitted.to(target), dsa, target, precision)
+    _ = task.model  # built now, so that a network that does not fit is refused before any work
     return task

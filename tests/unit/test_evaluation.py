@@ -77,7 +77,7 @@ def test_the_network_is_the_sets_own_with_the_options_given(own: Any, model: Any
 
 
 def test_the_task_says_what_its_figures_depend_on(task: Task) -> None:
-    assert task.computed()["precision"] == "float32"
-    assert replace(task, precision="bfloat16").computed()["precision"] == "bfloat16"
+    assert task.conditions()["precision"] == "float32"
+    assert replace(task, precision="bfloat16").conditions()["precision"] == "bfloat16"
     with pytest.raises(UserError, match="tf32 is of NVIDIA GPUs; with --device cpu use"):
         make_task(task.data, task.model_config, precision="tf32")

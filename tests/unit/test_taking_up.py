@@ -306,10 +306,10 @@ CONDITIONS = {
 @pytest.fixture(params=CONDITIONS)
 def elsewhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """(name, value) of one condition; once called, every task is under it."""
-    name, value, computed = request.param, CONDITIONS[request.param], Task.computed
+    name, value, conditions = request.param, CONDITIONS[request.param], Task.conditions
 
     def move() -> None:
-        monkeypatch.setattr(Task, "computed", lambda task: {**computed(task), name: value})
+        monkeypatch.setattr(Task, "conditions", lambda task: {**conditions(task), name: value})
 
     return name, value, move
 
@@ -317,14 +317,14 @@ def elsewhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 def test_the_conditions_are_those_of_the_task() -> None:
     data = limbeck.load_data("digits")
     mlp = make_task(data, ModelConfig(name="mlp", width=4))
-    assert set(mlp.computed()) == set(CONDITIONS)
-    assert (mlp.computed()["implementation"], mlp.computed()["threads"]) == ("autograd", torch.get_num_threads())
+    assert set(mlp.conditions()) == set(CONDITIONS)
+    assert (mlp.conditions()["implementation"], mlp.conditions()["threads"]) == ("autograd", torch.get_num_threads())
     wide = make_task(data, ModelConfig(width=32))
     if wide.implementation == "compiled":
-        assert "threads" not in wide.computed()
-    assert json.loads(json.dumps(wide.computed())) == wide.computed()
+        assert "threads" not in wide.conditions()
+    assert json.loads(json.dumps(wide.conditions())) == wide.conditions()
     lower = make_task(data, ModelConfig(width=32), precision="bfloat16")
-    assert lower.computed()["precision"] == "bfloat16"
+    assert lower.conditions()["precision"] == "bfloat16"
 
 
 def test_an_unfinished_run_is_not_continued_under_other_conditions(elsewhere: Any, tmp_path: Path) -> None:
@@ -335,8 +335,8 @@ def test_an_unfinished_run_is_not_continued_under_other_conditions(elsewhere: An
             job(out, listen=stop_in(stage, at))
         recorded = read(out / "run.json")["computed"].get(name)
         with pytest.MonkeyPatch.context() as patch:
-            computed = Task.computed
-            patch.setattr(Task, "computed", lambda task: {**computed(task), name: value})  # noqa: B023
+            conditions = Task.conditions
+            patch.setattr(Task, "conditions", lambda task: {**conditions(task), name: value})  # noqa: B023
             with pytest.raises(
                 UserError, match=f"{name} {re.escape(str(recorded))}, and would go on with {name} {value}.*--out"
             ):

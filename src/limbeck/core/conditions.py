@@ -29,7 +29,7 @@ def first_difference(recorded: Any, present: Any) -> tuple[str, str]:
 def require_same_conditions(subject: str, recorded: dict[str, Any] | None, present: dict[str, Any] | None) -> None:
     """Check that `subject`, which was computed under `recorded` conditions, may be continued under the `present` ones.
 
-    recorded, present: as `Task.computed` returns them; None where they are unknown, as in files of older versions.
+    recorded, present: as `Task.conditions` returns them; None where they are unknown, as in files of older versions.
     Raises UserError where they differ, or where only one of them is known.
     """
     if recorded == present:

@@ -91,7 +91,7 @@ def baseline_path(task: Task, name: str, ipc: int, config: EvalConfig, seed: int
     matters = _of_full if name == "full" else _of_selected
     description = {
         **task.describe(),
-        "computed": task.computed(),
+        "computed": task.conditions(),
         "baseline": name,
         **matters(config, ipc),
         "seed": seed,

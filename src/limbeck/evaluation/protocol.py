@@ -19,7 +19,7 @@ from limbeck.data import ImageData, load_data
 from limbeck.derivatives.autograd import Loss
 from limbeck.networks.registry import ModelConfig
 from limbeck.synthetic.distilled import DistilledSet, load
-from limbeck.task import Precision, Task, kept_switches, make_task, set_switches
+from limbeck.task import Precision, Task, make_task, restore_switches, set_switches
 from limbeck.training.plain import Schedule, Score, final_parameters, score, train
 
 
@@ -189,7 +189,7 @@ class Evaluation(NamedTuple):
     config: EvalConfig
 
 
-@kept_switches()
+@restore_switches()
 def prepare_evaluation(
     distilled: DistilledSet | str | Path,
     *,
@@ -226,7 +226,7 @@ def prepare_evaluation(
     return evaluations
 
 
-@kept_switches()
+@restore_switches()
 def run_evaluations(
     evaluations: Sequence[Evaluation], seed: int = 0, listen: Listener = lambda event: None
 ) -> list[ResultRow]:

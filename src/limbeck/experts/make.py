@@ -25,7 +25,7 @@ def describe_experts(task: Task, config: ExpertConfig, seed: int) -> dict[str, A
     layout = task.model.layout
     return {
         **task.describe(),
-        "computed": task.computed(),
+        "computed": task.conditions(),
         "expert": config.model_dump(mode="json"),
         "seed": seed,
         "layout": {"names": list(layout.names), "shapes": [list(shape) for shape in layout.shapes]},
@@ -49,7 +49,7 @@ def make_experts(
     missing = [index for index in range(count) if index not in have]
     if not missing:
         return
-    store.require_conditions(task.computed())
+    store.require_conditions(task.conditions())
     listen({"event": "stage", "name": "experts", "total": len(missing) * config.epochs, "unit": "epoch"})
     tell = synchronized(listen)
     seeds, pair = {index: derive_seed(seed, "expert", index) for index in missing}, task.train

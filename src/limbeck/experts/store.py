@@ -168,7 +168,7 @@ class Store:
                 )
 
     def require_conditions(self, computed: dict[str, Any] | None) -> None:
-        """UserError unless the experts of this store were computed under these conditions (`Task.computed`)."""
+        """UserError unless the experts of this store were computed under these conditions (`Task.conditions`)."""
         require_same_conditions(f"the store {self.path}", self.header.get("computed"), computed)
 
     @property

@@ -30,7 +30,7 @@ from limbeck.interop.read import (
 )
 from limbeck.networks.flat import Layout
 from limbeck.networks.registry import ModelConfig
-from limbeck.task import Task, kept_switches, make_task
+from limbeck.task import Task, make_task, restore_switches
 from limbeck.training.plain import score
 
 SCHEDULE = {
@@ -41,7 +41,7 @@ SCHEDULE = {
 TOLERANCE = 1e-4  # of path fractions, which are float32 sums of about fifty terms
 
 
-@kept_switches()
+@restore_switches()
 def import_experts(
     source: str | Path | list[Path],
     out: str | Path,

@@ -17,13 +17,13 @@ from limbeck.experts.convexified import SCHEDULES, SMOOTHING, convexify, waypoin
 from limbeck.experts.store import Expert, Store
 from limbeck.networks.registry import ModelConfig
 from limbeck.report.inspection import write_inspection
-from limbeck.task import Task, kept_switches, make_task
+from limbeck.task import Task, make_task, restore_switches
 from limbeck.training.plain import score
 
 MOST_EXPERTS = 5
 
 
-@kept_switches()
+@restore_switches()
 def inspect_store(
     path: str | Path,
     out: str | Path,

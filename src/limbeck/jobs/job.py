@@ -27,7 +27,7 @@ from limbeck.jobs.record import Run, versions
 from limbeck.jobs.rehearsal import refuse_impossible
 from limbeck.methods import DataFacts, Method, MethodInputs, Plan, find_method
 from limbeck.networks.registry import MODELS
-from limbeck.task import Task, kept_switches, make_task
+from limbeck.task import Task, make_task, restore_switches
 
 DEFAULT_NUM_EXPERTS = 10
 VALIDATION = {"batch_size", "momentum", "weight_decay"}
@@ -111,7 +111,7 @@ class Job:
             device=str(task.device),
             threads=torch.get_num_threads(),
             implementation_because=task.choice.reason,
-            computed=task.computed() | threads,
+            computed=task.conditions() | threads,
             validation=self.config.eval.model_dump(mode="json", include=VALIDATION),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
@@ -121,7 +121,7 @@ class Job:
         return self.method.plan(self.options, MethodInputs(self.task, trajectories, self.config.ipc, self.config.seed))
 
 
-@kept_switches()
+@restore_switches()
 def prepare(
     data: str | Path | ImageData,
     *,
@@ -173,7 +173,7 @@ def prepare(
     return Job(task, chosen, resolved_options, config, handle, path, {"source": _source(data), "resize": resize})
 
 
-@kept_switches()
+@restore_switches()
 def prepare_experts(
     data: str | Path | ImageData,
     *,

@@ -28,7 +28,7 @@ CHOSEN_LR = "chosen on validation"
 
 def evaluation_key(task: Task, config: EvalConfig, steps: int) -> str:
     """A key of the protocol, the conditions and the outer steps of the last set: rows of the log with one key agree."""
-    return content_key({"eval": config.model_dump(mode="json"), "computed": task.computed(), "steps": steps})
+    return content_key({"eval": config.model_dump(mode="json"), "computed": task.conditions(), "steps": steps})
 
 
 def evaluate_run(job: Job, listen: Listener) -> list[ResultRow]:
@@ -143,7 +143,7 @@ def write_results(job: Job, rows: list[ResultRow]) -> None:
         format=RESULTS,
         version=1,
         key=content_key(job.resolved),
-        computed=task.computed(),
+        computed=task.conditions(),
         method=job.method.name,
         data=DataName(name=task.data.name, fingerprint=task.data.fingerprint),
         ipc=job.config.ipc,

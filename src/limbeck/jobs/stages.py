@@ -28,10 +28,10 @@ from limbeck.synthetic.grids import image_grid, image_strip, save_png
 from limbeck.synthetic.hooks import StudentMonitor
 from limbeck.synthetic.loop import outer_loop
 from limbeck.synthetic.set import SyntheticSet
-from limbeck.task import Task, kept_switches, set_switches
+from limbeck.task import Task, restore_switches, set_switches
 
 
-@kept_switches()
+@restore_switches()
 def run(job: Job, listen: Listener = lambda event: None) -> Path:
     """Do a job and return its run folder; what an earlier try left is taken up.
 
@@ -114,7 +114,7 @@ def distill(
     return run(job, listen)
 
 
-@kept_switches()
+@restore_switches()
 def train_experts(
     data: str | Path | ImageData,
     *,

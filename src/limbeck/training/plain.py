@@ -1,4 +1,4 @@
-"""Plain training of one network on tensors, shared by experts and evaluation; and its accuracy."""
+"""Training of one network by SGD, for experts and evaluation, and its accuracy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from limbeck.derivatives.autograd import Loss, as_loss
 
 
 class Schedule(NamedTuple):
-    """SGD for `epochs` passes over shuffled batches; lr x 0.1, with a new optimiser, from epoch `drop` on."""
+    """SGD for `epochs` passes over shuffled batches; from epoch `drop` on with 0.1 lr and without the old momentum."""
 
     epochs: int
     lr: float
@@ -33,11 +33,14 @@ GradientRule = Callable[[Loss, Tensor, Batch], Tensor]
 
 @dataclass(frozen=True)
 class Gsam:
-    """GSAM (Zhuang et al. 2022), which FTD trains its experts by: the gradient at the sharpest point nearby.
+    """A `GradientRule`: GSAM (Zhuang et al. 2022), with which FTD trains its experts.
 
-    With g at theta and p at theta + e on the same augmented batch, e = rho g / |g|: p - alpha (g's part across p).
-    rho is constant, as in FTD's code, where the step size is. Norms are over all parameters together.
-    adaptive: e = rho theta^2 g / |theta g|, as ASAM (Kwon et al. 2021). alpha = 0 is SAM (Foret et al. 2021).
+    With the gradients g at theta and p at theta + e, both of one augmented batch, where e = rho g / |g|, the direction
+    is p - alpha (g's component orthogonal to p). Norms are over all parameters together.
+
+    rho:      The radius; constant, as in FTD's code, whose step size is constant too.
+    alpha:    0 gives SAM (Foret et al. 2021).
+    adaptive: e = rho theta^2 g / |theta g|, as in ASAM (Kwon et al. 2021).
     """
 
     rho: float
@@ -91,12 +94,12 @@ def _sgd(theta: Tensor, lr: float, schedule: Schedule) -> torch.optim.Optimizer:
 
 
 def final_parameters(path: Iterable[Tensor]) -> Tensor:
-    """The final parameters of a training run, without keeping those before."""
+    """The final parameters (P,) of a training run, without storing the others."""
     return deque(path, maxlen=1).pop()
 
 
 class Score(NamedTuple):
-    """Fraction of all images, and mean over classes of the fraction of that class, that are classified correctly."""
+    """The fraction of all images that are classified correctly, and the mean over classes of that fraction."""
 
     accuracy: float
     balanced: float
@@ -108,18 +111,18 @@ Network = Callable[[Tensor, Tensor], Tensor]
 
 @torch.no_grad()
 def predict(model: Network, theta: Tensor, images: Tensor, chunk: int = 500) -> Tensor:
-    """The most likely class of each image (n,)."""
+    """The most likely class (n,) of each image (n, c, h, w), computed in chunks."""
     return torch.cat([model(theta, part).argmax(1) for part in images.split(chunk)])
 
 
 def score(model: Network, theta: Tensor, images: Tensor, labels: Tensor) -> Score:
-    """Accuracy and balanced accuracy on un-augmented images; parameters that are not finite score zero."""
+    """Accuracy and balanced accuracy on images without augmentation; parameters that are not finite score 0."""
     if not bool(torch.isfinite(theta).all()):
         return Score(0.0, 0.0)
-    right = (predict(model, theta, images) == labels).double()
-    present, place = labels.unique(return_inverse=True)
+    is_correct = (predict(model, theta, images) == labels).double()
+    present, index = labels.unique(return_inverse=True)
     count = torch.zeros(len(present), dtype=torch.double, device=labels.device).index_add_(
-        0, place, torch.ones_like(right)
+        0, index, torch.ones_like(is_correct)
     )
-    hits = torch.zeros_like(count).index_add_(0, place, right)
-    return Score(float(right.mean()), float((hits / count).mean()))
+    hits = torch.zeros_like(count).index_add_(0, index, is_correct)
+    return Score(float(is_correct.mean()), float((hits / count).mean()))
