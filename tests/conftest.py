@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from limbeck.data import ImageData, Split, load_data
 from limbeck.experts import Expert, ExpertConfig, Store
 from limbeck.experts.make import describe_experts
 from limbeck.experts.train import train_expert
+from limbeck.interop import import_experts
 from limbeck.networks.registry import ModelConfig
 from limbeck.task import Task, make_task
 
@@ -83,3 +85,13 @@ def store(tmp_path: Path, task: Task, expert: Expert, expert_config: ExpertConfi
     made = Store.create(tmp_path / "store", describe_experts(task, expert_config, seed=7))
     made.write(0, expert)
     return made
+
+
+@pytest.fixture
+def import_buffers(tmp_path: Path, digits: ImageData) -> Callable[..., Store]:
+    """Imports files of experts into a new store, measured on few images."""
+
+    def call(source: Path | list[Path], **options: Any) -> Store:
+        return import_experts(source, tmp_path / "store", digits, **{"measure": 20, **options})
+
+    return call

@@ -1,0 +1,240 @@
+"""Sources of images: names, .npz and idx files, Datasets; one clear sentence for each thing wrong."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from image_files import colour, grey, labelled_arrays, refuses, save_npz
+from PIL import Image
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
+
+from limbeck.data import load_data, sources
+
+
+def test_digits_fill_the_range_of_a_byte() -> None:
+    data = load_data("digits")
+    assert data.shape == (1, 8, 8)
+    assert data.train.images.dtype == torch.uint8
+    assert (int(data.train.images.min()), int(data.train.images.max())) == (0, 255)
+    assert data.classes == tuple("0123456789")
+    assert ["no test split" in note for note in data.notes] == [True, False]
+
+
+@pytest.mark.skipif(not sources.FASHION_FOLDER.is_dir(), reason="dataset-fashion-mnist is not installed")
+def test_fashion_mnist_is_read_whole() -> None:
+    data = load_data("fashion-mnist")
+    assert data.train.counts(10) == [5400] * 10
+    assert data.validation.counts(10) == [600] * 10
+    assert data.test.counts(10) == [1000] * 10
+    assert data.classes[0] == "T-shirt/top"
+    assert data.classes[9] == "Ankle boot"
+    assert data.test.labels[:5].tolist() == [9, 2, 1, 1, 6]
+    assert 0.28 < data.train.images.float().mean() / 255 < 0.29
+
+
+def test_fashion_mnist_missing_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sources, "FASHION_FOLDER", tmp_path / "gone")
+    refuses("fashion-mnist", "install the Debian package dataset-fashion-mnist", "folder with the idx files")
+
+
+def test_what_is_no_source_is_refused_with_what_is_known(tmp_path: Path) -> None:
+    refuses("digit", "no data called 'digit'", "digits, fashion-mnist")
+    refuses(tmp_path / "gone", "gone", "digits")
+    (tmp_path / "notes.txt").write_text("x")
+    refuses(tmp_path / "notes.txt", "unknown file type '.txt'", ".npz", "one folder of images per class")
+    refuses(3, "a int is not a source", "Dataset")
+
+
+def test_data_already_loaded_comes_back_as_it_is() -> None:
+    data = load_data("digits")
+    assert load_data(data) is data
+    assert load_data(data, resize=8) is data
+    refuses(data, "resize and test do nothing", resize=9)
+
+
+def test_medmnist_layout_is_used_as_it_is(tmp_path: Path) -> None:
+    parts = {"train": 12, "val": 4, "test": 6}
+    arrays = {f"{k}_images": grey(n, seed=n) for k, n in parts.items()}
+    arrays |= {f"{k}_labels": (np.arange(n) % 2).astype(np.uint8)[:, None] for k, n in parts.items()}
+    data = load_data(save_npz(tmp_path / "medmnist.npz", **arrays))
+    assert data.name == "medmnist"
+    assert data.notes == ()
+    for split, n in ((data.train, 12), (data.validation, 4), (data.test, 6)):
+        assert np.array_equal(split.images.numpy()[:, 0], grey(n, seed=n))
+        assert split.labels.tolist() == [i % 2 for i in range(n)]
+
+
+def test_arrays_may_have_their_channels_first_last_or_float(tmp_path: Path) -> None:
+    images, labels = colour(20), np.arange(20) % 2
+    last = load_data(save_npz(tmp_path / "last.npz", x_train=images, y_train=labels))
+    first = load_data(save_npz(tmp_path / "first.npz", x_train=images.transpose(0, 3, 1, 2), y_train=labels))
+    real = load_data(save_npz(tmp_path / "real.npz", x_train=(images / 255).astype(np.float32), y_train=labels))
+    assert last.shape == (3, 6, 5)
+    assert last.fingerprint == first.fingerprint == real.fingerprint
+    assert "train: floating-point pixels were rounded to 8 bits" in real.notes
+    assert load_data(save_npz(tmp_path / "one.npz", x_train=images[..., :1], y_train=labels)).shape == (1, 6, 5)
+
+
+def test_labels_with_gaps_are_renumbered_and_keep_their_names(tmp_path: Path) -> None:
+    labels = np.array([7, 3, 9, 3, 7, 9] * 5)
+    data = load_data(save_npz(tmp_path / "a.npz", x_train=grey(30), y_train=labels, x_test=grey(30), y_test=labels))
+    assert data.classes == ("3", "7", "9")
+    assert data.test.labels.tolist() == [1, 0, 2, 0, 1, 2] * 5
+    assert "renumbered 0..2" in data.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "parts"),
+    [
+        ({"images": grey(3), "targets": [0, 1, 0]}, ["images, targets", "train_images and train_labels"]),
+        ({"x_train": grey(3)}, ["no images with labels", "x_train"]),
+        ({**labelled_arrays(), "x_test": grey(3)}, ["x_test has no partner"]),
+        ({**labelled_arrays(), "y_train": np.zeros((10, 14), int)}, ["14 labels per image", "multi-label"]),
+        ({**labelled_arrays(), "y_train": np.zeros((10, 1, 1), int)}, ["labels have shape (10, 1, 1)"]),
+        ({**labelled_arrays(), "y_train": np.zeros(9, int)}, ["10 images but 9 labels"]),
+        ({**labelled_arrays(), "y_train": np.arange(10) % 2 * 0.5}, ["labels are float64", "whole numbers"]),
+        ({**labelled_arrays(), "y_train": np.arange(10) % 3 - 1}, ["label -1 is negative"]),
+        ({**labelled_arrays(), "y_train": np.full(10, 4)}, ["only one class (4)"]),
+        ({**labelled_arrays(), "x_test": grey(2), "y_test": [0, 5]}, ["class 5 is in test and not in train"]),
+        ({**labelled_arrays(), "x_test": grey(2, 7), "y_test": [0, 1]}, ["(1, 6, 5)", "(1, 7, 5)"]),
+        ({**labelled_arrays(), "x_train": grey(10).astype(np.int64)}, ["pixels are int64", "uint8"]),
+        ({**labelled_arrays(), "x_train": grey(10).astype(np.float32)}, ["run from 0 to 25", "in 0..1"]),
+        ({**labelled_arrays(), "x_train": np.full((10, 6, 5), np.nan)}, ["run from nan"]),
+        ({**labelled_arrays(), "x_train": np.zeros((10, 6, 5, 7), np.uint8)}, ["(10, 6, 5, 7)", "not that of flat"]),
+        ({"x_train": grey(0), "y_train": np.zeros(0, int)}, ["no images"]),
+        ({"x_train": grey(2), "y_train": [0, 1]}, ["no class has a second image"]),
+        ({**labelled_arrays(), "x_train": np.array([None] * 10, object)}, ["it holds Python objects"]),
+    ],
+)
+def test_npz_contents_that_are_unfit_are_refused(tmp_path: Path, arrays: dict[str, Any], parts: list[str]) -> None:
+    refuses(save_npz(tmp_path / "bad.npz", **arrays), "bad", *parts)
+
+
+def test_npz_files_that_are_none_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "bad.npz"
+    file.write_text("hello")
+    refuses(file, "not a readable .npz", "no zip archive")
+    with file.open("wb") as stream_:
+        np.save(stream_, grey(3))
+    refuses(file, "not a readable .npz")
+    whole = save_npz(tmp_path / "good.npz", **labelled_arrays(200)).read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    refuses(file, "bad.npz: not a readable .npz", "cut short")
+    file.write_bytes(whole[:500] + bytes(100) + whole[600:])  # damaged inside: the checksum tells
+    refuses(file, "bad.npz: not a readable .npz")
+
+
+def idx(path: Path, values: Any, pack: bool = True) -> None:
+    head = bytes([0, 0, 8, values.ndim]) + b"".join(int(n).to_bytes(4, "big") for n in values.shape)
+    content = head + values.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(content) if pack else content)
+
+
+def idx_folder(folder: Path, pack: bool = True) -> Path:
+    folder.mkdir()
+    end = ".gz" if pack else ""
+    for name, n in (("train", 20), ("t10k", 6)):
+        idx(folder / f"{name}-images-idx3-ubyte{end}", grey(n, seed=n), pack)
+        idx(folder / f"{name}-labels-idx1-ubyte{end}", np.arange(n) % 2, pack)
+    return folder
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_idx_folders_are_read(tmp_path: Path, pack: bool) -> None:
+    data = load_data(idx_folder(tmp_path / "mnist", pack))
+    assert data.name == "mnist"
+    assert np.array_equal(data.test.images.numpy()[:, 0], grey(6, seed=6))
+    assert data.test.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    assert (len(data.train), len(data.validation)) == (18, 2)
+    unpacked = grey(6, seed=99)  # an unpacked file wins over the packed one, whichever came first
+    idx(tmp_path / "mnist" / "t10k-images-idx3-ubyte.gz", grey(6, seed=6))
+    idx(tmp_path / "mnist" / "t10k-images-idx3-ubyte", unpacked, pack=False)
+    assert np.array_equal(load_data(tmp_path / "mnist").test.images.numpy()[:, 0], unpacked)
+
+
+def test_idx_files_that_are_damaged_are_named(tmp_path: Path) -> None:
+    folder = idx_folder(tmp_path / "mnist", pack=False)
+    images, labels = folder / "train-images-idx3-ubyte", folder / "train-labels-idx1-ubyte"
+    whole = images.read_bytes()
+    images.write_bytes(whole[:-1])
+    refuses(folder, "train-images-idx3-ubyte: header says [20, 6, 5] but 599 bytes follow")
+    images.write_bytes(whole[:7])
+    refuses(folder, "train-images-idx3-ubyte: starts with 00000803")
+    images.write_bytes(labels.read_bytes())
+    refuses(folder, "starts with 00000801, not 00000803")
+    images.unlink()
+    packed = gzip.compress(whole)
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(packed[:-20])
+    refuses(folder, "train-images-idx3-ubyte.gz: truncated or not gzip")
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(packed)
+    idx(labels, np.arange(19) % 2, pack=False)
+    refuses(folder, "20 images but 19 labels")
+    labels.unlink()
+    refuses(folder, "no idx file of train labels")
+    labels.mkdir()
+    refuses(folder, "train-labels-idx1-ubyte: cannot be read")
+
+
+class Pairs(Dataset[Any]):
+    """A map-style Dataset of the given (image, label) pairs."""
+
+    def __init__(self, pairs: list[Any], classes: list[str] | None = None) -> None:
+        self.pairs = pairs
+        if classes:
+            self.classes = classes
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.pairs[index]
+
+
+class Stream(IterableDataset[Any]):
+    """A Dataset without length or rows."""
+
+    def __iter__(self) -> Any:
+        return iter(())
+
+
+def test_a_dataset_may_yield_tensors_pictures_or_arrays() -> None:
+    images = colour(20)
+    kinds = {
+        "bytes": [torch.from_numpy(p).permute(2, 0, 1) for p in images],
+        "float": [torch.from_numpy(p).permute(2, 0, 1) / 255 for p in images],
+        "pil": [Image.fromarray(p) for p in images],
+        "array": list(images),
+    }
+    read = {k: load_data(Pairs([(p, i % 2) for i, p in enumerate(v)], ["x", "y"])) for k, v in kinds.items()}
+    assert len({data.fingerprint for data in read.values()}) == 1
+    assert read["pil"].shape == (3, 6, 5)
+    assert read["pil"].classes == ("x", "y")
+    assert read["pil"].name == "pairs"
+
+
+def test_a_dataset_may_bring_its_test_set_and_tensor_labels() -> None:
+    images = torch.from_numpy(grey(10))[:, None]
+    train = TensorDataset(images, torch.arange(10) % 2)
+    data = load_data(train, test=TensorDataset(images[:4], torch.tensor([[1], [0], [1], [0]])), validation=0)
+    assert torch.equal(data.train.images, images)
+    assert torch.equal(data.test.images, images[:4])
+    assert data.test.labels.tolist() == [1, 0, 1, 0]
+
+
+def test_datasets_that_are_unfit_are_refused() -> None:
+    image = torch.zeros(1, 4, 4, dtype=torch.uint8)
+    refuses(Pairs([]), "Pairs: has length 0")
+    refuses(Pairs([(image, 0), image]), "item 1: not an (image, label) pair")
+    refuses(Pairs([(image, 0), (image, 0.5)]), "item 1: label 0.5 is not one whole number")
+    refuses(Pairs([(image, [0, 1])]), "item 0: label [0, 1]")
+    refuses(Pairs([("a.png", 0)]), "image is a str")
+    refuses(Pairs([(image - 1.0, 0)]), "run from -1 to -1", "not normalised")
+    refuses(Pairs([(image, 0), (torch.zeros(1, 4, 5), 1)]), "item 0 is 4x4", "item 1 is 5x4")
+    refuses(Pairs([(image, -1), (image, 0)]), "label -1 is negative")
+    refuses(Stream(), "a Stream is not a source", "map-style")
+    refuses("digits", "test= is a Dataset", test=Pairs([(image, 0)]))
