@@ -55,7 +55,7 @@ def test_a_recorded_command_can_be_typed_again(
 ) -> None:
     words = ["distill", "my pictures", "--out", "it's $HERE", "--augment", ""]
     monkeypatch.setattr(sys, "argv", [name, *words])
-    command = prepare("digits", model=ModelConfig(width=4)).facts()["command"]
+    command = prepare("digits", model=ModelConfig(width=4)).record().command
     assert shlex.split(command) == ["limbeck", *words]
 
 

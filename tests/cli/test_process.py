@@ -142,6 +142,6 @@ def test_a_place_that_cannot_be_written(
         raise OSError(number, os.strerror(number), str(target))
 
     monkeypatch.setattr(Path, "replace", fail)
-    told = refused("distill", "digits", *TINY, "--out", tmp_path / "run", status=1)
+    told = refused("distill", "digits", *TINY, "--no-estimate", "--out", tmp_path / "run", status=1)
     assert os.strerror(number) in told
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

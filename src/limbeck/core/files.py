@@ -83,6 +83,15 @@ def content_key(description: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def require_new_folder(path: Path, meaning: str) -> None:
+    """UserError unless a folder can be made at `path`, or is empty there; meaning: what it does not hold yet."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} exists and is not {meaning}; name a new folder with --out.")
+    parent = next(parent for parent in path.absolute().parents if parent.exists())
+    if not parent.is_dir():
+        raise UserError(f"{parent} is a file, so {path} cannot be made; name another folder with --out.")
+
+
 def refuse_own_folder(folder: Path) -> None:
     """Raise UserError where a folder that should hold images is a run or a store of experts."""
     for file, what in (("run.json", "a run of limbeck"), ("store.json", "a store of experts")):

@@ -35,14 +35,18 @@ class Experts:
     ) -> Experts:
         """Experts that are trained where the store lacks them; by default in a store that is named by its content.
 
-        Raises UserError for waypoints that do not fit the epochs, and where trajectories of `kind` would not be stored.
+        Raises UserError for waypoints that do not fit the epochs, where trajectories of `kind` would not be stored, and
+        where there is something else at `path`.
         """
         config.waypoint_epochs()
         if kind != "any" and config.keep not in (kind, "both"):
             raise UserError(
                 f"the method needs {kind} trajectories; train its experts with '--expert.keep {kind}' or both."
             )
-        return cls(task, config, count, seed, kind, path or default_store(describe_experts(task, config, seed)))
+        description = describe_experts(task, config, seed)
+        if path is not None:
+            Store.check(path, description)
+        return cls(task, config, count, seed, kind, path or default_store(description))
 
     @classmethod
     def of_store(cls, task: Task, path: Path, count: int | None, seed: int, kind: Kind) -> Experts:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from limbeck.core.conditions import first_difference, require_same_conditions
 from limbeck.core.errors import UserError
-from limbeck.core.files import content_key, read_json, write_json
+from limbeck.core.files import content_key, read_json, require_new_folder, write_json
 from limbeck.core.folders import size_of
 from limbeck.core.tensors import open_tensors, write_tensors
 from limbeck.experts.convexified import SCHEDULES, SMOOTHING, Convexified, convexify, start_at_zero, waypoint_epochs
@@ -131,14 +131,19 @@ class Store:
         """
         description = json.loads(json.dumps(description))  # as it will be read: lists, not tuples
         header = {"format": cls.FORMAT, "version": 1, "key": content_key(description), **description}
+        cls.check(path, description)
         if (path / "store.json").exists():
-            store = cls.open(path)
-            store.require({name: value for name, value in description.items() if name != "computed"})
-            return store
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UserError(f"{path} exists and is not a store of experts; name a new folder.")
+            return cls.open(path)
         write_json(path / "store.json", header)
         return cls(path, header)
+
+    @classmethod
+    def check(cls, path: Path, description: dict[str, Any]) -> None:
+        """UserError unless `path` is a store of this description, or can become one; nothing is written."""
+        if (path / "store.json").exists():
+            cls.open(path).require({name: value for name, value in description.items() if name != "computed"})
+        else:
+            require_new_folder(path, "a store of experts")
 
     @classmethod
     def open(cls, path: Path) -> Store:

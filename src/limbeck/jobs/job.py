@@ -134,7 +134,8 @@ def prepare(
 ) -> Job:
     """Read and check a job, resolve every default, and try its plan on a stand-in for the experts.
 
-    The arguments are those of `distill`. Nothing is written. Raises UserError for input that cannot work.
+    The arguments are those of `distill`. Nothing is written. Raises UserError for input that cannot work, and where
+    the run folder holds something else.
 
     >>> job = prepare("digits", ipc=1, iterations=100)
     >>> job.path.name, job.experts.count, job.config.model.depth, job.is_finished
@@ -170,7 +171,9 @@ def prepare(
     if not recorded:
         epochs = None if handle is None else expert.epochs
         refuse_impossible(chosen, resolved_options, task, config.ipc, config.seed, epochs)
-    return Job(task, chosen, resolved_options, config, handle, path, {"source": _source(data), "resize": resize})
+    job = Job(task, chosen, resolved_options, config, handle, path, {"source": _source(data), "resize": resize})
+    job.folder.check(job.record())
+    return job
 
 
 @restore_switches()

@@ -20,7 +20,7 @@ from torch import Tensor
 from limbeck.core.aliases import old_config, rename_options
 from limbeck.core.conditions import first_difference, require_same_conditions
 from limbeck.core.errors import UserError
-from limbeck.core.files import content_key, write_json
+from limbeck.core.files import content_key, require_new_folder, write_json
 from limbeck.core.records import LogLine, LoopProgress, ResultsRecord, RunRecord, StateHeader, read_record
 from limbeck.core.tensors import read_header, read_tensors, write_tensors
 from limbeck.synthetic.set import SyntheticSet
@@ -51,8 +51,7 @@ class Run:
         run = cls(path)
         if run.has_begun():
             return run
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UserError(f"{path} exists and is not a run of limbeck; name a new folder with --out.")
+        require_new_folder(path, "a run of limbeck")
         write_json(path / "run.json", record.to_json())
         return run
 
@@ -89,12 +88,16 @@ class Run:
         key = read_record(self.path / "results.json", ResultsRecord, RESULTS).key or content_key(self.config())
         return key in (content_key(config), content_key(old_config(config)))
 
-    def take_up(self, record: RunRecord) -> None:
-        """Let the run go on as `record` says: to its end, to more iterations than it had, or to another evaluation.
+    def check(self, record: RunRecord) -> None:
+        """Check that the folder is free, or that its run can go on as `record` says; nothing is written.
 
-        Raises UserError where anything else differs, and where steps are left and the conditions or the validations are
-        not those of the earlier steps. More iterations are recorded at once.
+        A run goes on to its end, to more iterations than it had, or to another evaluation. Raises UserError where
+        anything else differs, and where steps are left and the conditions or the validations are not those of the
+        earlier steps.
         """
+        if not self.has_begun():
+            require_new_folder(self.path, "a run of limbeck")
+            return
         earlier, config = self.read(), dict(record.config)
         recorded = rename_options(self.config(), config)
         self._require_same(recorded, config)
@@ -106,6 +109,12 @@ class Run:
             )
         if self.steps_left(config) or not (self.path / "results.json").exists():
             require_same_conditions(str(self.path), earlier.computed, record.computed)
+
+    def take_up(self, record: RunRecord) -> None:
+        """Let the run go on as `record` says, and record more iterations at once; UserError as `check` raises it."""
+        self.check(record)
+        config = dict(record.config)
+        recorded = rename_options(self.config(), config)
         if config.get("iterations") != recorded.get("iterations"):
             self.record({**recorded, "iterations": config["iterations"]})
 
