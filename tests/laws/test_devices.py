@@ -31,7 +31,7 @@ from limbeck.derivatives.cuda_graph import CapturedDerivatives
 from limbeck.derivatives.explicit import FusedCrossEntropy
 from limbeck.evaluation.protocol import EvalConfig, best_lr
 from limbeck.experts import Expert, ExpertConfig, Store
-from limbeck.experts.make import describe_experts, make_experts, path_accuracy
+from limbeck.experts.make import describe_experts, make_experts, measure_paths
 from limbeck.experts.train import train_expert
 from limbeck.jobs.checkpoint import Stateful
 from limbeck.methods import DataFacts, Method, MethodInputs, Plan
@@ -314,7 +314,7 @@ def test_experts_are_trained_scored_and_written(
         with elsewhere:
             there = moved(elsewhere, task)
             make_experts(there, config, index + 1, 7, store)
-            curves = path_accuracy(there, [store.read(index)], 3)
+            curves = measure_paths(there, [store.read(index)], 3)
         assert len(curves["convexified_path"]["accuracy"][0]) == 3
     in_order(elsewhere)
     assert store.read(0).validation[-1] > store.read(0).validation[0]

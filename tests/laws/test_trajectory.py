@@ -351,18 +351,18 @@ def test_the_store_keeps_every_byte(store: Store, expert: Expert, tmp_path: Path
 
 
 def test_a_store_can_be_convexified_later(store: Store, expert: Expert, tmp_path: Path) -> None:
-    target = store.convexified(tmp_path / "later", waypoints=3, smoothing="mct", dtype="float32")
+    target = store.convexify(tmp_path / "later", waypoints=3, smoothing="mct", dtype="float32")
     found = target.read(0)
     assert found.recorded is None
     assert found.convex is not None
     assert expert.convex is not None
     assert torch.equal(found.convex.waypoints, expert.convex.waypoints)
     assert torch.equal(found.convex.beta, expert.convex.beta)
-    half = store.convexified(tmp_path / "half", waypoints=2, smoothing="none", dtype="float16").read(0).convex
+    half = store.convexify(tmp_path / "half", waypoints=2, smoothing="none", dtype="float16").read(0).convex
     assert half is not None
     assert half.waypoints.dtype == torch.float16
     with pytest.raises(UserError, match="keep recorded"):
-        target.convexified(tmp_path / "again", waypoints=2, smoothing="none", dtype="float32")
+        target.convexify(tmp_path / "again", waypoints=2, smoothing="none", dtype="float32")
 
 
 def test_a_truncated_expert_is_refused(store: Store) -> None:

@@ -125,7 +125,7 @@ def test_ten_experts_are_imported_convexified_and_distilled_from(tmp_path: Path)
     save([walk(seed, 4) for seed in range(10)], tmp_path / "b/replay_buffer_0.pt")
     data = limbeck.load_data("digits")
     recorded = import_experts(tmp_path / "b", tmp_path / "recorded", data, measure=20)
-    convex = recorded.convexified(tmp_path / "convex", waypoints=3, smoothing="mct", dtype="float32")
+    convex = recorded.convexify(tmp_path / "convex", waypoints=3, smoothing="mct", dtype="float32")
     assert convex.indices() == list(range(10))
     run = limbeck.distill(
         data,

@@ -13,7 +13,7 @@ from torch import Tensor
 from limbeck.core.rng import derive_seed, make_generator
 from limbeck.core.types import Batch
 from limbeck.experts import Expert, ExpertConfig
-from limbeck.experts.segments import GrownEpochs
+from limbeck.experts.segments import GrowingEpochs
 from limbeck.methods import METHODS, DataFacts, MethodInputs, Plan
 from limbeck.methods.datm import init_label_logits
 from limbeck.methods.trajectory_matching import WithTeacherLabels
@@ -219,9 +219,9 @@ def test_the_average_follows_its_recurrence(task: Task, expert: Expert) -> None:
 
 def test_the_start_range_grows_by_the_formula() -> None:
     """4.4.5 of the specification with CIFAR-10's 20 to 40 in 2000 steps, by hand."""
-    sampler = GrownEpochs(20, 40, 2000, 2)
+    sampler = GrowingEpochs(20, 40, 2000, 2)
     assert [sampler.bound(step) for step in (0, 99, 100, 1000, 1999, 2000, 9000)] == [20, 20, 21, 30, 39, 40, 40]
-    starts = [int(GrownEpochs(2, 4, 100, 1, 1)(step, 9, make_generator(0, step))[0]) for step in range(300)]
+    starts = [int(GrowingEpochs(2, 4, 100, 1, 1)(step, 9, make_generator(0, step))[0]) for step in range(300)]
     assert set(starts[:50]) == {1}
     assert set(starts[50:100]) == {1, 2}
     assert set(starts[100:]) == {1, 2, 3}

@@ -400,7 +400,7 @@ def test_files_without_conditions_are_read_and_not_continued(run: Path, tmp_path
     with pytest.raises(UserError, match="does not say under which conditions"):
         store.require_conditions({"numerics": 1})
     inspect_store(golden, tmp_path / "inspection")
-    assert store.convexified(tmp_path / "convex", waypoints=2).indices() == [0]
+    assert store.convexify(tmp_path / "convex", waypoints=2).indices() == [0]
 
 
 # --- names of data

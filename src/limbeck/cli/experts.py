@@ -92,8 +92,8 @@ def run_experts(args: Experts, listen: Listener) -> Any:
 
 
 def run_convexify(args: Convexify, listen: Listener) -> Any:
-    """Call `Store.convexified`; the result describes the new store."""
-    store = Store.open(Path(args.store)).convexified(
+    """Call `Store.convexify`; the result describes the new store."""
+    store = Store.open(Path(args.store)).convexify(
         Path(args.out),
         waypoints=args.waypoints,
         waypoint_at=args.waypoint_at,

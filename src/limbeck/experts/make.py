@@ -1,4 +1,4 @@
-"""Make the experts that a run needs, and only those that are missing."""
+"""Train the experts that a store lacks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from limbeck.training.plain import score
 
 
 def describe_experts(task: Task, config: ExpertConfig, seed: int) -> dict[str, Any]:
-    """All that an expert depends on, JSON-able; its hash names the default store."""
+    """Return everything that an expert depends on, JSON-able; its hash is part of the default store's name."""
     layout = task.model.layout
     return {
         **task.describe(),
@@ -33,7 +33,7 @@ def describe_experts(task: Task, config: ExpertConfig, seed: int) -> dict[str, A
 
 
 def default_store(description: dict[str, Any]) -> Path:
-    """Where experts of this description live unless told otherwise: two descriptions never share a folder."""
+    """Return the default folder of experts of this description; two descriptions never share one."""
     name = f"{description['data']['name']}-{description['model']['name']}-{content_key(description)}"
     return home_folder() / "experts" / name
 
@@ -41,25 +41,24 @@ def default_store(description: dict[str, Any]) -> Path:
 def make_experts(
     task: Task, config: ExpertConfig, count: int, seed: int, store: Store, listen: Listener = lambda event: None
 ) -> None:
-    """Train experts 0 ... count - 1 that the store lacks; each is written when it ends.
+    """Train those of the experts 0 ... count - 1 that the store lacks; an expert is written when it is trained.
 
-    Raises UserError where those it has were computed under other conditions.
+    Raises UserError if the store's experts were computed under other conditions, and where training diverges.
     """
-    have = set(store.indices())
-    missing = [index for index in range(count) if index not in have]
+    missing = sorted(set(range(count)) - set(store.indices()))
     if not missing:
         return
     store.require_conditions(task.conditions())
     listen({"event": "stage", "name": "experts", "total": len(missing) * config.epochs, "unit": "epoch"})
-    tell = synchronized(listen)
+    listen = synchronized(listen)
     seeds, pair = {index: derive_seed(seed, "expert", index) for index in missing}, task.train
     starts = {index: task.model.init(seeds[index]).to(task.device) for index in missing}
-    jobs = [partial(_expert, task, pair, config, index, seeds[index], starts[index], tell) for index in missing]
+    jobs = [partial(_train, task, pair, config, index, seeds[index], starts[index], listen) for index in missing]
     for place, expert in parallel_map(jobs, task.max_workers):
         store.write(missing[place], expert)
 
 
-def _expert(
+def _train(
     task: Task,
     pair: tuple[Tensor, Tensor],
     config: ExpertConfig,
@@ -71,7 +70,7 @@ def _expert(
 ) -> Expert:
     """Train one expert from `start` on images and labels; `check` is called at every step."""
 
-    def watch(epoch: int, theta: Tensor) -> float:
+    def validate(epoch: int, theta: Tensor) -> float:
         accuracy = score(task.logits, theta, *task.validation).accuracy
         if epoch:
             listen({"event": "advance", "text": f"expert {index + 1}, validation {accuracy:.3f}"})
@@ -80,11 +79,14 @@ def _expert(
     def test(theta: Tensor) -> float:
         return score(task.logits, theta, *task.test).accuracy
 
-    return train_expert(task.loss, start, *pair, config, task.model.layout, seed, watch, test, check)
+    return train_expert(task.loss, start, *pair, config, task.model.layout, seed, validate, test, check)
 
 
-def path_accuracy(task: Task, experts: list[Expert], points: int = 11) -> dict[str, Any]:
-    """Validation accuracy along the recorded and the convexified path of each expert, as experts.json holds it."""
+def measure_paths(task: Task, experts: list[Expert], points: int = 11) -> dict[str, Any]:
+    """Return the validation accuracy along the recorded and the convexified path of every expert, for experts.json.
+
+    points: equally spaced epochs at which the convexified path is measured.
+    """
     end = len(experts[0].validation) - 1
     times = torch.linspace(0, end, points, dtype=torch.double).tolist()
     curves = [

@@ -1,4 +1,4 @@
-"""The store of experts: a folder with `store.json` and one safetensors file an expert."""
+"""The store of experts: a folder with `store.json` and one safetensors file per expert."""
 
 from __future__ import annotations
 
@@ -24,10 +24,17 @@ from limbeck.networks.flat import Layout
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 Kind = Literal["convex", "recorded", "any"]
+"""Kind of trajectory; "any" is whichever a store has."""
 
 
 class ExpertConfig(BaseModel):
-    """How an expert is trained, and what is kept of it."""
+    """How an expert is trained, and what of its trajectory is stored.
+
+    >>> import limbeck
+    >>> config = limbeck.ExpertConfig(epochs=50, waypoints=4, keep="both")
+    >>> config.waypoint_epochs()
+    (0, 17, 33, 50)
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -61,17 +68,20 @@ class ExpertConfig(BaseModel):
     """Scale the radius by each parameter's size (ASAM), as FTD's code does."""
 
     def waypoint_epochs(self) -> tuple[int, ...]:
-        """Epochs of the waypoints; UserError where they do not fit, or smoothing or schedule are unknown."""
+        """Return the epochs of the waypoints, from 0 to the last.
+
+        Raises UserError for waypoints that do not fit the epochs, and for an unknown smoothing or schedule.
+        """
         if self.smoothing not in SMOOTHING:
             raise UserError(f"there is no smoothing called '{self.smoothing}'; choose one of {', '.join(SMOOTHING)}.")
         if self.schedule not in SCHEDULES:
             raise UserError(f"there is no schedule called '{self.schedule}'; choose one of {', '.join(SCHEDULES)}.")
-        given = self.waypoint_at
-        if not given:
+        epochs = self.waypoint_at
+        if not epochs:
             return waypoint_epochs(self.waypoints, self.epochs)
-        if given[0] != 0 or given[-1] != self.epochs or list(given) != sorted(set(given)):
-            raise UserError(f"waypoints go up from 0 to the expert's last epoch, {self.epochs}; {given} do not.")
-        return given
+        if epochs[0] != 0 or epochs[-1] != self.epochs or list(epochs) != sorted(set(epochs)):
+            raise UserError(f"waypoints go up from 0 to the expert's last epoch, {self.epochs}; {epochs} do not.")
+        return epochs
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -96,9 +106,11 @@ def make_path(points: Tensor, layout: Layout, config: ExpertConfig) -> Convexifi
 
 @dataclass(frozen=True, eq=False)
 class Expert:
-    """One trained expert: its trajectories and what was measured on the way.
+    """One trained expert: its trajectories and its accuracies, as fractions.
 
-    validation: accuracy on the validation part after every epoch, 0 ... K; test: after the last, for reports only.
+    convex, recorded: its trajectories; None for one that is not stored.
+    validation:       accuracy on the validation part after epochs 0 ... K.
+    test:             accuracy on the test part after the last epoch, for reports only.
     """
 
     convex: Convexified | None
@@ -107,7 +119,7 @@ class Expert:
     test: float
 
     def trajectory(self, kind: Kind) -> Convexified | Recorded | None:
-        """That of this kind, None where it was not kept; of any kind, the recorded one first."""
+        """Return the trajectory of this kind, or None; of any kind, the recorded one if there is one."""
         if kind == "any":
             return self.convex if self.recorded is None else self.recorded
         return self.convex if kind == "convex" else self.recorded
@@ -115,7 +127,17 @@ class Expert:
 
 @dataclass(frozen=True, eq=False)
 class Store:
-    """A folder of experts that share data, network, preprocessing and hyper-parameters: its `header`."""
+    """A folder of experts that share data, network, preprocessing and hyper-parameters.
+
+    header: the content of store.json, which describes what the experts share.
+
+    >>> import limbeck, tempfile
+    >>> from pathlib import Path
+    >>> description = {"expert": limbeck.ExpertConfig(epochs=50).model_dump(mode="json"), "data": {"name": "digits"}}
+    >>> store = limbeck.Store.create(Path(tempfile.mkdtemp()) / "store", description)
+    >>> store.indices(), limbeck.Store.open(store.path).config.epochs  # no experts yet
+    ([], 50)
+    """
 
     path: Path
     header: dict[str, Any]
@@ -124,10 +146,11 @@ class Store:
 
     @classmethod
     def create(cls, path: Path, description: dict[str, Any]) -> Store:
-        """Open the store at `path`, or begin one; UserError when it was made from something else.
+        """Open the store at `path`, or create one.
 
-        description: what the experts depend on; two descriptions that differ never share a store. Its `computed`, the
-        conditions, does not have to agree for reading: whoever adds experts calls `require_conditions` before.
+        description: what the experts depend on, JSON-able; two descriptions that differ never share a store. The
+            conditions under `computed` may differ: call `require_conditions` before adding experts.
+        Raises UserError if the folder holds a store of another description, or anything else.
         """
         description = json.loads(json.dumps(description))  # as it will be read: lists, not tuples
         header = {"format": cls.FORMAT, "version": 1, "key": content_key(description), **description}
@@ -147,7 +170,7 @@ class Store:
 
     @classmethod
     def open(cls, path: Path) -> Store:
-        """An existing store; UserError when `path` is none."""
+        """Return the store in the folder `path`; UserError if there is none."""
         if not (path / "store.json").exists():
             raise UserError(f"{path} is not a store of experts: it has no store.json; make one with 'limbeck experts'.")
         header = read_json(path / "store.json", cls.FORMAT)
@@ -157,44 +180,47 @@ class Store:
         return cls(path, header)
 
     def require(self, description: dict[str, Any]) -> None:
-        """UserError that names the first thing in which this store differs from `description`.
+        """Raise UserError unless the header agrees with `description`; it names the first difference.
 
-        A store from before preprocessing was described by its numbers says only its kind, and that has to agree.
+        Headers of an earlier version contain only the kind of preprocessing, not its numbers; then the kind counts.
         """
-        for name, wanted in description.items():
+        for name, expected in description.items():
             recorded = self.header.get(name)
             if name == "preprocess" and recorded is not None and "mean" not in recorded:
-                wanted = {key: wanted[key] for key in ("kind", "eps", "shape")}
-            if recorded != wanted:
-                before, now = first_difference(recorded, wanted)
+                expected = {key: expected[key] for key in ("kind", "eps", "shape")}
+            if recorded != expected:
+                before, now = first_difference(recorded, expected)
                 raise UserError(
                     f"the store {self.path} was made with {name} {before}, "
                     f"this run needs {now}; use another store or change the option."
                 )
 
     def require_conditions(self, computed: dict[str, Any] | None) -> None:
-        """UserError unless the experts of this store were computed under these conditions (`Task.conditions`)."""
+        """Raise UserError unless this store's experts were computed under these conditions (`Task.conditions`)."""
         require_same_conditions(f"the store {self.path}", self.header.get("computed"), computed)
 
     @property
     def layout(self) -> Layout:
+        """Where the parameter tensors lie in the flat parameters (P,)."""
         names, shapes = self.header["layout"]["names"], self.header["layout"]["shapes"]
         return Layout(tuple(names), tuple(tuple(shape) for shape in shapes))
 
     @property
     def config(self) -> ExpertConfig:
+        """How the experts were trained."""
         return ExpertConfig(**self.header["expert"])
 
     def file(self, index: int) -> Path:
+        """Return the path of an expert's file."""
         return self.path / f"expert-{index:04d}.safetensors"
 
     def indices(self) -> list[int]:
-        """Which experts are there, in order."""
+        """Return the indices of the experts that the store has, in order."""
         names = (re.fullmatch(r"expert-(\d+)\.safetensors", file.name) for file in self.path.iterdir())
         return sorted(int(name[1]) for name in names if name)
 
     def write(self, index: int, expert: Expert) -> None:
-        """Add one finished expert."""
+        """Write one expert to its file."""
         tensors: dict[str, Tensor] = {}
         if expert.convex is not None:
             tensors |= {"waypoints": expert.convex.waypoints, "beta": expert.convex.beta}
@@ -213,9 +239,9 @@ class Store:
         write_tensors(self.file(index), tensors, header)
 
     def read(self, index: int, lazy: bool = False) -> Expert:
-        """One expert, verified; UserError when its file is damaged or belongs to another store.
+        """Return one expert after verifying its file; UserError if that is damaged or belongs to another store.
 
-        lazy: recorded points stay in the file and are read one at a time; only the verification reads them all.
+        lazy: recorded points stay in the file and are read one at a time; only the verification reads all of them.
         """
         tensors, rows, header = open_tensors(self.file(index), "limbeck-expert", ("points",) if lazy else ())
         if header["store"] != self.header["key"]:
@@ -233,20 +259,21 @@ class Store:
         return Expert(convex, recorded, tuple(header["validation"]), header["test"])
 
     def bytes_of(self, indices: Sequence[int]) -> int:
-        """Bytes on disk of these experts' files."""
+        """Return the size of these experts' files on disk, in bytes."""
         return sum(size_of(self.file(index)) for index in indices)
 
-    def convexified(self, path: Path, **changed: Any) -> Store:
-        """A new store at `path` with this one's recorded experts convexified; UserError if any was not recorded.
+    def convexify(self, path: Path, **options: Any) -> Store:
+        """Convexify the recorded experts of this store into a new one at `path`, and return that.
 
-        changed: fields of `ExpertConfig` that say how (waypoints, waypoint_at, smoothing, schedule, dtype).
+        options: fields of `ExpertConfig`: waypoints, waypoint_at, smoothing, schedule, dtype.
+        Raises UserError if an expert is not recorded, and for options that do not fit.
         """
         if not self.indices():
             raise UserError(f"the store {self.path} holds no finished experts; run 'limbeck experts' first.")
-        config = ExpertConfig(**{**self.config.model_dump(), "keep": "convex", **changed})
+        config = ExpertConfig(**{**self.config.model_dump(), "keep": "convex", **options})
         config.waypoint_epochs()
-        description = {k: v for k, v in self.header.items() if k not in ("format", "version", "key")}
-        for index in self.indices():  # all of them before the new store is begun, one at a time for memory
+        description = {name: value for name, value in self.header.items() if name not in ("format", "version", "key")}
+        for index in self.indices():  # before the new store is created; one at a time, for memory
             if self.read(index, lazy=True).recorded is None:
                 raise UserError(f"{self.file(index)} holds no recorded trajectory; train with '--keep recorded'.")
         target = Store.create(path, {**description, "expert": config.model_dump(mode="json")})

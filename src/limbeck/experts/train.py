@@ -1,4 +1,4 @@
-"""Train one expert, and keep only what its trajectory needs."""
+"""Train one expert, and store only what its trajectory needs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from limbeck.experts.store import DTYPES, Expert, ExpertConfig
 from limbeck.networks.flat import Layout
 from limbeck.training.plain import Gsam, Schedule, train
 
-Watch = Callable[[int, Tensor], float]
-"""(epoch, theta (P,)) -> accuracy on the validation part."""
+Validate = Callable[[int, Tensor], float]
+"""(epoch, theta (P,)) -> accuracy on the validation part, called after every epoch from 0 on."""
 
 
 def train_expert(
@@ -28,14 +28,16 @@ def train_expert(
     config: ExpertConfig,
     layout: Layout,
     seed: int,
-    watch: Watch,
+    validate: Validate,
     test: Callable[[Tensor], float],
     check: Callable[[], None] = lambda: None,
 ) -> Expert:
-    """SGD from theta0 (P,) on preprocessed images (n, c, h, w); its trajectory is convexified as it passes by.
+    """Train an expert by SGD from theta0 (P,), convexifying its trajectory on the way.
 
-    check: called before every step; what it raises ends the training.
-    Raises UserError when training diverges.
+    images:   (n, c, h, w) in network input space; labels: int64 (n,).
+    validate: measures the expert after every epoch; test: theta (P,) -> accuracy after the last.
+    check:    called before every step; what it raises ends the training.
+    Raises UserError if the parameters stop being finite.
     """
     schedule = Schedule(config.epochs, config.lr, config.batch_size, config.momentum, config.weight_decay)
     gsam = Gsam(config.sam_rho, config.sam_alpha, config.sam_adaptive) if config.sam_rho else None
@@ -57,7 +59,7 @@ def train_expert(
             points.append(theta.to("cpu", copy=True))
         if not bool(torch.isfinite(theta).all()):
             raise UserError(f"the expert diverged in epoch {epoch}; lower its step size ({config.lr:g}).")
-        validation.append(watch(epoch, theta))
+        validation.append(validate(epoch, theta))
     return Expert(
         None if convexifier is None else convexifier.finish(),
         Recorded(torch.stack(points).to(DTYPES[config.dtype])) if config.keep != "convex" else None,

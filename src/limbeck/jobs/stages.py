@@ -15,7 +15,7 @@ from limbeck.core.types import Listener, Trajectory
 from limbeck.data import ImageData
 from limbeck.evaluation.protocol import evaluate_set
 from limbeck.experts.handle import Experts
-from limbeck.experts.make import path_accuracy
+from limbeck.experts.make import measure_paths
 from limbeck.experts.store import Store
 from limbeck.jobs.checkpoint import Checkpoint, KeepBest, Log
 from limbeck.jobs.job import Job, prepare, prepare_experts
@@ -168,7 +168,7 @@ def inspect_experts(job: Job, experts: Experts) -> None:
         parameters=parameters,
         test_accuracy=[expert.test for expert in experts.loaded],
         bytes=ExpertBytes(experts=store.bytes_of(experts.indices), recorded_would_be=every_epoch),
-        **path_accuracy(job.task, experts.loaded[:5]),
+        **measure_paths(job.task, experts.loaded[:5]),
     )
     write_json(path, record.to_json())
 

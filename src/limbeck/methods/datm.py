@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from limbeck.core.errors import UserError
-from limbeck.experts.segments import GrownEpochs
+from limbeck.experts.segments import GrowingEpochs
 from limbeck.methods.coreset import Init
 from limbeck.methods.ftd import FLAT
 from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
@@ -95,7 +95,7 @@ def init_with_soft_labels(options: DATMOptions, inputs: MethodInputs) -> Synthet
 
 def plan(options: DATMOptions, inputs: MethodInputs) -> Plan:
     """Match recorded experts from a start range that grows, learn labels, skip steps with too high a loss."""
-    sampler = GrownEpochs(
+    sampler = GrowingEpochs(
         options.first_max_start_epoch,
         options.max_start_epoch,
         options.expansion_steps,
