@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test compares it with
     from limbeck.data import ImageData as ImageData
     from limbeck.data import load_data as load_data
     from limbeck.data.augment import DSA as DSA
+    from limbeck.derivatives.autograd import Loss as Loss
     from limbeck.evaluation.protocol import EvalConfig as EvalConfig
     from limbeck.evaluation.protocol import evaluate as evaluate
     from limbeck.experts import Continuous as Continuous
@@ -66,6 +67,7 @@ _WHERE = {
     "Implicit": "training",
     "Job": "jobs.job",
     "JobConfig": "jobs.config",
+    "Loss": "derivatives.autograd",
     "METHODS": "methods",
     "MODELS": "networks.registry",
     "MatchTrajectory": "objectives",

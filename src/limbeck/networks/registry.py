@@ -1,4 +1,8 @@
-"""Networks by name. To add one, write a module of (channels, size, classes, **options) and add a line to MODELS."""
+"""Networks by name. To add one, write a module of (channels, size, classes, **options) and add a line to MODELS.
+
+>>> MODELS["mlp"](1, (8, 8), 10, width=4)(torch.zeros(2, 1, 8, 8)).shape
+torch.Size([2, 10])
+"""
 
 from __future__ import annotations
 
@@ -73,6 +77,9 @@ def flat_model(config: ModelConfig, shape: tuple[int, int, int], classes: int) -
     """The network for images of `shape` (channels, height, width) as a function of one flat vector.
 
     Raises UserError for a network that cannot be trained to distinguish `classes`, and as `FlatModel` does.
+
+    >>> flat_model(ModelConfig(name="mlp", width=4), (1, 8, 8), 10).layout.names
+    ('fc1.weight', 'fc1.bias', 'fc2.weight', 'fc2.bias', 'classifier.weight', 'classifier.bias')
     """
     options = config.options()
     channels, height, width = shape
