@@ -132,12 +132,18 @@ def numbers() -> str:
     return table(["data", *(f"{word} (n = {count})" for word, count in zip(words, n, strict=True))], rows)
 
 
+def wrapped(command: str) -> str:
+    """A command in lines of 88 characters, each option with its value."""
+    glued = re.sub(r"(?<=\w) (?!--)", "\0", f"$ {command}")
+    lines = textwrap.wrap(glued, 88, break_on_hyphens=False)
+    return " \\\n    ".join(lines).replace("\0", " ")
+
+
 def runs() -> str:
     """The commands and commits of the recorded runs."""
     parts = []
     for record in records():
-        lines = [textwrap.wrap(f"$ {command}", 88, break_on_hyphens=False) for command in record["commands"]]
-        commands = "\n".join(" \\\n    ".join(line) for line in lines)
+        commands = "\n".join(wrapped(command) for command in record["commands"])
         parts.append(f"{record['title']} (commit {record['commit']}):\n\n```console\n{commands}\n```")
     return "\n\n".join(parts)
 

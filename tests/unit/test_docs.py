@@ -6,16 +6,23 @@ import importlib.util
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 
 import pytest
+from pydantic import BaseModel
 
 import limbeck
+from limbeck.cli.commands import COMMANDS, find_command
+from limbeck.cli.main import main
+from limbeck.derivatives.kernels import library
+from limbeck.jobs.config import JobConfig
 from limbeck.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+SOURCE = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "src").rglob("*.py")))
 
 
 def script(path: str) -> ModuleType:
@@ -76,3 +83,89 @@ def test_every_table_of_results_and_every_record_is_shown() -> None:
     assert shown == set(tables.SECTIONS)
     keys = {(row["data"], row["ipc"], row["measure"]) for row in tables.ROWS}
     assert len(keys) == len(tables.SECTIONS) - 4, "a group of rows without a table"
+
+
+def words_in_code(text: str) -> set[str]:
+    """The `literals` of a page, without its code blocks."""
+    return set(re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)))
+
+
+FOREIGN = {"DataLoader", "Dataset", "IndexError", "AdaBelief", "SGD", "DATM_tesla.py", "Momentum_y", "Iteration"}
+"""Names on pages that are not limbeck's."""
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.stem)
+def test_names_and_files_on_a_page_are_there(page: Path) -> None:
+    """Classes and files that a page names exist, so that a renamed one is not forgotten. The log tells of its day."""
+    if page.name in ("LOG.md", "changelog.md"):
+        pytest.skip("history")
+    for word in words_in_code(page.read_text(encoding="utf-8")) - FOREIGN:
+        if re.fullmatch(r"[\w./-]+\.(py|hpp|cpp)", word):
+            places = (ROOT, ROOT / "src" / "limbeck", ROOT / "src" / "limbeck" / "derivatives" / "kernels")
+            assert any((place / word).exists() for place in places), word
+        if match := re.match(r"(?:limbeck\.)?([A-Z][a-z]\w*[A-Z]?\w*)\b(?![ -])", word):
+            assert match[1] in FOREIGN or re.search(rf"\b{match[1]}\b", SOURCE), word
+
+
+def test_options_on_pages_exist() -> None:
+    """Every `--option` in prose and tables; those in blocks are run by test_shown.py."""
+    options = set(flags_of(JobConfig)) | {flag for method in METHODS.values() for flag in flags_of(method.config)}
+    options |= {flag for name in COMMANDS for flag in flags_of(find_command(name).options)}
+    for page in (ROOT / "README.md", *DOCS.rglob("*.md")):
+        if page.name in ("LOG.md", "changelog.md"):
+            continue
+        for word in words_in_code(page.read_text(encoding="utf-8")):
+            for flag in re.findall(r"(?:^| )--([a-z][\w.-]*)", word):
+                assert flag in options | {"help", "version", "eval", "constraint"}, (page.name, flag)
+
+
+def flags_of(config: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The flags of a configuration, those of its parts with a dot."""
+    for name, field in config.model_fields.items():
+        flag = prefix + name.replace("_", "-")
+        yield flag
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from flags_of(field.annotation, f"{flag}.")
+
+
+@pytest.mark.skipif(library.load() is None, reason=f"no kernels: {library.unavailable_reason()}")
+def test_the_calls_on_a_page_are_the_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the command to the objective, and on to the kernels forwards and backwards, as how-it-composes.md lists."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIMBECK_KERNELS", "1")
+    text = (DOCS / "how-it-composes.md").read_text(encoding="utf-8")
+    to_objective, forwards, backwards = (
+        tuple(block.splitlines()) for block in re.findall(r"<!-- calls -->\n```text\n(.*?)\n```", text, re.DOTALL)
+    )
+    stacks: set[tuple[str, ...]] = set()
+
+    def profile(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call" and frame.f_code is library.Library.compute.__code__:
+            stacks.add(stack_of(frame))
+
+    sys.setprofile(profile)
+    try:
+        arguments = "digits --ipc 1 --iterations 1 --syn-steps 2 --model.width 4 --expert.epochs 2 --num-experts 1"
+        arguments += " --eval.networks 1 --eval.epochs 1 --eval.full-networks 0 --eval.baseline-lrs 0.01"
+        main(["distill", *arguments.split(), "--validate-epochs", "1", "--validate-networks", "1", "--no-estimate"])
+    except SystemExit as end:
+        status = end.code
+    finally:
+        sys.setprofile(None)
+    assert status == 0, capsys.readouterr().err
+    assert to_objective + forwards in stacks
+    assert to_objective[:-1] + backwards in stacks
+
+
+def stack_of(frame: FrameType) -> tuple[str, ...]:
+    """The functions of limbeck that led to a frame, as `file: name`, the first first."""
+    source, calls = Path(limbeck.__file__).parent, []
+    caller: FrameType | None = frame
+    while caller is not None:
+        path = Path(caller.f_code.co_filename)
+        if path.is_relative_to(source):
+            calls.append(f"{path.relative_to(source).as_posix()}: {caller.f_code.co_qualname}")
+        caller = caller.f_back
+    return tuple(reversed(calls))
