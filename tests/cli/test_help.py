@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
+from pydantic import BaseModel
 
 from limbeck.cli.commands import COMMANDS, find_command
 from limbeck.cli.main import main
@@ -93,10 +94,22 @@ def read(name: str, words: Sequence[str]) -> object:
     return parse(prog, default, words)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_option_has_a_help(name: str) -> None:
-    for option, field in find_command(name).options.model_fields.items():
-        assert field.description or option in ("model", "expert", "eval"), option
+def models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """A model of options, and those of its boxes."""
+    yield model
+    for field in model.model_fields.values():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from models(field.annotation)
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, *METHODS])
+def test_every_option_has_a_help_that_is_a_sentence(name: str) -> None:
+    options = METHODS[name].config if name in METHODS else find_command(name).options
+    for model in models(options):
+        for option, field in model.model_fields.items():
+            text = field.description or ""
+            box = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+            assert box or (text.endswith(".") and not text.startswith("of ")), (option, text)
 
 
 def test_the_completion_of_a_shell_knows_the_methods_options(capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,23 +33,23 @@ class EvalConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     networks: int = Field(default=5, ge=1)
-    """fresh networks, each from its own seed"""
+    """Number of fresh networks, each with its own seed."""
     epochs: int = Field(default=1000, ge=1)
-    """passes over the set; the step size drops to a tenth after half of them"""
+    """Passes over the set; the step size drops to a tenth after half of them."""
     batch_size: int = Field(default=256, ge=1)
-    """images per step"""
+    """Images per step."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    """of SGD"""
+    """Momentum of SGD."""
     weight_decay: float = Field(default=5e-4, ge=0)
-    """of SGD"""
+    """Weight decay of SGD."""
     baseline_lrs: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(0.003, 0.01, 0.03), min_length=1)
-    """step sizes tried for sets that bring none of their own, as real images; chosen on validation"""
+    """Step sizes to choose from on validation, for sets without a step size of their own, such as real images."""
     full_epochs: int = Field(default=30, ge=1)
-    """passes over the whole training part, for the full-data figure"""
+    """Passes over the whole training part, for the full-data accuracy."""
     full_batch_size: int = Field(default=64, ge=1)
-    """images per step, for the full-data figure"""
+    """Images per step, for the full-data accuracy."""
     full_networks: int = Field(default=3, ge=0)
-    """networks for the full-data figure; 0 leaves it out"""
+    """Number of networks for the full-data accuracy; 0 leaves it out."""
 
     def schedule(self, lr: float, epochs: int | None = None) -> Schedule:
         """The schedule with the step size `lr`."""

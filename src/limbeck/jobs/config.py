@@ -26,23 +26,23 @@ class JobConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     ipc: int = 1
-    """images per class of the synthetic set"""
+    """Images per class of the synthetic set."""
     seed: int = 0
-    """of everything random"""
+    """Seed of everything random."""
     preprocess: PreprocessName = "normalise"
-    """per-channel mean and deviation, or ZCA whitening, fitted on train; cifar, imagenet: the authors' constants"""
+    """Mean and deviation per channel, or ZCA whitening, fitted on train; cifar, imagenet: the authors' constants."""
     augment: str | None = None
-    """DSA families joined by '_', or none; by default all, without flip where mirror images are wrong"""
+    """DSA families joined by '_', or none; the default is all, without flip where mirror images are wrong."""
     num_experts: int | None = Field(default=None, ge=1)
-    """experts; by default 10, or all of the store given with --experts"""
+    """Number of experts; the default is 10, or all of the store that --experts names."""
     validate_every: int | None = Field(default=None, ge=1)
-    """outer steps between validations; by default a tenth of all"""
+    """Outer steps between validations; the default is a tenth of all."""
     validate_networks: int = Field(default=3, ge=1)
-    """networks per validation"""
+    """Networks per validation."""
     validate_epochs: int = Field(default=300, ge=1)
-    """epochs of each of them"""
+    """Epochs of each network of a validation."""
     precision: Precision = "float32"
-    """of activations in training; tf32 and bfloat16 are for GPUs: on processors float32 is faster and exact"""
+    """Number format of activations in training; tf32 and bfloat16 save time on GPUs, and only there."""
     model: ModelConfig = ModelConfig()
     expert: ExpertConfig = ExpertConfig()
     eval: EvalConfig = EvalConfig()

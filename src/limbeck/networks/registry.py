@@ -30,17 +30,17 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str = "convnet"
-    """convnet, widening (a convnet whose channels double from block to block) or mlp"""
+    """Name of the network: convnet, widening (a convnet whose channels double from block to block) or mlp."""
     depth: int | None = Field(default=None, ge=1)
-    """blocks of a convnet; by default from the image size (3 at 28 and 32 pixels)"""
+    """Number of blocks of a convnet; the default depends on the image size (3 at 28 and 32 pixels)."""
     width: int | None = Field(default=None, ge=1)
-    """channels of every block, of the first one of widening (the papers use 128)"""
+    """Channels of every block; in widening, of the first block (the papers: 128)."""
     norm: str | None = None
-    """instance, layer, group or none"""
+    """Norm after every convolution: instance, layer, group or none."""
     activation: str | None = None
-    """relu, leaky-relu, sigmoid or softplus"""
+    """Activation: relu, leaky-relu, sigmoid or softplus."""
     pooling: str | None = None
-    """avg, max or none"""
+    """Pooling at the end of every block: avg, max or none."""
 
     def options(self) -> dict[str, Any]:
         """The options that are set, as keyword arguments of the network.
