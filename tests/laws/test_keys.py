@@ -48,8 +48,8 @@ def fitted(kind: str, task: Task) -> Preprocess | None:
     if kind in CONSTANTS:
         mean, std = (torch.tensor(values) for values in CONSTANTS[kind])
         return Preprocess("normalise", task.data.shape, 0.0, mean, std)
-    again = Preprocess.from_description(json.loads(json.dumps(task.preprocess.describe())))
-    return again if isinstance(again, Preprocess) else None
+    restored = Preprocess.from_description(json.loads(json.dumps(task.preprocess.describe())))
+    return restored if isinstance(restored, Preprocess) else None
 
 
 def test_tasks_share_a_key_exactly_where_they_share_their_training_images(sources: list[Any]) -> None:
@@ -74,11 +74,11 @@ def test_tasks_share_a_key_exactly_where_they_share_their_training_images(source
         baseline = baseline_path(task, "random", 1, EvalConfig(), 0)[0]
         return default_store(describe_experts(task, ExpertConfig(), 0)), baseline
 
-    known = [(train(task), keys(task)) for task in tasks]
-    assert len({images for images, _ in known}) > 25
-    assert len(known) > len({images for images, _ in known}) + 25
-    for (images, (store, baseline)), (others, (other_store, other_baseline)) in combinations(known, 2):
-        assert (images == others) == (store == other_store) == (baseline == other_baseline)
+    keyed_tasks = [(train(task), keys(task)) for task in tasks]
+    assert len({images for images, _ in keyed_tasks}) > 25
+    assert len(keyed_tasks) > len({images for images, _ in keyed_tasks}) + 25
+    for (images, (store, baseline)), (other_images, (other_store, other_baseline)) in combinations(keyed_tasks, 2):
+        assert (images == other_images) == (store == other_store) == (baseline == other_baseline)
 
 
 def test_a_store_says_which_numbers_its_images_were_normalised_by(tmp_path: Path, expert: Expert) -> None:
@@ -101,8 +101,12 @@ def test_a_store_of_constants_is_inspected_with_its_own_images(tmp_path: Path) -
     from limbeck.jobs.stages import train_experts
 
     data = load_data(colours(0))
-    few = {"num_experts": 1, "model": ModelConfig(name="mlp", width=4), "expert": ExpertConfig(epochs=2, batch_size=32)}
-    store = train_experts(data, out=tmp_path / "store", preprocess="imagenet", **few)
+    options = {
+        "num_experts": 1,
+        "model": ModelConfig(name="mlp", width=4),
+        "expert": ExpertConfig(epochs=2, batch_size=32),
+    }
+    store = train_experts(data, out=tmp_path / "store", preprocess="imagenet", **options)
     inspect_store(store.path, tmp_path / "inspection", data=data)
     curve = json.loads((tmp_path / "inspection" / "inspect.json").read_text())["accuracy"]["curves"]["stored"][0]
     validation = store.read(0).validation

@@ -29,7 +29,7 @@ def normal(shape: tuple[int, ...], seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
 
 
-def drawn(family: str, count: int, seed: int) -> Draw:
+def make_draw(family: str, count: int, seed: int) -> Draw:
     return DSA(family).draw(torch.Generator().manual_seed(seed), count)
 
 
@@ -107,11 +107,11 @@ def test_every_family_has_a_definition_here() -> None:
 def test_a_family_is_what_the_field_defines(family: str, shape: tuple[int, ...]) -> None:
     changed = False
     for seed in SEEDS:
-        x, draw = normal(shape, seed), drawn(family, shape[0], seed)
-        found = DSA(family).apply(x, draw)
-        assert found.shape == x.shape
-        torch.testing.assert_close(found, DEFINITIONS[family](x, draw.uniform), rtol=1e-6, atol=1e-6)
-        changed = changed or not torch.equal(found, x)
+        x, draw = normal(shape, seed), make_draw(family, shape[0], seed)
+        result = DSA(family).apply(x, draw)
+        assert result.shape == x.shape
+        torch.testing.assert_close(result, DEFINITIONS[family](x, draw.uniform), rtol=1e-6, atol=1e-6)
+        changed = changed or not torch.equal(result, x)
     assert changed
 
 
@@ -120,32 +120,32 @@ def test_a_family_is_what_the_field_defines(family: str, shape: tuple[int, ...])
 def test_the_ends_of_a_draw_stay_in_reach(family: str, value: float) -> None:
     x = torch.ones(1, 1, 8, 8)
     draw = Draw(family, torch.full((1, 3), value))
-    found = DSA(family).apply(x, draw)
-    torch.testing.assert_close(found.double(), DEFINITIONS[family](x.double(), draw.uniform))
-    kept = {"crop": 7 * 7, "cutout": 64 - 2 * 2}[family]
-    assert int(found.sum()) == kept
+    result = DSA(family).apply(x, draw)
+    torch.testing.assert_close(result.double(), DEFINITIONS[family](x.double(), draw.uniform))
+    area = {"crop": 7 * 7, "cutout": 64 - 2 * 2}[family]
+    assert int(result.sum()) == area
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_parameters_are_drawn_per_image_and_from_the_seed_alone(family: str) -> None:
     x = normal((1, 3, 8, 8)).expand(16, -1, -1, -1)
-    found = DSA(family)(x, seed=5)
-    assert torch.equal(found, DSA(family)(x, seed=5))
-    assert len({image.numpy().tobytes() for image in found}) >= (2 if family == "flip" else 5)
-    assert any(not torch.equal(found, DSA(family)(x, seed)) for seed in range(6, 12))
+    result = DSA(family)(x, seed=5)
+    assert torch.equal(result, DSA(family)(x, seed=5))
+    assert len({image.numpy().tobytes() for image in result}) >= (2 if family == "flip" else 5)
+    assert any(not torch.equal(result, DSA(family)(x, seed)) for seed in range(6, 12))
 
 
 def test_one_family_is_drawn_for_a_batch_each_equally_often() -> None:
-    found = [DSA().draw(torch.Generator().manual_seed(seed), 1).family for seed in range(1200)]
-    assert set(found) == set(FAMILIES)
-    assert all(abs(found.count(family) - 200) < 65 for family in FAMILIES)
-    assert {drawn("crop_flip", 1, seed).family for seed in range(30)} == {"crop", "flip"}
+    result = [DSA().draw(torch.Generator().manual_seed(seed), 1).family for seed in range(1200)]
+    assert set(result) == set(FAMILIES)
+    assert all(abs(result.count(family) - 200) < 65 for family in FAMILIES)
+    assert {make_draw("crop_flip", 1, seed).family for seed in range(30)} == {"crop", "flip"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_gradient_equals_finite_differences(family: str) -> None:
     x = normal((2, 3, 5, 6)).requires_grad_()
-    draw = drawn(family, 2, seed=1)
+    draw = make_draw(family, 2, seed=1)
     assert torch.autograd.gradcheck(lambda images: DSA(family).apply(images, draw), (x,))
 
 
@@ -201,11 +201,11 @@ def test_the_adjoint_is_torchs_own_gradient(name: str, shape: tuple[int, ...], m
         (exact,) = torch.autograd.grad(y, x, weight)
         with monkeypatch.context() as patch:
             by_adjoint(patch)
-            again = MAPS[name](x, seed)
-        assert torch.equal(again, y)
-        assert "_Linear" in type(again.grad_fn).__name__
-        (found,) = torch.autograd.grad(again, x, weight)
-        torch.testing.assert_close(found, exact, rtol=1e-6, atol=1e-6)  # places are in float32, as the draw
+            output = MAPS[name](x, seed)
+        assert torch.equal(output, y)
+        assert "_Linear" in type(output.grad_fn).__name__
+        (result,) = torch.autograd.grad(output, x, weight)
+        torch.testing.assert_close(result, exact, rtol=1e-6, atol=1e-6)  # places are in float32, as the draw
 
 
 @pytest.mark.parametrize("name", MAPS)

@@ -70,10 +70,10 @@ SOURCES: dict[str, Callable[[Path], Path]] = {
 }
 
 
-def same(one: ImageData, other: ImageData) -> bool:
-    parts = [(getattr(one, name), getattr(other, name)) for name in ("train", "validation", "test")]
+def are_equal(first: ImageData, second: ImageData) -> bool:
+    parts = [(getattr(first, name), getattr(second, name)) for name in ("train", "validation", "test")]
     bits = all(torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) for a, b in parts)
-    return bits and one.fingerprint == other.fingerprint and one.describe() == other.describe()
+    return bits and first.fingerprint == second.fingerprint and first.describe() == second.describe()
 
 
 def no_cache(path: Path, **options: Any) -> ImageData:
@@ -85,12 +85,14 @@ def no_cache(path: Path, **options: Any) -> ImageData:
 @pytest.fixture
 def decodes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Where the pictures come from that are decoded from now on."""
-    seen: list[str] = []
+    sources_decoded: list[str] = []
     for module in (sources, parquet):
         monkeypatch.setattr(
-            module, "decode_picture", lambda *args, of=module.decode_picture: seen.append(args[1]) or of(*args)
+            module,
+            "decode_picture",
+            lambda *args, of=module.decode_picture: sources_decoded.append(args[1]) or of(*args),
         )
-    return seen
+    return sources_decoded
 
 
 @pytest.mark.parametrize("make", SOURCES.values(), ids=SOURCES)
@@ -103,9 +105,9 @@ def test_the_same_data_with_and_without_the_cache(make: Any, resize: Any, tmp_pa
     decodes.clear()
     warm = load_data(source, seed=3, resize=resize)
     assert decodes == []
-    assert same(plain, cold)
-    assert same(plain, warm)
-    assert same(no_cache(source, seed=4, resize=resize), load_data(source, seed=4, resize=resize))  # another split
+    assert are_equal(plain, cold)
+    assert are_equal(plain, warm)
+    assert are_equal(no_cache(source, seed=4, resize=resize), load_data(source, seed=4, resize=resize))  # another split
     assert len(list((tmp_path / "home" / "images").iterdir())) == 1
 
 
@@ -119,8 +121,8 @@ def test_the_same_file_under_another_name_is_another_entry(tmp_path: Path) -> No
     """Also where renaming changes no time: both names are of one inode here."""
     (tmp_path / "a").write_text("a")
     os.link(tmp_path / "a", tmp_path / "b")
-    one, other = (cache._description(tmp_path, lambda name=name: [tmp_path / name], None) for name in "ab")
-    assert one != other
+    first, second = (cache._description(tmp_path, lambda name=name: [tmp_path / name], None) for name in "ab")
+    assert first != second
 
 
 def test_one_entry_however_the_source_is_named(
@@ -181,7 +183,7 @@ def test_files_that_changed_are_decoded_again(change: Any, tmp_path: Path, decod
     decodes.clear()
     data = load_data(source)
     assert decodes
-    assert same(data, no_cache(source))
+    assert are_equal(data, no_cache(source))
 
 
 def test_an_empty_class_is_refused_whatever_is_kept(tmp_path: Path) -> None:
@@ -222,24 +224,24 @@ def test_a_damaged_entry_is_made_again(
     plain = load_data(source)
     (entry,) = (tmp_path / "home" / "images").iterdir()
     damage(entry)
-    assert same(load_data(source), plain)
+    assert are_equal(load_data(source), plain)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "decoded again" in caplog.text
     decodes.clear()
-    assert same(load_data(source), plain)
+    assert are_equal(load_data(source), plain)
     assert decodes == []
 
 
 def test_an_entry_of_other_files_under_this_name_is_not_used(tmp_path: Path) -> None:
-    one, other = a_folder(tmp_path / "a" / "x"), a_folder(tmp_path / "b" / "x", colour=False)
-    load_data(one)
+    first, second = a_folder(tmp_path / "a" / "x"), a_folder(tmp_path / "b" / "x", colour=False)
+    load_data(first)
     (entry,) = (tmp_path / "home" / "images").iterdir()
     content = entry.read_bytes()
     entry.unlink()
-    load_data(other)
+    load_data(second)
     (entry,) = (tmp_path / "home" / "images").iterdir()
     entry.write_bytes(content)
-    assert same(load_data(other), no_cache(other))
+    assert are_equal(load_data(second), no_cache(second))
 
 
 def test_a_home_that_cannot_be_written_costs_one_warning(
@@ -248,7 +250,7 @@ def test_a_home_that_cannot_be_written_costs_one_warning(
     (tmp_path / "file").write_text("mine")
     monkeypatch.setenv("LIMBECK_HOME", str(tmp_path / "file" / "home"))
     source = a_folder(tmp_path / "pictures")
-    assert same(load_data(source), load_data(source))
+    assert are_equal(load_data(source), load_data(source))
     assert len(caplog.records) == 1
     assert "every command decodes them again" in caplog.text
 
@@ -261,22 +263,22 @@ def test_a_full_disk_costs_one_warning_and_leaves_nothing(
 
     monkeypatch.setattr(Path, "replace", fail)
     source = a_folder(tmp_path / "pictures")
-    assert same(load_data(source), no_cache(source))
-    assert same(load_data(source), no_cache(source))
+    assert are_equal(load_data(source), no_cache(source))
+    assert are_equal(load_data(source), no_cache(source))
     assert len(caplog.records) == 1
     assert list((tmp_path / "home" / "images").iterdir()) == []
 
 
 def test_what_was_used_least_recently_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, two, three = (a_folder(tmp_path / name, side=40) for name in ("one", "two", "three"))
-    load_data(one)
+    first, two, three = (a_folder(tmp_path / name, side=40) for name in ("one", "two", "three"))
+    load_data(first)
     (entry,) = (tmp_path / "home" / "images").iterdir()
     monkeypatch.setenv("LIMBECK_CACHE_GB", str(2.5 * entry.stat().st_size / 1e9))
     load_data(two)
     for age, file in enumerate(sorted((tmp_path / "home" / "images").iterdir())):
         os.utime(file, (1000 + age, 1000 + age))  # both long ago, and "one" before "two"
     load_data(two)
-    load_data(one)
+    load_data(first)
     load_data(three)
     names = sorted(file.name.split("-")[0] for file in (tmp_path / "home" / "images").iterdir())
     assert names == ["one", "three"]
@@ -320,9 +322,9 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
     source = a_folder(tmp_path / "pictures")
     code = "import sys; from limbeck.data import load_data; print(load_data(sys.argv[1]).fingerprint)"
     command = [sys.executable, "-c", code, str(source)]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    told = [process.communicate(timeout=120) for process in both]
-    assert told == [(f"{no_cache(source).fingerprint}\n", "")] * 2
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert outputs == [(f"{no_cache(source).fingerprint}\n", "")] * 2
     assert [file.suffix for file in (tmp_path / "home" / "images").iterdir()] == [".safetensors"]
 
 
@@ -361,13 +363,13 @@ def test_the_command_shows_and_clears(
     (entry,) = (home / "images").iterdir()
     (home / "experts" / "digits-1").mkdir(parents=True)
     (home / "experts" / "digits-1" / "expert-0000.safetensors").write_bytes(b"12345")
-    told = json.loads(call("--json"))
-    assert told["home"] == str(home)
-    assert told["entries"]["images"] == {entry.name: entry.stat().st_size}
-    assert told["entries"]["experts"] == {"digits-1": 5}
-    assert told["bytes"] == {"images": entry.stat().st_size, "experts": 5, "baselines": 0, "kernels": 3}
-    shown = call()
-    assert all(part in shown for part in (entry.name, str(home / "images"), "5 B", "digits-1", "20 GB"))
+    outputs = json.loads(call("--json"))
+    assert outputs["home"] == str(home)
+    assert outputs["entries"]["images"] == {entry.name: entry.stat().st_size}
+    assert outputs["entries"]["experts"] == {"digits-1": 5}
+    assert outputs["bytes"] == {"images": entry.stat().st_size, "experts": 5, "baselines": 0, "kernels": 3}
+    text = call()
+    assert all(part in text for part in (entry.name, str(home / "images"), "5 B", "digits-1", "20 GB"))
     assert json.loads(call("--clear", "images", "baselines", "--json"))["bytes"]["images"] == 0
     assert json.loads(call("--clear", "kernels", "--json"))["bytes"]["kernels"] == 0
     assert not entry.exists()

@@ -24,9 +24,9 @@ pytestmark = pytest.mark.usefixtures("untouched_generators")
 
 def test_a_crop_is_a_window_of_the_torus() -> None:
     images = torch.randn(40, 3, 12, 10, dtype=torch.double, generator=make_generator(1))
-    found = toroidal_crop(images, (6, 5), make_generator(0)).numpy()
+    crops = toroidal_crop(images, (6, 5), make_generator(0)).numpy()
     starts = set()
-    for image, crop in zip(images.numpy(), found):
+    for image, crop in zip(images.numpy(), crops):
         places = [
             (y, x)
             for y in range(12)
@@ -37,27 +37,27 @@ def test_a_crop_is_a_window_of_the_torus() -> None:
         starts |= set(places)
     assert len(starts) > 25  # each image has its own
     assert max(y for y, _ in starts) > 6  # and some go past the edge
-    assert torch.equal(toroidal_crop(images, (6, 5), make_generator(0)), torch.from_numpy(found))
+    assert torch.equal(toroidal_crop(images, (6, 5), make_generator(0)), torch.from_numpy(crops))
 
 
 def test_images_of_the_networks_size_are_only_augmented() -> None:
     images, dsa = torch.randn(4, 1, 8, 8, generator=make_generator(1)), DSA()
     assert torch.equal(CanvasCrop((8, 8), dsa)(images, 3), dsa(images, 3))
     canvases = torch.zeros(4, 1, 16, 16, requires_grad=True)
-    seen = CanvasCrop((8, 8), DSA("none"))(canvases, 3)
-    assert seen.shape == (4, 1, 8, 8)
-    (gradient,) = torch.autograd.grad(seen.sum(), canvases)
+    cropped = CanvasCrop((8, 8), DSA("none"))(canvases, 3)
+    assert cropped.shape == (4, 1, 8, 8)
+    (gradient,) = torch.autograd.grad(cropped.sum(), canvases)
     assert gradient.sum() == 4 * 64
     assert set(gradient.unique().tolist()) == {0.0, 1.0}
 
 
 def test_a_canvas_starts_as_a_mosaic_of_its_class(task: Task) -> None:
-    made = init_synthetic_set("random", MethodInputs(task, [], 2, 5), 0.01, canvas=3)
-    assert made.images.shape == (20, 1, 24, 24)
-    assert made.labels.tolist() == [label for label in range(10) for _ in range(2)]
+    result = init_synthetic_set("random", MethodInputs(task, [], 2, 5), 0.01, canvas=3)
+    assert result.images.shape == (20, 1, 24, 24)
+    assert result.labels.tolist() == [label for label in range(10) for _ in range(2)]
     images, labels = task.train
     rows = select_per_class("random", images, labels, 10, 18, 5)
-    tiles = made.images.detach().unfold(2, 8, 8).unfold(3, 8, 8)
+    tiles = result.images.detach().unfold(2, 8, 8).unfold(3, 8, 8)
     for i in range(20):
         for tile in range(9):
             assert torch.equal(tiles[i, 0, tile // 3, tile % 3], images[rows[9 * i + tile], 0])
@@ -92,8 +92,8 @@ def distilled(folder: Path, **options: Any) -> Path:
 @pytest.mark.parametrize("method", ["mct", "mtt"])
 def test_from_canvases_to_an_evaluated_set(method: str, tmp_path: Path) -> None:
     run = distilled(tmp_path, method=method)
-    made = limbeck.load(run)
-    assert made.images.shape == (10, 1, 16, 16)
-    assert made.pictures().shape == (10, 1, 16, 16)
+    result = limbeck.load(run)
+    assert result.images.shape == (10, 1, 16, 16)
+    assert result.pictures().shape == (10, 1, 16, 16)
     rows = limbeck.evaluate(run)
     assert [row.which for row in rows] == ["last", "chosen"]

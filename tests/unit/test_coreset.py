@@ -32,7 +32,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIMBECK_HOME", str(tmp_path / "home"))
 
 
-def some(task: Task, count: int = 40) -> tuple[Tensor, Tensor]:
+def few_images(task: Task, count: int = 40) -> tuple[Tensor, Tensor]:
     images, labels = task.train
     return images[:count], labels[:count]
 
@@ -42,18 +42,18 @@ def thetas(task: Task) -> list[Tensor]:
 
 
 def test_el2n_is_the_error_of_probabilities(task: Task) -> None:
-    images, labels = some(task)
+    images, labels = few_images(task)
     expected = torch.zeros(len(images))
     for theta in thetas(task):
         for i, (image, label) in enumerate(zip(images, labels)):
-            said = task.model(theta, image[None]).softmax(1)[0]
-            said[label] = said[label] - 1
-            expected[i] += said.square().sum().sqrt() / 2
+            probabilities = task.model(theta, image[None]).softmax(1)[0]
+            probabilities[label] = probabilities[label] - 1
+            expected[i] += probabilities.square().sum().sqrt() / 2
     torch.testing.assert_close(el2n(task.model, thetas(task), images, labels), expected)
 
 
 def test_grand_is_the_norm_of_one_images_gradient(task: Task) -> None:
-    images, labels = some(task, 12)
+    images, labels = few_images(task, 12)
     loss = CrossEntropy(task.model)
     expected = torch.zeros(len(images))
     for theta in thetas(task):
@@ -65,13 +65,13 @@ def test_grand_is_the_norm_of_one_images_gradient(task: Task) -> None:
 
 
 def test_forgetting_counts_what_was_right_and_is_wrong_after(task: Task) -> None:
-    images, labels = some(task)
+    images, labels = few_images(task)
     points = torch.stack([task.model.init(seed) * 3 for seed in range(6)])
     counts = forgetting(task.model, [Recorded(points)], images, labels)
     for i in range(len(images)):
         right = [int(task.model(theta, images[i : i + 1]).argmax()) == int(labels[i]) for theta in points[1:]]
-        lost = sum(before and not after for before, after in pairwise(right))
-        assert counts[i] == (lost if any(right) else 5)
+        times_forgotten = sum(before and not after for before, after in pairwise(right))
+        assert counts[i] == (times_forgotten if any(right) else 5)
     assert len(counts.unique()) > 2
 
 
@@ -97,22 +97,22 @@ def test_every_coreset_can_start_a_method(name: str, task: Task, expert: Expert)
     assert labels[rows].tolist() == sorted(list(range(10)) * 3)
     started = init_synthetic_set(name, inputs, 0.01)
     assert torch.equal(started.images, images[rows])
-    kept = METHODS[name].plan(METHODS[name].config(), inputs).synthetic
-    assert torch.equal(kept.images, images[rows])
-    assert not kept.images.requires_grad
+    coreset = METHODS[name].plan(METHODS[name].config(), inputs).synthetic
+    assert torch.equal(coreset.images, images[rows])
+    assert not coreset.images.requires_grad
 
 
 def test_features_are_of_the_experts_end_and_of_a_fresh_network_without_one(task: Task, expert: Expert) -> None:
     path = expert.trajectory("any")
     assert path is not None
-    held = select_real("herding", MethodInputs(task, [path], 1, 0), 1)
+    selected = select_real("herding", MethodInputs(task, [path], 1, 0), 1)
     fresh = select_real("herding", MethodInputs(task, [], 1, 0), 1)
-    for theta, rows in ((path.at(path.end), held), (task.model.init(0, "features"), fresh)):
+    for theta, rows in ((path.at(path.end), selected), (task.model.init(0, "features"), fresh)):
         points = extract_features(task.model, theta, task.train[0]).double()
         for label, row in enumerate(rows.tolist()):
-            own = points[task.train[1] == label]
-            away = (own - own.mean(0)).norm(dim=1)
-            assert float((points[row] - own.mean(0)).norm()) == pytest.approx(float(away.min()))
+            members = points[task.train[1] == label]
+            away = (members - members.mean(0)).norm(dim=1)
+            assert float((points[row] - members.mean(0)).norm()) == pytest.approx(float(away.min()))
 
 
 @pytest.mark.parametrize("name", ["forgetting", "el2n", "grand", "correct"])
@@ -144,14 +144,14 @@ def test_a_run_without_experts_trains_none_and_its_step_size_is_chosen_on_valida
     config = read_json(run / "run.json", "limbeck-run")["config"]
     assert config["experts"] == "none"
     assert not {"expert", "num_experts"} & set(config)
-    last, chosen = results["results"][:2]
-    assert {**last, "which": "chosen"} == chosen
-    made = load(run)
+    last, chosen_row = results["results"][:2]
+    assert {**last, "which": "chosen"} == chosen_row
+    distilled = load(run)
     task = make_task(digits, ModelConfig(width=8))
-    tried = {
+    evaluated = {
         lr: evaluate_set(
             task,
-            lambda seed: (made.images, made.labels),
+            lambda seed: (distilled.images, distilled.labels),
             EvalConfig(**QUICK["eval"]).schedule(lr),
             2,
             task.validation,
@@ -159,11 +159,11 @@ def test_a_run_without_experts_trains_none_and_its_step_size_is_chosen_on_valida
         ).accuracy_mean
         for lr in (0.003, 0.03)
     }
-    assert made.lr == max(tried, key=lambda lr: tried[lr]) == last["lr"]
+    assert distilled.lr == max(evaluated, key=lambda lr: evaluated[lr]) == last["lr"]
     page = (run / "report.html").read_text()
     assert "The experts" not in page
     assert "experts are not described" not in page
-    assert "Real images, chosen by a rule" in page
+    assert "real images, selected by a rule" in page
     assert "How distillation went" not in page
     assert page.count("<img") == 1
 

@@ -39,48 +39,50 @@ def tiny(kind: str = "normalise", labels: str = "soft") -> DistilledSet:
     )
 
 
-def assert_equal(found: DistilledSet, wanted: DistilledSet) -> None:
+def assert_equal(loaded: DistilledSet, expected: DistilledSet) -> None:
     for name in ("images", "labels"):
-        left, right = getattr(found, name), getattr(wanted, name)
-        assert left.dtype == right.dtype
-        assert torch.equal(left, right)
-    assert found.preprocess.header() == wanted.preprocess.header()
-    assert all(torch.equal(found.preprocess.state()[name], held) for name, held in wanted.preprocess.state().items())
+        value, right = getattr(loaded, name), getattr(expected, name)
+        assert value.dtype == right.dtype
+        assert torch.equal(value, right)
+    assert loaded.preprocess.header() == expected.preprocess.header()
+    assert all(
+        torch.equal(loaded.preprocess.state()[name], tensor) for name, tensor in expected.preprocess.state().items()
+    )
     for name in ("lr", "classes", "recipe", "provenance"):
-        assert getattr(found, name) == getattr(wanted, name)
+        assert getattr(loaded, name) == getattr(expected, name)
 
 
 @pytest.mark.parametrize(("kind", "labels"), KINDS)
 def test_a_set_survives_its_file(tmp_path: Path, kind: str, labels: str) -> None:
-    made = tiny(kind, labels)
-    made.save(tmp_path / "set.safetensors")
-    assert_equal(load(tmp_path / "set.safetensors"), made)
-    assert_equal(limbeck.load(str(tmp_path / "set.safetensors")), made)
+    distilled = tiny(kind, labels)
+    distilled.save(tmp_path / "set.safetensors")
+    assert_equal(load(tmp_path / "set.safetensors"), distilled)
+    assert_equal(limbeck.load(str(tmp_path / "set.safetensors")), distilled)
     before = (tmp_path / "set.safetensors").read_bytes()
     load(tmp_path / "set.safetensors").save(tmp_path / "set.safetensors")
     assert (tmp_path / "set.safetensors").read_bytes() == before
 
 
 def test_the_golden_set_still_loads() -> None:
-    found, wanted = load(GOLDEN), tiny()
-    torch.testing.assert_close(found.images, wanted.images)
-    torch.testing.assert_close(found.preprocess.state(), wanted.preprocess.state())
-    assert torch.equal(found.labels, wanted.labels)
-    assert (found.lr, found.classes, found.recipe) == (wanted.lr, wanted.classes, wanted.recipe)
-    assert found.provenance == wanted.provenance
-    torch.testing.assert_close(found.pictures() * 255, pixels()[:3].float(), rtol=0, atol=1e-3)
+    loaded, expected = load(GOLDEN), tiny()
+    torch.testing.assert_close(loaded.images, expected.images)
+    torch.testing.assert_close(loaded.preprocess.state(), expected.preprocess.state())
+    assert torch.equal(loaded.labels, expected.labels)
+    assert (loaded.lr, loaded.classes, loaded.recipe) == (expected.lr, expected.classes, expected.recipe)
+    assert loaded.provenance == expected.provenance
+    torch.testing.assert_close(loaded.pictures() * 255, pixels()[:3].float(), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(("kind", "labels"), KINDS)
 def test_it_is_a_torch_dataset(kind: str, labels: str) -> None:
-    made = tiny(kind, labels)
-    images, targets = zip(*DataLoader(made.dataset(), batch_size=2))
-    assert torch.equal(torch.cat(images), made.images)
-    assert torch.equal(torch.cat(targets), made.labels)
-    assert len(made.dataset()) == 3
+    distilled = tiny(kind, labels)
+    images, targets = zip(*DataLoader(distilled.dataset(), batch_size=2))
+    assert torch.equal(torch.cat(images), distilled.images)
+    assert torch.equal(torch.cat(targets), distilled.labels)
+    assert len(distilled.dataset()) == 3
     logits = torch.zeros(3, 2)
     assert float(torch.nn.functional.cross_entropy(logits, torch.cat(targets))) == pytest.approx(0.6931, abs=1e-4)
-    assert made.hard_labels().tolist() == [0, 0, 1]
+    assert distilled.hard_labels().tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize("kind", ["normalise", "zca"])

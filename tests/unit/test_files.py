@@ -58,14 +58,14 @@ def test_a_writer_that_fails_leaves_nothing_and_harms_nothing(tmp_path: Path, er
 
 
 def test_a_file_appears_whole_and_can_be_read_by_others(tmp_path: Path) -> None:
-    seen: list[bool] = []
+    existed: list[bool] = []
 
     def write(path: Path) -> None:
         path.write_text("all of it")
-        seen.append((tmp_path / "new" / "a.txt").exists())
+        existed.append((tmp_path / "new" / "a.txt").exists())
 
     write_atomically(tmp_path / "new" / "a.txt", write)
-    assert seen == [False]
+    assert existed == [False]
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["a.txt"]
     (tmp_path / "plain").write_text("")
     assert (tmp_path / "new" / "a.txt").stat().st_mode == (tmp_path / "plain").stat().st_mode
@@ -74,46 +74,46 @@ def test_a_file_appears_whole_and_can_be_read_by_others(tmp_path: Path) -> None:
 def test_tensors_come_back_with_their_header(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     write_tensors(path, tensors(), HEADER)
-    found, header = read_tensors(path, "limbeck-test")
-    assert found.keys() == tensors().keys()
+    loaded, header = read_tensors(path, "limbeck-test")
+    assert loaded.keys() == tensors().keys()
     for name, tensor in tensors().items():
-        assert found[name].dtype == tensor.dtype
-        assert torch.equal(found[name], tensor)
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], tensor)
     assert {key: header[key] for key in HEADER} == HEADER
     assert header == read_header(path)
     before = path.read_bytes()
-    write_tensors(path, found, HEADER)
+    write_tensors(path, loaded, HEADER)
     assert path.read_bytes() == before
 
 
 def test_the_same_contents_are_the_same_bytes(tmp_path: Path) -> None:
     """Every time: safetensors keeps metadata in an order that changes from call to call."""
-    found = set()
+    loaded = set()
     for _ in range(20):
         write_tensors(tmp_path / "a", tensors(), HEADER)
-        found.add((tmp_path / "a").read_bytes())
-    assert len(found) == 1
+        loaded.add((tmp_path / "a").read_bytes())
+    assert len(loaded) == 1
 
 
 def test_what_is_not_contiguous_or_asks_for_gradients_is_written(tmp_path: Path) -> None:
     tensor = torch.arange(6.0).reshape(2, 3).T.requires_grad_()
     write_tensors(tmp_path / "a", {"a": tensor, "same": tensor}, HEADER)
-    found, _ = read_tensors(tmp_path / "a", "limbeck-test")
-    assert torch.equal(found["a"], tensor)
-    assert torch.equal(found["same"], tensor)
+    loaded, _ = read_tensors(tmp_path / "a", "limbeck-test")
+    assert torch.equal(loaded["a"], tensor)
+    assert torch.equal(loaded["same"], tensor)
 
 
 def test_the_digest_sees_header_names_types_shapes_and_bytes() -> None:
-    held = {"a": torch.zeros(4), "b": torch.ones(2, 2)}
-    others = [
+    original = {"a": torch.zeros(4), "b": torch.ones(2, 2)}
+    variants = [
         {"a": torch.zeros(4), "c": torch.ones(2, 2)},
         {"a": torch.zeros(4), "b": torch.ones(4)},
         {"a": torch.zeros(4, dtype=torch.int32), "b": torch.ones(2, 2)},
         {"a": -torch.zeros(4), "b": torch.ones(2, 2)},
         {"a": torch.zeros(4)},
     ]
-    assert digest("{}", held) == digest("{}", {"b": held["b"], "a": held["a"]})
-    assert len({digest("{}", each) for each in [held, *others]} | {digest("[]", held)}) == 7
+    assert digest("{}", original) == digest("{}", {"b": original["b"], "a": original["a"]})
+    assert len({digest("{}", content) for content in [original, *variants]} | {digest("[]", original)}) == 7
     assert content_key({"a": 1}) != content_key({"a": 2})
 
 

@@ -19,31 +19,31 @@ def _cells(grid: Image.Image, scale: int, height: int) -> np.ndarray:
 
 def test_values_within_zero_and_one_are_shown_as_they_are() -> None:
     image = torch.tensor([[0.0, 0.2], [0.6, 1.0]]).reshape(1, 1, 2, 2)
-    shown = _cells(image_grid(image, torch.tensor([0]), ["zero"], upscale=20), 20, 2)
-    assert shown[:, :, 0].tolist() == [[0, 51], [153, 255]]
-    assert (shown[:, :, 3] == 255).all()
+    cells = _cells(image_grid(image, torch.tensor([0]), ["zero"], upscale=20), 20, 2)
+    assert cells[:, :, 0].tolist() == [[0, 51], [153, 255]]
+    assert (cells[:, :, 3] == 255).all()
 
 
 def test_values_outside_are_clipped_at_sigma_and_stretched() -> None:
     image = torch.tensor([-1.0, 1.0, -1.0, 1.0]).reshape(1, 1, 2, 2)
-    shown = _cells(image_grid(image, torch.tensor([0]), ["a"], sigma=2.0, upscale=20), 20, 2)
-    assert shown[0, :, 0].tolist() == [64, 191]  # mean 0, std 1: the range is -2 to 2
+    cells = _cells(image_grid(image, torch.tensor([0]), ["a"], sigma=2.0, upscale=20), 20, 2)
+    assert cells[0, :, 0].tolist() == [64, 191]  # mean 0, std 1: the range is -2 to 2
     plain = _cells(image_grid(image, torch.tensor([0]), ["a"], sigma=None, upscale=20), 20, 2)
     assert plain[0, :, 0].tolist() == [0, 255]
 
 
 def test_rounding_errors_do_not_stretch() -> None:
     image = torch.tensor([0.0, 0.5, 0.5, 1.0 + 1e-6]).reshape(1, 1, 2, 2)
-    shown = _cells(image_grid(image, torch.tensor([0]), ["a"], upscale=20), 20, 2)
-    assert shown[:, :, 0].tolist() == [[0, 128], [128, 255]]
+    cells = _cells(image_grid(image, torch.tensor([0]), ["a"], upscale=20), 20, 2)
+    assert cells[:, :, 0].tolist() == [[0, 128], [128, 255]]
 
 
 @pytest.mark.parametrize(("channels", "grey"), [(1, True), (2, True), (3, False), (5, False)])
 def test_channels(channels: int, grey: bool) -> None:
     image = torch.rand(1, channels, 4, 4, generator=torch.Generator().manual_seed(0))
-    shown = _cells(image_grid(image, torch.tensor([0]), ["a"], upscale=8), 8, 4)
+    cells = _cells(image_grid(image, torch.tensor([0]), ["a"], upscale=8), 8, 4)
     expected = (image[0, [0, 0, 0] if grey else [0, 1, 2]].double() * 255).round().permute(1, 2, 0)
-    assert shown[:, :4, :3].tolist() == expected.int().tolist()
+    assert cells[:, :4, :3].tolist() == expected.int().tolist()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

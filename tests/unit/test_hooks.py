@@ -40,23 +40,23 @@ def test_the_average_starts_at_the_first_set() -> None:
     ema(synthetic, 1, 0.0)
     torch.testing.assert_close(ema.average(synthetic).images, 0.9 * toy().images)
     torch.testing.assert_close(ema.average(synthetic).log_lr, 0.9 * toy().log_lr)
-    again = Ema(synthetic, 0.9, ("images", "log_lr"))
-    again.restore(ema.state(), 1)
-    assert torch.equal(again.average(synthetic).images, ema.average(synthetic).images)
+    restored = Ema(synthetic, 0.9, ("images", "log_lr"))
+    restored.restore(ema.state(), 1)
+    assert torch.equal(restored.average(synthetic).images, ema.average(synthetic).images)
 
 
 def test_step_decay_is_a_function_of_the_step() -> None:
     """That of torch's StepLR, also after it was taken up in the middle."""
-    ours, theirs = (torch.optim.SGD([torch.zeros(1)], 8.0) for _ in range(2))
-    hook, wanted = StepDecay(ours, 3, 0.5), torch.optim.lr_scheduler.StepLR(theirs, 3, 0.5)
+    optimiser, reference = (torch.optim.SGD([torch.zeros(1)], 8.0) for _ in range(2))
+    hook, expected = StepDecay(optimiser, 3, 0.5), torch.optim.lr_scheduler.StepLR(reference, 3, 0.5)
     for step in range(1, 11):
         hook(toy(), step, 0.0)
-        theirs.step()
-        wanted.step()
-        assert ours.param_groups[0]["lr"] == pytest.approx(theirs.param_groups[0]["lr"])
-    other = torch.optim.SGD([torch.zeros(1)], 8.0)
-    StepDecay(other, 3, 0.5).restore({}, 7)
-    assert other.param_groups[0]["lr"] == 2.0
+        reference.step()
+        expected.step()
+        assert optimiser.param_groups[0]["lr"] == pytest.approx(reference.param_groups[0]["lr"])
+    second = torch.optim.SGD([torch.zeros(1)], 8.0)
+    StepDecay(second, 3, 0.5).restore({}, 7)
+    assert second.param_groups[0]["lr"] == 2.0
 
 
 # --- objectives made of an objective
@@ -66,28 +66,28 @@ def test_an_average_of_draws_is_the_mean_of_them(task: Task, expert: Expert) -> 
     method, facts = METHODS["mtt"], DataFacts(300, 2, ExpertConfig(epochs=3))
     config = method.resolve_options(method.config(batch_syn=7), facts)
     assert expert.recorded is not None
-    made = method.plan(config, MethodInputs(task, [expert.recorded], 2, 0))
-    parameters = list(made.synthetic.parameters().values())
-    losses = [made.objective(made.synthetic, 3, derive_seed(0, "draw", i)) for i in range(3)]
+    plan = method.plan(config, MethodInputs(task, [expert.recorded], 2, 0))
+    parameters = list(plan.synthetic.parameters().values())
+    losses = [plan.objective(plan.synthetic, 3, derive_seed(0, "draw", i)) for i in range(3)]
     expected = torch.autograd.grad(sum(losses) / 3, parameters)
-    loss = Average(made.objective, 3)(made.synthetic, 3, 0)
+    loss = Average(plan.objective, 3)(plan.synthetic, 3, 0)
     torch.testing.assert_close(loss.detach(), torch.stack(losses).mean().detach())
-    for ours, wanted in zip(torch.autograd.grad(loss, parameters), expected):
-        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-6)
-    assert len({float(each.detach()) for each in losses}) == 3
+    for gradient, expected_gradient in zip(torch.autograd.grad(loss, parameters), expected):
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
+    assert len({float(item.detach()) for item in losses}) == 3
 
 
 BROKEN: list[Callable[[SyntheticSet], Tensor]] = [
-    lambda held: held.images.sum() * held.lr * torch.nan,
-    lambda held: held.images.sum() * held.lr * torch.inf,
-    lambda held: (held.images * 0).sqrt().sum() + held.lr,
+    lambda synthetic: synthetic.images.sum() * synthetic.lr * torch.nan,
+    lambda synthetic: synthetic.images.sum() * synthetic.lr * torch.inf,
+    lambda synthetic: (synthetic.images * 0).sqrt().sum() + synthetic.lr,
 ]
 
 
 @pytest.mark.parametrize("broken", BROKEN)
 def test_finite_hands_back_a_number_without_a_gradient(broken: Callable[[SyntheticSet], Tensor]) -> None:
     synthetic = toy()
-    loss = FiniteOr(lambda held, step, seed: broken(held), 7.0)(synthetic, 0, 0)
+    loss = FiniteOr(lambda synthetic, step, seed: broken(synthetic), 7.0)(synthetic, 0, 0)
     loss.backward()
     assert loss.item() == 7.0
     for parameter in synthetic.parameters().values():
@@ -96,16 +96,16 @@ def test_finite_hands_back_a_number_without_a_gradient(broken: Callable[[Synthet
 
 
 def test_finite_leaves_alone_what_is() -> None:
-    synthetic, other = toy(), toy()
-    loss = FiniteOr(lambda held, step, seed: held.images.square().sum() * held.lr, 7.0)(synthetic, 0, 0)
-    expected = other.images.square().sum() * other.lr
+    synthetic, second = toy(), toy()
+    loss = FiniteOr(lambda synthetic, step, seed: synthetic.images.square().sum() * synthetic.lr, 7.0)(synthetic, 0, 0)
+    expected = second.images.square().sum() * second.lr
     loss.backward()
     expected.backward()
     assert torch.equal(loss, expected)
-    for ours, wanted in zip(synthetic.parameters().values(), other.parameters().values()):
-        assert ours.grad is not None
-        assert wanted.grad is not None
-        assert torch.equal(ours.grad, wanted.grad)
+    for parameter, reference in zip(synthetic.parameters().values(), second.parameters().values()):
+        assert parameter.grad is not None
+        assert reference.grad is not None
+        assert torch.equal(parameter.grad, reference.grad)
 
 
 # --- records that stay in their files
@@ -156,68 +156,69 @@ def test_windows_rise_to_the_last() -> None:
 
 
 def test_the_window_widens_when_the_loss_stops_falling() -> None:
-    made, _ = progress()
+    progress_hook, _ = progress()
     for step in range(30):
-        made(made.synthetic, step, 1.0 / (step + 1))
-    assert made.stage == 0  # it fell all the time
+        progress_hook(progress_hook.synthetic, step, 1.0 / (step + 1))
+    assert progress_hook.stage == 0  # it fell all the time
     stages = []
     for step in range(14):
-        made(made.synthetic, step, 0.5)
-        stages.append(made.stage)
+        progress_hook(progress_hook.synthetic, step, 0.5)
+        stages.append(progress_hook.stage)
     assert stages[0] == 0
     assert sorted(stages) == stages
     assert stages[-1] == 2
-    assert {int(made.sample(s, 8, make_generator(0, s))[0]) for s in range(200)} == set(range(6))
+    assert {int(progress_hook.sample(s, 8, make_generator(0, s))[0]) for s in range(200)} == set(range(6))
     assert {
-        made.sample(s, 8, make_generator(0, s))[1] - made.sample(s, 8, make_generator(0, s))[0] for s in range(20)
+        progress_hook.sample(s, 8, make_generator(0, s))[1] - progress_hook.sample(s, 8, make_generator(0, s))[0]
+        for s in range(20)
     } == {2.0}
 
 
 def test_a_step_that_diverges_is_taken_back() -> None:
     """The set returns to where its loss was last good, the momentum is forgotten, the window is one narrower."""
-    made, optimiser = progress()
-    made.stage = 2
-    first = made.synthetic.images.detach().clone()
+    progress_hook, optimiser = progress()
+    progress_hook.stage = 2
+    first = progress_hook.synthetic.images.detach().clone()
     losses = iter([1.0, 5.0, 1.0])
 
-    def objective(held: SyntheticSet, step: int, seed: int) -> Tensor:
-        value = held.images.sum()
-        return value + (next(losses) - value).detach() + 0 * held.lr
+    def objective(synthetic: SyntheticSet, step: int, seed: int) -> Tensor:
+        value = synthetic.images.sum()
+        return value + (next(losses) - value).detach() + 0 * synthetic.lr
 
-    outer_loop(objective, made.synthetic, [optimiser], range(1), 0, made.accept, [made])
-    assert not torch.equal(made.synthetic.images, first)
-    outer_loop(objective, made.synthetic, [optimiser], range(1, 2), 0, made.accept, [made])
-    assert torch.equal(made.synthetic.images, first)
-    assert (made.stage, made.num_refused) == (1, 1)
-    assert not optimiser.state[made.synthetic.images]["momentum_buffer"].any()
-    outer_loop(objective, made.synthetic, [optimiser], range(2, 3), 0, made.accept, [made])
-    assert (made.stage, made.num_refused) == (1, 0)
+    outer_loop(objective, progress_hook.synthetic, [optimiser], range(1), 0, progress_hook.accept, [progress_hook])
+    assert not torch.equal(progress_hook.synthetic.images, first)
+    outer_loop(objective, progress_hook.synthetic, [optimiser], range(1, 2), 0, progress_hook.accept, [progress_hook])
+    assert torch.equal(progress_hook.synthetic.images, first)
+    assert (progress_hook.stage, progress_hook.num_refused) == (1, 1)
+    assert not optimiser.state[progress_hook.synthetic.images]["momentum_buffer"].any()
+    outer_loop(objective, progress_hook.synthetic, [optimiser], range(2, 3), 0, progress_hook.accept, [progress_hook])
+    assert (progress_hook.stage, progress_hook.num_refused) == (1, 0)
 
 
 def test_divergence_without_end_is_an_error() -> None:
-    made, _ = progress(patience=3)
-    assert [made.accept(inf) for _ in range(3)] == [False] * 3
+    progress_hook, _ = progress(patience=3)
+    assert [progress_hook.accept(inf) for _ in range(3)] == [False] * 3
     with pytest.raises(DivergenceError, match="4 steps in a row"):
-        made.accept(inf)
+        progress_hook.accept(inf)
 
 
 def test_progress_is_taken_up() -> None:
-    made, _ = progress()
+    progress_hook, _ = progress()
     for step in range(8):
-        made.accept(0.5)
-        made(made.synthetic, step, 0.5)
+        progress_hook.accept(0.5)
+        progress_hook(progress_hook.synthetic, step, 0.5)
     with torch.no_grad():
-        made.synthetic.images.add_(1.0)
-    made.accept(0.5)
-    again, _ = progress()
-    again.restore({name: tensor.clone() for name, tensor in made.state().items()}, 8)
-    assert (again.stage, again.running_loss, again.best_loss, again.steps_since_best) == (
-        made.stage,
-        made.running_loss,
-        made.best_loss,
-        made.steps_since_best,
+        progress_hook.synthetic.images.add_(1.0)
+    progress_hook.accept(0.5)
+    restored, _ = progress()
+    restored.restore({name: tensor.clone() for name, tensor in progress_hook.state().items()}, 8)
+    assert (restored.stage, restored.running_loss, restored.best_loss, restored.steps_since_best) == (
+        progress_hook.stage,
+        progress_hook.running_loss,
+        progress_hook.best_loss,
+        progress_hook.steps_since_best,
     )
-    assert torch.equal(again.last_accepted["images"], made.last_accepted["images"])
+    assert torch.equal(restored.last_accepted["images"], progress_hook.last_accepted["images"])
 
 
 # --- overlap
@@ -256,41 +257,43 @@ def overlapping() -> tuple[SyntheticSet, torch.optim.Optimizer, OverlapRepair]:
 
 def test_an_image_that_overlaps_is_replaced_and_trained_alone() -> None:
     synthetic, optimiser, hook = overlapping()
-    seen: list[Tensor] = []
+    history: list[Tensor] = []
 
-    def objective(held: SyntheticSet, step: int, seed: int) -> Tensor:
-        return held.images.sum() + 0 * held.lr  # all images go the same way, so that what overlaps stays alike
+    def objective(synthetic: SyntheticSet, step: int, seed: int) -> Tensor:
+        return (
+            synthetic.images.sum() + 0 * synthetic.lr
+        )  # all images go the same way, so that what overlaps stays alike
 
-    hooks = [hook, lambda held, step, loss: seen.append(held.images.detach().clone())]
+    hooks = [hook, lambda synthetic, step, loss: history.append(synthetic.images.detach().clone())]
     outer_loop(objective, synthetic, [optimiser], range(6), 0, hooks=hooks)
     fresh = hook.is_replaced.tolist()
     assert sum(fresh[:2]) == 1
     assert sum(fresh) == 1
-    new, kept = fresh.index(True), [not each for each in fresh]
+    new, unchanged_rows = fresh.index(True), [not item for item in fresh]
     pool = hook.candidates[0][:20]
-    assert (pool == seen[1][new]).flatten(1).all(1).any()  # after step 2: a real image of its class
-    for later in seen[2:5]:
-        assert torch.equal(later[kept], seen[1][kept])
-        assert not torch.equal(later[new], seen[1][new])
-    torch.testing.assert_close(seen[2][new], seen[1][new] - 0.1)  # without the momentum of what was there
-    assert not torch.equal(seen[5][kept], seen[4][kept])  # and then all go on
+    assert (pool == history[1][new]).flatten(1).all(1).any()  # after step 2: a real image of its class
+    for later in history[2:5]:
+        assert torch.equal(later[unchanged_rows], history[1][unchanged_rows])
+        assert not torch.equal(later[new], history[1][new])
+    torch.testing.assert_close(history[2][new], history[1][new] - 0.1)  # without the momentum of what was there
+    assert not torch.equal(history[5][unchanged_rows], history[4][unchanged_rows])  # and then all go on
     assert hook.num_replaced == 1
 
 
 def test_the_repair_is_taken_up_bit_for_bit() -> None:
-    def objective(held: SyntheticSet, step: int, seed: int) -> Tensor:
-        return held.images.square().sum() + 0 * held.lr
+    def objective(synthetic: SyntheticSet, step: int, seed: int) -> Tensor:
+        return synthetic.images.square().sum() + 0 * synthetic.lr
 
     synthetic, optimiser, hook = overlapping()
     outer_loop(objective, synthetic, [optimiser], range(3), 0, hooks=[hook])
-    other, its, again = overlapping()
-    other.load(synthetic.state())
-    its.load_state_dict(deepcopy(optimiser.state_dict()))
-    again.restore({name: tensor.clone() for name, tensor in hook.state().items()}, 3)
-    for held, steps, value in ((synthetic, optimiser, hook), (other, its, again)):
-        outer_loop(objective, held, [steps], range(3, 8), 0, hooks=[value])
+    second, second_optimiser, restored = overlapping()
+    second.load(synthetic.state())
+    second_optimiser.load_state_dict(deepcopy(optimiser.state_dict()))
+    restored.restore({name: tensor.clone() for name, tensor in hook.state().items()}, 3)
+    for current, steps, value in ((synthetic, optimiser, hook), (second, second_optimiser, restored)):
+        outer_loop(objective, current, [steps], range(3, 8), 0, hooks=[value])
     assert hook.num_replaced == 1
-    assert torch.equal(synthetic.images, other.images)
+    assert torch.equal(synthetic.images, second.images)
 
 
 def test_no_repair_late_in_the_run() -> None:

@@ -47,31 +47,31 @@ def test_images_that_are_all_the_same_still_come_once_each(name: str) -> None:
 def test_dream_is_scikit_learns_clusters_and_their_nearest() -> None:
     features, count, seed = cloud(), 10, 4
     points = features.double().numpy()
-    found = KMeans(count, init="random", n_init=1, max_iter=20, random_state=derive_seed(seed, "dream") % 2**32).fit(
+    means = KMeans(count, init="random", n_init=1, max_iter=20, random_state=derive_seed(seed, "dream") % 2**32).fit(
         points
     )
     expected = set()
     for cluster in range(count):
-        held = np.flatnonzero(found.labels_ == cluster)
-        away = [((points[i] - found.cluster_centers_[cluster]) ** 2).sum() for i in held]
-        expected.add(int(held[int(np.argmin(away))]))
+        cluster_rows = np.flatnonzero(means.labels_ == cluster)
+        away = [((points[i] - means.cluster_centers_[cluster]) ** 2).sum() for i in cluster_rows]
+        expected.add(int(cluster_rows[int(np.argmin(away))]))
     assert set(Dream()(features, count, seed).tolist()) == expected
     # nearest of all samples, as scikit-learn has it, where that is in the cluster itself
-    nearest = found.transform(points).argmin(0)
-    own = [int(row) for cluster, row in enumerate(nearest) if found.labels_[row] == cluster]
-    assert set(own) <= expected
+    nearest = means.transform(points).argmin(0)
+    own_rows = [int(row) for cluster, row in enumerate(nearest) if means.labels_[row] == cluster]
+    assert set(own_rows) <= expected
 
 
 def test_several_of_a_cluster() -> None:
     """DREAM+: count / s clusters, the s nearest of each."""
     features, seed = cloud(), 1
     points = features.double().numpy()
-    found = KMeans(4, init="random", n_init=1, max_iter=20, random_state=derive_seed(seed, "dream") % 2**32).fit(points)
+    means = KMeans(4, init="random", n_init=1, max_iter=20, random_state=derive_seed(seed, "dream") % 2**32).fit(points)
     expected = set()
     for cluster in range(4):
-        held = np.flatnonzero(found.labels_ == cluster)
-        away = ((points[held] - found.cluster_centers_[cluster]) ** 2).sum(1)
-        expected |= set(held[np.argsort(away)[:3]].tolist())
+        cluster_rows = np.flatnonzero(means.labels_ == cluster)
+        away = ((points[cluster_rows] - means.cluster_centers_[cluster]) ** 2).sum(1)
+        expected |= set(cluster_rows[np.argsort(away)[:3]].tolist())
     assert len(expected) == 12
     assert set(Dream(per_cluster=3)(features, 12, seed).tolist()) == expected
     assert len(set(Dream(per_cluster=3)(features, 14, seed).tolist())) == 14  # 4 clusters, and 2 to fill up
@@ -105,65 +105,65 @@ def members() -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     return images, labels, rows_by_class(labels, 3)
 
 
-def query(**more: int) -> tuple[Query, list[int]]:
-    images, _, held = members()
-    seen: list[int] = []
+def query(**options: int) -> tuple[Query, list[int]]:
+    images, _, class_members = members()
+    sizes: list[int] = []
 
     def represent(batch: Tensor) -> Tensor:
-        seen.append(len(batch))
+        sizes.append(len(batch))
         return batch * 2
 
-    return Query(images, held, Dream(), 12, represent, 5, **more), seen
+    return Query(images, class_members, Dream(), 12, represent, 5, **options), sizes
 
 
 def test_a_query_gives_rows_of_the_class_or_all_of_a_small_one() -> None:
-    made, _ = query()
-    _, labels, held = members()
-    assert [len(made.sample(0, label, 0)) for label in range(3)] == [12, 10, 10]
+    query_hook, _ = query()
+    _, labels, class_members = members()
+    assert [len(query_hook.sample(0, label, 0)) for label in range(3)] == [12, 10, 10]
     for label in range(3):
-        rows = made.sample(0, label, 0)
+        rows = query_hook.sample(0, label, 0)
         assert bool((labels[rows] == label).all())
         assert len(rows.unique()) == len(rows)
-    assert torch.equal(made.sample(0, 1, 0).sort().values, held[1])
+    assert torch.equal(query_hook.sample(0, 1, 0).sort().values, class_members[1])
 
 
 def test_a_query_looks_at_a_pool_of_a_class() -> None:
-    made, seen = query(pool=30)
-    assert seen == [30, 10, 10]
-    small, seen = query(pool=3)  # never fewer than are asked for
-    assert seen == [12, 10, 10]
+    query_hook, sizes = query(pool=30)
+    assert sizes == [30, 10, 10]
+    small, sizes = query(pool=3)  # never fewer than are asked for
+    assert sizes == [12, 10, 10]
     assert len(small.sample(0, 0, 0)) == 12
-    again, _ = query(pool=30)
-    assert torch.equal(made.sample(0, 0, 0), again.sample(0, 0, 0))
+    second, _ = query(pool=30)
+    assert torch.equal(query_hook.sample(0, 0, 0), second.sample(0, 0, 0))
 
 
 def test_a_query_chooses_anew_for_every_network_and_every_interval() -> None:
-    made, seen = query(pool=30, every=10, interval=4)
+    query_hook, sizes = query(pool=30, every=10, interval=4)
     synthetic = SyntheticSet.from_images(torch.zeros(1, 1, 4, 4), torch.tensor([0]), 0.1)
     chosen_at = []
     for step in range(1, 22):
-        before = len(seen)
-        made(synthetic, step, 0.0)
-        chosen_at += [step] if len(seen) > before else []
+        before = len(sizes)
+        query_hook(synthetic, step, 0.0)
+        chosen_at += [step] if len(sizes) > before else []
     assert chosen_at == [4, 8, 10, 14, 18, 20]
 
 
 def test_a_query_is_taken_up_where_it_was() -> None:
-    made, _ = query(pool=30, every=10, interval=5)
+    query_hook, _ = query(pool=30, every=10, interval=5)
     synthetic = SyntheticSet.from_images(torch.zeros(1, 1, 4, 4), torch.tensor([0]), 0.1)
-    made(synthetic, 5, 0.0)
-    other, _ = query(pool=30, every=10, interval=5)
-    assert not torch.equal(other.sample(0, 0, 0), made.sample(0, 0, 0))
-    other.restore({name: tensor.clone() for name, tensor in made.state().items()}, 5)
-    assert all(torch.equal(other.sample(0, label, 0), made.sample(0, label, 0)) for label in range(3))
+    query_hook(synthetic, 5, 0.0)
+    second_query, _ = query(pool=30, every=10, interval=5)
+    assert not torch.equal(second_query.sample(0, 0, 0), query_hook.sample(0, 0, 0))
+    second_query.restore({name: tensor.clone() for name, tensor in query_hook.state().items()}, 5)
+    assert all(torch.equal(second_query.sample(0, label, 0), query_hook.sample(0, label, 0)) for label in range(3))
 
 
 def test_random_rows_are_new_at_every_step() -> None:
-    _, labels, held = members()
-    rows = RandomRows(held, 12)
+    _, labels, class_members = members()
+    rows = RandomRows(class_members, 12)
     first, second = rows(0, 0, 0), rows(1, 0, 0)
     assert torch.equal(first, rows(0, 0, 0))
     assert not torch.equal(first, second)
     assert not torch.equal(first, rows(0, 0, 1))
     assert bool((labels[first] == 0).all())
-    assert sorted(rows(0, 2, 0).tolist()) == held[2].tolist()
+    assert sorted(rows(0, 2, 0).tolist()) == class_members[2].tolist()

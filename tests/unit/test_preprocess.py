@@ -72,15 +72,15 @@ def test_zca_is_kornias(eps: float) -> None:
         from kornia.enhance import ZCAWhitening
 
         images = pixels()
-        theirs = ZCAWhitening(eps=eps, compute_inv=True).fit(images.double() / 255)
-        expected = theirs(images.double() / 255)
-    ours = fit_preprocess("zca", images, eps)
-    assert ours.whiten is not None
-    assert ours.colour is not None
-    torch.testing.assert_close(ours.mean, theirs.mean_vector[0].float(), rtol=0, atol=1e-6)
-    torch.testing.assert_close(ours.whiten, theirs.transform_matrix.float(), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(ours.colour, theirs.transform_inv.float(), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(ours.apply(images), expected.float(), rtol=1e-4, atol=2e-5)
+        kornia = ZCAWhitening(eps=eps, compute_inv=True).fit(images.double() / 255)
+        expected = kornia(images.double() / 255)
+    zca = fit_preprocess("zca", images, eps)
+    assert zca.whiten is not None
+    assert zca.colour is not None
+    torch.testing.assert_close(zca.mean, kornia.mean_vector[0].float(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(zca.whiten, kornia.transform_matrix.float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(zca.colour, kornia.transform_inv.float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(zca.apply(images), expected.float(), rtol=1e-4, atol=2e-5)
 
 
 def test_zca_whitens_the_digits_whose_covariance_is_singular() -> None:
@@ -143,11 +143,11 @@ def test_gradients_flow_both_ways(kind: str, chunk: int, monkeypatch: pytest.Mon
 def test_the_state_survives_storing(kind: str) -> None:
     images = pixels()
     fitted = fit_preprocess(kind, images, 0.05)
-    again = Preprocess.from_state(json.loads(json.dumps(fitted.header())), fitted.state())
-    assert again.header() == fitted.header()
-    assert torch.equal(again.apply(images), fitted.apply(images))
+    restored = Preprocess.from_state(json.loads(json.dumps(fitted.header())), fitted.state())
+    assert restored.header() == fitted.header()
+    assert torch.equal(restored.apply(images), fitted.apply(images))
     assert torch.equal(fitted.to("cpu").apply(images), fitted.apply(images))
-    assert again.shape == (3, 5, 4)
+    assert restored.shape == (3, 5, 4)
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -18,11 +18,11 @@ from limbeck.select import SELECTORS, herding, kcentre, kmeans, select_per_class
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 
 
-def blobs(count: int, each: int, seed: int = 0) -> Tensor:
+def blobs(count: int, size: int, seed: int = 0) -> Tensor:
     """`count` far-apart groups of `each` points in the plane, shuffled."""
     generator = torch.Generator().manual_seed(seed)
     centres = 100 * torch.stack([torch.arange(count), torch.arange(count) % 2], 1)
-    points = (centres[:, None] + torch.randn(count, each, 2, generator=generator)).reshape(-1, 2)
+    points = (centres[:, None] + torch.randn(count, size, 2, generator=generator)).reshape(-1, 2)
     return points[torch.randperm(len(points), generator=generator)]
 
 
@@ -102,12 +102,12 @@ def test_herding_is_greedy_on_the_mean() -> None:
     """Each step takes the row that brings the mean of those taken nearest to the mean of all, tried one by one."""
     features = cloud(30, 4)
     mean = features.double().mean(0)
-    taken: list[int] = []
+    expected: list[int] = []
     for _ in range(8):
-        rest = [row for row in range(30) if row not in taken]
-        away = [float((features.double()[[*taken, row]].mean(0) - mean).norm()) for row in rest]
-        taken.append(rest[int(np.argmin(away))])
-    assert herding(features, 8, 0).tolist() == taken
+        remaining = [row for row in range(30) if row not in expected]
+        away = [float((features.double()[[*expected, row]].mean(0) - mean).norm()) for row in remaining]
+        expected.append(remaining[int(np.argmin(away))])
+    assert herding(features, 8, 0).tolist() == expected
 
 
 def test_kcentre_takes_the_farthest_and_covers_within_twice_the_best() -> None:
@@ -117,7 +117,7 @@ def test_kcentre_takes_the_farthest_and_covers_within_twice_the_best() -> None:
     for k in range(1, 4):
         reach = distance[:, rows[:k]].min(1).values
         assert reach[rows[k]] == reach.max()
-    best = min(float(distance[:, list(some)].min(1).values.max()) for some in combinations(range(12), 4))
+    best = min(float(distance[:, list(subset)].min(1).values.max()) for subset in combinations(range(12), 4))
     assert float(distance[:, rows].min(1).values.max()) <= 2 * best
 
 

@@ -93,15 +93,15 @@ def test_from_files_to_a_set_and_back(
     assert result["data"]["name"] == Path(name).stem
     assert [row["set"] for row in result["results"]] == ["distilled", "distilled", "random", "kmeans", "full"]
 
-    made = limbeck.load(run)
-    assert made.classes == classes
-    assert tuple(made.images.shape) == (4, *shape)
-    assert made.provenance["data"]["source"] == str(data)
+    distilled = limbeck.load(run)
+    assert distilled.classes == classes
+    assert tuple(distilled.images.shape) == (4, *shape)
+    assert distilled.provenance["data"]["source"] == str(data)
     with Image.open(run / "previews" / "chosen.png") as preview:
         assert preview.width > 2 * shape[2]
 
-    again = call(capsys, "evaluate", run, "--networks", "2", "--json")
-    assert again["results"] == result["results"][:2]
+    output = call(capsys, "evaluate", run, "--networks", "2", "--json")
+    assert output["results"] == result["results"][:2]
 
 
 def test_other_images_under_the_same_name_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -17,16 +17,16 @@ pytestmark = pytest.mark.usefixtures("untouched_generators")
 SIZES = [(28, 2), (28, 3), (8, 3), (8, 2), (7, 2), (32, 4)]
 
 
-def some(count: int, side: int, channels: int = 2, dtype: torch.dtype = torch.float64) -> Tensor:
+def random_images(count: int, side: int, channels: int = 2, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(count, channels, side, side, dtype=dtype, generator=torch.Generator().manual_seed(side))
 
 
 @pytest.mark.parametrize(("side", "factor"), SIZES)
 def test_every_tile_is_the_enlarged_crop_of_its_image(side: int, factor: int) -> None:
     """Written out tile by tile, with a filled canvas of its own."""
-    images, pad, tile = some(3, side), (0.5, -1.0), -(-side // factor)
-    made = cut_tiles(images, factor, pad)
-    assert made.shape == (3 * factor**2, 2, side, side)
+    images, pad, tile = random_images(3, side), (0.5, -1.0), -(-side // factor)
+    tiles = cut_tiles(images, factor, pad)
+    assert tiles.shape == (3 * factor**2, 2, side, side)
     for row in range(factor):
         for column in range(factor):
             for i in range(3):
@@ -37,15 +37,15 @@ def test_every_tile_is_the_enlarged_crop_of_its_image(side: int, factor: int) ->
                         inside = max(at) < side
                         crop[0, :, y, x] = images[i, :, at[0], at[1]] if inside else torch.tensor(pad).double()
                 expected = F.interpolate(crop, size=(side, side), mode="bilinear", align_corners=False)
-                torch.testing.assert_close(made[(row * factor + column) * 3 + i], expected[0])
+                torch.testing.assert_close(tiles[(row * factor + column) * 3 + i], expected[0])
 
 
-@pytest.mark.parametrize("how", ["single", "multi", "bound"])
-def test_factor_1_is_the_identity(how: Mode) -> None:
-    images, labels = some(4, 8), torch.arange(4)
-    made = Partition(1, how)(images, labels)
-    assert made[0] is images
-    assert made[1] is labels
+@pytest.mark.parametrize("mode", ["single", "multi", "bound"])
+def test_factor_1_is_the_identity(mode: Mode) -> None:
+    images, labels = random_images(4, 8), torch.arange(4)
+    tiles = Partition(1, mode)(images, labels)
+    assert tiles[0] is images
+    assert tiles[1] is labels
     assert make_mosaic(images, 1) is images
     assert cut_tiles(images, 1) is images
 
@@ -53,84 +53,88 @@ def test_factor_1_is_the_identity(how: Mode) -> None:
 @pytest.mark.parametrize(("side", "factor"), SIZES)
 def test_a_mosaic_is_cut_where_it_was_put(side: int, factor: int) -> None:
     """Every tile comes back as its own image, shrunk and enlarged, but for what lies outside; nothing bleeds."""
-    images = some(2 * factor**2, side)
+    images = random_images(2 * factor**2, side)
     tile = -(-side // factor)
-    held = make_mosaic(images, factor)
-    assert held.shape == (2, 2, side, side)
+    mosaic = make_mosaic(images, factor)
+    assert mosaic.shape == (2, 2, side, side)
     small = F.adaptive_avg_pool2d(images, tile)
     enlarged = F.interpolate(small, size=(side, side), mode="bilinear", align_corners=False)
-    made = cut_tiles(held, factor, (9.0,))
+    tiles = cut_tiles(mosaic, factor, (9.0,))
     last = side - tile * (factor - 1)  # pixels of the last tile that are there
     for q in range(factor**2):
         rows = last if q // factor == factor - 1 else tile
         columns = last if q % factor == factor - 1 else tile
         inner = [(side * k // tile) - (side // tile if k < tile else 0) for k in (rows, columns)]
-        ours, theirs = made[2 * q : 2 * q + 2], enlarged[2 * q : 2 * q + 2]
-        torch.testing.assert_close(ours[:, :, : inner[0], : inner[1]], theirs[:, :, : inner[0], : inner[1]])
+        result, reference = tiles[2 * q : 2 * q + 2], enlarged[2 * q : 2 * q + 2]
+        torch.testing.assert_close(result[:, :, : inner[0], : inner[1]], reference[:, :, : inner[0], : inner[1]])
     if side % factor == 0:
-        torch.testing.assert_close(made, enlarged)
+        torch.testing.assert_close(tiles, enlarged)
 
 
 def test_constant_images_come_back_whole() -> None:
     """28 by 3: each of nine grey levels fills its own tile to the last pixel that is stored."""
     levels = torch.arange(9.0).view(9, 1, 1, 1).expand(9, 1, 28, 28)
-    made = cut_tiles(make_mosaic(levels, 3), 3, (99.0,))
+    tiles = cut_tiles(make_mosaic(levels, 3), 3, (99.0,))
     for q in range(9):
         row, column = divmod(q, 3)
-        rows, columns = (28 if each < 2 else 20 for each in (row, column))  # 8 of 10 pixels of the last tile are stored
-        torch.testing.assert_close(made[q, 0, :rows, :columns], torch.full((rows, columns), float(q)))
+        rows, columns = (
+            28 if index < 2 else 20 for index in (row, column)
+        )  # 8 of 10 pixels of the last tile are stored
+        torch.testing.assert_close(tiles[q, 0, :rows, :columns], torch.full((rows, columns), float(q)))
 
 
-@pytest.mark.parametrize("how", ["single", "multi", "bound"])
+@pytest.mark.parametrize("mode", ["single", "multi", "bound"])
 @pytest.mark.parametrize("factor", [2, 3])
-def test_labels_follow_their_images(how: Mode, factor: int) -> None:
+def test_labels_follow_their_images(mode: Mode, factor: int) -> None:
     """Images that carry their own class as their only value, with classes and with logits."""
     labels = torch.tensor([0, 0, 1, 1, 1, 2])
     images = labels.double().view(-1, 1, 1, 1).expand(-1, 1, 12, 12)
-    decode = Partition(factor, how, max_per_class=12)
-    made, classes = decode(images, labels)
-    assert made.shape[1:] == (1, 12, 12)
-    torch.testing.assert_close(made.mean((1, 2, 3)), classes.double())
+    decode = Partition(factor, mode, max_per_class=12)
+    tiles, classes = decode(images, labels)
+    assert tiles.shape[1:] == (1, 12, 12)
+    torch.testing.assert_close(tiles.mean((1, 2, 3)), classes.double())
     logits = F.one_hot(labels, 3).double() * 2
-    again, soft = decode(images, logits)
-    assert torch.equal(again, made)
-    assert soft.shape == (len(made), 3)
+    soft_tiles, soft = decode(images, logits)
+    assert torch.equal(soft_tiles, tiles)
+    assert soft.shape == (len(tiles), 3)
     assert torch.equal(soft.argmax(1), classes)
-    each = {"single": factor**2, "multi": sum(k * k for k in range(1, factor + 1))}
-    if how in each:
-        assert classes.bincount().tolist() == [2 * each[how], 3 * each[how], each[how]]
+    index = {"single": factor**2, "multi": sum(k * k for k in range(1, factor + 1))}
+    if mode in index:
+        assert classes.bincount().tolist() == [2 * index[mode], 3 * index[mode], index[mode]]
 
 
 @pytest.mark.parametrize(
-    ("count", "factor", "most"), [(1, 3, 128), (10, 3, 128), (50, 3, 128), (130, 2, 128), (5, 4, 9)]
+    ("count", "factor", "max_per_class"), [(1, 3, 128), (10, 3, 128), (50, 3, 128), (130, 2, 128), (5, 4, 9)]
 )
-def test_bound_uses_what_it_may_and_no_more(count: int, factor: int, most: int) -> None:
-    factors = bound_factors(torch.zeros(count, dtype=torch.int64), factor, most)
-    used = int(factors.square().sum())
-    assert used <= max(most, count)
+def test_bound_uses_what_it_may_and_no_more(count: int, factor: int, max_per_class: int) -> None:
+    factors = bound_factors(torch.zeros(count, dtype=torch.int64), factor, max_per_class)
+    total = int(factors.square().sum())
+    assert total <= max(max_per_class, count)
     assert factors.tolist() == sorted(factors.tolist(), reverse=True)
-    if used < most and count <= most and int(factors.min()) < factor:
+    if total < max_per_class and count <= max_per_class and int(factors.min()) < factor:
         first = int((factors < factor).nonzero()[0])
-        assert used + (int(factors[first]) + 1) ** 2 - int(factors[first]) ** 2 > most
+        assert total + (int(factors[first]) + 1) ** 2 - int(factors[first]) ** 2 > max_per_class
 
 
 def test_of_a_whole_set_a_class_gets_what_it_gets_alone() -> None:
     labels = torch.tensor([0, 0, 0, 1, 1])
-    images = some(5, 8)
+    images = random_images(5, 8)
     decode = Partition(2, "bound", max_per_class=7)
-    made, classes = decode(images, labels)
+    tiles, classes = decode(images, labels)
     for label in (0, 1):
         alone, _ = decode(images[labels == label], labels[labels == label])
-        torch.testing.assert_close(made[classes == label].sort(0).values, alone.sort(0).values)
+        torch.testing.assert_close(tiles[classes == label].sort(0).values, alone.sort(0).values)
 
 
 def test_a_set_decodes_with_gradients() -> None:
-    synthetic = SyntheticSet.from_images(some(2, 8), torch.tensor([0, 1]), 0.01, ("images",), decode=Partition(3))
+    synthetic = SyntheticSet.from_images(
+        random_images(2, 8), torch.tensor([0, 1]), 0.01, ("images",), decode=Partition(3)
+    )
     images, labels = synthetic.training_pair()
     assert labels.tolist() == [0, 1] * 9
     (gradient,) = torch.autograd.grad(images.square().sum(), synthetic.images)
     assert bool((gradient != 0).all())
-    assert torch.autograd.gradcheck(lambda x: cut_tiles(x, 3), (some(1, 5, 1).requires_grad_(),))
+    assert torch.autograd.gradcheck(lambda x: cut_tiles(x, 3), (random_images(1, 5, 1).requires_grad_(),))
 
 
 def test_grey_is_a_pixel_of_one_half() -> None:
@@ -146,6 +150,6 @@ def test_what_cannot_be_cut_is_refused() -> None:
     assert tile_sides((28, 28), 3) == (10, 10)
     for factor in (0, 5, 9):  # 8 pixels by 5: tiles of 2, the last of which lies outside
         with pytest.raises(UserError, match="cannot be cut"):
-            cut_tiles(some(1, 8), factor)
+            cut_tiles(random_images(1, 8), factor)
     with pytest.raises(UserError, match="no whole mosaics"):
-        make_mosaic(some(3, 8), 2)
+        make_mosaic(random_images(3, 8), 2)
