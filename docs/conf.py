@@ -38,7 +38,10 @@ html_show_sphinx = False
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints = "signature"
-autodoc_default_options = {"members": True, "exclude-members": "model_config, model_post_init"}
+autodoc_default_options = {
+    "members": True,
+    "exclude-members": "model_config, model_post_init",
+}
 python_maximum_signature_line_length = 80
 add_module_names = False
 toc_object_entries_show_parents = "hide"
@@ -65,7 +68,11 @@ def to_rst(lines: list[str]) -> list[str]:
     in_item = False
     for line, following in zip(lines, [*lines[1:], ""], strict=True):
         text = line.strip()
-        if not text or text.startswith((">>>", "...")) or (out and out[-1].startswith((">>>", "..."))):
+        if (
+            not text
+            or text.startswith((">>>", "..."))
+            or (out and out[-1].startswith((">>>", "...")))
+        ):
             out.append(line)
             in_item = in_item and bool(text)
             continue
@@ -99,14 +106,18 @@ def default_of(name: str) -> str | None:
     return None if default in (None, PydanticUndefined) else repr(default)
 
 
-def process_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+def process_docstring(
+    app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
     """Replace the lines of a docstring by reStructuredText; a configuration's field ends with its default."""
     lines[:] = to_rst(lines)
     if (default := default_of(name)) is not None:
         lines += ["", f"Default: ``{default}``"]
 
 
-def process_signature(app: Any, what: str, name: str, obj: Any, *_: Any) -> tuple[str, None] | None:
+def process_signature(
+    app: Any, what: str, name: str, obj: Any, *_: Any
+) -> tuple[str, None] | None:
     """Leave out the signature of a configuration: its fields stand below it, each with its default and its text."""
     return ("", None) if is_config(obj) else None
 
@@ -122,12 +133,20 @@ class Options(SphinxDirective):
         config = getattr(import_module(module), name)
         rows = ["| option | default | what |", "|---|---|---|"]
         for name, field in config.model_fields.items():
-            choices = [str(choice) for choice in get_args(field.annotation) if isinstance(choice, str)]
-            default = "" if field.default in (None, PydanticUndefined) else f"`{field.default}`"
+            choices = [
+                str(choice)
+                for choice in get_args(field.annotation)
+                if isinstance(choice, str)
+            ]
+            default = (
+                "" if field.default in (None, PydanticUndefined) else f"`{field.default}`"
+            )
             text = str(field.description)
             if not all(choice in text for choice in choices):
                 text += f" ({', '.join(choices)})"
-            rows.append(f"| `--{name.replace('_', '-')}` | {default} | {text.replace('|', chr(92) + '|')} |")
+            rows.append(
+                f"| `--{name.replace('_', '-')}` | {default} | {text.replace('|', chr(92) + '|')} |"
+            )
         return self.parse_text_to_nodes("\n".join(rows))
 
 
@@ -148,4 +167,6 @@ def setup(app: Any) -> None:
     app.add_directive("options", Options)
     app.connect("autodoc-process-docstring", process_docstring)
     app.connect("autodoc-process-signature", process_signature)
-    app.add_html_math_renderer("mathml", (visit_inline_math, None), (visit_block_math, None))
+    app.add_html_math_renderer(
+        "mathml", (visit_inline_math, None), (visit_block_math, None)
+    )

@@ -29,7 +29,9 @@ NONE = "–"
 
 def table(head: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
+    return "\n".join(
+        "| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)
+    )
 
 
 def cell(value: list[float] | None, n: float | None = None) -> str:
@@ -37,7 +39,15 @@ def cell(value: list[float] | None, n: float | None = None) -> str:
     if value is None:
         return NONE
     mean, std, networks = value
-    return f"{mean} ± {std}" + (f" (n = {networks:.0f})" if n is not None and networks != n else "")
+    text = f"{mean} ± {std}" + (
+        f" (n = {networks:.0f})" if n not in (None, networks) else ""
+    )
+    return unbroken(text)
+
+
+def unbroken(text: str) -> str:
+    """Text that is not broken into lines."""
+    return text.replace(" ", "\u00a0")
 
 
 def results_of(data: str, ipc: int, measure: str = "accuracy") -> str:
@@ -49,9 +59,20 @@ def results_of(data: str, ipc: int, measure: str = "accuracy") -> str:
         n = row["chosen"][2]
         setting = row.get("protocol") or row.get("setting", "")
         seeds = f"{row['seeds']} x " if row["seeds"] > 1 else ""
-        sets = [cell(row[name], n) for name in ("chosen", "last", "random", "kmeans", "full")]
+        sets = [
+            cell(row[name], n) for name in ("chosen", "last", "random", "kmeans", "full")
+        ]
         rows.append([f"`{row['method']}`", setting, f"{seeds}{n}", *sets])
-    head = ["method", "setting or protocol", "n", "chosen", "last", "random", "k-means", "full data"]
+    head = [
+        "method",
+        "setting or protocol",
+        "n",
+        "chosen",
+        "last",
+        "random",
+        "k-means",
+        "full data",
+    ]
     if not any(row[1] for row in rows):
         head, rows = [head[0], *head[2:]], [[row[0], *row[2:]] for row in rows]
     return table(head, rows)
@@ -66,15 +87,24 @@ def which() -> str:
             found = [
                 row
                 for row in ROWS
-                if (row["data"], row["ipc"], row["measure"], row["method"]) == (data, 1, "accuracy", entry.name)
+                if (row["data"], row["ipc"], row["measure"], row["method"])
+                == (data, 1, "accuracy", entry.name)
                 and "protocol" not in row
                 and "random" not in row.get("setting", "")
             ]
             cells.append(cell(found[0]["chosen"]) if found else "")
         if any(cells):
             rows.append([f"`{entry.name}`", *cells])
-    for name, key in (("random images", "random"), ("k-means images", "kmeans"), ("all images", "full")):
-        mct = [row for row in ROWS if (row["ipc"], row["method"], row["measure"]) == (1, "mct", "accuracy")]
+    for name, key in (
+        ("random images", "random"),
+        ("k-means images", "kmeans"),
+        ("all images", "full"),
+    ):
+        mct = [
+            row
+            for row in ROWS
+            if (row["ipc"], row["method"], row["measure"]) == (1, "mct", "accuracy")
+        ]
         of = {row["data"]: cell(row[key]) for row in mct}
         rows.append([name, of["fashion-mnist"], of["pneumoniamnist"]])
     return table(["method", "Fashion-MNIST", "PneumoniaMNIST"], rows)
@@ -92,13 +122,25 @@ def pages_of_methods() -> dict[str, Path]:
 def methods() -> str:
     """All methods, with their pages."""
     pages, words = pages_of_methods(), {"log_lr": "step size", "tau": "temperature"}
-    experts = {None: "none", "convex": "convexified", "recorded": "recorded", "any": "any"}
+    experts = {
+        None: "none",
+        "convex": "convexified",
+        "recorded": "recorded",
+        "any": "any",
+    }
     rows = []
     for entry in METHODS.values():
         page = pages[entry.name].relative_to(DOCS).as_posix()
         learns = ", ".join(words.get(name, name) for name in entry.learns) or "nothing"
         mark = " (experimental)" if entry.experimental else ""
-        rows.append([f"[`{entry.name}`]({page}){mark}", entry.summary, learns, experts[entry.experts]])
+        rows.append(
+            [
+                f"[`{entry.name}`]({page}){mark}",
+                entry.summary,
+                learns,
+                experts[entry.experts],
+            ]
+        )
     return table(["method", "what it does", "learns", "experts"], rows)
 
 
@@ -113,23 +155,46 @@ def numbers() -> str:
 
     def of(record: Json, kind: str, chosen: str | None, measure: str) -> Json:
         rows = record["results"]["results"]
-        return next(row for row in rows if (row["set"], row["which"]) == (kind, chosen) and "protocol" not in row)
+        return next(
+            row
+            for row in rows
+            if (row["set"], row["which"]) == (kind, chosen) and "protocol" not in row
+        )
 
     def text(row: Json, measure: str) -> str:
-        return f"{100 * row[f'{measure}_mean']:.1f} ± {100 * row[f'{measure}_std']:.1f}"
+        return unbroken(
+            f"{100 * row[f'{measure}_mean']:.1f} ± {100 * row[f'{measure}_std']:.1f}"
+        )
 
-    sets = (("distilled", "chosen"), ("distilled", "last"), ("random", None), ("kmeans", None), ("full", None))
+    sets = (
+        ("distilled", "chosen"),
+        ("distilled", "last"),
+        ("random", None),
+        ("kmeans", None),
+        ("full", None),
+    )
     rows, ns = [], set()
     for record in records():
         for measure in record["measures"]:
             found = [of(record, kind, chosen, measure) for kind, chosen in sets]
             ns.add(tuple(row["n"] for row in found))
-            name = record["title"] + (", balanced accuracy" if measure == "balanced_accuracy" else "")
+            name = record["title"] + (
+                ", balanced accuracy" if measure == "balanced_accuracy" else ""
+            )
             rows.append([name, *(text(row, measure) for row in found)])
-    rows += [[f"{row['title']} †", *map(str, row["cells"])] for row in EARLIER]
+    rows += [[f"{row['title']} †", *map(unbroken, row["cells"])] for row in EARLIER]
     (n,) = ns
     words = ("MCT, chosen", "MCT, last", "random", "k-means", "all images")
-    return table(["data", *(f"{word} (n = {count})" for word, count in zip(words, n, strict=True))], rows)
+    return table(
+        [
+            "data",
+            *(
+                f"{word} {unbroken(f'(n = {count})')}"
+                for word, count in zip(words, n, strict=True)
+            ),
+        ],
+        rows,
+    )
 
 
 def wrapped(command: str) -> str:
@@ -144,7 +209,9 @@ def runs() -> str:
     parts = []
     for record in records():
         commands = "\n".join(wrapped(command) for command in record["commands"])
-        parts.append(f"{record['title']} (commit {record['commit']}):\n\n```console\n{commands}\n```")
+        parts.append(
+            f"{record['title']} (commit {record['commit']}):\n\n```console\n{commands}\n```"
+        )
     return "\n\n".join(parts)
 
 
@@ -154,10 +221,18 @@ SECTIONS: dict[str, Any] = {
     "which": which,
     "methods": methods,
     "digits 1": lambda: results_of("digits", 1),
-    **{f"fashion {ipc}": lambda ipc=ipc: results_of("fashion-mnist", ipc) for ipc in (1, 10)},
-    **{f"chest {ipc}": lambda ipc=ipc: results_of("pneumoniamnist", ipc) for ipc in (1, 2, 10)},
     **{
-        f"chest {ipc} balanced": lambda ipc=ipc: results_of("pneumoniamnist", ipc, "balanced accuracy")
+        f"fashion {ipc}": lambda ipc=ipc: results_of("fashion-mnist", ipc)
+        for ipc in (1, 10)
+    },
+    **{
+        f"chest {ipc}": lambda ipc=ipc: results_of("pneumoniamnist", ipc)
+        for ipc in (1, 2, 10)
+    },
+    **{
+        f"chest {ipc} balanced": lambda ipc=ipc: results_of(
+            "pneumoniamnist", ipc, "balanced accuracy"
+        )
         for ipc in (1, 2, 10)
     },
 }
