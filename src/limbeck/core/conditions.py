@@ -39,8 +39,8 @@ def require_same_conditions(subject: str, recorded: dict[str, Any] | None, prese
             f"{subject} does not say under which conditions it was computed, so it can be read but not continued; "
             "name a new folder with --out."
         )
-    before, now = first_difference(recorded, present)
+    previous, current = first_difference(recorded, present)
     raise UserError(
-        f"{subject} was computed with {before}, and would go on with {now}: the two round differently and are never "
-        "mixed. Use the same settings as before, or name a new folder with --out."
+        f"{subject} was computed with {previous}, and would go on with {current}: the two round differently "
+        "and are never mixed. Use the same settings as before, or name a new folder with --out."
     )

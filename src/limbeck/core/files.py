@@ -94,6 +94,6 @@ def require_new_folder(path: Path, meaning: str) -> None:
 
 def refuse_own_folder(folder: Path) -> None:
     """Raise UserError where a folder that should hold images is a run or a store of experts."""
-    for file, what in (("run.json", "a run of limbeck"), ("store.json", "a store of experts")):
+    for file, content in (("run.json", "a run of limbeck"), ("store.json", "a store of experts")):
         if (folder / file).exists():
-            raise UserError(f"{folder}: {what} and no images; name the data set that it was made from")
+            raise UserError(f"{folder}: {content} and no images; name the data set that it was made from")

@@ -67,4 +67,6 @@ class Trajectory(Protocol):
 class Sampler(Protocol):
     """Draws the segment (t0, t1) of a trajectory to match at an outer step, where 0 <= t0 < t1 <= end."""
 
-    def __call__(self, step: int, end: int, generator: torch.Generator) -> tuple[float, float]: ...
+    def __call__(self, step: int, end: int, generator: torch.Generator) -> tuple[float, float]:
+        """The segment for outer step `step`. Raises UserError where `end` is too short for one."""
+        ...

@@ -111,8 +111,8 @@ def _load_entry(path: Path, description: dict[str, Any]) -> RawData | None:
     if header["description"] != description:
         return None
     with suppress(OSError):
-        now = time.time_ns()
-        os.utime(path, ns=(now, now))  # the time of the last use; the kernel's own clock is as coarse as 4 ms
+        clock = time.time_ns()  # the kernel's own clock is as coarse as 4 ms
+        os.utime(path, ns=(clock, clock))  # the time of the last use
     parts: dict[str, dict[str, Array]] = {"images": {}, "labels": {}}
     for name, tensor in tensors.items():
         kind, split = name.split(".")

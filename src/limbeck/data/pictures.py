@@ -125,11 +125,11 @@ def stack_pictures(pictures: Mapping[str, Sequence[Picture]]) -> tuple[dict[str,
     """
     all_pictures = [picture for split in pictures.values() for picture in split]
     first = all_pictures[0]
-    for other in all_pictures:
-        if other.pixels.shape[:2] != first.pixels.shape[:2]:
-            (h, w), (h2, w2) = first.pixels.shape[:2], other.pixels.shape[:2]
+    for picture in all_pictures:
+        if picture.pixels.shape[:2] != first.pixels.shape[:2]:
+            (h, w), (h2, w2) = first.pixels.shape[:2], picture.pixels.shape[:2]
             raise UserError(
-                f"images differ in size: {first.where} is {w}x{h} and {other.where} is {w2}x{h2}; "
+                f"images differ in size: {first.where} is {w}x{h} and {picture.where} is {w2}x{h2}; "
                 f"pass --resize (resize= in Python) to bring all to one size"
             )
     remarks = Counter(remark for picture in all_pictures for remark in picture.remarks)

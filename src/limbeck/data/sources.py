@@ -274,8 +274,10 @@ def _read_folder(source: Any, size: Size | None) -> RawData:
     classes = sorted(splits["train"][0])
     for split, (files, others) in splits.items():
         for name in sorted(set(files) ^ set(classes)):
-            has, lacks = (split, "train") if name in files else ("train", split)
-            raise UserError(f"{folder}: class folder {name} is in {has} and not in {lacks}; give both the same classes")
+            where, where_not = (split, "train") if name in files else ("train", split)
+            raise UserError(
+                f"{folder}: class folder {name} is in {where} and not in {where_not}; give both the same classes"
+            )
         num_others += others
     announce_decoding(sum(len(paths) for files, _ in splits.values() for paths in files.values()), folder)
     for split, (files, _) in splits.items():

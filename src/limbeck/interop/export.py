@@ -50,10 +50,10 @@ def export_experts(store: Store, folder: str | Path, style: str = "mtt") -> list
     indices = store.indices()
     if not indices:
         raise UserError(f"the store {store.path} holds no finished experts.")
-    folder, written = Path(folder), []
+    folder, files = Path(folder), []
     for number, first in enumerate(range(0, len(indices), EXPERTS_PER_FILE)):
-        written += EXPERT_STYLES[style](store, indices[first : first + EXPERTS_PER_FILE], folder, number)
-    return written
+        files += EXPERT_STYLES[style](store, indices[first : first + EXPERTS_PER_FILE], folder, number)
+    return files
 
 
 def _export_recorded(store: Store, indices: list[int], folder: Path, number: int) -> list[Path]:

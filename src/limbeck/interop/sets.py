@@ -57,7 +57,7 @@ def import_set(
         notes.append("its normalising constants were not in the files: fitted anew on our train part")
     input_space = fit_preprocess(preprocess, loaded.train.images)
     match = NAME.fullmatch(path.name)
-    which = match["which"] if match else "best"
+    step_name = match["which"] if match else "best"
     network = (model or ModelConfig()).resolved(loaded.size)
     strategy = DSA(default_strategy(loaded.name) if augment is None else augment).strategy
     recipe = EvalConfig().model_dump(include={"networks", "epochs", "batch_size", "momentum", "weight_decay"})
@@ -77,8 +77,8 @@ def import_set(
                 "source": str(data) if isinstance(data, str | Path) else None,
                 "resize": resize,
             },
-            "which": which,
-            "step": int(which) if which.isdigit() else None,
+            "which": step_name,
+            "step": int(step_name) if step_name.isdigit() else None,
             "imported": {"file": path.name, "notes": notes},
         },
     )

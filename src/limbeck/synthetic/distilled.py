@@ -95,7 +95,7 @@ def load(path: str | Path) -> DistilledSet:
     """
     path = Path(path)
     if path.is_dir():
-        files = [path / f"set-{which}.safetensors" for which in ("chosen", "last")]
+        files = [path / f"set-{name}.safetensors" for name in ("chosen", "last")]
         path = next((file for file in files if file.exists()), files[0])
         if not path.exists():
             raise UserError(f"{path.parent} holds no distilled set; it is not a run folder, or the run has not ended.")

@@ -35,6 +35,7 @@ class Ema:
 
     @torch.no_grad()
     def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
+        """Update the averages after step `step`."""
         self.steps = step
         for name, mean in self.mean.items():
             mean.mul_(self.decay).add_(synthetic.state()[name], alpha=1 - self.decay)
@@ -60,16 +61,17 @@ class Ema:
 
 
 class StepDecay:
-    """Multiplies an optimiser's step sizes by `factor` after every `every` outer steps.
+    """Multiplies an optimiser's step sizes by `factor` after every `period` outer steps.
 
     They are a function of the step alone, so that the hook has no state.
     """
 
-    def __init__(self, optimiser: torch.optim.Optimizer, every: int, factor: float):
-        self.optimiser, self.every, self.factor = optimiser, every, factor
+    def __init__(self, optimiser: torch.optim.Optimizer, period: int, factor: float):
+        self.optimiser, self.period, self.factor = optimiser, period, factor
         self.start = [group["lr"] for group in optimiser.param_groups]
 
     def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
+        """Set the step sizes of the step after `step`."""
         self.restore({}, step)
 
     def state(self) -> dict[str, Tensor]:
@@ -79,7 +81,7 @@ class StepDecay:
     def restore(self, state: dict[str, Tensor], step: int) -> None:
         """Set the step sizes that belong to `step`."""
         for group, lr in zip(self.optimiser.param_groups, self.start):
-            group["lr"] = lr * self.factor ** (step // self.every)
+            group["lr"] = lr * self.factor ** (step // self.period)
 
 
 @torch.no_grad()
@@ -129,6 +131,7 @@ class StudentMonitor:
     warnings: set[str] = field(default_factory=set)
 
     def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
+        """Look at the loss of step `step`, and warn or raise DivergenceError."""
         lr, log_lr = float(synthetic.lr.detach()), float(synthetic.log_lr.detach())
         is_far = loss > OVERSHOOT
         self._count(is_far, loss, (log_lr, float(reproducible_sum(synthetic.images.detach()))))
@@ -176,6 +179,7 @@ class Clamp:
 
     @torch.no_grad()
     def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
+        """Clamp the images of the set in place."""
         synthetic.images.copy_(synthetic.images.maximum(self.low).minimum(self.high))
 
 

@@ -140,6 +140,7 @@ class Partition:
     max_per_class: int = 128
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Cut stored images (n, c, h, w) into training images (m, c, h, w), with the labels of their images."""
         if self.factor == 1:
             return images, labels
         if self.mode == "single":
