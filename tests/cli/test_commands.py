@@ -27,12 +27,12 @@ def test_version_and_help(limbeck: Any) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself_and_takes_the_common_options(limbeck: Any, command: str) -> None:
-    told = limbeck(command, "--help")
-    assert told.status == 0
+def test_every_command_has_a_help_and_the_common_options(limbeck: Any, command: str) -> None:
+    result = limbeck(command, "--help")
+    assert result.status == 0
     for option in ("--json", "--debug"):
-        assert option in told.out
-    if command not in ("methods", "presets", "cache"):  # which need nothing
+        assert option in result.out
+    if command not in ("methods", "presets", "cache"):  # they need no argument
         assert limbeck(command).status == 2  # no DATA, no STORE, ...
 
 
@@ -58,7 +58,7 @@ def test_a_mistyped_command_names_the_nearest(refused: Any) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_list_of_commands_says_what_the_commands_say(name: str) -> None:
+def test_the_list_of_commands_agrees_with_the_commands(name: str) -> None:
     command = find_command(name)
     assert command.options.__doc__ == COMMANDS[name].summary
     module = sys.modules[f"limbeck.cli.{COMMANDS[name].module}"]
@@ -66,8 +66,8 @@ def test_the_list_of_commands_says_what_the_commands_say(name: str) -> None:
 
 
 def test_the_catalogue_is_the_registry() -> None:
-    kept = (Path(limbeck_package.__file__).parent / "cli" / "catalogue.json").read_text(encoding="utf-8")
-    assert kept == to_json(read_registry()), "write it anew: python -m limbeck.cli.catalogue"
+    text = (Path(limbeck_package.__file__).parent / "cli" / "catalogue.json").read_text(encoding="utf-8")
+    assert text == to_json(read_registry()), "write it anew: python -m limbeck.cli.catalogue"
     assert load_catalogue() == read_registry()
 
 
@@ -79,21 +79,21 @@ def test_a_method_of_the_users_own_is_listed(limbeck: Any, monkeypatch: pytest.M
 def test_the_command_lists_every_method_with_what_it_learns(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["methods"])
-    shown = capsys.readouterr().out
+    text = capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["methods", "--json"])
-    told = json.loads(capsys.readouterr().out)["methods"]
-    assert [each["name"] for each in told] == list(METHODS)
-    for each in told:
-        method = METHODS[each["name"]]
-        assert each["learns"] == list(method.learns)
-        assert f"{method.name} " in shown
-        assert method.summary in shown
-        assert method.source in shown
-    assert "learns nothing; experts of any kind" in shown
-    assert [each["name"] for each in told if each["experimental"]] == ["ptm"]
-    assert shown.count("experimental; ") == 1
-    assert "learns images, step size; convexified experts" in shown
+    entries = json.loads(capsys.readouterr().out)["methods"]
+    assert [entry["name"] for entry in entries] == list(METHODS)
+    for entry in entries:
+        method = METHODS[entry["name"]]
+        assert entry["learns"] == list(method.learns)
+        assert f"{method.name} " in text
+        assert method.summary in text
+        assert method.source in text
+    assert "learns nothing; experts of any kind" in text
+    assert [entry["name"] for entry in entries if entry["experimental"]] == ["ptm"]
+    assert text.count("experimental; ") == 1
+    assert "learns images, step size; convexified experts" in text
 
 
 def test_no_such_path(distill: Any, refused: Any) -> None:

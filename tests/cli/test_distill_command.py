@@ -74,12 +74,12 @@ def test_segments_past_the_experts_end_are_drawn_in(limbeck: Any, tmp_path: Path
 
 def test_images_of_different_sizes(distill: Any, limbeck: Any, folder: Path, tmp_path: Path) -> None:
     picture(folder / "dog" / "wide.png", width=9)
-    told = distill(folder)
-    assert "wide.png" in told
-    assert "00.png" in told
-    assert "--resize" in told
-    done = limbeck("distill", folder, *TINY, "--resize", "10", "--out", tmp_path / "run", "--json")
-    assert done.json["results"][0]["n"] == 1
+    sentence = distill(folder)
+    assert "wide.png" in sentence
+    assert "00.png" in sentence
+    assert "--resize" in sentence
+    first = limbeck("distill", folder, *TINY, "--resize", "10", "--out", tmp_path / "run", "--json")
+    assert first.json["results"][0]["n"] == 1
     again = limbeck("evaluate", tmp_path / "run", "--resize", "10", "--networks", "1", "--json")
-    assert again.json["results"] == done.json["results"][:2]
+    assert again.json["results"] == first.json["results"][:2]
     assert limbeck("info", folder, "--resize", "10", "--json").json["shape"] == [1, 10, 10]

@@ -12,7 +12,7 @@ from command_line import EXPERTS, TINY, flip_a_bit
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "part"),
     [
         (["--ipc", "0"], "at least 1"),
         (["--ipc", "-2"], "at least 1"),
@@ -28,8 +28,8 @@ from command_line import EXPERTS, TINY, flip_a_bit
     ],
     ids=lambda value: "" if isinstance(value, str) else "".join(value),
 )
-def test_bad_options_of_distill(distill: Any, words: list[str], told: str) -> None:
-    assert told in distill("digits", *words)
+def test_bad_options_of_distill(distill: Any, words: list[str], part: str) -> None:
+    assert part in distill("digits", *words)
 
 
 # to be mended in the options of the method, of the experts and of the network
@@ -116,7 +116,7 @@ def test_a_store_made_from_something_else(distill: Any, artifacts: dict[str, Pat
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "part"),
     [
         (Path.unlink, "holds no finished experts"),
         (flip_a_bit, "is damaged"),
@@ -125,8 +125,8 @@ def test_a_store_made_from_something_else(distill: Any, artifacts: dict[str, Pat
     ],
     ids=["empty", "flipped", "cut", "nothing"],
 )
-def test_a_store_that_is_empty_or_damaged(distill: Any, spoiled: Any, spoil: Any, told: str) -> None:
-    assert told in distill("digits", "--experts", spoiled(spoil))
+def test_a_store_that_is_empty_or_damaged(distill: Any, spoiled: Any, spoil: Any, part: str) -> None:
+    assert part in distill("digits", "--experts", spoiled(spoil))
 
 
 def test_a_store_of_the_other_kind(distill: Any, artifacts: dict[str, Path]) -> None:
@@ -152,8 +152,8 @@ def test_an_output_folder_that_holds_something_else(refused: Any, artifacts: dic
 
 def test_an_output_folder_with_another_run(refused: Any, artifacts: dict[str, Path]) -> None:
     before = {path: path.stat().st_mtime_ns for path in artifacts["run"].iterdir()}
-    said = refused("distill", "digits", *TINY, "--lr-img", "6", "--out", artifacts["run"])
-    assert "lr_img 5.0, not 6.0" in said
+    sentence = refused("distill", "digits", *TINY, "--lr-img", "6", "--out", artifacts["run"])
+    assert "lr_img 5.0, not 6.0" in sentence
     assert "ipc 1, not 2" in refused("distill", "digits", *TINY, "--ipc", "2", "--out", artifacts["run"])
     assert {path: path.stat().st_mtime_ns for path in artifacts["run"].iterdir()} == before
 

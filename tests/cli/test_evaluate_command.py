@@ -8,8 +8,8 @@ from typing import Any
 
 
 def test_evaluate(limbeck: Any, artifacts: dict[str, Path]) -> None:
-    held = json.loads((artifacts["run"] / "results.json").read_text())["results"][:2]
-    assert limbeck("evaluate", artifacts["run"], "--networks", "1", "--json").json["results"] == held
+    rows = json.loads((artifacts["run"] / "results.json").read_text())["results"][:2]
+    assert limbeck("evaluate", artifacts["run"], "--networks", "1", "--json").json["results"] == rows
     one = limbeck("evaluate", artifacts["run"] / "set-last.safetensors", "--networks", "2", "--epochs", "1", "--json")
     assert [(row["which"], row["n"]) for row in one.json["results"]] == [("last", 2)]
     assert "distilled (last)" in limbeck("evaluate", artifacts["run"], "--epochs", "1", "--data", "digits").out
@@ -27,8 +27,8 @@ def test_evaluate_on_the_sets_own_network_with_other_options(
     """Also with the estimate, which makes the network a first time."""
     words = ("evaluate", artifacts["run"], "--networks", "2", "--epochs", "2", "--json")
     own, wide, named = (
-        limbeck(*words, *more).json["results"]
-        for more in ((), ("--model.width", "3"), ("--model.name", "convnet", "--model.width", "3"))
+        limbeck(*words, *options).json["results"]
+        for options in ((), ("--model.width", "3"), ("--model.name", "convnet", "--model.width", "3"))
     )
     assert {row["model"] for row in (*own, *wide)} == {"convnet"}
     assert wide == named  # depth and all else are the defaults for these images in both

@@ -17,8 +17,8 @@ def test_experts_without_out_are_found_again(limbeck: Any) -> None:
     assert first.json == again.json
     assert again.json["experts"] == 1
     assert "epoch" not in again.err  # nothing to train
-    more = limbeck("experts", "digits", *EXPERTS, "--num-experts", "2", "--json")
-    assert (more.json["experts"], more.json["store"]) == (2, first.json["store"])
+    larger = limbeck("experts", "digits", *EXPERTS, "--num-experts", "2", "--json")
+    assert (larger.json["experts"], larger.json["store"]) == (2, first.json["store"])
 
 
 def test_experts_are_refused_before_the_store_is_made(refused: Any, tmp_path: Path) -> None:
@@ -30,8 +30,8 @@ def test_experts_are_refused_before_the_store_is_made(refused: Any, tmp_path: Pa
 
 def test_experts_of_another_kind_do_not_join_a_store(refused: Any, artifacts: dict[str, Path]) -> None:
     before = sorted(artifacts["convex"].iterdir())
-    told = refused("experts", "digits", *EXPERTS, "--lr", "0.5", "--num-experts", "3", "--out", artifacts["convex"])
-    assert "lr 0.01" in told
+    sentence = refused("experts", "digits", *EXPERTS, "--lr", "0.5", "--num-experts", "3", "--out", artifacts["convex"])
+    assert "lr 0.01" in sentence
     assert sorted(artifacts["convex"].iterdir()) == before
 
 
@@ -82,5 +82,5 @@ def test_images_of_different_sizes_in_inspect(limbeck: Any, refused: Any, folder
         pages.append((tmp_path / "out" / "inspect.json").read_text())
     assert pages[0] == pages[1]
     assert json.loads(pages[0])["accuracy"]["curves"]
-    told = refused("inspect", store, "--data", folder, "--out", tmp_path / "other", "--resize", "12")
-    assert "fingerprint" in told
+    sentence = refused("inspect", store, "--data", folder, "--out", tmp_path / "other", "--resize", "12")
+    assert "fingerprint" in sentence

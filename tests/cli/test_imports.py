@@ -31,8 +31,8 @@ def loaded_by(commands: list[list[str]], *packages: str) -> dict[str, Any]:
     """Status of each command, and which of the packages it had loaded at its end, all in one process."""
     words = [sys.executable, "-c", LIGHT, json.dumps(commands), *packages]
     real = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
-    told: dict[str, Any] = json.loads(real.stdout.splitlines()[-1])
-    return told
+    loaded: dict[str, Any] = json.loads(real.stdout.splitlines()[-1])
+    return loaded
 
 
 HEAVY = ("torch", "sklearn", "scipy", "matplotlib", "pandas", "pyarrow", "PIL")
@@ -44,20 +44,20 @@ def test_what_needs_no_network_loads_no_torch(artifacts: dict[str, Path], tmp_pa
     good += [["cache"], ["table", run, "--out", table], ["report", "--help"], ["presets", "--help"]]
     bad = [[], ["nope"], ["--nope"], ["methods", "--nope"], ["presets", "--method", "nope"], ["table", "nope"]]
     bad += [["report"], ["report", "nope"], ["info", "--nope"], ["cache", "--clear", "nope"], ["reproduce", "x"]]
-    told = loaded_by([*good, *bad], *HEAVY)
-    assert told == {" ".join(words): [0 if words in good else 2, []] for words in [*good, *bad]}
+    loaded = loaded_by([*good, *bad], *HEAVY)
+    assert loaded == {" ".join(words): [0 if words in good else 2, []] for words in [*good, *bad]}
 
 
 def test_parsing_loads_no_package_of_a_later_stage() -> None:
     commands = [["report", "--help"], ["distill", "--help"], ["distill", "digits", "--nope"], ["inspect", "--help"]]
     commands += [[name, "--help"] for name in COMMANDS]
-    told = loaded_by(commands, "sklearn", "scipy", "matplotlib", "pyarrow")
-    assert {words: loaded for words, (_, loaded) in told.items() if loaded} == {}
+    loaded = loaded_by(commands, "sklearn", "scipy", "matplotlib", "pyarrow")
+    assert {words: packages for words, (_, packages) in loaded.items() if packages} == {}
 
 
 def test_a_report_loads_no_torch(artifacts: dict[str, Path], tmp_path: Path) -> None:
-    told = loaded_by([["report", str(artifacts["run"]), "--out", str(tmp_path / "a.html")]], "torch", "sklearn")
-    assert list(told.values()) == [[0, []]]
+    loaded = loaded_by([["report", str(artifacts["run"]), "--out", str(tmp_path / "a.html")]], "torch", "sklearn")
+    assert list(loaded.values()) == [[0, []]]
 
 
 def test_threads_do_not_spin_for_each_other() -> None:
@@ -65,8 +65,8 @@ def test_threads_do_not_spin_for_each_other() -> None:
     check = "import sys, os, limbeck; assert 'torch' not in sys.modules"
     code = f"{check}\nimport limbeck.cli.main\nprint(os.environ['GOMP_SPINCOUNT'])"
     clean = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
-    for env, wanted in ((clean, "1000"), ({**clean, "GOMP_SPINCOUNT": "7"}, "7")):
-        told = subprocess.run(
+    for env, value in ((clean, "1000"), ({**clean, "GOMP_SPINCOUNT": "7"}, "7")):
+        process = subprocess.run(
             [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True, timeout=60
         )
-        assert told.stdout.strip() == wanted
+        assert process.stdout.strip() == value

@@ -93,10 +93,10 @@ def test_ctrl_c_and_the_same_command_again(limbeck: Any, artifacts: dict[str, Pa
         while real.poll() is None and (not log.exists() or log.read_text().count('"step"') < 10):
             time.sleep(0.01)
         real.send_signal(signal.SIGINT)
-        _, told = real.communicate(timeout=60)
-    assert real.returncode == 130, told
-    assert told.splitlines()[-1] == "limbeck: interrupted; the same command goes on where it stopped."
-    assert "Traceback" not in told
+        _, errors = real.communicate(timeout=60)
+    assert real.returncode == 130, errors
+    assert errors.splitlines()[-1] == "limbeck: interrupted; the same command goes on where it stopped."
+    assert "Traceback" not in errors
     again = limbeck(*words, "--out", run, "--json")
     assert again.status == whole.status == 0
     assert again.json["results"] == json.loads((tmp_path / "whole" / "results.json").read_text())["results"]
@@ -111,8 +111,8 @@ def test_debug_shows_the_traceback(limbeck: Any) -> None:
 
 def test_a_real_process_refuses_and_leaves_nothing(tmp_path: Path) -> None:
     with process("distill", "digits", "--ipc", "0", "--out", "run", cwd=tmp_path) as real:
-        out, told = real.communicate(timeout=60)
-    assert (real.returncode, out, told) == (2, "", "limbeck: images per class must be at least 1, not 0.\n")
+        out, errors = real.communicate(timeout=60)
+    assert (real.returncode, out, errors) == (2, "", "limbeck: images per class must be at least 1, not 0.\n")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -142,6 +142,6 @@ def test_a_place_that_cannot_be_written(
         raise OSError(number, os.strerror(number), str(target))
 
     monkeypatch.setattr(Path, "replace", fail)
-    told = refused("distill", "digits", *TINY, "--no-estimate", "--out", tmp_path / "run", status=1)
-    assert os.strerror(number) in told
+    errors = refused("distill", "digits", *TINY, "--no-estimate", "--out", tmp_path / "run", status=1)
+    assert os.strerror(number) in errors
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -36,9 +36,11 @@ def tasks(task: Task) -> dict[str, Task]:
 
 def values(annotation: Any, default: Any) -> list[Any]:
     """What to try for a field: every literal, both truth values, whole numbers that are often too many."""
-    choices = [each for part in (annotation, *get_args(annotation)) for each in get_args(part) if isinstance(each, str)]
+    choices = [
+        choice for part in (annotation, *get_args(annotation)) for choice in get_args(part) if isinstance(choice, str)
+    ]
     if choices:
-        return [each for each in choices if each != default]
+        return [choice for choice in choices if choice != default]
     if annotation is bool:
         return [not default]
     return [2, 50] if int in (annotation, *get_args(annotation)) else []
@@ -53,15 +55,15 @@ UNIMPORTANT = {
 
 def variations(method: Method) -> Iterator[dict[str, Any]]:
     """Every option with every value alone, and pairs of two options' first values."""
-    tried = {
-        name: found
+    candidates = {
+        name: options
         for name, field in method.config.model_fields.items()
-        if name not in UNIMPORTANT and (found := values(field.annotation, field.default))
+        if name not in UNIMPORTANT and (options := values(field.annotation, field.default))
     }
     yield {}
-    yield from ({name: value} for name, found in tried.items() for value in found)
-    paired = [name for name in tried if not isinstance(tried[name][0], str)]
-    yield from ({a: tried[a][0], b: tried[b][0]} for a, b in combinations(paired, 2))
+    yield from ({name: value} for name, options in candidates.items() for value in options)
+    paired = [name for name in candidates if not isinstance(candidates[name][0], str)]
+    yield from ({a: candidates[a][0], b: candidates[b][0]} for a, b in combinations(paired, 2))
 
 
 def refusal(act: Any) -> str | None:
@@ -112,9 +114,9 @@ def test_a_rehearsal_refuses_what_the_plan_refuses_and_nothing_else(
                         sampled.segment(step, 0, task.device)
 
             ends = None if method.experts is None else EXPERT.epochs
-            told = refusal(lambda: refuse_impossible(method, resolved[0], task, 2, 0, ends))  # noqa: B023
-            assert told == refusal(build), (where, options)
-            refused += told is not None
+            sentence = refusal(lambda: refuse_impossible(method, resolved[0], task, 2, 0, ends))  # noqa: B023
+            assert sentence == refusal(build), (where, options)
+            refused += sentence is not None
     assert refused or method.name not in ("mct", "mtt", "tesla", "ftd", "ptm", "idc", "dream", "dream-plus")
 
 

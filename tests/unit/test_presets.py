@@ -27,8 +27,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_how_many_there_are() -> None:
-    held = [name.split("/")[0] for name in NAMES]
-    assert {method: held.count(method) for method in held} == {
+    methods = [name.split("/")[0] for name in NAMES]
+    assert {method: methods.count(method) for method in methods} == {
         "mtt": 15,
         "tesla": 3,
         "ftd": 9,
@@ -42,10 +42,10 @@ def test_how_many_there_are() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_says_what_it_is(name: str) -> None:
     preset = load_preset(name)
-    method, data, rest = name.split("/")
+    method, data, setting = name.split("/")
     assert (method, data) == (preset.method, preset.data)
-    assert rest.split("-")[0] == f"ipc{preset.ipc}"
-    assert ("zca" in rest.split("-")) == (preset.preprocess == "zca")
+    assert setting.split("-")[0] == f"ipc{preset.ipc}"
+    assert ("zca" in setting.split("-")) == (preset.preprocess == "zca")
     assert preset.source
     if preset.published is not None:
         assert 0 < preset.published.mean < 100
@@ -68,9 +68,9 @@ def test_values_are_those_of_the_sources(name: str, options: dict[str, Any]) -> 
 
 
 def test_published_numbers() -> None:
-    held = load_preset("mct/cifar10/ipc1-zca").published
-    assert held is not None
-    assert (held.mean, held.std) == (48.48, 0.2262)
+    published = load_preset("mct/cifar10/ipc1-zca").published
+    assert published is not None
+    assert (published.mean, published.std) == (48.48, 0.2262)
     assert str(load_preset("datm/tiny-imagenet/ipc50-zca").published) == "39.7 ± 0.3"
     table = {"cifar10/ipc10": 66.0, "cifar10/ipc50": 72.3, "cifar100/ipc1-zca": 24.5, "cifar100/ipc10-zca": 42.5}
     table |= {"cifar100/ipc50-zca": 46.8, "tiny-imagenet/ipc1-zca": 9.6, "tiny-imagenet/ipc10-zca": 22.6}
@@ -115,9 +115,9 @@ def test_on_the_command_line_they_are_defaults(name: str) -> None:
         preset.num_experts,
     )
     for part, config in (("model", ModelConfig), ("expert", ExpertConfig), ("eval", EvalConfig)):
-        given = config(**getattr(preset, part))
+        expected = config(**getattr(preset, part))
         for key in getattr(preset, part):
-            assert getattr(getattr(args, part), key) == getattr(given, key), key
+            assert getattr(getattr(args, part), key) == getattr(expected, key), key
     changed = read("digits", "--ipc", "7", "--expert.epochs", "3", "--preset", name)
     assert (changed.ipc, changed.expert.epochs, changed.num_experts) == (7, 3, preset.num_experts)
     assert changed.settings == args.settings
@@ -208,8 +208,8 @@ def test_a_preset_runs_beside_its_number(capsys: pytest.CaptureFixture[str], tmp
 def test_what_is_compared_is_the_last_set() -> None:
     row = {"set": "distilled", "which": "last", "accuracy_mean": 0.4, "accuracy_std": 0.01, "n": 5}
     rows = [{**row, "which": "chosen", "accuracy_mean": 0.9}, row]
-    said = comparison(load_preset("mtt/cifar10/ipc1-mct"), rows, "cifar10", {})
-    assert said == "ours 40.00 ± 1.00 % (last set, test, n = 5 networks, 1 distillation seed); nothing published"
+    sentence = comparison(load_preset("mtt/cifar10/ipc1-mct"), rows, "cifar10", {})
+    assert sentence == "ours 40.00 ± 1.00 % (last set, test, n = 5 networks, 1 distillation seed); nothing published"
 
 
 def test_the_commands(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -247,5 +247,5 @@ def test_no_default_of_ours_slips_into_a_published_setting() -> None:
     for name in all_presets():
         options = preset_options(name)
         if options["method"] == "mct":
-            assert [each for each in ours if each not in options] == [], name
+            assert [option for option in ours if option not in options] == [], name
             assert (options["optimizer"], options["ema_decay"]) == ("sgd", 0)

@@ -67,8 +67,8 @@ def test_pooling_is_the_spread_of_all_networks() -> None:
     """Against the networks themselves, of three seeds with the same number each, in the limit of many."""
     seeds = [[0.1 * s + 0.01 * (i % 2) for i in range(400)] for s in range(3)]
     cell = pool_runs([row_of(fmean(seed), stdev(seed), 400) for seed in seeds])
-    means = [fmean(each) for each in seeds]
-    assert cell.mean == pytest.approx(fmean([value for each in seeds for value in each]))
+    means = [fmean(accuracies) for accuracies in seeds]
+    assert cell.mean == pytest.approx(fmean([value for accuracies in seeds for value in accuracies]))
     assert cell.std**2 == pytest.approx(0.005**2 + stdev(means) ** 2, rel=1e-2)
 
 
