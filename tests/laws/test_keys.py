@@ -92,7 +92,7 @@ def test_a_store_says_which_numbers_its_images_were_normalised_by(tmp_path: Path
         store.require(tasks["normalise"].describe())
     with pytest.raises(UserError, match="made with preprocess mean"):
         Store.create(store.path, describe_experts(tasks["normalise"], ExpertConfig(), 0))
-    old = Store(store.path, {**store.header, "preprocess": tasks["normalise"].preprocess.header()})
+    old = Store(store.path, store.header.model_copy(update={"preprocess": tasks["normalise"].preprocess.header()}))
     old.require(tasks["normalise"].describe())  # from before, when only the kind was said
 
 

@@ -55,7 +55,7 @@ def test_recorded_experts_go_out_and_come_back(
     for tensor in records(content):
         assert tensor.untyped_storage().nbytes() == 4 * tensor.numel()
     back = import_buffers(tmp_path / "out")
-    assert back.header["key"] != store.header["key"]
+    assert back.header.key != store.header.key
     for index, points in enumerate(paths):
         recorded = back.read(index).recorded
         assert recorded is not None

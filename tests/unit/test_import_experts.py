@@ -39,8 +39,8 @@ def test_a_replay_buffer_becomes_recorded_experts(
     store = import_buffers(tmp_path / "buffers")
     assert store.indices() == [0, 1, 2]
     assert store.config == ExpertConfig(epochs=4, keep="recorded")
-    assert store.header["data"]["fingerprint"] == digits.fingerprint
-    assert store.header["model"] == NETWORK.resolved((8, 8)).model_dump()
+    assert store.header.data.fingerprint == digits.fingerprint
+    assert store.header.model == NETWORK.resolved((8, 8)).model_dump()
     for index, path in enumerate(paths):
         expert = store.read(index)
         assert expert.convex is None

@@ -374,11 +374,11 @@ def test_a_store_is_read_but_not_extended_under_other_conditions(elsewhere: Any,
     name, value, move = elsewhere
     few = {key: TINY[key] for key in ("model", "expert")}
     store = limbeck.train_experts("digits", out=tmp_path / "store", num_experts=2, **few)
-    recorded = store.header["computed"].get(name)
+    recorded = store.header.computed.get(name)
     move()
     assert limbeck.train_experts("digits", out=store.path, num_experts=2, **few).indices() == [0, 1]
     path = job(tmp_path / "run", experts=store.path)
-    assert read(path / "experts.json")["computed"] == store.header["computed"]
+    assert read(path / "experts.json")["computed"] == store.header.computed
     assert read(path / "run.json")["computed"][name] == value
     with pytest.raises(UserError, match=f"{name} {re.escape(str(recorded))}, and would go on with {name} {value}"):
         limbeck.train_experts("digits", out=store.path, num_experts=3, **few)

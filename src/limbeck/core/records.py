@@ -6,17 +6,9 @@ of a newer version survives being read and written.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, model_validator
-
-from limbeck.core.errors import UserError
-from limbeck.core.files import read_json
-
-R = TypeVar("R", bound="Record")
+from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
 
 
 class Record(BaseModel):
@@ -251,6 +243,81 @@ class BaselineRecord(Record):
     row: ResultRow
 
 
+# --- store.json, and the headers of the safetensors files
+
+
+class StoreData(Record):
+    """The data that experts were trained on; shape: channels, height, width."""
+
+    name: str
+    fingerprint: str
+    classes: list[str]
+    shape: list[int]
+
+
+class LayoutRecord(Record):
+    """Names and shapes of a network's parameters, in the order in which they lie in theta."""
+
+    names: list[str]
+    shapes: list[list[int]]
+
+
+class ExpertFacts(Record):
+    """What a store and each of its experts say alike: data, network, hyper-parameters, seed and layout."""
+
+    data: StoreData
+    model: dict[str, JsonValue]
+    expert: dict[str, JsonValue]
+    seed: int
+    layout: LayoutRecord
+
+
+class StoreHeader(ExpertFacts):
+    """store.json: all that the experts depend on; key: its content key.
+
+    computed: the conditions of their training, None where nobody knows.
+    """
+
+    format: str = "limbeck-store"
+    version: int = 1
+    key: str
+    preprocess: dict[str, JsonValue]
+    augment: str
+    computed: dict[str, JsonValue] | None = None
+
+    def description(self) -> dict[str, Any]:
+        """What the key is of."""
+        return {name: value for name, value in self.to_json().items() if name not in ("format", "version", "key")}
+
+
+class ExpertHeader(ExpertFacts):
+    """Header of an expert's file; store: the key of its store, waypoint_epochs: None without waypoints.
+
+    validation: accuracy after every epoch; test: after the last, for reports only.
+    beta0: beta at epoch 0 of the schedule 'decreasing-authors', which earlier versions had.
+    """
+
+    format: str = "limbeck-expert"
+    version: int = 1
+    index: int
+    store: str
+    waypoint_epochs: list[int] | None
+    validation: list[float]
+    test: float
+    beta0: float | None = None
+
+
+class SetHeader(Record):
+    """Header of a distilled set's file, see `limbeck.DistilledSet`."""
+
+    format: str = "limbeck-set"
+    version: int = 1
+    classes: list[str]
+    preprocess: dict[str, JsonValue]
+    recipe: dict[str, JsonValue]
+    provenance: dict[str, JsonValue]
+
+
 # --- state.safetensors, inspect.json
 
 
@@ -309,58 +376,3 @@ class InspectionRecord(Record):
     straightness: list[float] | None
     plane: PlaneRecord | None
     storage: list[StorageRow]
-
-
-# --- reading
-
-
-def read_record(path: Path, model: type[R], format: str, version: int = 1) -> R:
-    """A record from a JSON file; UserError where it is none of this format and version, or damaged."""
-    try:
-        return model.model_validate(read_json(path, format, version))
-    except ValidationError as error:
-        places = ", ".join(".".join(map(str, fault["loc"])) for fault in error.errors()[:5])
-        raise UserError(f"{path} is damaged: these parts do not fit: {places}; restore it or make it again.") from None
-
-
-def salvage(model: type[R], value: object) -> tuple[R, list[str]]:
-    """Read a record and leave out what does not fit it: (the record, the places that were left out).
-
-    A list loses the element that lacks a field. Raises ValidationError where what is left is no record.
-
-    >>> row = {"set": "random", "model": "convnet", "split": "test", "accuracy_mean": 0.5, "n": 5}
-    >>> results, faults = salvage(ResultsRecord, {"ipc": "one", "results": [row, {**row, "n": None}]})
-    >>> len(results.results), results.ipc, faults
-    (1, None, ['ipc', 'results.1.n', 'results.1'])
-    """
-    faults: list[str] = []
-    content = json.loads(json.dumps(value))
-    while True:
-        try:
-            return model.model_validate(content), faults
-        except ValidationError as error:
-            places = sorted({*_places(error)}, key=lambda place: [str(part).rjust(12) for part in place], reverse=True)
-            if () in places:
-                raise
-            faults += [".".join(map(str, place)) for place in reversed(places)]
-            for place in places:
-                _remove(content, place)
-
-
-def _places(error: ValidationError) -> Iterator[tuple[str | int, ...]]:
-    """Where a value does not fit; where a field is missing, the object that lacks it."""
-    for fault in error.errors(include_input=False, include_url=False):
-        yield fault["loc"][:-1] if fault["type"] == "missing" else fault["loc"]
-
-
-def _remove(value: Any, place: tuple[str | int, ...]) -> None:
-    """Remove the part of nested dicts and lists at `place`, where it is still there."""
-    for part in place[:-1]:
-        try:
-            value = value[part]
-        except (KeyError, IndexError, TypeError):
-            return
-    if isinstance(value, list) and isinstance(place[-1], int) and place[-1] < len(value):
-        del value[place[-1]]
-    elif isinstance(value, dict):
-        value.pop(place[-1], None)

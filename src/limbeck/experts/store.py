@@ -15,8 +15,10 @@ from torch import Tensor
 
 from limbeck.core.conditions import first_difference, require_same_conditions
 from limbeck.core.errors import UserError
-from limbeck.core.files import content_key, read_json, require_new_folder, write_json
+from limbeck.core.files import content_key, require_new_folder, write_json
 from limbeck.core.folders import size_of
+from limbeck.core.record_files import parse_record, read_record
+from limbeck.core.records import ExpertFacts, ExpertHeader, StoreHeader
 from limbeck.core.tensors import open_tensors, write_tensors
 from limbeck.experts.convexified import SCHEDULES, SMOOTHING, Convexified, convexify, start_at_zero, waypoint_epochs
 from limbeck.experts.recorded import Recorded
@@ -131,16 +133,17 @@ class Store:
 
     header: the content of store.json, which describes what the experts share.
 
-    >>> import limbeck, tempfile
-    >>> from pathlib import Path
-    >>> description = {"expert": limbeck.ExpertConfig(epochs=50).model_dump(mode="json"), "data": {"name": "digits"}}
-    >>> store = limbeck.Store.create(Path(tempfile.mkdtemp()) / "store", description)
-    >>> store.indices(), limbeck.Store.open(store.path).config.epochs  # no experts yet
-    ([], 50)
+    >>> from tempfile import TemporaryDirectory
+    >>> from limbeck import ExpertConfig, ModelConfig, train_experts
+    >>> small = {"model": ModelConfig(width=4), "expert": ExpertConfig(epochs=2)}
+    >>> with TemporaryDirectory() as folder:
+    ...     store = Store.open(train_experts("digits", out=f"{folder}/store", num_experts=1, **small).path)
+    ...     store.indices(), store.config.epochs, store.read(0).convex.end
+    ([0], 2, 2)
     """
 
     path: Path
-    header: dict[str, Any]
+    header: StoreHeader
 
     FORMAT = "limbeck-store"
 
@@ -153,11 +156,11 @@ class Store:
         Raises UserError if the folder holds a store of another description, or anything else.
         """
         description = json.loads(json.dumps(description))  # as it will be read: lists, not tuples
-        header = {"format": cls.FORMAT, "version": 1, "key": content_key(description), **description}
         cls.check(path, description)
         if (path / "store.json").exists():
             return cls.open(path)
-        write_json(path / "store.json", header)
+        header = StoreHeader(format=cls.FORMAT, version=1, key=content_key(description), **description)
+        write_json(path / "store.json", header.to_json())
         return cls(path, header)
 
     @classmethod
@@ -173,8 +176,8 @@ class Store:
         """Return the store in the folder `path`; UserError if there is none."""
         if not (path / "store.json").exists():
             raise UserError(f"{path} is not a store of experts: it has no store.json; make one with 'limbeck experts'.")
-        header = read_json(path / "store.json", cls.FORMAT)
-        form = header["expert"].get("form", "convex")
+        header = read_record(path / "store.json", StoreHeader, cls.FORMAT)
+        form = header.expert.get("form", "convex")
         if form != "convex":
             raise UserError(f"{path} holds {form} paths, which limbeck does not support any more; train new experts.")
         return cls(path, header)
@@ -184,9 +187,10 @@ class Store:
 
         Headers of an earlier version contain only the kind of preprocessing, not its numbers; then the kind counts.
         """
-        for name, expected in description.items():
-            recorded = self.header.get(name)
-            if name == "preprocess" and recorded is not None and "mean" not in recorded:
+        own = self.header.to_json()
+        for name, expected in json.loads(json.dumps(description)).items():
+            recorded = own.get(name)
+            if name == "preprocess" and "mean" not in self.header.preprocess:
                 expected = {key: expected[key] for key in ("kind", "eps", "shape")}
             if recorded != expected:
                 before, now = first_difference(recorded, expected)
@@ -197,18 +201,18 @@ class Store:
 
     def require_conditions(self, computed: dict[str, Any] | None) -> None:
         """Raise UserError unless this store's experts were computed under these conditions (`Task.conditions`)."""
-        require_same_conditions(f"the store {self.path}", self.header.get("computed"), computed)
+        require_same_conditions(f"the store {self.path}", self.header.computed, computed)
 
     @property
     def layout(self) -> Layout:
         """Where the parameter tensors lie in the flat parameters (P,)."""
-        names, shapes = self.header["layout"]["names"], self.header["layout"]["shapes"]
-        return Layout(tuple(names), tuple(tuple(shape) for shape in shapes))
+        layout = self.header.layout
+        return Layout(tuple(layout.names), tuple(tuple(shape) for shape in layout.shapes))
 
     @property
     def config(self) -> ExpertConfig:
         """How the experts were trained."""
-        return ExpertConfig(**self.header["expert"])
+        return ExpertConfig.model_validate(self.header.expert)
 
     def file(self, index: int) -> Path:
         """Return the path of an expert's file."""
@@ -226,37 +230,40 @@ class Store:
             tensors |= {"waypoints": expert.convex.waypoints, "beta": expert.convex.beta}
         if expert.recorded is not None:
             tensors["points"] = expert.recorded.tensor()
-        header = {
-            "format": "limbeck-expert",
-            "version": 1,
-            "index": index,
-            "store": self.header["key"],
-            "waypoint_epochs": None if expert.convex is None else list(expert.convex.epochs),
-            "validation": list(expert.validation),
-            "test": expert.test,
-            **{name: self.header[name] for name in ("data", "model", "expert", "seed", "layout")},
-        }
-        write_tensors(self.file(index), tensors, header)
+        facts = {name: getattr(self.header, name) for name in ExpertFacts.model_fields}
+        header = ExpertHeader(
+            format="limbeck-expert",
+            version=1,
+            index=index,
+            store=self.header.key,
+            waypoint_epochs=None if expert.convex is None else list(expert.convex.epochs),
+            validation=list(expert.validation),
+            test=expert.test,
+            **facts,
+        )
+        write_tensors(self.file(index), tensors, header.to_json())
 
     def read(self, index: int, lazy: bool = False) -> Expert:
         """Return one expert after verifying its file; UserError if that is damaged or belongs to another store.
 
         lazy: recorded points stay in the file and are read one at a time; only the verification reads all of them.
         """
-        tensors, rows, header = open_tensors(self.file(index), "limbeck-expert", ("points",) if lazy else ())
-        if header["store"] != self.header["key"]:
-            raise UserError(f"{self.file(index)} belongs to another store; take it out of {self.path}.")
+        path = self.file(index)
+        tensors, rows, content = open_tensors(path, "limbeck-expert", ("points",) if lazy else ())
+        header = parse_record(path, ExpertHeader, content)
+        if header.store != self.header.key:
+            raise UserError(f"{path} belongs to another store; take it out of {self.path}.")
         convex: Convexified | None = None
         recorded = None
         if "waypoints" in tensors:
             waypoints, beta = tensors["waypoints"], tensors["beta"]
-            if header.get("beta0"):  # the schedule 'decreasing-authors', which is no longer offered
-                waypoints, beta = start_at_zero(waypoints, beta, header["beta0"])
-            convex = Convexified(self.layout, tuple(header["waypoint_epochs"]), waypoints, beta)
+            if header.beta0:  # the schedule 'decreasing-authors', which is no longer offered
+                waypoints, beta = start_at_zero(waypoints, beta, header.beta0)
+            convex = Convexified(self.layout, tuple(header.waypoint_epochs or ()), waypoints, beta)
         points = rows.get("points") if lazy else tensors.get("points")
         if points is not None:
             recorded = Recorded(points)
-        return Expert(convex, recorded, tuple(header["validation"]), header["test"])
+        return Expert(convex, recorded, tuple(header.validation), header.test)
 
     def bytes_of(self, indices: Sequence[int]) -> int:
         """Return the size of these experts' files on disk, in bytes."""
@@ -272,12 +279,11 @@ class Store:
             raise UserError(f"the store {self.path} holds no finished experts; run 'limbeck experts' first.")
         config = ExpertConfig(**{**self.config.model_dump(), "keep": "convex", **options})
         config.waypoint_epochs()
-        description = {name: value for name, value in self.header.items() if name not in ("format", "version", "key")}
         for index in self.indices():  # before the new store is created; one at a time, for memory
             if self.read(index, lazy=True).recorded is None:
                 raise UserError(f"{self.file(index)} holds no recorded trajectory; train with '--keep recorded'.")
-        target = Store.create(path, {**description, "expert": config.model_dump(mode="json")})
-        target.require_conditions(self.header.get("computed"))
+        target = Store.create(path, {**self.header.description(), "expert": config.model_dump(mode="json")})
+        target.require_conditions(self.header.computed)
         for index in sorted(set(self.indices()) - set(target.indices())):
             expert = self.read(index, lazy=True)
             assert expert.recorded is not None

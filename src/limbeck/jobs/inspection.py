@@ -52,9 +52,9 @@ def inspect_store(
         format="limbeck-inspection",
         version=1,
         store=str(store.path),
-        data=store.header["data"]["name"],
-        model=store.header["model"],
-        expert=store.header["expert"],
+        data=store.header.data.name,
+        model=store.header.model,
+        expert=store.header.expert,
         experts=len(experts),
         accuracy=None if task is None else _accuracy(task, store, experts, listen),
         **_geometry(store, experts),
@@ -66,11 +66,11 @@ def inspect_store(
 
 def _task(store: Store, data: str | Path | ImageData, resize: int | None, device: str) -> Task:
     header = store.header
-    _, height, width = header["data"]["shape"]
+    _, height, width = header.data.shape
     size = (height, width) if resize is None else resize
-    images = load_data(data, seed=header["seed"], resize=None if isinstance(data, ImageData) else size)
-    preprocess = Preprocess.from_description(header["preprocess"])
-    task = make_task(images, ModelConfig(**header["model"]), preprocess, header["augment"], device)
+    images = load_data(data, seed=header.seed, resize=None if isinstance(data, ImageData) else size)
+    preprocess = Preprocess.from_description(header.preprocess)
+    task = make_task(images, ModelConfig.model_validate(header.model), preprocess, header.augment, device)
     store.require(task.describe())
     return task
 

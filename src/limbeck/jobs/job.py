@@ -73,7 +73,7 @@ class Job:
             resolved = {name: value for name, value in resolved.items() if name not in ("expert", "num_experts")}
             resolved["experts"] = "none"
         elif self.experts.is_user_store:
-            resolved["experts"] = self.experts.store.header["key"]
+            resolved["experts"] = self.experts.store.header.key
         code = source_key(self.method.plan, self.method.resolve, self.method.config, MODELS[self.config.model.name])
         resolved = {**resolved, "code": code} if code else resolved
         return cast("dict[str, Any]", json.loads(json.dumps(resolved)))  # as a file holds it

@@ -21,7 +21,8 @@ from limbeck.core.aliases import old_config, rename_options
 from limbeck.core.conditions import first_difference, require_same_conditions
 from limbeck.core.errors import UserError
 from limbeck.core.files import content_key, require_new_folder, write_json
-from limbeck.core.records import LogLine, LoopProgress, ResultsRecord, RunRecord, StateHeader, read_record
+from limbeck.core.record_files import read_record
+from limbeck.core.records import LogLine, LoopProgress, ResultsRecord, RunRecord, StateHeader
 from limbeck.core.tensors import read_header, read_tensors, write_tensors
 from limbeck.synthetic.set import SyntheticSet
 

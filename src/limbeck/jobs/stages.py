@@ -160,7 +160,7 @@ def inspect_experts(job: Job, experts: Experts) -> None:
         format="limbeck-experts",
         version=1,
         store=str(store.path),
-        computed=store.header.get("computed"),
+        computed=store.header.computed,
         count=count,
         epochs=store.config.epochs,
         waypoints=store.config.waypoints,

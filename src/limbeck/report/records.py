@@ -12,7 +12,8 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from limbeck.core.errors import UserError
-from limbeck.core.records import ExpertsRecord, Record, ResultsRecord, RunRecord, StepLine, ValidationLine, salvage
+from limbeck.core.record_files import salvage
+from limbeck.core.records import ExpertsRecord, Record, ResultsRecord, RunRecord, StepLine, ValidationLine
 
 R = TypeVar("R", bound=Record)
 FORMAT = "limbeck-run"

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from pydantic import JsonValue
 
 from limbeck.core.errors import UserError
-from limbeck.core.records import ResultRow, ResultsRecord, RunRecord, read_record
+from limbeck.core.record_files import read_record
+from limbeck.core.records import ResultRow, ResultsRecord, RunRecord
 from limbeck.report.text import NONE
 
 MEASURES = {"accuracy": "", "balanced_accuracy": " (balanced accuracy)"}

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from limbeck.core.errors import UserError
+from limbeck.core.record_files import parse_record
+from limbeck.core.records import SetHeader
 from limbeck.core.tensors import read_tensors, write_tensors
 from limbeck.data import Preprocess
 
@@ -67,15 +69,15 @@ class DistilledSet:
         if self.targets is not None:
             tensors["targets"] = self.targets
         tensors |= {f"preprocess.{name}": tensor for name, tensor in self.preprocess.state().items()}
-        header = {
-            "format": FORMAT,
-            "version": 1,
-            "classes": list(self.classes),
-            "preprocess": self.preprocess.header(),
-            "recipe": self.recipe,
-            "provenance": self.provenance,
-        }
-        write_tensors(Path(path), tensors, header)
+        header = SetHeader(
+            format=FORMAT,
+            version=1,
+            classes=list(self.classes),
+            preprocess=self.preprocess.header(),
+            recipe=self.recipe,
+            provenance=self.provenance,
+        )
+        write_tensors(Path(path), tensors, header.to_json())
 
 
 def load(path: str | Path) -> DistilledSet:
@@ -99,16 +101,17 @@ def load(path: str | Path) -> DistilledSet:
         path = next((file for file in files if file.exists()), files[0])
         if not path.exists():
             raise UserError(f"{path.parent} holds no distilled set; it is not a run folder, or the run has not ended.")
-    tensors, header = read_tensors(path, FORMAT)
+    tensors, content = read_tensors(path, FORMAT)
+    header = parse_record(path, SetHeader, content)
     prefix = "preprocess."
     state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     return DistilledSet(
         images=tensors["images"],
         labels=tensors["labels"],
         lr=float(tensors["lr"]),
-        preprocess=Preprocess.from_state(header["preprocess"], state),
-        classes=tuple(header["classes"]),
-        recipe=header["recipe"],
-        provenance=header["provenance"],
+        preprocess=Preprocess.from_state(header.preprocess, state),
+        classes=tuple(header.classes),
+        recipe=dict(header.recipe),
+        provenance=dict(header.provenance),
         targets=tensors.get("targets"),
     )

@@ -1,0 +1,74 @@
+"""Reading records from files, and what can be read of those that are damaged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from limbeck.core.errors import UserError
+from limbeck.core.files import read_json
+from limbeck.core.records import Record
+
+R = TypeVar("R", bound=Record)
+
+
+def read_record(path: Path, model: type[R], format: str, version: int = 1) -> R:
+    """A record from a JSON file; UserError where it is none of this format and version, or damaged."""
+    return parse_record(path, model, read_json(path, format, version))
+
+
+def parse_record(path: Path, model: type[R], value: dict[str, Any]) -> R:
+    """A record from JSON that was read from the file `path`; UserError where it does not fit."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        places = ", ".join(".".join(map(str, fault["loc"])) for fault in error.errors()[:5])
+        raise UserError(f"{path} is damaged: these parts do not fit: {places}; restore it or make it again.") from None
+
+
+def salvage(model: type[R], value: object) -> tuple[R, list[str]]:
+    """Read a record and leave out what does not fit it: (the record, the places that were left out).
+
+    A list loses the element that lacks a field. Raises ValidationError where what is left is no record.
+
+    >>> from limbeck.core.records import ResultsRecord
+    >>> row = {"set": "random", "model": "convnet", "split": "test", "accuracy_mean": 0.5, "n": 5}
+    >>> results, faults = salvage(ResultsRecord, {"ipc": "one", "results": [row, {**row, "n": None}]})
+    >>> len(results.results), results.ipc, faults
+    (1, None, ['ipc', 'results.1.n', 'results.1'])
+    """
+    faults: list[str] = []
+    content = json.loads(json.dumps(value))
+    while True:
+        try:
+            return model.model_validate(content), faults
+        except ValidationError as error:
+            places = sorted({*_places(error)}, key=lambda place: [str(part).rjust(12) for part in place], reverse=True)
+            if () in places:
+                raise
+            faults += [".".join(map(str, place)) for place in reversed(places)]
+            for place in places:
+                _remove(content, place)
+
+
+def _places(error: ValidationError) -> Iterator[tuple[str | int, ...]]:
+    """Where a value does not fit; where a field is missing, the object that lacks it."""
+    for fault in error.errors(include_input=False, include_url=False):
+        yield fault["loc"][:-1] if fault["type"] == "missing" else fault["loc"]
+
+
+def _remove(value: Any, place: tuple[str | int, ...]) -> None:
+    """Remove the part of nested dicts and lists at `place`, where it is still there."""
+    for part in place[:-1]:
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            return
+    if isinstance(value, list) and isinstance(place[-1], int) and place[-1] < len(value):
+        del value[place[-1]]
+    elif isinstance(value, dict):
+        value.pop(place[-1], None)
