@@ -57,9 +57,9 @@ class Problem:
     def gradients(self, adjoint: Adjoint) -> dict[str, Tensor]:
         leaves = {name: leaf.clone().requires_grad_(leaf.dtype.is_floating_point) for name, leaf in self.leaves.items()}
         self.value(adjoint, leaves).backward()
-        found = {name: leaf.grad for name, leaf in leaves.items() if leaf.requires_grad}
-        assert all(grad is not None for grad in found.values())
-        return {name: grad for name, grad in found.items() if grad is not None}
+        actual = {name: leaf.grad for name, leaf in leaves.items() if leaf.requires_grad}
+        assert all(grad is not None for grad in actual.values())
+        return {name: grad for name, grad in actual.items() if grad is not None}
 
 
 def problem(
@@ -77,7 +77,7 @@ def problem(
 
     model = network(**options)
     theta0 = model.init(1)
-    made = {
+    label_tensors = {
         "hard": torch.arange(IMAGES) % CLASSES,
         "probabilities": normal(IMAGES, CLASSES).softmax(1),
         "logits": normal(IMAGES, CLASSES),
@@ -87,23 +87,23 @@ def problem(
     if batching == "rows":  # every row comes again in later batches, some twice in one
         rows = [torch.randint(IMAGES, (4,), generator=generator) for _ in range(steps)]
     seeds: list[int | None] = [None if strategy == "none" else 100 + step for step in range(steps)]
-    leaves = {"images": normal(IMAGES, 3, 8, 8), "labels": made, "lr": sizes, "theta0": theta0}
+    leaves = {"images": normal(IMAGES, 3, 8, 8), "labels": label_tensors, "lr": sizes, "theta0": theta0}
     target = theta0 + 0.3 * normal(len(theta0))
     return Problem(CrossEntropy(model, DSA(strategy)), leaves, target, rows, seeds, labels)
 
 
-def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
-    assert found.keys() == wanted.keys()
-    for name, value in wanted.items():
+def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
         assert value.norm() > 0, name
-        assert (found[name] - value).norm() <= tolerance * value.norm(), name
+        assert (actual[name] - value).norm() <= tolerance * value.norm(), name
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("steps", [1, 2, 5, 20])
 def test_replay_equals_backprop(steps: int, strategy: str) -> None:
-    given = problem(steps, strategy)
-    assert_same(given.gradients(Replay()), given.gradients(Backprop()), 1e-10)
+    case = problem(steps, strategy)
+    assert_same(case.gradients(Replay()), case.gradients(Backprop()), 1e-10)
 
 
 @pytest.mark.parametrize("lr", ["scalar", "per step"])
@@ -111,18 +111,18 @@ def test_replay_equals_backprop(steps: int, strategy: str) -> None:
 @pytest.mark.parametrize("batching", ["whole", "rows"])
 @pytest.mark.parametrize("steps", [1, 5])
 def test_replay_equals_backprop_for_every_kind_of_batch(steps: int, batching: str, labels: str, lr: str) -> None:
-    given = problem(steps, DSA.strategy, batching, labels, lr)
-    assert_same(given.gradients(Replay()), given.gradients(Backprop()), 1e-10)
+    case = problem(steps, DSA.strategy, batching, labels, lr)
+    assert_same(case.gradients(Replay()), case.gradients(Backprop()), 1e-10)
 
 
 def test_the_set_is_one_tensor_or_many() -> None:
     """Batches that share a tensor and batches with their own copies of it have the same total gradient."""
-    given = problem(5)
-    images, totals = given.leaves["images"], []
+    case = problem(5)
+    images, totals = case.leaves["images"], []
     for shared in (True, False):
         x = images.clone().requires_grad_()
-        batches = [b._replace(images=x if shared else x * 1) for b in given.batches(given.leaves)]
-        theta = unroll(given.loss, given.leaves["theta0"], batches, given.leaves["lr"])
+        batches = [b._replace(images=x if shared else x * 1) for b in case.batches(case.leaves)]
+        theta = unroll(case.loss, case.leaves["theta0"], batches, case.leaves["lr"])
         totals.append(*torch.autograd.grad(theta.square().sum(), x))
     torch.testing.assert_close(*totals, rtol=1e-12, atol=1e-14)
 
@@ -130,80 +130,80 @@ def test_the_set_is_one_tensor_or_many() -> None:
 @pytest.mark.parametrize("adjoint", EXACT)
 @pytest.mark.parametrize(
     ("strategy", "batching", "labels", "lr"),
-    [(each, "rows", "probabilities", "per step") for each in STRATEGIES]
+    [(strategy, "rows", "probabilities", "per step") for strategy in STRATEGIES]
     + [("none", "whole", "logits", "scalar"), (DSA.strategy, "whole", "hard", "scalar")],
 )
 def test_exact_adjoints_equal_finite_differences(
     adjoint: str, strategy: str, batching: str, labels: str, lr: str
 ) -> None:
-    given = problem(4, strategy, batching, labels, lr, activation="sigmoid")
-    found = given.gradients(EXACT[adjoint])
+    case = problem(4, strategy, batching, labels, lr, activation="sigmoid")
+    actual = case.gradients(EXACT[adjoint])
     generator = torch.Generator().manual_seed(0)
-    start = given.leaves["theta0"]
+    start = case.leaves["theta0"]
 
     def value(name: str, leaf: Tensor) -> float:
-        leaves = {**given.leaves, name: leaf}
-        theta = unroll(given.loss, leaves["theta0"], given.batches(leaves), leaves["lr"], EXACT[adjoint])
-        return float(displacement(theta.detach(), start, given.target))
+        leaves = {**case.leaves, name: leaf}
+        theta = unroll(case.loss, leaves["theta0"], case.batches(leaves), leaves["lr"], EXACT[adjoint])
+        return float(displacement(theta.detach(), start, case.target))
 
-    for name, gradient in found.items():
+    for name, gradient in actual.items():
         for direction in (gradient / gradient.norm(), torch.randn(gradient.shape, generator=generator).double()):
             h = 1e-4 * direction
-            leaf = given.leaves[name]
-            near = (value(name, leaf + h) - value(name, leaf - h)) / 2e-4
-            far = (value(name, leaf + 2 * h) - value(name, leaf - 2 * h)) / 4e-4
-            slope = (4 * near - far) / 3  # Richardson: error of fourth order
+            leaf = case.leaves[name]
+            slope_h = (value(name, leaf + h) - value(name, leaf - h)) / 2e-4
+            slope_2h = (value(name, leaf + 2 * h) - value(name, leaf - 2 * h)) / 4e-4
+            slope = (4 * slope_h - slope_2h) / 3  # Richardson: error of fourth order
             expected = float((gradient * direction).sum())
             assert slope == pytest.approx(expected, rel=1e-6, abs=1e-6 * float(gradient.norm())), name
 
 
-def tesla(given: Problem) -> tuple[Tensor, Tensor]:
+def tesla(case: Problem) -> tuple[Tensor, Tensor]:
     """The two sweeps of Cui et al. 2023 for one step size, with the factor of 2 that the released code loses."""
-    start, images, beta = given.leaves["theta0"], given.leaves["images"], given.leaves["lr"]
-    distance = (start - given.target).square().sum()
+    start, images, beta = case.leaves["theta0"], case.leaves["images"], case.leaves["lr"]
+    distance = (start - case.target).square().sum()
 
     def gradient(theta: Tensor, x: Tensor, i: int) -> Tensor:
         theta = theta.detach().requires_grad_()
-        rows = torch.arange(IMAGES) if given.rows[i] is None else given.rows[i]
-        chosen, seed = x[rows], given.seeds[i]
+        rows = torch.arange(IMAGES) if case.rows[i] is None else case.rows[i]
+        batch_images, seed = x[rows], case.seeds[i]
         if seed is not None:
-            chosen = given.loss.augment(chosen, seed)  # type: ignore[misc]
-        loss = F.cross_entropy(given.loss.model(theta, chosen), given.leaves["labels"][rows])
+            batch_images = case.loss.augment(batch_images, seed)  # type: ignore[misc]
+        loss = F.cross_entropy(case.loss.model(theta, batch_images), case.leaves["labels"][rows])
         return torch.autograd.grad(loss, theta, create_graph=True)[0]
 
     thetas, total = [start], torch.zeros_like(start)
-    for i in range(len(given.rows)):
+    for i in range(len(case.rows)):
         total = total + gradient(thetas[-1], images, i).detach()
         thetas.append(start - beta * total)
-    v = beta * (given.target - start) + beta**2 * total
+    v = beta * (case.target - start) + beta**2 * total
     grad_images = torch.zeros_like(images)
     for i, theta in enumerate(thetas[:-1]):
         x = images.clone().requires_grad_()
         grad_images += 2 * torch.autograd.grad(v @ gradient(theta, x, i) / distance, x)[0]
-    return grad_images, -2 / distance * (start - beta * total - given.target) @ total
+    return grad_images, -2 / distance * (start - beta * total - case.target) @ total
 
 
 @pytest.mark.parametrize("strategy", ["none", DSA.strategy])
 @pytest.mark.parametrize("batching", ["whole", "rows"])
 @pytest.mark.parametrize("labels", ["hard", "probabilities"])
 def test_without_curvature_it_is_tesla(labels: str, batching: str, strategy: str) -> None:
-    given = problem(6, strategy, batching, labels, "scalar")
-    images, lr = tesla(given)
-    found = given.gradients(Replay(curvature=False))
-    exact = given.gradients(Replay())
-    assert_same({"images": found["images"], "lr": found["lr"]}, {"images": images, "lr": lr}, 1e-12)
-    assert (found["images"] - exact["images"]).norm() > 1e-3 * exact["images"].norm()
+    case = problem(6, strategy, batching, labels, "scalar")
+    images, lr = tesla(case)
+    actual = case.gradients(Replay(curvature=False))
+    exact = case.gradients(Replay())
+    assert_same({"images": actual["images"], "lr": actual["lr"]}, {"images": images, "lr": lr}, 1e-12)
+    assert (actual["images"] - exact["images"]).norm() > 1e-3 * exact["images"].norm()
 
 
 @pytest.mark.parametrize("curvature", [True, False])
 def test_image_gain_scales_the_image_gradient_alone(curvature: bool) -> None:
-    given = problem(4, DSA.strategy)
-    full, half = (given.gradients(Replay(curvature, gain)) for gain in (1.0, 0.5))
+    case = problem(4, DSA.strategy)
+    full, half = (case.gradients(Replay(curvature, gain)) for gain in (1.0, 0.5))
     assert torch.equal(half.pop("images"), 0.5 * full.pop("images"))
     assert all(torch.equal(half[name], value) for name, value in full.items())
 
 
-class Kept:
+class SavedTensor:
     """A tensor that autograd keeps; what it holds counts for as long as this lives."""
 
     def __init__(self, tensor: Tensor):
@@ -214,49 +214,49 @@ class Kept:
 def counting() -> Iterator[dict[str, int]]:
     """Bytes of the distinct storages that autograd keeps: now, and the most there were."""
     bytes_of: dict[int, int] = {}
-    holders: Counter[int] = Counter()
-    seen = {"now": 0, "peak": 0}
+    references: Counter[int] = Counter()
+    counts = {"now": 0, "peak": 0}
 
     def update() -> None:
-        seen["now"] = sum(bytes_of[key] for key, count in holders.items() if count)
-        seen["peak"] = max(seen["peak"], seen["now"])
+        counts["now"] = sum(bytes_of[key] for key, count in references.items() if count)
+        counts["peak"] = max(counts["peak"], counts["now"])
 
     def release(key: int) -> None:
-        holders[key] -= 1
+        references[key] -= 1
         update()
 
-    def pack(tensor: Tensor) -> Kept:
-        kept, storage = Kept(tensor), tensor.untyped_storage()
+    def pack(tensor: Tensor) -> SavedTensor:
+        saved, storage = SavedTensor(tensor), tensor.untyped_storage()
         bytes_of[storage.data_ptr()] = storage.nbytes()
-        holders[storage.data_ptr()] += 1
-        weakref.finalize(kept, release, storage.data_ptr())
+        references[storage.data_ptr()] += 1
+        weakref.finalize(saved, release, storage.data_ptr())
         update()
-        return kept
+        return saved
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
-        yield seen
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda factor: factor.tensor):
+        yield counts
 
 
-def kept_bytes(adjoint: Adjoint, steps: int) -> dict[str, int]:
+def saved_bytes(adjoint: Adjoint, steps: int) -> dict[str, int]:
     """What autograd keeps of an unroll once it is done, and at most during it and during its backward pass."""
     # no norm: under saved_tensors_hooks torch 2.13 never releases two tensors of GroupNorm's second derivative
-    given = problem(steps, "color", "whole", "hard", "scalar", norm="none")
-    leaves = {**given.leaves, "images": given.leaves["images"].clone().requires_grad_()}
+    case = problem(steps, "color", "whole", "hard", "scalar", norm="none")
+    leaves = {**case.leaves, "images": case.leaves["images"].clone().requires_grad_()}
     with counting() as forward:
-        value = given.value(adjoint, leaves)
-        kept = forward["now"]
+        value = case.value(adjoint, leaves)
+        after = forward["now"]
         forward["peak"], peak = 0, forward["peak"]
         value.backward()
-    return {"after": kept, "forward": peak, "backward": forward["peak"]}
+    return {"after": after, "forward": peak, "backward": forward["peak"]}
 
 
 @pytest.mark.parametrize("curvature", [True, False])
 def test_what_autograd_keeps_does_not_grow_with_the_steps(curvature: bool) -> None:
-    few, many = (kept_bytes(Replay(curvature), steps) for steps in (2, 16))
-    assert few == many
-    assert few["after"] < few["backward"]
-    few, many = (kept_bytes(Backprop(), steps) for steps in (2, 16))
-    assert many["after"] > 6 * few["after"]
+    two_steps, sixteen_steps = (saved_bytes(Replay(curvature), steps) for steps in (2, 16))
+    assert two_steps == sixteen_steps
+    assert two_steps["after"] < two_steps["backward"]
+    two_steps, sixteen_steps = (saved_bytes(Backprop(), steps) for steps in (2, 16))
+    assert sixteen_steps["after"] > 6 * two_steps["after"]
 
 
 @pytest.mark.parametrize("adjoint", EXACT)
@@ -285,49 +285,49 @@ def test_a_quadratic_contracts_as_it_must(adjoint: str, steps: int) -> None:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_loss_is_pure(strategy: str) -> None:
     """Called twice it gives the same bits, for value and gradient; that is what Replay relies on."""
-    given = problem(1, strategy, "whole")
-    batch = given.batches(given.leaves)[0]
-    theta = given.leaves["theta0"].clone().requires_grad_()
-    found = [given.loss(theta, batch) for _ in range(2)]
-    assert torch.equal(*found)
-    assert torch.equal(*(torch.autograd.grad(value, theta)[0] for value in found))
+    case = problem(1, strategy, "whole")
+    batch = case.batches(case.leaves)[0]
+    theta = case.leaves["theta0"].clone().requires_grad_()
+    actual = [case.loss(theta, batch) for _ in range(2)]
+    assert torch.equal(*actual)
+    assert torch.equal(*(torch.autograd.grad(value, theta)[0] for value in actual))
 
 
 @pytest.mark.parametrize("adjoint", [*EXACT.values(), Replay(curvature=False)], ids=str)
 def test_gradients_land_nowhere_else(adjoint: Adjoint) -> None:
-    given = problem(3, DSA.strategy)
-    leaves = {name: leaf.clone() for name, leaf in given.leaves.items()}
+    case = problem(3, DSA.strategy)
+    leaves = {name: leaf.clone() for name, leaf in case.leaves.items()}
     leaves["images"].requires_grad_()
-    given.value(adjoint, leaves).backward()
+    case.value(adjoint, leaves).backward()
     assert [name for name, leaf in leaves.items() if leaf.grad is not None] == ["images"]
     assert not any(leaf.requires_grad for name, leaf in leaves.items() if name != "images")
-    assert all(torch.equal(leaf.detach(), given.leaves[name]) for name, leaf in leaves.items())
-    assert given.target.grad is None
-    assert all(parameter.grad is None for parameter in given.loss.model.module.parameters())
+    assert all(torch.equal(leaf.detach(), case.leaves[name]) for name, leaf in leaves.items())
+    assert case.target.grad is None
+    assert all(parameter.grad is None for parameter in case.loss.model.module.parameters())
 
 
 @pytest.mark.parametrize("adjoint", [*EXACT.values(), Replay(curvature=False)], ids=str)
 def test_the_same_unroll_gives_the_same_bits(adjoint: Adjoint) -> None:
-    given = problem(4, DSA.strategy)
-    first, second = (given.gradients(adjoint) for _ in range(2))
+    case = problem(4, DSA.strategy)
+    first, second = (case.gradients(adjoint) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_all_adjoints_end_at_the_same_parameters() -> None:
-    given = problem(5, DSA.strategy)
-    kept, *replayed = (
-        unroll(given.loss, given.leaves["theta0"], given.batches(given.leaves), given.leaves["lr"], adjoint)
+    case = problem(5, DSA.strategy)
+    reference, *replayed = (
+        unroll(case.loss, case.leaves["theta0"], case.batches(case.leaves), case.leaves["lr"], adjoint)
         for adjoint in (Backprop(), Replay(), Replay(curvature=False), None)
     )
-    torch.testing.assert_close(replayed[0], kept.detach(), rtol=1e-13, atol=1e-15)
+    torch.testing.assert_close(replayed[0], reference.detach(), rtol=1e-13, atol=1e-15)
     assert all(torch.equal(replayed[0], end) for end in replayed[1:])
 
 
-@pytest.mark.parametrize("wrong", [[0.1, 0.2], torch.zeros(2, 2)])
-def test_a_wrong_number_of_step_sizes_is_refused(wrong: Any) -> None:
-    given = problem(3)
+@pytest.mark.parametrize("step_sizes", [[0.1, 0.2], torch.zeros(2, 2)])
+def test_a_wrong_number_of_step_sizes_is_refused(step_sizes: Any) -> None:
+    case = problem(3)
     with pytest.raises(ValueError, match=r"\(3,\)"):
-        unroll(given.loss, given.leaves["theta0"], given.batches(given.leaves), wrong)
+        unroll(case.loss, case.leaves["theta0"], case.batches(case.leaves), step_sizes)
 
 
 LINEAR: dict[str, Callable[[Tensor, Batch], Tensor]] = {
@@ -357,12 +357,12 @@ class Impure:
     def __call__(self, theta: torch.Tensor, batch: Batch) -> torch.Tensor:
         self.calls += 1
         if self.kind == "noise":
-            kept = torch.rand(theta.shape, generator=self.own, dtype=theta.dtype) > 0.3
+            factor = torch.rand(theta.shape, generator=self.own, dtype=theta.dtype) > 0.3
         elif self.kind == "numpy":
-            kept = torch.as_tensor(self.numpy.random(theta.shape) > 0.3)
+            factor = torch.as_tensor(self.numpy.random(theta.shape) > 0.3)
         else:
-            kept = torch.as_tensor(1.0 + 0.01 * self.calls)
-        return (kept * (theta - batch.images.flatten()).square()).sum()
+            factor = torch.as_tensor(1.0 + 0.01 * self.calls)
+        return (factor * (theta - batch.images.flatten()).square()).sum()
 
 
 @pytest.mark.parametrize("size", [10, 100_000])

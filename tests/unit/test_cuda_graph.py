@@ -15,12 +15,12 @@ from limbeck.derivatives.cuda_graph import CapturedDerivatives, Outputs, agree
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 
-WANTED = NeedsGrad(True, True, False)
+NEEDS = NeedsGrad(True, True, False)
 Work = Callable[[], Outputs]
 
 
 @dataclass
-class Plain:
+class Direct:
     """Derivatives that are simple to see through, and counted."""
 
     dtype: torch.dtype = torch.float32
@@ -31,10 +31,10 @@ class Plain:
         self.calls.append("gradient")
         return self.scale * theta * images.sum() + labels.sum()
 
-    def hvp(self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, wanted: NeedsGrad) -> Hvp:
+    def hvp(self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, needs: NeedsGrad) -> Hvp:
         self.calls.append("hvp")
         directional = torch.dot(theta, direction)
-        return Hvp(directional, 2 * direction, images * directional if wanted.images else None, None)
+        return Hvp(directional, 2 * direction, images * directional if needs.images else None, None)
 
     def logits(self, theta: Tensor, images: Tensor) -> Tensor:
         self.calls.append("logits")
@@ -45,13 +45,13 @@ def faithful(work: Work) -> Work:
     """What a CUDA graph does: the same work on the same buffers, into the same buffers."""
     results = work()
 
-    def again() -> Outputs:
+    def replay() -> Outputs:
         for place, new in zip(results, work()):
             if place is not None and new is not None:
                 place.copy_(new)
         return results
 
-    return again
+    return replay
 
 
 def refuses(work: Work) -> Work:
@@ -60,10 +60,10 @@ def refuses(work: Work) -> Work:
 
 
 def refuses_to_replay(work: Work) -> Work:
-    def again() -> Outputs:
+    def replay() -> Outputs:
         raise MemoryError
 
-    return again
+    return replay
 
 
 def changed(change: Callable[[Tensor], Tensor]) -> Callable[[Work], Work]:
@@ -108,9 +108,9 @@ def point(count: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return theta, torch.randn(count, 1, 2, 2, generator=drawn), torch.arange(count) % 3 + 1, direction
 
 
-def answers(derivatives: CapturedDerivatives | Plain, count: int = 3) -> list[Tensor]:
+def all_results(derivatives: CapturedDerivatives | Direct, count: int = 3) -> list[Tensor]:
     theta, images, labels, direction = point(count)
-    products = derivatives.hvp(theta, images, labels, direction, WANTED)
+    products = derivatives.hvp(theta, images, labels, direction, NEEDS)
     return [
         derivatives.gradient(theta, images, labels),
         derivatives.logits(theta, images),
@@ -118,26 +118,26 @@ def answers(derivatives: CapturedDerivatives | Plain, count: int = 3) -> list[Te
     ]
 
 
-def same(ours: list[Tensor], exact: list[Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(ours, exact, strict=True))
+def are_equal(actual: list[Tensor], exact: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(actual, exact, strict=True))
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_cannot_be_trusted_is_not_used(name: str) -> None:
     """One warning that names the reason, the plain results from the first call on, and nothing is tried again."""
-    plain, tries = Plain(), []
+    direct, tries = Direct(), []
 
     def record(work: Work) -> Work:
         tries.append(name)
         return BROKEN[name](work)
 
-    derivatives = CapturedDerivatives(plain, record)
+    derivatives = CapturedDerivatives(direct, record)
     with pytest.warns(UserWarning, match="no more CUDA graphs") as caught:
-        assert same(answers(derivatives), answers(Plain()))
+        assert are_equal(all_results(derivatives), all_results(Direct()))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for count in (3, 5, 3):
-            assert same(answers(derivatives, count), answers(Plain(), count))
+            assert are_equal(all_results(derivatives, count), all_results(Direct(), count))
     assert len(caught) == len(tries) == 1
     assert derivatives.graphs == {}
     assert ("not permitted" in str(caught[0].message)) == (name == "refuses")
@@ -145,44 +145,44 @@ def test_what_cannot_be_trusted_is_not_used(name: str) -> None:
 
 
 def test_what_was_recorded_before_a_failure_goes_on() -> None:
-    plain, allowed = Plain(), [True, False]
+    direct, allowed = Direct(), [True, False]
 
     def record(work: Work) -> Work:
         return (faithful if allowed.pop(0) else refuses)(work)
 
-    derivatives = CapturedDerivatives(plain, record)
+    derivatives = CapturedDerivatives(direct, record)
     theta, images, labels, _ = point()
     derivatives.gradient(theta, images, labels)
     with pytest.warns(UserWarning, match="CUDA graphs"):
         derivatives.logits(theta, images)
     assert len(derivatives.graphs) == 1
-    assert torch.equal(derivatives.gradient(theta + 1, images, labels), Plain().gradient(theta + 1, images, labels))
+    assert torch.equal(derivatives.gradient(theta + 1, images, labels), Direct().gradient(theta + 1, images, labels))
 
 
 def test_rounding_is_no_failure_and_the_replay_is_what_counts() -> None:
     """The first call gives the bits that every later one gives, so that an interrupted run does too."""
-    derivatives = CapturedDerivatives(Plain(), changed(lambda x: x * (1 + 1e-6)))
-    first, second = answers(derivatives), answers(derivatives)
-    assert same(first, second)
-    assert not same(first, answers(Plain()))
+    derivatives = CapturedDerivatives(Direct(), changed(lambda x: x * (1 + 1e-6)))
+    first, second = all_results(derivatives), all_results(derivatives)
+    assert are_equal(first, second)
+    assert not are_equal(first, all_results(Direct()))
     assert derivatives.failures == []
 
 
 def test_a_pass_that_diverged_is_no_failure() -> None:
     """Where the plain pass is not finite a replay may be anything; where it is, it may not."""
-    derivatives = CapturedDerivatives(Plain(scale=torch.inf), faithful)
+    derivatives = CapturedDerivatives(Direct(scale=torch.inf), faithful)
     theta, images, labels, _ = point()
     theta[0] = torch.nan
     assert not derivatives.gradient(theta, images, labels).isfinite().any()
     assert derivatives.failures == []
-    one = torch.tensor([1.0, torch.nan])
-    assert agree([one], [one], 1e-3)
-    assert not agree([torch.tensor([torch.nan, 1.0])], [one], 1e-3)
+    partly_nan = torch.tensor([1.0, torch.nan])
+    assert agree([partly_nan], [partly_nan], 1e-3)
+    assert not agree([torch.tensor([torch.nan, 1.0])], [partly_nan], 1e-3)
 
 
 def test_an_error_of_the_pass_itself_is_raised() -> None:
-    derivatives = CapturedDerivatives(Plain(), faithful)
+    derivatives = CapturedDerivatives(Direct(), faithful)
     theta, images, labels, direction = point()
     with pytest.raises(RuntimeError, match="same number of elements"):
-        derivatives.hvp(theta, images, labels, direction[:2], WANTED)
+        derivatives.hvp(theta, images, labels, direction[:2], NEEDS)
     assert derivatives.failures == []

@@ -157,20 +157,20 @@ def patches(images: Tensor) -> Tensor:
 class Transformer(nn.Module):
     """One block of attention over patches of 4 x 4, in four ways that torch has; `by hand` is products and softmax."""
 
-    def __init__(self, way: str, classes: int = 3):
+    def __init__(self, kind: str, classes: int = 3):
         super().__init__()
-        self.way, self.embed, self.classifier = way, nn.Linear(16, 8), nn.Linear(8, classes)
+        self.kind, self.embed, self.classifier = kind, nn.Linear(16, 8), nn.Linear(8, classes)
         self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
         self.block = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
         self.block.self_attn = self.attention
 
     def attend(self, tokens: Tensor) -> Tensor:
         layer = self.attention
-        if self.way == "layer":
+        if self.kind == "layer":
             return layer(tokens, tokens, tokens, need_weights=False)[0]  # type: ignore[no-any-return]
         projected = F.linear(tokens, layer.in_proj_weight, layer.in_proj_bias)
         q, k, v = projected.unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4)
-        if self.way == "function":
+        if self.kind == "function":
             mixed = F.scaled_dot_product_attention(q, k, v)
         else:
             mixed = (q @ k.transpose(2, 3) / 2).softmax(3) @ v
@@ -178,7 +178,7 @@ class Transformer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         tokens = self.embed(patches(images))
-        mixed = self.block(tokens) if self.way == "block" else tokens + self.attend(tokens)
+        mixed = self.block(tokens) if self.kind == "block" else tokens + self.attend(tokens)
         return self.classifier(mixed.mean(1))  # type: ignore[no-any-return]
 
 
@@ -192,22 +192,22 @@ def gradients(model: FlatModel, adjoint: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-@pytest.mark.parametrize("way", ["layer", "function", "block"])
-def test_a_student_with_attention_has_exact_gradients(way: str, training: bool) -> None:
-    model = FlatModel(lambda: Transformer(way).double().train(training))
-    replayed, whole = gradients(model, Replay()), gradients(model, Backprop())
+@pytest.mark.parametrize("kind", ["layer", "function", "block"])
+def test_a_student_with_attention_has_exact_gradients(kind: str, training: bool) -> None:
+    model = FlatModel(lambda: Transformer(kind).double().train(training))
+    replayed, backprop = gradients(model, Replay()), gradients(model, Backprop())
     reference = gradients(FlatModel(lambda: Transformer("by hand").double()), Backprop())
-    for ours, theirs, by_hand in zip(replayed, whole, reference):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
-        if way != "block":
-            torch.testing.assert_close(ours, by_hand, rtol=1e-9, atol=1e-12)
+    for actual, exact, by_hand in zip(replayed, backprop, reference):
+        torch.testing.assert_close(actual, exact, rtol=1e-10, atol=1e-12)
+        if kind != "block":
+            torch.testing.assert_close(actual, by_hand, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-@pytest.mark.parametrize("way", ["layer", "function", "block"])
-def test_attention_has_a_derivative_forwards(way: str, training: bool) -> None:
+@pytest.mark.parametrize("kind", ["layer", "function", "block"])
+def test_attention_has_a_derivative_forwards(kind: str, training: bool) -> None:
     """Without a graph too, where torch would take its fused path."""
-    model = FlatModel(lambda: Transformer(way).double().train(training))
+    model = FlatModel(lambda: Transformer(kind).double().train(training))
     theta, images, h = model.init(0), batch(4).double(), 1e-5
     v = torch.randn(theta.shape, generator=make_generator(0, "v"), dtype=torch.double)
     with torch.no_grad():
@@ -221,12 +221,12 @@ def test_the_settings_of_attention_are_as_they_were() -> None:
         return *fused, torch.backends.cuda.math_sdp_enabled(), torch.backends.mha.get_fastpath_enabled()
 
     torch.backends.mha.set_fastpath_enabled(True)  # torch's default, whatever ran before
-    before = settings()
+    initial = settings()
     model = FlatModel(lambda: Transformer("layer"))
     model(model.init(0), batch())
     with pytest.raises(RuntimeError):
         model(model.init(0), torch.zeros(1, 2, 3, 3))
-    assert settings() == before
+    assert settings() == initial
 
 
 def test_a_transformer_is_distilled(digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,8 +29,8 @@ EXACT: dict[str, Solver] = {"cholesky": Cholesky(), "conjugate gradient": TIGHT}
 
 def network(dtype: torch.dtype = torch.double) -> FlatModel:
     def build() -> ConvNet:
-        made = ConvNet(1, (8, 8), CLASSES, depth=2, width=3, norm="none", activation="softplus", widen=True)
-        return made.to(dtype)
+        network = ConvNet(1, (8, 8), CLASSES, depth=2, width=3, norm="none", activation="softplus", widen=True)
+        return network.to(dtype)
 
     return FlatModel(build)
 
@@ -65,23 +65,23 @@ def gradients(value: Callable[..., Tensor], *leaves: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad(value(*own), own))
 
 
-def assert_slopes(value: Callable[..., Tensor], leaves: tuple[Tensor, ...], found: list[Tensor]) -> None:
+def assert_slopes(value: Callable[..., Tensor], leaves: tuple[Tensor, ...], actual: list[Tensor]) -> None:
     """Central differences, Richardson's, along the gradient and along a random direction, to 1e-6."""
-    for place, gradient in enumerate(found):
+    for place, gradient in enumerate(actual):
         assert gradient.norm() > 0
         for direction in (gradient / gradient.norm(), normal(*gradient.shape, seed=9)):
             at = {}
             for h in (-2e-4, -1e-4, 1e-4, 2e-4):
-                moved = list(leaves)
-                moved[place] = leaves[place] + h * direction
-                at[h] = float(value(*moved).detach())
+                point = list(leaves)
+                point[place] = leaves[place] + h * direction
+                at[h] = float(value(*point).detach())
             slope = (4 * (at[1e-4] - at[-1e-4]) / 2e-4 - (at[2e-4] - at[-2e-4]) / 4e-4) / 3
-            wanted = float((gradient * direction).sum())
-            assert slope == pytest.approx(wanted, rel=1e-6, abs=1e-6 * float(gradient.norm()))
+            expected = float((gradient * direction).sum())
+            assert slope == pytest.approx(expected, rel=1e-6, abs=1e-6 * float(gradient.norm()))
 
 
-def relative(found: Tensor, wanted: Tensor) -> float:
-    return float((found - wanted).norm() / wanted.norm())
+def relative(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("solver", EXACT)
@@ -99,9 +99,9 @@ def test_it_is_the_ridge_regression(solver: str) -> None:
 def test_products_are_those_of_the_jacobian_also_in_parts() -> None:
     j, a, v = dense(X), normal(IMAGES, CLASSES, seed=5), normal(len(THETA), seed=6)
     for chunk in (2, 256):
-        held = system(chunk=chunk)
-        torch.testing.assert_close(held.jvp(v).flatten(), j @ v)
-        torch.testing.assert_close(held.vjp(a), j.T @ a.flatten())
+        operator = system(chunk=chunk)
+        torch.testing.assert_close(operator.jvp(v).flatten(), j @ v)
+        torch.testing.assert_close(operator.vjp(a), j.T @ a.flatten())
     factor = system().factor
     torch.testing.assert_close(factor @ factor.T, j @ j.T + RIDGE * torch.eye(len(j)).double())
 
@@ -116,10 +116,10 @@ def rcig_student(x: Tensor, y: Tensor, real: Tensor) -> tuple[Tensor, float]:
     eye = torch.eye(len(x)).double()
 
     def inner(delta: Tensor) -> Tensor:
-        rest = y - (j @ delta).view_as(y)
-        alpha = torch.linalg.solve(k + RIDGE * eye, rest)
-        fit = (rest - k @ alpha).square().sum() / 2
-        return (fit + RIDGE / 2 * ((alpha * (k @ alpha)).sum() + delta.square().sum())) / y.numel()
+        remainder = y - (j @ delta).view_as(y)
+        alpha = torch.linalg.solve(k + RIDGE * eye, remainder)
+        residual_term = (remainder - k @ alpha).square().sum() / 2
+        return (residual_term + RIDGE / 2 * ((alpha * (k @ alpha)).sum() + delta.square().sum())) / y.numel()
 
     delta = torch.zeros(len(body), dtype=torch.double)
     for _ in range(2):  # it is quadratic; the second step takes away rounding
@@ -153,8 +153,8 @@ def test_the_gradient_equals_that_of_the_dense_solution() -> None:
         alpha = torch.linalg.solve(rows @ rows.T + RIDGE * torch.eye(len(rows)).double(), y.flatten())
         return cross_entropy((dense(REAL[0]) @ (rows.T @ alpha)).view(7, -1), REAL[1])
 
-    for found, wanted in zip(gradients(loss, X, Y), gradients(brute, X, Y), strict=True):
-        assert relative(found, wanted) < 1e-10
+    for actual, expected in zip(gradients(loss, X, Y), gradients(brute, X, Y), strict=True):
+        assert relative(actual, expected) < 1e-10
 
 
 @dataclass(frozen=True)
@@ -191,23 +191,23 @@ def test_fewer_steps_less_exact() -> None:
 
 def test_the_primal_keeps_the_heads_tangent_at_zero() -> None:
     """What moves in it is the body alone; the head is the kernel regression's, for every delta."""
-    solver, held = PrimalAdam(steps=5), system()
-    v, alpha = solver.forward(held, Y)
+    solver, operator = PrimalAdam(steps=5), system()
+    v, alpha = solver.forward(operator, Y)
     head = dict(zip(MODEL.layout.names, MODEL.layout.split(v)))[HEAD]
     torch.testing.assert_close(head, alpha.T @ MODEL.features(THETA, X))
-    residual = Y - held.jvp(v)
+    residual = Y - operator.jvp(v)
     torch.testing.assert_close(residual, RIDGE * alpha)
 
 
-@pytest.mark.parametrize("solver", [*EXACT.values(), PrimalAdam(steps=3)], ids=lambda each: type(each).__name__)
-def test_nothing_else_is_touched_and_the_same_bits_come_again(solver: Solver) -> None:
-    held = THETA.clone(), X.clone(), Y.clone(), [p.clone() for p in MODEL.module.parameters()]
+@pytest.mark.parametrize("solver", [*EXACT.values(), PrimalAdam(steps=3)], ids=lambda solver: type(solver).__name__)
+def test_inputs_are_unchanged_and_a_repeated_call_gives_the_same_bits(solver: Solver) -> None:
+    copies = THETA.clone(), X.clone(), Y.clone(), [p.clone() for p in MODEL.module.parameters()]
     first, second = (gradients(partial(loss, solver=solver), X, Y) for _ in range(2))
-    assert all(torch.equal(one, other) for one, other in zip(first, second))
-    assert torch.equal(THETA, held[0])
-    assert torch.equal(X, held[1])
-    assert torch.equal(Y, held[2])
-    assert all(torch.equal(p, then) for p, then in zip(MODEL.module.parameters(), held[3]))
+    assert all(torch.equal(*pair) for pair in zip(first, second))
+    assert torch.equal(THETA, copies[0])
+    assert torch.equal(X, copies[1])
+    assert torch.equal(Y, copies[2])
+    assert all(torch.equal(p, then) for p, then in zip(MODEL.module.parameters(), copies[3]))
     assert all(p.grad is None for p in MODEL.module.parameters())
 
 
@@ -216,33 +216,33 @@ def test_images_in_parts_give_the_same_gradient() -> None:
         v = Implicit(TIGHT).solve(System(MODEL, THETA, x, RIDGE, chunk=2), y)
         return cross_entropy(linearised(MODEL, THETA, v, REAL[0]), REAL[1])
 
-    for found, wanted in zip(gradients(parts, X, Y), gradients(loss, X, Y)):
-        assert relative(found, wanted) < 1e-9
+    for actual, expected in zip(gradients(parts, X, Y), gradients(loss, X, Y)):
+        assert relative(actual, expected) < 1e-9
 
 
 def test_float32_is_near() -> None:
     single = network(torch.float)
-    wanted = gradients(loss, X, Y)
+    expected = gradients(loss, X, Y)
     for solver in (Cholesky(), ConjugateGradient(1e-5, 100)):
-        found = gradients(partial(loss, solver=solver, model=single), X.float(), Y.float())
-        assert all(relative(one.double(), other) < 1e-3 for one, other in zip(found, wanted))
+        actual = gradients(partial(loss, solver=solver, model=single), X.float(), Y.float())
+        assert all(relative(a.double(), e) < 1e-3 for a, e in zip(actual, expected))
 
 
 def test_equal_images_with_hardly_any_ridge() -> None:
     """The system is singular but for its ridge; in float32 rounding makes it indefinite."""
     single = network(torch.float)
-    held = System(single, THETA.float(), 100 * X[:1].expand(6, -1, -1, -1).float(), 1e-5)
+    operator = System(single, THETA.float(), 100 * X[:1].expand(6, -1, -1, -1).float(), 1e-5)
     y = normal(1, CLASSES).expand(6, -1).float()
-    v, _ = Cholesky().forward(held, y)
-    assert relative(held.jvp(v), y) < 1e-2
-    broken = replace(held, images=held.images * torch.inf)
+    v, _ = Cholesky().forward(operator, y)
+    assert relative(operator.jvp(v), y) < 1e-2
+    broken = replace(operator, images=operator.images * torch.inf)
     assert Cholesky().forward(broken, y)[1].isnan().all()
 
 
 # --- the objective
 
 
-def made(flip: bool = False) -> SyntheticSet:
+def synthetic_set(flip: bool = False) -> SyntheticSet:
     images, labels = (torch.cat([X, X.flip(3)]), torch.cat([Y, Y])) if flip else (X, Y)
     return SyntheticSet.from_images(images, labels, 0.1, ("images", "labels"))
 
@@ -256,31 +256,31 @@ def image_gradient(objective: Fit, synthetic: SyntheticSet, seed: int = 0) -> tu
 
 def test_a_random_part_is_unbiased() -> None:
     """The mean over all subsets of stored images is the whole gradient, of images; targets have theirs each time."""
-    whole = image_gradient(Fit(SOLVED, REAL), made())
+    whole_gradient = image_gradient(Fit(SOLVED, REAL), synthetic_set())
     total, count = torch.zeros_like(X), 0
     for rows in combinations(range(IMAGES), 2):
-        part = made()
+        part = synthetic_set()
         v = solve(MODEL, THETA, Batch(part.images, part.labels), RIDGE, Implicit(Cholesky()), torch.tensor(rows))
         value = cross_entropy(linearised(MODEL, THETA, v, REAL[0]), REAL[1])
         images, labels = torch.autograd.grad(value, [part.images, part.labels])
         assert images.flatten(1).norm(dim=1).nonzero().flatten().tolist() == list(rows)
-        torch.testing.assert_close(labels, whole[1])
+        torch.testing.assert_close(labels, whole_gradient[1])
         total, count = total + images, count + 1
-    torch.testing.assert_close(total / count, whole[0])
+    torch.testing.assert_close(total / count, whole_gradient[0])
 
 
 def test_the_part_is_drawn_anew_by_seed() -> None:
     objective = Fit(replace(SOLVED, grad_images=2, flip=True), REAL)
-    parts = [image_gradient(objective, made(), seed)[0].flatten(1).norm(dim=1) > 0 for seed in range(8)]
+    parts = [image_gradient(objective, synthetic_set(), seed)[0].flatten(1).norm(dim=1) > 0 for seed in range(8)]
     assert all(int(part.sum()) == 2 for part in parts)
     assert len({tuple(part.tolist()) for part in parts}) > 1
 
 
 def test_mirror_images_are_as_if_they_were_stored() -> None:
-    flipped, stored = made(), made(flip=True)
+    flipped, stored = synthetic_set(), synthetic_set(flip=True)
     images, labels = image_gradient(Fit(replace(SOLVED, flip=True), REAL), flipped)
-    both, targets = image_gradient(Fit(SOLVED, REAL), stored)
-    torch.testing.assert_close(images, both[:IMAGES] + both[IMAGES:].flip(3))
+    doubled, targets = image_gradient(Fit(SOLVED, REAL), stored)
+    torch.testing.assert_close(images, doubled[:IMAGES] + doubled[IMAGES:].flip(3))
     torch.testing.assert_close(labels, targets[:IMAGES] + targets[IMAGES:])
 
 
@@ -296,20 +296,20 @@ def test_back_propagation_through_training_is_the_same_objective(adjoint: Replay
 
 
 def test_real_images_are_drawn_by_seed_and_step() -> None:
-    seen: list[list[float]] = []
+    calls: list[list[float]] = []
 
     def student(synthetic: SyntheticSet, step: int, seed: int) -> Callable[[Tensor], Tensor]:
         def predict(images: Tensor) -> Tensor:
-            seen.append(images.flatten(1).sum(1).tolist())
+            calls.append(images.flatten(1).sum(1).tolist())
             return torch.zeros(len(images), CLASSES)
 
         return predict
 
     for step, seed in ((0, 0), (0, 0), (1, 0), (0, 1)):
-        Fit(student, REAL, 4)(made(), step, seed)
-    assert seen[0] == seen[1]
-    assert seen[0] not in seen[2:]
-    assert all(len(set(each)) == 4 for each in seen)
+        Fit(student, REAL, 4)(synthetic_set(), step, seed)
+    assert calls[0] == calls[1]
+    assert calls[0] not in calls[2:]
+    assert all(len(set(row)) == 4 for row in calls)
 
 
 def test_wrong_input_is_refused() -> None:
@@ -321,5 +321,7 @@ def test_wrong_input_is_refused() -> None:
 
 def test_rows_of_a_batch_are_selected() -> None:
     rows = torch.tensor([3, 1])
-    part, whole = (solve(MODEL, THETA, batch, RIDGE) for batch in (Batch(X, Y, None, rows), Batch(X[rows], Y[rows])))
-    assert torch.equal(part, whole)
+    selected, direct = (
+        solve(MODEL, THETA, batch, RIDGE) for batch in (Batch(X, Y, None, rows), Batch(X[rows], Y[rows]))
+    )
+    assert torch.equal(selected, direct)

@@ -86,11 +86,11 @@ def test_without_kernels_autograd_is_chosen_with_the_reason(
     else:
         monkeypatch.setenv("CXX", script(tmp_path / "compiler", compiler))
         monkeypatch.setattr(build, "COMPILER_SECONDS", 1.0)
-    chosen = choose(model, SHAPE, torch.float32, "cpu")
-    assert chosen.derivatives is None
-    assert chosen.implementation == "autograd"
-    assert chosen.could_be_faster
-    assert reason in chosen.reason
+    selected = choose(model, SHAPE, torch.float32, "cpu")
+    assert selected.derivatives is None
+    assert selected.implementation == "autograd"
+    assert selected.could_be_faster
+    assert reason in selected.reason
     assert not list(cache.glob("*.so")) if cache.exists() else True
 
 
@@ -133,20 +133,20 @@ def test_the_library_lies_in_a_folder_that_is_the_users_alone(
     assert library.path.parent == cache
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
     assert not (tmp_path / "shared").exists()
-    whole = library.path.read_bytes()
+    content = library.path.read_bytes()
     library.path.unlink()  # as a new file: what is loaded must not change
-    library.path.write_bytes(whole[: len(whole) // 2])  # a disk that was full, say
+    library.path.write_bytes(content[: len(content) // 2])  # a disk that was full, say
     kernels._loaded.cache_clear()
-    again = kernels.load()
-    assert again is not None
-    assert len(again.path.read_bytes()) == len(whole)
+    reloaded = kernels.load()
+    assert reloaded is not None
+    assert len(reloaded.path.read_bytes()) == len(content)
     caplog.clear()
     kernels._loaded.cache_clear()
     assert kernels.load() is not None
     assert "compiling" not in caplog.text
-    assert build._is_intact(again.path)
+    assert build._is_intact(reloaded.path)
     monkeypatch.setattr(build.os, "getuid", lambda: 12345)  # another user's file, from when others could write here
-    assert not build._is_intact(again.path)
+    assert not build._is_intact(reloaded.path)
 
 
 def test_a_folder_that_others_can_write_to_or_own_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +196,7 @@ def test_a_user_without_a_home_has_a_folder_of_his_own(tmp_path: Path, monkeypat
         home_folder()
 
 
-def test_waiting_for_another_process_is_said(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_waiting_for_another_process_is_logged(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     cache.mkdir(parents=True)
     locked = threading.Event()
 
@@ -205,12 +205,12 @@ def test_waiting_for_another_process_is_said(cache: Path, caplog: pytest.LogCapt
             locked.set()
             time.sleep(1.2)
 
-    other = threading.Thread(target=compile_elsewhere)
-    other.start()
+    thread = threading.Thread(target=compile_elsewhere)
+    thread.start()
     locked.wait()
     with caplog.at_level(logging.INFO, "limbeck"), build.locked(cache):
         assert "waiting for another process" in caplog.text
-    other.join()
+    thread.join()
 
 
 @pytest.mark.parametrize("error", [NotImplementedError, OSError])
@@ -230,54 +230,54 @@ LOAD = "from limbeck.derivatives.kernels.build import find_compiler, library; li
 
 
 def test_two_processes_compile_once(cache: Path, tmp_path: Path) -> None:
-    slow = (
+    slow_compiler = (
         VERSION + f'echo once >> "{tmp_path}/log"; sleep 2; while [ "$1" != -o ]; do shift; done; echo library > "$2"'
     )
-    environment = {**os.environ, "CXX": script(tmp_path / "compiler", slow)}
-    both = [subprocess.Popen([sys.executable, "-c", LOAD], env=environment) for _ in range(2)]
-    assert [process.wait(120) for process in both] == [0, 0]
+    environment = {**os.environ, "CXX": script(tmp_path / "compiler", slow_compiler)}
+    processes = [subprocess.Popen([sys.executable, "-c", LOAD], env=environment) for _ in range(2)]
+    assert [process.wait(120) for process in processes] == [0, 0]
     assert (tmp_path / "log").read_text() == "once\n"
 
 
 def test_kernels_that_are_wrong_here_are_refused(model: FlatModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A compiler's mistake, say: here a network with another eps."""
 
-    def wrong(*arguments: object) -> object:
-        right = convnet_derivatives(*arguments)  # type: ignore[arg-type]
-        assert isinstance(right, CompiledDerivatives)
-        return replace(right, eps=0.3)
+    def make_wrong(*arguments: object) -> object:
+        accurate = convnet_derivatives(*arguments)  # type: ignore[arg-type]
+        assert isinstance(accurate, CompiledDerivatives)
+        return replace(accurate, eps=0.3)
 
-    monkeypatch.setattr(choice, "convnet_derivatives", wrong)
+    monkeypatch.setattr(choice, "convnet_derivatives", make_wrong)
     monkeypatch.setattr(choice, "_measurement", choice.measure)
     monkeypatch.setenv("LIMBECK_KERNELS", "1")  # not even then
-    chosen = choose(model, SHAPE, torch.float32, "cpu")
-    assert chosen.derivatives is None
-    assert chosen.could_be_faster
-    assert "wrong on this machine" in chosen.reason
+    selected = choose(model, SHAPE, torch.float32, "cpu")
+    assert selected.derivatives is None
+    assert selected.could_be_faster
+    assert "wrong on this machine" in selected.reason
 
 
-@pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_result_that_is_not_a_number_is_wrong_wherever_it_is(place: int, digits: ImageData) -> None:
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_a_result_that_is_not_a_number_is_wrong_wherever_it_is(index: int, digits: ImageData) -> None:
     """The largest of the errors once passed over a NaN behind a number."""
     task = make_task(digits, ModelConfig(width=32))
-    right = task.choice.derivatives
-    assert right is not None
+    accurate = task.choice.derivatives
+    assert accurate is not None
 
-    class Wrong:
+    class WithNan:
         """The right derivatives, one of them NaN: the gradient, H v, or that in the images."""
 
         dtype = torch.float32
 
         def gradient(self, *inputs: torch.Tensor) -> torch.Tensor:
-            gradient = right.gradient(*inputs)
-            return gradient * torch.nan if place == 0 else gradient
+            gradient = accurate.gradient(*inputs)
+            return gradient * torch.nan if index == 0 else gradient
 
         def hvp(self, *inputs: Any) -> Hvp:
-            second = right.hvp(*inputs)
-            name = ("", "theta", "images")[place]
+            second = accurate.hvp(*inputs)
+            name = ("", "theta", "images")[index]
             return second._replace(**{name: getattr(second, name) * torch.nan}) if name else second
 
-    assert not choice.measure(Wrong(), task.model, digits.shape).is_accurate  # type: ignore[arg-type]
+    assert not choice.measure(WithNan(), task.model, digits.shape).is_accurate  # type: ignore[arg-type]
 
 
 def test_another_processor_and_another_torch_measure_anew(
@@ -286,14 +286,14 @@ def test_another_processor_and_another_torch_measure_anew(
     """Machines that share a home folder share the library, and may not agree on what is faster."""
     ratios = iter((5.0, 0.5, 3.0))
     monkeypatch.setattr(choice, "measure", lambda *_: Measurement(1e-6, next(ratios)))
-    here = choose(model, SHAPE, torch.float32, "cpu")
+    initial = choose(model, SHAPE, torch.float32, "cpu")
     monkeypatch.setattr(choice, "processor", lambda: "another")
     assert choose(model, SHAPE, torch.float32, "cpu").derivatives is None
     monkeypatch.setattr(torch, "__version__", "9.9")
     assert "3.0 times" in choose(model, SHAPE, torch.float32, "cpu").reason
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parents[1]))
-    assert choose(model, SHAPE, torch.float32, "cpu").reason == here.reason
+    assert choose(model, SHAPE, torch.float32, "cpu").reason == initial.reason
 
 
 def test_the_faster_one_is_used_and_its_measurement_stored(
@@ -302,25 +302,25 @@ def test_the_faster_one_is_used_and_its_measurement_stored(
     """Kernels were once four times as slow as autograd on processors without the vectors they were written for."""
     measured = [Measurement(1e-6, 0.25), Measurement(1e-6, 5.2)]
     monkeypatch.setattr(choice, "measure", lambda *_: measured.pop(0))
-    slow = choose(model, SHAPE, torch.float32, "cpu")
-    assert slow.derivatives is None
-    assert not slow.could_be_faster
-    assert slow.reason == "autograd is 4.0 times as fast as compiled kernels for this network"
-    assert choose(model, SHAPE, torch.float32, "cpu") == slow  # as it was, in the middle of a run too
+    slow_choice = choose(model, SHAPE, torch.float32, "cpu")
+    assert slow_choice.derivatives is None
+    assert not slow_choice.could_be_faster
+    assert slow_choice.reason == "autograd is 4.0 times as fast as compiled kernels for this network"
+    assert choose(model, SHAPE, torch.float32, "cpu") == slow_choice  # as it was, in the middle of a run too
     monkeypatch.setenv("LIMBECK_KERNELS", "1")
     assert isinstance(choose(model, SHAPE, torch.float32, "cpu").derivatives, CompiledDerivatives)
     monkeypatch.delenv("LIMBECK_KERNELS")
-    other = flat_model(ModelConfig(width=5, depth=2), SHAPE, 3)
-    fast = choose(other, SHAPE, torch.float32, "cpu")
-    assert isinstance(fast.derivatives, CompiledDerivatives)
-    assert fast.reason == "compiled kernels, 5.2 times as fast as autograd"
-    assert fast.implementation == f"compiled ({fast.derivatives.library.name})"
+    second_model = flat_model(ModelConfig(width=5, depth=2), SHAPE, 3)
+    selected = choose(second_model, SHAPE, torch.float32, "cpu")
+    assert isinstance(selected.derivatives, CompiledDerivatives)
+    assert selected.reason == "compiled kernels, 5.2 times as fast as autograd"
+    assert selected.implementation == f"compiled ({selected.derivatives.library.name})"
     files = sorted(cache.glob("measured-*.json"))
     assert len(files) == 2
     files[0].write_text("{")  # damaged: measured again
     files[1].write_text('{"other": 1}')
     measured += [Measurement(1e-6, 2.0)] * 2
-    for network in (model, other):
+    for network in (model, second_model):
         assert "2.0 times" in choose(network, SHAPE, torch.float32, "cpu").reason
 
 

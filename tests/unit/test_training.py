@@ -28,7 +28,7 @@ def pair(count: int = 23, seed: int = 0) -> tuple[Tensor, Tensor]:
     return torch.randn(count, 1, 8, 8, generator=generator), torch.randint(3, (count,), generator=generator)
 
 
-def plain(model: FlatModel, theta: Tensor) -> nn.Module:
+def load_module(model: FlatModel, theta: Tensor) -> nn.Module:
     """An ordinary module with these parameters, apart from the flat model's."""
     with torch.random.fork_rng(devices=[]):
         module = model.build()
@@ -40,7 +40,7 @@ def plain(model: FlatModel, theta: Tensor) -> nn.Module:
 def test_the_flat_model_is_the_module(build: object) -> None:
     model = FlatModel(build)  # type: ignore[arg-type]
     theta, (images, _) = model.init(3), pair()
-    module = plain(model, theta)
+    module = load_module(model, theta)
     torch.testing.assert_close(model(theta, images), module(images), rtol=1e-6, atol=1e-6)
     assert model.layout.count == sum(parameter.numel() for parameter in module.parameters())
     assert torch.equal(model.layout.join([parameter.detach() for parameter in module.parameters()]), theta)
@@ -56,16 +56,16 @@ def test_the_flat_model_is_the_module(build: object) -> None:
     ],
     ids=["plain", "whole set", "drop"],
 )
-def test_training_is_sgd_on_the_plain_module(schedule: Schedule) -> None:
+def test_training_is_torchs_sgd_on_the_module(schedule: Schedule) -> None:
     model = FlatModel(MODULES["convnet"])
     theta0, (images, labels) = model.init(0), pair()
     start = theta0.clone()
-    found = list(train(CrossEntropy(model), theta0, images, labels, schedule, seed=5))
+    path = list(train(CrossEntropy(model), theta0, images, labels, schedule, seed=5))
 
-    module = plain(model, theta0)
+    module = load_module(model, theta0)
     options = {"momentum": schedule.momentum, "weight_decay": schedule.weight_decay}
     optimiser = torch.optim.SGD(module.parameters(), schedule.lr, **options)
-    wanted = [theta0]
+    expected_path = [theta0]
     for epoch in range(schedule.epochs):
         if epoch == schedule.drop:
             optimiser = torch.optim.SGD(module.parameters(), schedule.lr / 10, **options)
@@ -74,25 +74,25 @@ def test_training_is_sgd_on_the_plain_module(schedule: Schedule) -> None:
             optimiser.zero_grad()
             F.cross_entropy(module(images[rows]), labels[rows]).backward()
             optimiser.step()
-        wanted.append(model.layout.join([parameter.detach() for parameter in module.parameters()]))
+        expected_path.append(model.layout.join([parameter.detach() for parameter in module.parameters()]))
 
-    assert len(found) == schedule.epochs + 1
-    assert torch.equal(found[0], start)
+    assert len(path) == schedule.epochs + 1
+    assert torch.equal(path[0], start)
     assert torch.equal(theta0, start)
-    for mine, theirs in zip(found, wanted, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
-    assert len({theta.data_ptr() for theta in found}) == len(found)  # copies, not views of one vector
+    for actual, expected in zip(path, expected_path, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+    assert len({theta.data_ptr() for theta in path}) == len(path)  # copies, not views of one vector
 
 
 def test_the_step_size_drops_to_a_tenth() -> None:
     model = FlatModel(MODULES["mlp"])
     theta0, (images, labels) = model.init(0), pair()
 
-    def moved(drop: int | None) -> Tensor:
+    def change(drop: int | None) -> Tensor:
         path = list(train(CrossEntropy(model), theta0, images, labels, Schedule(1, 0.01, 100, drop=drop), 0))
         return path[1] - path[0]
 
-    torch.testing.assert_close(10 * moved(0), moved(None), rtol=1e-2, atol=1e-6)
+    torch.testing.assert_close(10 * change(0), change(None), rtol=1e-2, atol=1e-6)
 
 
 def test_training_repeats_and_depends_on_the_seed() -> None:
@@ -121,15 +121,15 @@ def test_the_scores_are_scikit_learns() -> None:
     guess = predict(model, theta, images)
     assert torch.equal(guess, model(theta, images).argmax(1))
     generator = torch.Generator().manual_seed(2)
-    wrong = torch.randint(3, (700,), generator=generator)
-    labels = torch.where(torch.rand(700, generator=generator) < 0.6, guess, wrong)
+    random_guess = torch.randint(3, (700,), generator=generator)
+    labels = torch.where(torch.rand(700, generator=generator) < 0.6, guess, random_guess)
     labels[labels == 2] = torch.where(torch.arange(int((labels == 2).sum())) % 9 == 0, 2, 0)  # unbalanced
-    found = score(model, theta, images, labels)
-    assert found.accuracy == pytest.approx(accuracy_score(labels, guess), abs=1e-12)
+    result = score(model, theta, images, labels)
+    assert result.accuracy == pytest.approx(accuracy_score(labels, guess), abs=1e-12)
     present = torch.isin(guess, labels.unique())
     assert present.all()
-    assert found.balanced == pytest.approx(balanced_accuracy_score(labels, guess), abs=1e-12)
-    assert abs(found.accuracy - found.balanced) > 1e-3
+    assert result.balanced == pytest.approx(balanced_accuracy_score(labels, guess), abs=1e-12)
+    assert abs(result.accuracy - result.balanced) > 1e-3
 
 
 def test_a_class_without_images_does_not_count() -> None:
@@ -151,7 +151,7 @@ def test_a_fresh_start_comes_from_the_seed_alone() -> None:
     assert torch.equal(first, model.init(1, "a"))
     assert torch.equal(first, FlatModel(MODULES["convnet"]).init(1, "a"))
     others = [model.init(2, "a"), model.init(1, "b"), model.init(1)]
-    assert not any(torch.equal(first, other) for other in others)
+    assert not any(torch.equal(first, end) for end in others)
     assert first[model.layout.sizes[0] + 4 :][:4].tolist() == [1.0] * 4  # GroupNorm's weight begins at one
 
 
