@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from importlib import import_module
+from textwrap import indent
 from typing import Any, get_args
 
 from docutils.nodes import Node, SkipNode
@@ -16,13 +17,14 @@ from pydantic_core import PydanticUndefined
 from sphinx.util.docutils import SphinxDirective
 
 import limbeck
+from limbeck.cli.commands import COMMANDS, find_command
 
 project = "limbeck"
 copyright = "the limbeck authors"
 version = release = limbeck.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
-myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 myst_dmath_double_inline = True
 smartquotes = False  # it would turn --flags into dashes
@@ -96,6 +98,24 @@ def is_config(value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, BaseModel)
 
 
+class Commands(SphinxDirective):
+    """```{commands}: the commands of `limbeck`, each with its examples."""
+
+    def run(self) -> list[Node]:
+        """Parse a section of Markdown per command."""
+        parts = []
+        for name, entry in COMMANDS.items():
+            examples = "\n".join(
+                f"$ {example}" for example in find_command(name).examples
+            )
+            parts.append(
+                f"**{name}**\n: {entry.summary}\n\n  ```console\n"
+                + indent(examples, "  ")
+                + "\n  ```"
+            )
+        return self.parse_text_to_nodes("\n\n".join(parts))
+
+
 def default_of(name: str) -> str | None:
     """The default of a configuration's field `limbeck.Class.field`, or None where it is none or says nothing."""
     owner, _, field = name.removeprefix("limbeck.").rpartition(".")
@@ -165,6 +185,7 @@ def visit_block_math(self: Any, node: Any) -> None:
 def setup(app: Any) -> None:
     """Called by sphinx."""
     app.add_directive("options", Options)
+    app.add_directive("commands", Commands)
     app.connect("autodoc-process-docstring", process_docstring)
     app.connect("autodoc-process-signature", process_signature)
     app.add_html_math_renderer(

@@ -58,7 +58,7 @@ def results_of(data: str, ipc: int, measure: str = "accuracy") -> str:
             continue
         n = row["chosen"][2]
         setting = row.get("protocol") or row.get("setting", "")
-        seeds = f"{row['seeds']} x " if row["seeds"] > 1 else ""
+        seeds = f"{row['seeds']}\u00a0x\u00a0" if row["seeds"] > 1 else ""
         sets = [
             cell(row[name], n) for name in ("chosen", "last", "random", "kmeans", "full")
         ]
@@ -236,7 +236,12 @@ SECTIONS: dict[str, Any] = {
         for ipc in (1, 2, 10)
     },
 }
-PAGES = (ROOT / "README.md", DOCS / "results.md", DOCS / "which-method.md")
+PAGES = (
+    ROOT / "README.md",
+    DOCS / "index.md",
+    DOCS / "results.md",
+    DOCS / "which-method.md",
+)
 
 
 def filled(text: str) -> str:

@@ -9,7 +9,8 @@ How a page is run:
 - ```python: run as it is, with `SMALL` forced on the functions of `FORCED`; >>> lines are compared with the output
   below them.
 - What cannot be run has a comment `<!-- not run: WHY -->` above it, and is counted in `NOT_RUN`.
-- Any other block is text: no language, or one of `PLAIN`.
+- Any other block is text: no language, or one of `PLAIN`. The examples of commands.md are those of the commands' help,
+  which tests/cli/test_help.py parses.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     *(page for page in sorted((ROOT / "docs").rglob("*.md")) if page.name not in HISTORY),
 ]
-PLAIN = {"", "text", "{eval-rst}", "{toctree}", "{include}", "{options}"}
+PLAIN = {"", "text", "{eval-rst}", "{toctree}", "{include}", "{options}", "{commands}"}
 BLOCK = re.compile(r"^(?:<!-- not run: (?P<why>.*?) -->\n)?```(?P<language>\S*).*?\n(?P<code>.*?)^```$", re.M | re.S)
 
 NOT_RUN = {("docs/install.md", "it installs"): 1, ("docs/gpu.md", "it needs a GPU"): 1}
