@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,14 @@ def test_a_set_survives_its_file(tmp_path: Path, kind: str, labels: str) -> None
     before = (tmp_path / "set.safetensors").read_bytes()
     load(tmp_path / "set.safetensors").save(tmp_path / "set.safetensors")
     assert (tmp_path / "set.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("lr", [float("inf"), float("nan"), 0.0, -1.0])
+def test_a_step_size_that_is_none_is_refused(tmp_path: Path, lr: float) -> None:
+    """It was loaded, and failed where its evaluation was recorded."""
+    replace(tiny(), lr=lr).save(tmp_path / "set.safetensors")
+    with pytest.raises(UserError, match="step size is not one number above 0"):
+        load(tmp_path / "set.safetensors")
 
 
 def test_the_golden_set_still_loads() -> None:

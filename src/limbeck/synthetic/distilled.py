@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +106,13 @@ def load(path: str | Path) -> DistilledSet:
     header = parse_record(path, SetHeader, content)
     prefix = "preprocess."
     state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    lr = tensors.get("lr")
+    if lr is None or lr.numel() != 1 or not 0 < float(lr) < inf:
+        raise UserError(f"{path} is damaged: its step size is not one number above 0; make it again.")
     return DistilledSet(
         images=tensors["images"],
         labels=tensors["labels"],
-        lr=float(tensors["lr"]),
+        lr=float(lr),
         preprocess=Preprocess.from_state(header.preprocess, state),
         classes=tuple(header.classes),
         recipe=dict(header.recipe),
