@@ -48,12 +48,18 @@ def plan(method: Method, task: Task, expert: Expert, seed: int, ipc: int = 1) ->
 def five_steps(method: Method, task: Task, expert: Expert, seed: int) -> tuple[SyntheticSet, list[float]]:
     """Five outer steps, or none of a method that has none."""
     losses: list[float] = []
-    made = plan(method, task, expert, seed)
-    hooks = [*made.hooks, lambda held, step, loss: losses.append(loss)]
+    recipe = plan(method, task, expert, seed)
+    hooks = [*recipe.hooks, lambda synthetic, step, loss: losses.append(loss)]
     outer_loop(
-        made.objective, made.synthetic, made.optimisers, range(min(5, made.iterations)), seed, made.accept, hooks
+        recipe.objective,
+        recipe.synthetic,
+        recipe.optimisers,
+        range(min(5, recipe.iterations)),
+        seed,
+        recipe.accept,
+        hooks,
     )
-    return made.synthetic, losses
+    return recipe.synthetic, losses
 
 
 def test_it_is_listed_under_its_name(method: Method) -> None:
@@ -76,8 +82,8 @@ def test_its_defaults_can_be_worked_out(method: Method, facts: DataFacts) -> Non
     assert method.resolve_options(config, facts) == config
     assert method.resolve_options(method.config(**config.model_dump()), facts) == config
     assert method.config.model_validate_json(config.model_dump_json()).model_dump() == config.model_dump()
-    given = method.config().model_dump(exclude_none=True)
-    assert {name: getattr(config, name) for name in given} == given
+    explicit = method.config().model_dump(exclude_none=True)
+    assert {name: getattr(config, name) for name in explicit} == explicit
 
 
 def test_an_unknown_option_is_refused(method: Method) -> None:
@@ -92,20 +98,20 @@ def test_every_option_is_described_and_its_own(method: Method) -> None:
 
 
 def test_it_starts_with_a_balanced_set(method: Method, task: Task, expert: Expert) -> None:
-    made = plan(method, task, expert, seed=0, ipc=2)
-    labels, shown = made.synthetic.labels, made.synthetic.training_pair()[1]
-    stored, decoded = (each.argmax(1) if each.dtype.is_floating_point else each for each in (labels, shown))
+    recipe = plan(method, task, expert, seed=0, ipc=2)
+    labels, evaluated = recipe.synthetic.labels, recipe.synthetic.training_pair()[1]
+    stored, decoded = (tensor.argmax(1) if tensor.dtype.is_floating_point else tensor for tensor in (labels, evaluated))
     assert stored.bincount(minlength=10).tolist() == [2] * 10
     assert decoded.bincount(minlength=10).tolist() == [len(decoded) // 10] * 10  # more of them where images are mosaics
-    assert set(made.synthetic.learned) == set(method.learns)
-    assert bool(method.learns) == bool(made.iterations)
-    held = {
+    assert set(recipe.synthetic.learned) == set(method.learns)
+    assert bool(method.learns) == bool(recipe.iterations)
+    ids = {
         id(parameter)
-        for optimiser in made.optimisers
+        for optimiser in recipe.optimisers
         for group in optimiser.param_groups
         for parameter in group["params"]
     }
-    assert held == {id(parameter) for parameter in made.synthetic.parameters().values()}
+    assert ids == {id(parameter) for parameter in recipe.synthetic.parameters().values()}
 
 
 def test_five_steps_repeat_bit_for_bit(method: Method, task: Task, expert: Expert) -> None:
@@ -171,11 +177,11 @@ def test_more_iterations_leave_the_first_steps_as_they_are(method: Method, task:
 
     def path(iterations: int) -> list[torch.Tensor]:
         trajectories = [] if method.experts is None else [expert.trajectory(method.experts)]
-        changed = config.model_copy(update={"iterations": iterations})
-        made = method.plan(changed, MethodInputs(task, [each for each in trajectories if each is not None], 2, 0))
+        options = config.model_copy(update={"iterations": iterations})
+        recipe = method.plan(options, MethodInputs(task, [path for path in trajectories if path is not None], 2, 0))
         images: list[torch.Tensor] = []
-        hooks = [*made.hooks, lambda held, step, loss: images.append(held.images.detach().clone())]
-        outer_loop(made.objective, made.synthetic, made.optimisers, range(5), 0, made.accept, hooks)
+        hooks = [*recipe.hooks, lambda synthetic, step, loss: images.append(synthetic.images.detach().clone())]
+        outer_loop(recipe.objective, recipe.synthetic, recipe.optimisers, range(5), 0, recipe.accept, hooks)
         return images
 
     facts = DataFacts(len(task.data.train), 2, ExpertConfig(epochs=3))
@@ -190,16 +196,16 @@ def test_gradients_are_finite_for_what_is_learned_and_nowhere_else(
 ) -> None:
     if not method.learns:
         pytest.skip("a coreset learns nothing")
-    made = plan(method, task, expert, seed=0, ipc=ipc)
-    held = [tensor.clone() for tensor in task.train]
-    loss = made.objective(made.synthetic, 0, 0)
+    recipe = plan(method, task, expert, seed=0, ipc=ipc)
+    copies = [tensor.clone() for tensor in task.train]
+    loss = recipe.objective(recipe.synthetic, 0, 0)
     loss.backward()
-    for name, tensor in made.synthetic.state().items():
-        assert (tensor.grad is not None) == (name in made.synthetic.learned), name
+    for name, tensor in recipe.synthetic.state().items():
+        assert (tensor.grad is not None) == (name in recipe.synthetic.learned), name
         if tensor.grad is not None:
             assert torch.isfinite(tensor.grad).all(), name
             assert tensor.grad.norm() > 0, name
-    assert all(torch.equal(now, then) for now, then in zip(task.train, held))
+    assert all(torch.equal(now, then) for now, then in zip(task.train, copies))
     assert all(parameter.grad is None for parameter in task.model.module.parameters())
 
 
@@ -209,17 +215,25 @@ def test_a_run_is_taken_up_bit_for_bit(method: Method, task: Task, expert: Exper
         pytest.skip("a coreset takes no steps")
 
     def begin(folder: str) -> tuple[Plan, Checkpoint, list[Stateful]]:
-        made = plan(method, task, expert, seed=0, ipc=2)
+        recipe = plan(method, task, expert, seed=0, ipc=2)
         run = Run.begin(tmp_path / folder, RunRecord(format="limbeck-run", version=1, config={}))
         log = Log(run, lambda event: None)
         chooser = KeepBest(
-            run, 3, 6, lambda held: (0.0, 0.0, 1), lambda held, step: None, lambda event: None, made.evaluated_set
+            run,
+            3,
+            6,
+            lambda synthetic: (0.0, 0.0, 1),
+            lambda synthetic, step: None,
+            lambda event: None,
+            recipe.evaluated_set,
         )
-        save = Checkpoint(run, made.optimisers, made.hooks, chooser, log)
-        return made, save, [hook for hook in made.hooks if isinstance(hook, Stateful)]
+        save = Checkpoint(run, recipe.optimisers, recipe.hooks, chooser, log)
+        return recipe, save, [hook for hook in recipe.hooks if isinstance(hook, Stateful)]
 
-    def go(made: Plan, save: Checkpoint, steps: range) -> None:
-        outer_loop(made.objective, made.synthetic, made.optimisers, steps, 0, made.accept, [*made.hooks, save])
+    def go(recipe: Plan, save: Checkpoint, steps: range) -> None:
+        outer_loop(
+            recipe.objective, recipe.synthetic, recipe.optimisers, steps, 0, recipe.accept, [*recipe.hooks, save]
+        )
 
     whole, save, memory = begin("whole")
     go(whole, save, range(6))
@@ -234,8 +248,11 @@ def test_a_run_is_taken_up_bit_for_bit(method: Method, task: Task, expert: Exper
     ):
         assert all(torch.equal(tensor, theirs.state()[name]) for name, tensor in ours.state().items())
     assert not torch.equal(again.synthetic.images, first.synthetic.images)
-    for one, other in zip(recalled, memory, strict=True):
-        held = other.state()
-        assert all(torch.equal(tensor, held[name]) for name, tensor in one.state().items())
-    rates = [[group["lr"] for each in made.optimisers for group in each.param_groups] for made in (again, whole)]
+    for hook, other in zip(recalled, memory, strict=True):
+        state = other.state()
+        assert all(torch.equal(tensor, state[name]) for name, tensor in hook.state().items())
+    rates = [
+        [group["lr"] for optimiser in recipe.optimisers for group in optimiser.param_groups]
+        for recipe in (again, whole)
+    ]
     assert rates[0] == rates[1]

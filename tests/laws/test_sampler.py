@@ -71,8 +71,8 @@ def test_continuous_is_uniform() -> None:
 def test_whole_epochs_are_uniform(end: int, starts: list[int]) -> None:
     """Over every start that leaves room for the span, the last one included."""
     sampler = WholeEpochs(max_start=6, span=2, min_start=2)
-    found = torch.tensor([sampler(step, end, make_generator(0, step))[0] for step in range(2000)])
-    values, counts = found.unique(return_counts=True)
+    samples = torch.tensor([sampler(step, end, make_generator(0, step))[0] for step in range(2000)])
+    values, counts = samples.unique(return_counts=True)
     assert values.tolist() == starts
     share = 1 / len(starts)
     assert (counts - 2000 * share).abs().max() < 5 * (2000 * share * (1 - share)) ** 0.5

@@ -120,8 +120,8 @@ def test_methods_say_where_the_number_of_threads_matters() -> None:
         assert ((name, options) not in SAME_BITS) == autograd
 
 
-@pytest.mark.parametrize(("name", "given"), SAME_BITS)
-def test_the_gradient_of_every_method_by_any_number_of_threads(name: str, given: dict[str, str], wide: Task) -> None:
+@pytest.mark.parametrize(("name", "choice"), SAME_BITS)
+def test_the_gradient_of_every_method_by_any_number_of_threads(name: str, choice: dict[str, str], wide: Task) -> None:
     method, generator = METHODS[name], torch.Generator().manual_seed(0)
     count = wide.model.layout.count
     assert count > 32768
@@ -133,7 +133,7 @@ def test_the_gradient_of_every_method_by_any_number_of_threads(name: str, given:
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        options = method.resolve_options(method.config(**given), DataFacts(len(wide.data.train), 1, config))
+        options = method.resolve_options(method.config(**choice), DataFacts(len(wide.data.train), 1, config))
         plan = method.plan(options, MethodInputs(wide, [path] if method.experts else [], 1, 0))
         values = [plan.synthetic.images.detach().clone()]
         if plan.iterations:

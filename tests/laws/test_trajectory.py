@@ -55,7 +55,9 @@ def walk(epochs: int) -> Tensor:
     return torch.cat([start, start + steps.cumsum(0)])
 
 
-def made(count: int, epochs: int, smoothing: str = "none", dtype: torch.dtype = torch.float32) -> Convexified:
+def make_convexified(
+    count: int, epochs: int, smoothing: str = "none", dtype: torch.dtype = torch.float32
+) -> Convexified:
     return convexify(walk(epochs), LAYOUT, waypoint_epochs(count, epochs), SMOOTHING[smoothing], dtype)
 
 
@@ -66,10 +68,12 @@ def tensors(theta: Tensor) -> list[npt.NDArray[np.float64]]:
 @pytest.mark.parametrize("epochs", [1, 2, 3, 7, 10, 50])
 def test_waypoints_begin_and_end_and_increase(epochs: int) -> None:
     for count in range(2, epochs + 2):
-        found = waypoint_epochs(count, epochs)
-        assert len(found) == count
-        assert (found[0], found[-1]) == (0, epochs)
-        assert all(b - a in (epochs // (count - 1), -(-epochs // (count - 1))) for a, b in pairwise(found))
+        epochs_of_waypoints = waypoint_epochs(count, epochs)
+        assert len(epochs_of_waypoints) == count
+        assert (epochs_of_waypoints[0], epochs_of_waypoints[-1]) == (0, epochs)
+        assert all(
+            b - a in (epochs // (count - 1), -(-epochs // (count - 1))) for a, b in pairwise(epochs_of_waypoints)
+        )
     for count in (0, 1, epochs + 2):
         with pytest.raises(UserError, match=f"not {count}"):
             waypoint_epochs(count, epochs)
@@ -79,7 +83,7 @@ def test_waypoints_begin_and_end_and_increase(epochs: int) -> None:
 @pytest.mark.parametrize("smoothing", SMOOTHING)
 @pytest.mark.parametrize(("count", "epochs"), CASES)
 def test_what_is_stored_comes_back(count: int, epochs: int, smoothing: str, dtype: torch.dtype) -> None:
-    convex, points = made(count, epochs, smoothing, dtype), walk(epochs)
+    convex, points = make_convexified(count, epochs, smoothing, dtype), walk(epochs)
     assert convex.end == epochs
     assert convex.waypoints.dtype == dtype
     for epoch, waypoint in zip(convex.epochs, convex.waypoints, strict=True):
@@ -93,12 +97,12 @@ def test_what_is_stored_comes_back(count: int, epochs: int, smoothing: str, dtyp
 @pytest.mark.parametrize(("count", "epochs"), CASES)
 def test_mct_smoothing(count: int, epochs: int) -> None:
     """Interior points become the mean of their neighbours, the last one that of itself and the epoch before."""
-    convex, points = made(count, epochs, "mct"), walk(epochs)
+    convex, points = make_convexified(count, epochs, "mct"), walk(epochs)
     for index, epoch in enumerate(convex.epochs[1:], start=1):
         neighbour = points[epoch] if epoch == epochs else points[epoch + 1]
-        wanted = points[epoch] if count == 2 else (points[epoch - 1] + neighbour) / 2
-        torch.testing.assert_close(convex.waypoints[index], wanted)
-    assert torch.equal(convex.beta, made(count, epochs, "none").beta)  # of the raw path
+        expected = points[epoch] if count == 2 else (points[epoch - 1] + neighbour) / 2
+        torch.testing.assert_close(convex.waypoints[index], expected)
+    assert torch.equal(convex.beta, make_convexified(count, epochs, "none").beta)  # of the raw path
 
 
 def older(points: Tensor, epochs: tuple[int, ...]) -> Tensor:
@@ -112,7 +116,7 @@ def older(points: Tensor, epochs: tuple[int, ...]) -> Tensor:
 
 @pytest.mark.parametrize(("count", "epochs"), CASES)
 def test_older_mct_smoothing(count: int, epochs: int) -> None:
-    convex = made(count, epochs, "mct-older")
+    convex = make_convexified(count, epochs, "mct-older")
     torch.testing.assert_close(convex.waypoints, older(walk(epochs), convex.epochs))
 
 
@@ -125,11 +129,11 @@ def test_ablated_schedules(count: int, epochs: int) -> None:
         for first, last in pairwise(convex.epochs):
             length = last - first
             for k in range(1, length + 1):
-                wanted = {
+                expected = {
                     "uniform": k / length,
                     "decreasing": sum(length - j for j in range(k)) / sum(range(length + 1)),
                 }[schedule]
-                assert convex.beta[first + k - 1].tolist() == pytest.approx([wanted] * 4, abs=1e-6)
+                assert convex.beta[first + k - 1].tolist() == pytest.approx([expected] * 4, abs=1e-6)
         for epoch, waypoint in zip(convex.epochs, convex.waypoints, strict=True):
             assert torch.equal(convex.at(epoch), waypoint)
 
@@ -170,7 +174,7 @@ def test_a_store_of_bezier_curves_is_refused(task: Task, tmp_path: Path) -> None
 @pytest.mark.parametrize("smoothing", SMOOTHING)
 @pytest.mark.parametrize(("count", "epochs"), CASES)
 def test_beta_is_a_fraction_of_a_segment(count: int, epochs: int, smoothing: str) -> None:
-    convex = made(count, epochs, smoothing)
+    convex = make_convexified(count, epochs, smoothing)
     assert convex.beta.shape == (epochs, len(LAYOUT.names))
     for first, last in pairwise(convex.epochs):
         part = convex.beta[first:last]
@@ -183,12 +187,12 @@ def test_beta_is_a_fraction_of_a_segment(count: int, epochs: int, smoothing: str
 def test_two_waypoints_go_by_path_length(epochs: int) -> None:
     """beta_l(k) = sum over j <= k of |theta_j^l - theta_{j-1}^l|, over the same sum to K (Zhong et al. 2025)."""
     points = [tensors(theta) for theta in walk(epochs)]
-    convex = made(2, epochs)
+    convex = make_convexified(2, epochs)
     for tensor in range(len(LAYOUT.names) - 1):
         steps = [np.linalg.norm(b[tensor] - a[tensor]) for a, b in pairwise(points)]
         for k in range(1, epochs + 1):
-            wanted = sum(steps[:k]) / sum(steps)
-            assert float(convex.beta[k - 1, tensor]) == pytest.approx(wanted, rel=1e-6)
+            expected = sum(steps[:k]) / sum(steps)
+            assert float(convex.beta[k - 1, tensor]) == pytest.approx(expected, rel=1e-6)
 
 
 def point(theta: list[list[npt.NDArray[np.float64]]], waypoints: Convexified, n: float) -> npt.NDArray[np.float64]:
@@ -212,7 +216,7 @@ def point(theta: list[list[npt.NDArray[np.float64]]], waypoints: Convexified, n:
 def test_any_real_epoch_is_what_the_authors_reconstruct(
     count: int, epochs: int, smoothing: str, dtype: torch.dtype
 ) -> None:
-    convex = made(count, epochs, smoothing, dtype)
+    convex = make_convexified(count, epochs, smoothing, dtype)
     path = walk(epochs)
     if smoothing == "mct-older":  # its lengths are those of the path with the smoothed points in it
         path[list(convex.epochs)] = older(path, convex.epochs)
@@ -226,7 +230,7 @@ def test_any_real_epoch_is_what_the_authors_reconstruct(
 @pytest.mark.parametrize(("count", "epochs"), CASES)
 def test_it_is_continuous(count: int, epochs: int, smoothing: str) -> None:
     """Never faster than from one waypoint to the next within an epoch, across whole epochs and waypoints too."""
-    convex = made(count, epochs, smoothing)
+    convex = make_convexified(count, epochs, smoothing)
     fastest = float(convex.waypoints.diff(dim=0).abs().max())
     eps = 1e-4
     times = torch.rand(50, generator=torch.Generator().manual_seed(1)).double() * (epochs - eps)
@@ -235,7 +239,7 @@ def test_it_is_continuous(count: int, epochs: int, smoothing: str) -> None:
 
 
 def test_a_tensor_that_never_moves_stays() -> None:
-    convex = made(4, 10)
+    convex = make_convexified(4, 10)
     assert all(torch.equal(convex.at(t)[-3:], walk(10)[0, -3:]) for t in (0, 0.3, 3, 4.7, 9.9, 10))
     still = convexify([torch.ones(LAYOUT.count)] * 4, LAYOUT, (0, 2, 3))
     assert all(torch.equal(still.at(t), torch.ones(LAYOUT.count)) for t in (0, 1.5, 2, 2.2, 3))
@@ -248,9 +252,9 @@ def test_every_path_survives_the_store(expert: Expert, task: Task, tmp_path: Pat
     path = make_path(expert.recorded.points, task.model.layout, config)
     store = Store.create(tmp_path / "store", describe_experts(task, config, seed=7))
     store.write(0, replace(expert, convex=path, recorded=None))
-    found = store.read(0).convex
-    assert type(found) is type(path)
-    assert all(torch.equal(found.at(t), path.at(t)) for t in (0, 0.3, 1, 2.5, 3))
+    restored = store.read(0).convex
+    assert type(restored) is type(path)
+    assert all(torch.equal(restored.at(t), path.at(t)) for t in (0, 0.3, 1, 2.5, 3))
 
 
 def test_waypoints_may_be_given() -> None:
@@ -262,10 +266,10 @@ def test_waypoints_may_be_given() -> None:
         ExpertConfig(schedule="nope").waypoint_epochs()
 
 
-OUTSIDE = [made(4, 10), Recorded(walk(10))]
+OUTSIDE = [make_convexified(4, 10), Recorded(walk(10))]
 
 
-@pytest.mark.parametrize("trajectory", OUTSIDE, ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize("trajectory", OUTSIDE, ids=lambda value: type(value).__name__)
 def test_outside_is_refused(trajectory: Convexified | Recorded) -> None:
     for t in (-1, -1e-9, 10 + 1e-9, 11, nan, float("inf")):
         with pytest.raises(ValueError, match="epoch"):
@@ -284,7 +288,7 @@ def test_recorded_answers_at_whole_epochs_only() -> None:
 
 
 def test_asking_changes_nothing() -> None:
-    convex, again = made(4, 10), made(4, 10)
+    convex, again = make_convexified(4, 10), make_convexified(4, 10)
     first = convex.at(4.2)
     first += 1
     convex.at(0).zero_()
@@ -298,9 +302,9 @@ def test_a_vector_that_goes_on_changing_may_be_added(smoothing: str) -> None:
     theta = torch.zeros(LAYOUT.count)
     for now in walk(4):
         convexifier.add(theta.copy_(now))
-    found, wanted = convexifier.finish(), convexify(walk(4), LAYOUT, (0, 2, 4), SMOOTHING[smoothing])
-    assert torch.equal(found.waypoints, wanted.waypoints)
-    assert torch.equal(found.beta, wanted.beta)
+    streamed, expected = convexifier.finish(), convexify(walk(4), LAYOUT, (0, 2, 4), SMOOTHING[smoothing])
+    assert torch.equal(streamed.waypoints, expected.waypoints)
+    assert torch.equal(streamed.beta, expected.beta)
 
 
 def test_the_number_of_epochs_must_fit() -> None:
@@ -333,18 +337,18 @@ def test_convexifying_while_training_equals_convexifying_afterwards(
 
 
 def test_the_store_keeps_every_byte(store: Store, expert: Expert, tmp_path: Path) -> None:
-    found = Store.open(store.path).read(0)
+    restored = Store.open(store.path).read(0)
     assert expert.convex is not None
     assert expert.recorded is not None
-    assert found.convex is not None
-    assert found.recorded is not None
-    assert torch.equal(found.convex.waypoints, expert.convex.waypoints)
-    assert torch.equal(found.convex.beta, expert.convex.beta)
-    assert torch.equal(found.recorded.points, expert.recorded.points)
-    assert (found.convex.epochs, found.convex.layout) == (expert.convex.epochs, expert.convex.layout)
-    assert (found.validation, found.test) == (expert.validation, expert.test)
+    assert restored.convex is not None
+    assert restored.recorded is not None
+    assert torch.equal(restored.convex.waypoints, expert.convex.waypoints)
+    assert torch.equal(restored.convex.beta, expert.convex.beta)
+    assert torch.equal(restored.recorded.points, expert.recorded.points)
+    assert (restored.convex.epochs, restored.convex.layout) == (expert.convex.epochs, expert.convex.layout)
+    assert (restored.validation, restored.test) == (expert.validation, expert.test)
     before = store.file(0).read_bytes()
-    store.write(0, found)
+    store.write(0, restored)
     assert store.file(0).read_bytes() == before
     assert store.indices() == [0]
     assert store.bytes_of([0]) == len(before)
@@ -352,12 +356,12 @@ def test_the_store_keeps_every_byte(store: Store, expert: Expert, tmp_path: Path
 
 def test_a_store_can_be_convexified_later(store: Store, expert: Expert, tmp_path: Path) -> None:
     target = store.convexify(tmp_path / "later", waypoints=3, smoothing="mct", dtype="float32")
-    found = target.read(0)
-    assert found.recorded is None
-    assert found.convex is not None
+    restored = target.read(0)
+    assert restored.recorded is None
+    assert restored.convex is not None
     assert expert.convex is not None
-    assert torch.equal(found.convex.waypoints, expert.convex.waypoints)
-    assert torch.equal(found.convex.beta, expert.convex.beta)
+    assert torch.equal(restored.convex.waypoints, expert.convex.waypoints)
+    assert torch.equal(restored.convex.beta, expert.convex.beta)
     half = store.convexify(tmp_path / "half", waypoints=2, smoothing="none", dtype="float16").read(0).convex
     assert half is not None
     assert half.waypoints.dtype == torch.float16
@@ -393,13 +397,13 @@ def test_a_flipped_bit_in_the_header_is_refused(store: Store) -> None:
         damaged[place] ^= 1
         store.file(0).write_bytes(damaged)
         try:
-            found = store.read(0)
+            restored = store.read(0)
         except UserError:
             continue
-        assert (found.validation, found.test) == (good.validation, good.test)
-        assert found.convex is not None
+        assert (restored.validation, restored.test) == (good.validation, good.test)
+        assert restored.convex is not None
         assert good.convex is not None
-        assert found.convex.epochs == good.convex.epochs
+        assert restored.convex.epochs == good.convex.epochs
 
 
 def test_an_expert_of_another_store_is_refused(

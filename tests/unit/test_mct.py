@@ -28,9 +28,9 @@ def planned(task: Task, expert: Expert, expert_config: ExpertConfig, **options: 
     return plan(config, MethodInputs(task, [expert.convex], 1, 0))
 
 
-def matched(made: Plan) -> MatchTrajectory:
-    assert isinstance(made.objective, MatchTrajectory)
-    return made.objective
+def matched(recipe: Plan) -> MatchTrajectory:
+    assert isinstance(recipe.objective, MatchTrajectory)
+    return recipe.objective
 
 
 def test_the_bound_grows_linearly_and_then_stays() -> None:
@@ -43,9 +43,9 @@ def test_the_bound_grows_linearly_and_then_stays() -> None:
 
 
 def test_whole_epochs_on_a_convexified_path(task: Task, expert: Expert, expert_config: ExpertConfig) -> None:
-    made = matched(planned(task, expert, expert_config, sampling="whole", max_start_epoch=2.2, expert_epochs=0.7))
-    found = {(s.t0, s.t1) for s in (made.segment(step, 0, torch.device("cpu")) for step in range(40))}
-    assert found == {(0.0, 1.0), (1.0, 2.0)}
+    objective = matched(planned(task, expert, expert_config, sampling="whole", max_start_epoch=2.2, expert_epochs=0.7))
+    segments = {(s.t0, s.t1) for s in (objective.segment(step, 0, torch.device("cpu")) for step in range(40))}
+    assert segments == {(0.0, 1.0), (1.0, 2.0)}
 
 
 def test_m_and_u_follow_the_students_reach(task: Task) -> None:
@@ -54,28 +54,28 @@ def test_m_and_u_follow_the_students_reach(task: Task) -> None:
     config = resolve(MCTConfig(syn_steps=10, lr_teacher=0.02), facts)
     assert config.expert_epochs == pytest.approx(5 * 10 * 0.02 / (0.05 * 20))
     assert config.max_start_epoch == pytest.approx(max(1.0, 0.05 * 30))
-    more = resolve(MCTConfig(syn_steps=10, lr_teacher=0.02), facts._replace(ipc=25))
-    assert more.max_start_epoch == pytest.approx(0.25 * 30)
-    given = resolve(MCTConfig(expert_epochs=7.5, max_start_epoch=2.5), facts)
-    assert (given.expert_epochs, given.max_start_epoch) == (7.5, 2.5)
+    larger = resolve(MCTConfig(syn_steps=10, lr_teacher=0.02), facts._replace(ipc=25))
+    assert larger.max_start_epoch == pytest.approx(0.25 * 30)
+    explicit = resolve(MCTConfig(expert_epochs=7.5, max_start_epoch=2.5), facts)
+    assert (explicit.expert_epochs, explicit.max_start_epoch) == (7.5, 2.5)
     long = resolve(MCTConfig(syn_steps=10**4), facts)
     assert long.expert_epochs == 15.0
 
 
 def test_teacher_labels_are_what_the_expert_says_at_u(task: Task, expert: Expert, expert_config: ExpertConfig) -> None:
     assert expert.convex is not None
-    made = planned(task, expert, expert_config, teacher_labels=True, max_start_epoch=1.5, ema_decay=0.0)
-    labeller = matched(made).labels
+    recipe = planned(task, expert, expert_config, teacher_labels=True, max_start_epoch=1.5, ema_decay=0.0)
+    labeller = matched(recipe).labels
     assert isinstance(labeller, TeacherLabels)
-    images = made.synthetic.images.detach()
+    images = recipe.synthetic.images.detach()
     segment = Segment(expert.convex.at(0), expert.convex.at(1), 0, 1, expert.convex)
-    wanted = task.model(expert.convex.at(1.5), images).softmax(1)
-    torch.testing.assert_close(labeller(images, segment), wanted)
-    shown = made.evaluated_set()
-    torch.testing.assert_close(shown.training_pair()[1], wanted)
-    assert made.synthetic.labels.dtype == torch.int64  # the set that is optimised keeps its classes
-    made.objective(made.synthetic, 0, 0).backward()
-    assert made.synthetic.images.grad is not None
+    expected = task.model(expert.convex.at(1.5), images).softmax(1)
+    torch.testing.assert_close(labeller(images, segment), expected)
+    evaluated = recipe.evaluated_set()
+    torch.testing.assert_close(evaluated.training_pair()[1], expected)
+    assert recipe.synthetic.labels.dtype == torch.int64  # the set that is optimised keeps its classes
+    recipe.objective(recipe.synthetic, 0, 0).backward()
+    assert recipe.synthetic.images.grad is not None
 
 
 def test_start_noise_scales_with_each_parameter() -> None:
@@ -84,12 +84,12 @@ def test_start_noise_scales_with_each_parameter() -> None:
         [torch.randn(40000, generator=make_generator(1)), torch.zeros(3), torch.ones(1), torch.full((50,), 2.0)]
     )
     noisy = StartNoise(layout, 0.1)(theta, make_generator(0))
-    moved = noisy - theta
-    assert torch.equal(moved[40000:40004], torch.zeros(4))  # absolute sums 0 and 1 are left alone
-    relative = moved[:40000] / (0.1 * theta[:40000].abs())
+    noise = noisy - theta
+    assert torch.equal(noise[40000:40004], torch.zeros(4))  # absolute sums 0 and 1 are left alone
+    relative = noise[:40000] / (0.1 * theta[:40000].abs())
     assert float(relative.mean()) == pytest.approx(0, abs=0.02)
     assert float(relative.std()) == pytest.approx(1, abs=0.02)
-    assert bool(moved[40004:].abs().max() > 0)
+    assert bool(noise[40004:].abs().max() > 0)
     assert torch.equal(noisy, StartNoise(layout, 0.1)(theta, make_generator(0)))
 
 
@@ -106,14 +106,14 @@ def test_the_noise_is_in_the_segment_that_is_normalised(
 
 
 def test_the_image_step_is_halved(task: Task, expert: Expert, expert_config: ExpertConfig) -> None:
-    made = planned(task, expert, expert_config, lr_img=0.4, lr_img_every=2, ema_decay=0.0)
-    seen: list[float] = []
+    recipe = planned(task, expert, expert_config, lr_img=0.4, lr_img_every=2, ema_decay=0.0)
+    rates: list[float] = []
 
     def look(synthetic: Any, step: int, loss: float) -> None:
-        seen.append(made.optimisers[0].param_groups[0]["lr"])
+        rates.append(recipe.optimisers[0].param_groups[0]["lr"])
 
-    outer_loop(made.objective, made.synthetic, made.optimisers, range(5), 0, hooks=[*made.hooks, look])
-    assert seen == pytest.approx([0.4, 0.2, 0.2, 0.1, 0.1])
+    outer_loop(recipe.objective, recipe.synthetic, recipe.optimisers, range(5), 0, hooks=[*recipe.hooks, look])
+    assert rates == pytest.approx([0.4, 0.2, 0.2, 0.1, 0.1])
 
 
 OPTIONS: list[Mapping[str, Any]] = [
@@ -128,15 +128,15 @@ OPTIONS: list[Mapping[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda each: "-".join(each))
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options))
 def test_every_option_takes_steps(
     task: Task, expert: Expert, expert_config: ExpertConfig, options: Mapping[str, Any]
 ) -> None:
-    made = planned(task, expert, expert_config, **options)
-    before = made.synthetic.images.detach().clone()
-    outer_loop(made.objective, made.synthetic, made.optimisers, range(3), 0, made.accept, made.hooks)
-    assert bool(made.synthetic.images.isfinite().all())
-    assert not torch.equal(made.synthetic.images.detach(), before)
+    recipe = planned(task, expert, expert_config, **options)
+    before = recipe.synthetic.images.detach().clone()
+    outer_loop(recipe.objective, recipe.synthetic, recipe.optimisers, range(3), 0, recipe.accept, recipe.hooks)
+    assert bool(recipe.synthetic.images.isfinite().all())
+    assert not torch.equal(recipe.synthetic.images.detach(), before)
     plain = planned(task, expert, expert_config)
     outer_loop(plain.objective, plain.synthetic, plain.optimisers, range(3), 0, plain.accept, plain.hooks)
-    assert not torch.equal(made.evaluated_set().images, plain.evaluated_set().images)  # it does something
+    assert not torch.equal(recipe.evaluated_set().images, plain.evaluated_set().images)  # it does something

@@ -50,7 +50,7 @@ def test_every_set_has_both_protocols_and_random_images_too(run: Path) -> None:
 def test_what_was_judged_is_not_judged_again(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without results.json, as after a crash, the same rows come from the log."""
     monkeypatch.setattr("limbeck.jobs.results.regression_rows", lambda *args: pytest.fail("judged again"))
-    held = rows(run)
+    rows_before = rows(run)
     (run / "results.json").rename(tmp_path / "results.json")
     config = json.loads((run / "run.json").read_text())
     with pytest.MonkeyPatch.context() as patch:
@@ -58,7 +58,7 @@ def test_what_was_judged_is_not_judged_again(run: Path, tmp_path: Path, monkeypa
         from limbeck import load_data
 
         distill(load_data("digits"), method="rcig", out=run, **TINY)
-    assert [row for row in rows(run) if "protocol" in row] == [row for row in held if "protocol" in row]
+    assert [row for row in rows(run) if "protocol" in row] == [row for row in rows_before if "protocol" in row]
     assert json.loads((run / "run.json").read_text()) == config
 
 
@@ -83,7 +83,7 @@ def test_tables_and_reports_keep_the_protocols_apart(run: Path, tmp_path: Path) 
 
 def test_a_published_figure_stands_beside_that_of_its_own_protocol(run: Path) -> None:
     preset = load_preset("rcig/cifar10/ipc1-zca")
-    said = comparison(preset, rows(run), "digits", {})
+    sentence = comparison(preset, rows(run), "digits", {})
     last = next(row for row in rows(run) if row.get("protocol") == "regression" and row["which"] == "last")
-    assert f"ours {100 * last['accuracy_mean']:.2f}" in said
-    assert "by regression" in said
+    assert f"ours {100 * last['accuracy_mean']:.2f}" in sentence
+    assert "by regression" in sentence

@@ -33,7 +33,7 @@ def make(name: str, task: Task, experts: list[Expert], ipc: int = 1, **options: 
         method.config(**options), DataFacts(len(task.data.train), ipc, ExpertConfig(epochs=3))
     )
     trajectories = [expert.trajectory("recorded") for expert in experts]
-    return method.plan(config, MethodInputs(task, [each for each in trajectories if each is not None], ipc, 0))
+    return method.plan(config, MethodInputs(task, [path for path in trajectories if path is not None], ipc, 0))
 
 
 def net(task: Task, theta: Tensor, images: Tensor) -> Tensor:
@@ -69,41 +69,41 @@ def draws(task: Task, expert: Expert, bound: int, span: int, steps: int, step: i
 @pytest.mark.parametrize("gradient", ["exact", "backprop"])
 def test_mtt_is_its_paper(task: Task, expert: Expert, gradient: str) -> None:
     """Loss and gradients through the whole graph (2. of the specification), in images and in the step size."""
-    made = make(
+    recipe = make(
         "mtt", task, [expert], syn_steps=5, expert_epochs=1, max_start_epoch=3, lr_teacher=0.05, gradient=gradient
     )
-    loss = made.objective(made.synthetic, 4, 0)
+    loss = recipe.objective(recipe.synthetic, 4, 0)
     loss.backward()
 
     start, target, seeds = draws(task, expert, 3, 1, 5, step=4)
-    images = made.synthetic.images.detach().clone().requires_grad_()
+    images = recipe.synthetic.images.detach().clone().requires_grad_()
     lr = torch.tensor(0.05, requires_grad=True)
     theta = start.clone().requires_grad_()
     for seed in seeds:
         (step,) = torch.autograd.grad(
-            augmented_loss(task, theta, images, made.synthetic.labels, seed), theta, create_graph=True
+            augmented_loss(task, theta, images, recipe.synthetic.labels, seed), theta, create_graph=True
         )
         theta = theta - lr * step
     expected = ((theta - target) ** 2).mean() / ((start - target) ** 2).mean()
-    wanted, wanted_lr = torch.autograd.grad(expected, [images, lr])
+    expected_images, expected_lr = torch.autograd.grad(expected, [images, lr])
     torch.testing.assert_close(loss.detach(), expected.detach(), rtol=1e-5, atol=0)
-    grads = made.synthetic.images.grad, made.synthetic.log_lr.grad
+    grads = recipe.synthetic.images.grad, recipe.synthetic.log_lr.grad
     assert grads[0] is not None
     assert grads[1] is not None
-    assert float((grads[0] - wanted).norm() / wanted.norm()) < 1e-4
-    assert float(grads[1]) == pytest.approx(float(wanted_lr) * 0.05, rel=1e-3)  # d loss / d log lr = lr d loss / d lr
+    assert float((grads[0] - expected_images).norm() / expected_images.norm()) < 1e-4
+    assert float(grads[1]) == pytest.approx(float(expected_lr) * 0.05, rel=1e-3)  # d loss / d log lr = lr d loss / d lr
 
 
 @pytest.mark.parametrize(("gradient", "gain"), [("tesla-corrected", 1.0), ("tesla", 0.5)])
 def test_tesla_is_its_two_sweeps(task: Task, expert: Expert, gradient: str, gain: float) -> None:
     """3.1 of the specification; the released code loses the factor 2 of the image gradient, and of that alone."""
     options = {"syn_steps": 5, "expert_epochs": 1, "max_start_epoch": 3, "lr_teacher": 0.05}
-    made = make("tesla", task, [expert], gradient=gradient, **options)
-    loss = made.objective(made.synthetic, 4, 0)
+    recipe = make("tesla", task, [expert], gradient=gradient, **options)
+    loss = recipe.objective(recipe.synthetic, 4, 0)
     loss.backward()
 
     start, target, seeds = draws(task, expert, 3, 1, 5, step=4)
-    images, labels, beta = made.synthetic.images.detach(), made.synthetic.labels, 0.05
+    images, labels, beta = recipe.synthetic.images.detach(), recipe.synthetic.labels, 0.05
     thetas, total = [start], torch.zeros_like(start)
     for seed in seeds:
         theta = thetas[-1].clone().requires_grad_()
@@ -112,29 +112,29 @@ def test_tesla_is_its_two_sweeps(task: Task, expert: Expert, gradient: str, gain
         thetas.append(thetas[-1] - beta * step)
     scale = ((start - target) ** 2).sum()
     direction = beta * (target - start) + beta**2 * total
-    wanted = torch.zeros_like(images)
+    expected_images = torch.zeros_like(images)
     for theta, seed in zip(thetas, seeds):
         theta, x = theta.clone().requires_grad_(), images.clone().requires_grad_()
         (step,) = torch.autograd.grad(augmented_loss(task, theta, x, labels, seed), theta, create_graph=True)
         (part,) = torch.autograd.grad(2 * (direction @ step) / scale, x)
-        wanted += gain * part
+        expected_images += gain * part
     live = torch.tensor(beta, requires_grad=True)
     expected = ((start - live * total - target) ** 2).sum() / scale
-    (wanted_lr,) = torch.autograd.grad(expected, live)
+    (expected_lr,) = torch.autograd.grad(expected, live)
     torch.testing.assert_close(loss.detach(), expected.detach(), rtol=1e-5, atol=0)
-    grads = made.synthetic.images.grad, made.synthetic.log_lr.grad
+    grads = recipe.synthetic.images.grad, recipe.synthetic.log_lr.grad
     assert grads[0] is not None
     assert grads[1] is not None
-    assert float((grads[0] - wanted).norm() / wanted.norm()) < 1e-4
-    assert float(grads[1]) == pytest.approx(float(wanted_lr) * beta, rel=1e-3)
+    assert float((grads[0] - expected_images).norm() / expected_images.norm()) < 1e-4
+    assert float(grads[1]) == pytest.approx(float(expected_lr) * beta, rel=1e-3)
 
 
 def test_teacher_labels_are_the_target_checkpoints(task: Task, expert: Expert) -> None:
     options = {"syn_steps": 2, "expert_epochs": 1, "max_start_epoch": 3, "teacher_labels": True}
-    made = make("tesla", task, [expert], **options)
-    loss = made.objective(made.synthetic, 1, 0)
+    recipe = make("tesla", task, [expert], **options)
+    loss = recipe.objective(recipe.synthetic, 1, 0)
     start, target, seeds = draws(task, expert, 3, 1, 2, step=1)
-    images = made.synthetic.images.detach()
+    images = recipe.synthetic.images.detach()
     soft = net(task, target, images).detach().softmax(1)
     theta = start.clone()
     for seed in seeds:
@@ -147,9 +147,9 @@ def test_teacher_labels_are_the_target_checkpoints(task: Task, expert: Expert) -
 
 
 def test_a_taught_set_is_kept_with_the_mean_of_what_experts_say(task: Task, expert: Expert) -> None:
-    made = make("tesla", task, [expert, expert], expert_epochs=1, max_start_epoch=3, teacher_labels=True)
-    assert isinstance(made.as_evaluated, WithTeacherLabels)
-    images, labels = made.evaluated_set().training_pair()
+    recipe = make("tesla", task, [expert, expert], expert_epochs=1, max_start_epoch=3, teacher_labels=True)
+    assert isinstance(recipe.as_evaluated, WithTeacherLabels)
+    images, labels = recipe.evaluated_set().training_pair()
     assert expert.recorded is not None
     torch.testing.assert_close(labels, net(task, expert.recorded.at(3), images).softmax(1), rtol=1e-4, atol=1e-6)
 
@@ -166,12 +166,12 @@ def test_gsam_is_its_formula(task: Task, adaptive: bool, alpha: float) -> None:
     path = list(train(task.loss, theta0, images, labels, Schedule(1, lr, 8), 5, Gsam(rho, alpha, adaptive)))
 
     def gradients(parameters: list[Tensor], rows: Tensor, seed: int) -> list[Tensor]:
-        leaves = [each.clone().requires_grad_() for each in parameters]
-        theta = torch.cat([each.reshape(-1) for each in leaves])
+        leaves = [tensor.clone().requires_grad_() for tensor in parameters]
+        theta = torch.cat([tensor.reshape(-1) for tensor in leaves])
         return list(torch.autograd.grad(augmented_loss(task, theta, images[rows], labels[rows], seed), leaves))
 
     def norm(tensors: list[Tensor]) -> Tensor:
-        return torch.stack([each.pow(2).sum() for each in tensors]).sum().sqrt()
+        return torch.stack([tensor.pow(2).sum() for tensor in tensors]).sum().sqrt()
 
     weights = task.model.layout.split(theta0)
     order = torch.randperm(16, generator=make_generator(5, "order", 0))
@@ -179,19 +179,19 @@ def test_gsam_is_its_formula(task: Task, adaptive: bool, alpha: float) -> None:
         seed = derive_seed(5, "augment", 0, step)
         g = gradients(weights, rows, seed)
         if adaptive:
-            scale = rho / (norm([w.abs() * each for w, each in zip(weights, g)]) + 1e-12)
-            ahead = [w + scale * w.pow(2) * each for w, each in zip(weights, g)]
+            scale = rho / (norm([w.abs() * tensor for w, tensor in zip(weights, g)]) + 1e-12)
+            ahead = [w + scale * w.pow(2) * tensor for w, tensor in zip(weights, g)]
         else:
-            ahead = [w + rho * each / (norm(g) + 1e-12) for w, each in zip(weights, g)]
+            ahead = [w + rho * tensor / (norm(g) + 1e-12) for w, tensor in zip(weights, g)]
         p = gradients(ahead, rows, seed)
         cosine = sum(float((a * b).sum()) for a, b in zip(g, p)) / float(norm(g) * norm(p))
         across = [a - cosine * norm(g) * b / norm(p) for a, b in zip(g, p)]
         weights = [w - lr * (b - alpha * c) for w, b, c in zip(weights, p, across)]
-    expected = torch.cat([each.reshape(-1) for each in weights])
-    moved = (expected - theta0).norm()
-    assert float((path[-1] - expected).norm() / moved) < 1e-4
+    expected = torch.cat([tensor.reshape(-1) for tensor in weights])
+    distance = (expected - theta0).norm()
+    assert float((path[-1] - expected).norm() / distance) < 1e-4
     plain = list(train(task.loss, theta0, images, labels, Schedule(1, lr, 8), 5))
-    assert float((plain[-1] - expected).norm() / moved) > 1e-3
+    assert float((plain[-1] - expected).norm() / distance) > 1e-3
 
 
 def test_gsam_without_radius_is_the_gradient(task: Task) -> None:
@@ -201,17 +201,17 @@ def test_gsam_without_radius_is_the_gradient(task: Task) -> None:
 
 
 def test_the_average_follows_its_recurrence(task: Task, expert: Expert) -> None:
-    made = make("ftd", task, [expert], ema_decay=0.75)
-    seen = [made.synthetic.snapshot().images]
-    hooks = [*made.hooks, lambda held, step, loss: seen.append(held.snapshot().images)]
-    outer_loop(made.objective, made.synthetic, made.optimisers, range(4), 0, hooks=hooks)
-    expected = seen[0]
-    for images in seen[1:]:
+    recipe = make("ftd", task, [expert], ema_decay=0.75)
+    images_per_step = [recipe.synthetic.snapshot().images]
+    hooks = [*recipe.hooks, lambda synthetic, step, loss: images_per_step.append(synthetic.snapshot().images)]
+    outer_loop(recipe.objective, recipe.synthetic, recipe.optimisers, range(4), 0, hooks=hooks)
+    expected = images_per_step[0]
+    for images in images_per_step[1:]:
         expected = 0.75 * expected + 0.25 * images
-    shown = made.evaluated_set()
-    torch.testing.assert_close(shown.images, expected)
-    assert torch.equal(shown.log_lr, made.synthetic.log_lr)
-    assert not torch.equal(shown.images, made.synthetic.images)
+    evaluated = recipe.evaluated_set()
+    torch.testing.assert_close(evaluated.images, expected)
+    assert torch.equal(evaluated.log_lr, recipe.synthetic.log_lr)
+    assert not torch.equal(evaluated.images, recipe.synthetic.images)
 
 
 # --- DATM: start range, images, labels, gate
@@ -228,17 +228,17 @@ def test_the_start_range_grows_by_the_formula() -> None:
 
 
 def test_labels_start_at_the_mean_of_the_experts_that_are_right() -> None:
-    said = torch.tensor(
+    logits = torch.tensor(
         [
             [[5.0, 1.0, 0.0], [2.0, 1.0, 0.0], [3.0, 0.0, 1.0]],
             [[3.0, 2.0, 0.0], [0.0, 4.0, 1.0], [4.0, 1.0, 2.0]],
             [[0.0, 9.0, 0.0], [1.0, 6.0, 3.0], [5.0, 2.0, 3.0]],
         ]
     )
-    found = init_label_logits(said, torch.tensor([0, 1, 2]))
-    assert found[0].tolist() == [4.0, 1.5, 0.0]  # experts 0 and 1
-    assert found[1].tolist() == [0.5, 5.0, 2.0]  # experts 1 and 2
-    assert found[2].tolist() == [2.0, 1.0, 4.0]  # none: the mean (4, 1, 2), largest and true exchanged
+    initial = init_label_logits(logits, torch.tensor([0, 1, 2]))
+    assert initial[0].tolist() == [4.0, 1.5, 0.0]  # experts 0 and 1
+    assert initial[1].tolist() == [0.5, 5.0, 2.0]  # experts 1 and 2
+    assert initial[2].tolist() == [2.0, 1.0, 4.0]  # none: the mean (4, 1, 2), largest and true exchanged
 
 
 def test_datm_starts_where_its_experts_are_right(task: Task, expert: Expert) -> None:
@@ -251,23 +251,23 @@ def test_datm_starts_where_its_experts_are_right(task: Task, expert: Expert) -> 
         row = int((images == image).flatten(1).all(1).nonzero()[0])
         assert int(labels[row]) == int(label)
         assert bool(right[row]) or int((right & (labels == label)).sum()) < 3
-    wanted = net(task, theta, synthetic.images).detach()
-    sure = wanted.argmax(1) == torch.arange(10).repeat_interleave(3)
+    expected = net(task, theta, synthetic.images).detach()
+    sure = expected.argmax(1) == torch.arange(10).repeat_interleave(3)
     assert sure.any()
-    torch.testing.assert_close(synthetic.labels.detach()[sure], wanted[sure], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(synthetic.labels.detach()[sure], expected[sure], rtol=1e-4, atol=1e-5)
 
 
 def test_correct_images_fall_through_to_the_next_expert_and_end() -> None:
     images = torch.arange(12.0)[:, None]
     labels = torch.tensor([0] * 6 + [1] * 6)
-    asked: list[int] = []
+    calls: list[int] = []
 
     def expert(index: int, right: set[int]) -> Callable[[Tensor], Tensor]:
         def classify(part: Tensor) -> Tensor:
-            asked.append(index)
+            calls.append(index)
             rows = part.squeeze(1).long()
-            known = torch.tensor([row in right for row in rows.tolist()], dtype=torch.bool)
-            return torch.where(known, labels[rows], 1 - labels[rows])
+            is_correct = torch.tensor([row in right for row in rows.tolist()], dtype=torch.bool)
+            return torch.where(is_correct, labels[rows], 1 - labels[rows])
 
         return classify
 
@@ -277,7 +277,7 @@ def test_correct_images_fall_through_to_the_next_expert_and_end() -> None:
     assert set(rows[3:5]) == {6, 7}  # and one that no expert knows
     assert labels[rows].tolist() == [0, 0, 0, 1, 1, 1]
     assert len(set(rows)) == 6
-    assert asked == [0, 1, 0, 1]
+    assert calls == [0, 1, 0, 1]
     starts = {tuple(select_correct(images, labels, 2, 1, experts, seed).tolist()) for seed in range(9)}
     assert {row for pair in starts for row in pair} <= {0, 1, 6}
     assert len(starts) > 1
@@ -285,24 +285,24 @@ def test_correct_images_fall_through_to_the_next_expert_and_end() -> None:
 
 @pytest.mark.parametrize("threshold", [1e-6, 1e6])
 def test_the_gate_takes_all_steps_or_none(task: Task, expert: Expert, threshold: float) -> None:
-    made = make("datm", task, [expert], threshold=threshold)
-    before = made.synthetic.snapshot().state()
-    outer_loop(made.objective, made.synthetic, made.optimisers, range(2), 0, made.accept)
-    moved = [not torch.equal(before[name], tensor) for name, tensor in made.synthetic.parameters().items()]
-    assert moved == [threshold > 1] * 3
-    momenta = [slots for optimiser in made.optimisers for slots in optimiser.state.values()]
+    recipe = make("datm", task, [expert], threshold=threshold)
+    before = recipe.synthetic.snapshot().state()
+    outer_loop(recipe.objective, recipe.synthetic, recipe.optimisers, range(2), 0, recipe.accept)
+    is_changed = [not torch.equal(before[name], tensor) for name, tensor in recipe.synthetic.parameters().items()]
+    assert is_changed == [threshold > 1] * 3
+    momenta = [slots for optimiser in recipe.optimisers for slots in optimiser.state.values()]
     assert bool(momenta) == (threshold > 1)
-    assert made.accept(threshold)
-    assert not made.accept(threshold * 1.01)
+    assert recipe.accept(threshold)
+    assert not recipe.accept(threshold * 1.01)
 
 
 def test_label_logits_learn_by_sgd_with_momentum(task: Task, expert: Expert) -> None:
     """Two steps z <- z - lr_y v, v <- 0.9 v + g, through the softmax, with gradients of the whole graph."""
     options = {"syn_steps": 3, "expert_epochs": 1, "max_start_epoch": 1, "threshold": 1e6, "lr_y": 2.0}
-    made = make("datm", task, [expert], lr_lr=0.0, **options)
-    logits, velocity = made.synthetic.labels.detach().clone(), torch.zeros(10, 10)
+    recipe = make("datm", task, [expert], lr_lr=0.0, **options)
+    logits, velocity = recipe.synthetic.labels.detach().clone(), torch.zeros(10, 10)
     for step in range(2):
-        images = made.synthetic.images.detach()
+        images = recipe.synthetic.images.detach()
         start, target, seeds = draws(task, expert, 1, 1, 3, step)
         z = logits.clone().requires_grad_()
         theta = start.clone().requires_grad_()
@@ -312,11 +312,11 @@ def test_label_logits_learn_by_sgd_with_momentum(task: Task, expert: Expert) -> 
         (g,) = torch.autograd.grad(((theta - target) ** 2).sum() / ((start - target) ** 2).sum(), z)
         velocity = 0.9 * velocity + g
         logits = logits - 2.0 * velocity
-        before = made.synthetic.labels.detach().clone()
-        outer_loop(made.objective, made.synthetic, made.optimisers, range(step, step + 1), 0, made.accept)
-        assert not torch.equal(before, made.synthetic.labels)
-        moved = (logits - before).norm()
-        assert float((made.synthetic.labels.detach() - logits).norm() / moved) < 1e-3
+        before = recipe.synthetic.labels.detach().clone()
+        outer_loop(recipe.objective, recipe.synthetic, recipe.optimisers, range(step, step + 1), 0, recipe.accept)
+        assert not torch.equal(before, recipe.synthetic.labels)
+        distance = (logits - before).norm()
+        assert float((recipe.synthetic.labels.detach() - logits).norm() / distance) < 1e-3
 
 
 def test_real_images_are_those_of_the_selector(task: Task, expert: Expert) -> None:

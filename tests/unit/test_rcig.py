@@ -37,15 +37,15 @@ def plan(task: Task, ipc: int = 1, seed: int = 0, **options: Any) -> Plan:
     return RCIG.plan(RCIGConfig(**{"pool": 3, "pool_width": 4, **options}), MethodInputs(task, [], ipc, seed))
 
 
-def run(made: Plan, steps: range) -> list[float]:
+def run(recipe: Plan, steps: range) -> list[float]:
     losses: list[float] = []
-    hooks = [*made.hooks, lambda held, step, loss: losses.append(loss)]
-    outer_loop(made.objective, made.synthetic, made.optimisers, steps, 0, made.accept, hooks)
+    hooks = [*recipe.hooks, lambda synthetic, step, loss: losses.append(loss)]
+    outer_loop(recipe.objective, recipe.synthetic, recipe.optimisers, steps, 0, recipe.accept, hooks)
     return losses
 
 
-def pool_of(made: Plan) -> Pool:
-    (pool,) = (hook for hook in made.hooks if isinstance(hook, Pool))
+def pool_of(recipe: Plan) -> Pool:
+    (pool,) = (hook for hook in recipe.hooks if isinstance(hook, Pool))
     return pool
 
 
@@ -75,27 +75,27 @@ def test_images_targets_and_temperature_have_exact_gradients(task: Task) -> None
         return objective(SyntheticSet(images, labels, torch.zeros(()), extra={"tau": tau}), 0, 0)
 
     own = [leaf.clone().requires_grad_() for leaf in leaves]
-    found = torch.autograd.grad(value(*own), own)
-    for place, gradient in enumerate(found):
+    gradients = torch.autograd.grad(value(*own), own)
+    for place, gradient in enumerate(gradients):
         assert gradient.norm() > 0
         for direction in (gradient / gradient.norm(), normal(*gradient.shape, seed=9)):
             at = {}
             for h in (-2e-4, -1e-4, 1e-4, 2e-4):
-                moved = list(leaves)
-                moved[place] = leaves[place] + h * direction
-                at[h] = float(value(*moved))
+                perturbed = list(leaves)
+                perturbed[place] = leaves[place] + h * direction
+                at[h] = float(value(*perturbed))
             slope = (4 * (at[1e-4] - at[-1e-4]) / 2e-4 - (at[2e-4] - at[-2e-4]) / 4e-4) / 3
-            wanted = float((gradient * direction).sum())
-            assert slope == pytest.approx(wanted, rel=1e-6, abs=1e-6 * float(gradient.norm()))
+            expected = float((gradient * direction).sum())
+            assert slope == pytest.approx(expected, rel=1e-6, abs=1e-6 * float(gradient.norm()))
 
 
 def test_platt_scaling_and_margin() -> None:
     targets = torch.tensor([[0.5, 0.0, -0.5], [0.1, 0.0, -0.1]])
-    held = SyntheticSet(torch.zeros(2, 1, 8, 8), targets, torch.zeros(()), extra={"tau": torch.tensor(2.0).log()})
+    synthetic = SyntheticSet(torch.zeros(2, 1, 8, 8), targets, torch.zeros(()), extra={"tau": torch.tensor(2.0).log()})
     logits, labels = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([0])
     plain = -torch.log_softmax(2 * logits, 1)[0, 0]
-    torch.testing.assert_close(platt_loss(False, logits, labels, held), plain)
-    torch.testing.assert_close(platt_loss(True, logits, labels, held), plain - (1 / 6 + 0.1) / 2)
+    torch.testing.assert_close(platt_loss(False, logits, labels, synthetic), plain)
+    torch.testing.assert_close(platt_loss(True, logits, labels, synthetic), plain - (1 / 6 + 0.1) / 2)
 
 
 def test_the_solver_goes_by_name_and_memory() -> None:
@@ -153,15 +153,15 @@ def a_set(task: Task) -> SyntheticSet:
 
 
 def test_networks_learn_the_set_and_start_again(task: Task) -> None:
-    pool, held = small_pool(task, lr=1e-3), a_set(task)
+    pool, synthetic = small_pool(task, lr=1e-3), a_set(task)
     initial = [network.theta.clone() for network in pool.networks]
-    drawn, uses = [], [0, 0, 0]
+    indices, uses = [], [0, 0, 0]
     for step in range(60):
         index = pool.index(step)
         before = [network.theta.clone() for network in pool.networks]
         generation, num_steps = pool.networks[index].generation, pool.networks[index].num_steps
         assert torch.equal(pool.at(step), before[index])
-        pool(held, step + 1, 0.0)
+        pool(synthetic, step + 1, 0.0)
         network = pool.networks[index]
         assert all(torch.equal(pool.networks[i].theta, before[i]) for i in range(3) if i != index)
         assert not torch.equal(network.theta, before[index])
@@ -171,29 +171,29 @@ def test_networks_learn_the_set_and_start_again(task: Task) -> None:
         else:
             assert (network.generation, network.num_steps) == (generation + 1, 0)
             assert not network.exp_avg.any()
-            assert all(not torch.equal(network.theta, each) for each in initial)
+            assert all(not torch.equal(network.theta, theta) for theta in initial)
             assert num_steps >= 85
-        drawn.append(index)
+        indices.append(index)
         uses[index] += 1
     assert min(uses) > 5
     assert max(network.generation for network in pool.networks) > 0
-    assert held.images.grad is None
+    assert synthetic.images.grad is None
 
 
 def test_a_network_learns_the_targets(task: Task) -> None:
     """By Adam as torch has it, over several visits, as if there had been one."""
-    pool, held = small_pool(task, lr=1e-3, steps=4), a_set(task)
+    pool, synthetic = small_pool(task, lr=1e-3, steps=4), a_set(task)
     index = pool.index(0)
     theta = pool.networks[index].theta.clone().requires_grad_()
     optimiser = torch.optim.Adam([theta], 1e-3)
 
     def error(at: Tensor) -> Tensor:
-        return (pool.model(at, held.images.detach()) - held.labels.detach()).square().mean()
+        return (pool.model(at, synthetic.images.detach()) - synthetic.labels.detach()).square().mean()
 
     start = float(error(theta.detach()))
     steps = [step for step in range(30) if pool.index(step) == index]
     for step in steps:
-        pool(held, step + 1, 0.0)
+        pool(synthetic, step + 1, 0.0)
     for _ in range(pool.networks[index].num_steps):
         optimiser.zero_grad()
         error(theta).backward()
@@ -203,80 +203,80 @@ def test_a_network_learns_the_targets(task: Task) -> None:
 
 
 def test_the_pool_is_taken_up_bit_for_bit(task: Task) -> None:
-    held = a_set(task)
+    synthetic = a_set(task)
     whole, part, again = (small_pool(task, lr=1e-3, flip=True, batch=6, reset=30) for _ in range(3))
     for step in range(20):
-        whole(held, step + 1, 0.0)
+        whole(synthetic, step + 1, 0.0)
     for step in range(11):
-        part(held, step + 1, 0.0)
+        part(synthetic, step + 1, 0.0)
     again.restore({name: tensor.clone() for name, tensor in part.state().items()}, 11)
     for step in range(11, 20):
-        again(held, step + 1, 0.0)
+        again(synthetic, step + 1, 0.0)
     for name, tensor in whole.state().items():
         assert torch.equal(tensor, again.state()[name]), name
     assert whole.state()["ages"][:, 1].sum() > 0
 
 
 def test_the_regression_leaves_the_pool_alone(task: Task) -> None:
-    made = plan(task)
-    before = pool_of(made).state()
-    made.objective(made.synthetic, 0, 0).backward()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in pool_of(made).state().items())
+    recipe = plan(task)
+    before = pool_of(recipe).state()
+    recipe.objective(recipe.synthetic, 0, 0).backward()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in pool_of(recipe).state().items())
 
 
 # --- what is kept
 
 
 def test_the_average_is_without_bias(task: Task) -> None:
-    held = SyntheticSet.from_images(
+    synthetic = SyntheticSet.from_images(
         torch.zeros(1, 1, 8, 8), torch.zeros(1, 10), 0.1, ("images",), extra={"tau": torch.ones(())}
     )
-    ema = Ema(held, 0.9, ("images", "tau"), unbiased=True)
-    assert torch.equal(ema.average(held).images, held.images)
+    ema = Ema(synthetic, 0.9, ("images", "tau"), unbiased=True)
+    assert torch.equal(ema.average(synthetic).images, synthetic.images)
     total, weight = 0.0, 0.0
     for step, number in enumerate((1.0, 3.0, -2.0), 1):
         with torch.no_grad():
-            held.images.fill_(number)
-            held.extra["tau"].fill_(2 * number)
-        ema(held, step, 0.0)
+            synthetic.images.fill_(number)
+            synthetic.extra["tau"].fill_(2 * number)
+        ema(synthetic, step, 0.0)
         total, weight = 0.9 * total + number, 0.9 * weight + 1
-        shown = ema.average(held)
-        assert float(shown.images.detach().mean()) == pytest.approx(total / weight, rel=1e-5)
-        assert float(shown.extra["tau"].detach()) == pytest.approx(2 * total / weight, rel=1e-5)
-    again = Ema(held, 0.9, ("images", "tau"), unbiased=True)
+        evaluated = ema.average(synthetic)
+        assert float(evaluated.images.detach().mean()) == pytest.approx(total / weight, rel=1e-5)
+        assert float(evaluated.extra["tau"].detach()) == pytest.approx(2 * total / weight, rel=1e-5)
+    again = Ema(synthetic, 0.9, ("images", "tau"), unbiased=True)
     again.restore(ema.state(), 3)
-    assert torch.equal(again.average(held).images, shown.images)
+    assert torch.equal(again.average(synthetic).images, evaluated.images)
 
 
 def test_what_is_shown_serves_both_protocols(task: Task) -> None:
-    made = plan(task, ipc=2, label_scale=4.0)
-    run(made, range(3))
-    shown = made.evaluated_set()
-    _, labels = shown.training_pair()
-    torch.testing.assert_close(labels, (4 * shown.extra["targets"]).softmax(1))
-    assert shown.extra["targets"].shape == (20, 10)
+    recipe = plan(task, ipc=2, label_scale=4.0)
+    run(recipe, range(3))
+    evaluated = recipe.evaluated_set()
+    _, labels = evaluated.training_pair()
+    torch.testing.assert_close(labels, (4 * evaluated.extra["targets"]).softmax(1))
+    assert evaluated.extra["targets"].shape == (20, 10)
     last = plan(task, ipc=2, ema_decay=0.0)
     run(last, range(3))
     assert torch.equal(last.evaluated_set().extra["targets"], last.synthetic.labels)
-    assert torch.equal(last.synthetic.labels, made.synthetic.labels)  # showing changes nothing
+    assert torch.equal(last.synthetic.labels, recipe.synthetic.labels)  # showing changes nothing
 
 
-def as_file(task: Task, shown: SyntheticSet, targets: Tensor | None) -> DistilledSet:
-    images, labels = (each.detach() for each in shown.training_pair())
+def as_file(task: Task, evaluated: SyntheticSet, targets: Tensor | None) -> DistilledSet:
+    images, labels = (tensor.detach() for tensor in evaluated.training_pair())
     return DistilledSet(
         images, labels, 0.01, task.preprocess, task.data.classes, {}, {"config": {"flip": True}}, targets
     )
 
 
 def test_targets_survive_the_file(task: Task, tmp_path: Path) -> None:
-    made = plan(task)
-    shown = made.evaluated_set()
-    held = as_file(task, shown, shown.extra["targets"].detach())
-    held.save(tmp_path / "set")
-    found = load(tmp_path / "set")
-    assert found.targets is not None
-    assert torch.equal(found.targets, shown.extra["targets"])
-    replace(held, targets=None).save(tmp_path / "without")
+    recipe = plan(task)
+    evaluated = recipe.evaluated_set()
+    stored = as_file(task, evaluated, evaluated.extra["targets"].detach())
+    stored.save(tmp_path / "set")
+    loaded = load(tmp_path / "set")
+    assert loaded.targets is not None
+    assert torch.equal(loaded.targets, evaluated.extra["targets"])
+    replace(stored, targets=None).save(tmp_path / "without")
     assert load(tmp_path / "without").targets is None
 
 
@@ -299,41 +299,41 @@ def test_regression_fits_targets_and_knows_digits() -> None:
     images, labels = task.train
     x, y = images[:200], torch.eye(10)[labels[:200]] - 0.1
     config = QUICK.model_copy(update={"batch_size": 64, "steps": 500})
-    found = evaluate_targets(task, x, y, config, task.validation, seed=0)
-    assert found.n == 2
-    assert found.accuracy_mean > 0.8
-    assert found == evaluate_targets(task, x, y, config, task.validation, seed=0)
+    summary = evaluate_targets(task, x, y, config, task.validation, seed=0)
+    assert summary.n == 2
+    assert summary.accuracy_mean > 0.8
+    assert summary == evaluate_targets(task, x, y, config, task.validation, seed=0)
     model = make_pool_network(RCIGConfig(pool_width=4), task)
     theta0 = lecun_normal(model.layout, make_generator(0, "x"))
-    kept = theta0.clone()
+    before = theta0.clone()
     theta = fit_targets(model, theta0, x[:10], y[:10], config, 0)
-    assert torch.equal(theta0, kept)
+    assert torch.equal(theta0, before)
     assert float((model(theta, x[:10]) - y[:10]).square().mean()) < 0.01
 
 
 def test_rows_of_results(task: Task) -> None:
-    made = plan(task)
-    shown = made.evaluated_set()
+    recipe = plan(task)
+    evaluated = recipe.evaluated_set()
     quick = QUICK.model_copy(update={"steps": 3})
-    rows = regression_rows(task, as_file(task, shown, shown.extra["targets"].detach()), quick, 0, "last")
+    rows = regression_rows(task, as_file(task, evaluated, evaluated.extra["targets"].detach()), quick, 0, "last")
     assert [row.protocol for row in rows] == ["regression", "regression, augmented"]
     assert {row.n for row in rows} == {2}
     assert rows[0].accuracy_mean != rows[1].accuracy_mean
-    assert regression_rows(task, as_file(task, shown, None), quick, 0, "last") == []
+    assert regression_rows(task, as_file(task, evaluated, None), quick, 0, "last") == []
     with pytest.raises(UserError, match=r"\(10, 10\)"):
         evaluate_targets(task, task.train[0][:10], torch.zeros(10, 3), quick, task.test, 0)
 
 
 def test_a_distilled_set_beats_what_it_started_from(task: Task) -> None:
     """150 steps at one image per class, by both protocols' measure, on validation."""
-    made = plan(task, pool_width=8, batch_real=128)
-    start = made.evaluated_set()
-    run(made, range(150))
-    shown = made.evaluated_set()
+    recipe = plan(task, pool_width=8, batch_real=128)
+    start = recipe.evaluated_set()
+    run(recipe, range(150))
+    evaluated = recipe.evaluated_set()
     config = QUICK.model_copy(update={"networks": 3})
 
-    def accuracy(held: SyntheticSet) -> float:
-        images, targets = held.images.detach(), held.extra["targets"].detach()
+    def accuracy(synthetic: SyntheticSet) -> float:
+        images, targets = synthetic.images.detach(), synthetic.extra["targets"].detach()
         return evaluate_targets(task, images, targets, config, task.validation, seed=0).accuracy_mean
 
-    assert accuracy(shown) > accuracy(start) + 0.05
+    assert accuracy(evaluated) > accuracy(start) + 0.05

@@ -110,10 +110,10 @@ def matched(
 
 def test_it_teaches_its_step_size_alone(task: Task, expert: Expert) -> None:
     (synthetic, gated), (other, free) = (matched(task, expert, 5.0, overshoot=limit) for limit in (2.0, inf))
-    loss, wanted = gated(synthetic, 0, 0), free(other, 0, 0)
+    loss, expected = gated(synthetic, 0, 0), free(other, 0, 0)
     loss.backward()
-    wanted.backward()
-    assert loss.item() == wanted.item() > 2
+    expected.backward()
+    assert loss.item() == expected.item() > 2
     assert synthetic.images.grad is None
     assert torch.equal(synthetic.log_lr.grad, other.log_lr.grad)  # type: ignore[arg-type]
 
@@ -148,7 +148,9 @@ def test_the_step_size_comes_down_and_the_images_learn(task: Task, expert: Exper
     start = synthetic.images.detach().clone()
     optimisers = [torch.optim.SGD([synthetic.images], 5.0), StepSizeSGD([synthetic.log_lr], 0.1, momentum=0.5)]
     losses: list[float] = []
-    outer_loop(objective, synthetic, optimisers, range(40), 0, hooks=[lambda held, step, loss: losses.append(loss)])
+    outer_loop(
+        objective, synthetic, optimisers, range(40), 0, hooks=[lambda synthetic, step, loss: losses.append(loss)]
+    )
     assert losses[0] > 100
     assert max(losses[-10:]) < 0.95
     assert 1e-3 < float(synthetic.lr.detach()) < 1
