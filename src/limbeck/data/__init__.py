@@ -2,6 +2,6 @@
 
 from limbeck.data.images import ImageData, Split
 from limbeck.data.preprocess import Preprocess, fit_preprocess
-from limbeck.data.sources import load_data
+from limbeck.data.sources import DataSource, load_data
 
-__all__ = ["ImageData", "Preprocess", "Split", "fit_preprocess", "load_data"]
+__all__ = ["DataSource", "ImageData", "Preprocess", "Split", "fit_preprocess", "load_data"]

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from torch.utils.data import Dataset
 
 from limbeck.core.errors import UserError
 from limbeck.core.files import refuse_own_folder
@@ -34,6 +35,22 @@ NPZ_KEYS = {
 IDX_FILE = re.compile(r"(train|t10k|test)-(images|labels)[-.]idx[13]-ubyte(\.gz)?")
 
 
+class MapDataset(Protocol):
+    """A map-style Dataset: (image, label) pairs by number, of known length; a list of pairs is one."""
+
+    def __len__(self) -> int:
+        """The number of pairs."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Any:
+        """The pair of this number."""
+        ...
+
+
+DataSource = str | Path | ImageData | Dataset[Any] | MapDataset
+"""Whatever `load_data` reads."""
+
+
 class Reader(NamedTuple):
     """One kind of source.
 
@@ -51,12 +68,12 @@ class Reader(NamedTuple):
 
 
 def load_data(
-    source: Any,
+    source: DataSource,
     *,
     validation: float = 0.1,
     seed: int = 0,
     resize: int | tuple[int, int] | None = None,
-    test: Any | None = None,
+    test: Dataset[Any] | MapDataset | None = None,
     name: str | None = None,
 ) -> ImageData:
     """Read a labelled image set as uint8 (n, c, h, w) tensors with train, validation and test splits.
@@ -76,28 +93,28 @@ def load_data(
     >>> data.shape, data.num_classes, len(data.train), len(data.validation), len(data.test)
     ((1, 8, 8), 10, 1295, 143, 359)
     """
-    size = _size(resize)
+    size = _check_size(resize)
     if not 0 <= validation < 1:
         raise UserError(f"validation is a fraction of train in [0, 1), not {validation}; 0.1 is usual")
     if isinstance(source, ImageData):
         if size not in (None, source.size) or test is not None:
             raise UserError("resize and test do nothing to data already loaded; give them where it is loaded first")
         return source
-    reader = _reader(source)
+    reader = _find_reader(source)
     if test is not None and (reader is not DATASET or not DATASET.recognises(test)):
         raise UserError("test= is a Dataset beside a Dataset as source; a file or folder holds its own test split")
     try:
         if reader.files is None:
             raw = reader.read(source if test is None else _TrainTest(source, test), size)
         else:
-            path = Path(source)
+            path = Path(str(source))
             raw = read_with_cache(path, partial(reader.files, path), size, partial(reader.read, path, size))
     except OSError as error:
         raise UserError(f"{error.filename or source}: cannot be read ({error.strerror or error}); check it") from error
     return assemble(raw._replace(name=name or raw.name), validation=validation, seed=seed, resize=size)
 
 
-def _size(resize: int | tuple[int, int] | None) -> Size | None:
+def _check_size(resize: int | tuple[int, int] | None) -> Size | None:
     if resize is None:
         return None
     height, width = (resize, resize) if isinstance(resize, int) else resize
@@ -106,7 +123,7 @@ def _size(resize: int | tuple[int, int] | None) -> Size | None:
     return height, width
 
 
-def _reader(source: Any) -> Reader:
+def _find_reader(source: Any) -> Reader:
     for reader in READERS:
         if reader.recognises(source):
             return reader
