@@ -87,10 +87,8 @@ def _usage() -> str:
 
 def _run_command(name: str, arguments: list[str]) -> int:
     command = find_command(name)
-    from limbeck.cli.allocator import keep_freed_memory
     from limbeck.cli.common import Threads
     from limbeck.cli.parse import make_default, parse
-    from limbeck.cli.screen import Screen
 
     prog = f"limbeck {name}"
     default = command.choose_defaults(prog, arguments) if command.choose_defaults else make_default(command.options)
@@ -99,6 +97,9 @@ def _run_command(name: str, arguments: list[str]) -> int:
         import torch
 
         torch.set_num_threads(args.threads)
+    from limbeck.cli.allocator import keep_freed_memory  # after parsing, so that --help does not wait for rich
+    from limbeck.cli.screen import Screen
+
     keep_freed_memory()
     with Screen() as screen:
         result = command.run(args, screen)
