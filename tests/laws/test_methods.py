@@ -12,7 +12,7 @@ from limbeck import METHODS, JobConfig
 from limbeck.core.records import RunRecord
 from limbeck.experts import Expert, ExpertConfig
 from limbeck.jobs.checkpoint import Checkpoint, KeepBest, Log, Stateful
-from limbeck.jobs.record import Run
+from limbeck.jobs.record import RunFolder
 from limbeck.methods import DataFacts, Method, MethodConfig, MethodInputs, Plan, find_method
 from limbeck.synthetic.loop import outer_loop
 from limbeck.synthetic.set import SyntheticSet
@@ -216,7 +216,7 @@ def test_a_run_is_taken_up_bit_for_bit(method: Method, task: Task, expert: Exper
 
     def begin(folder: str) -> tuple[Plan, Checkpoint, list[Stateful]]:
         recipe = plan(method, task, expert, seed=0, ipc=2)
-        run = Run.begin(tmp_path / folder, RunRecord(format="limbeck-run", version=1, config={}))
+        run = RunFolder.begin(tmp_path / folder, RunRecord(format="limbeck-run", version=1, config={}))
         log = Log(run, lambda event: None)
         chooser = KeepBest(
             run,

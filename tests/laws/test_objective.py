@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from limbeck.core.records import RunRecord
+from limbeck.core.records import LoopProgress, RunRecord
 from limbeck.core.types import Segment
 from limbeck.experts import Continuous, Expert, WholeEpochs
-from limbeck.jobs.record import Run
+from limbeck.jobs.record import RunFolder
 from limbeck.methods.trajectory_matching import GRADIENTS
 from limbeck.objectives import MatchTrajectory
 from limbeck.select import select_per_class
@@ -197,25 +197,27 @@ def test_a_run_is_taken_up_bit_for_bit(
 
     first, optimisers = fresh()
     outer_loop(objective, first, optimisers, range(6), seed=3)
-    run = Run.begin(tmp_path / "run", RunRecord(format="limbeck-run", version=1, config={"seed": 3}))
+    run = RunFolder.begin(tmp_path / "run", RunRecord(format="limbeck-run", version=1, config={"seed": 3}))
     average = torch.randn(3, generator=torch.Generator().manual_seed(0))
-    run.save_state(first, optimisers, 6, {"best": 0.25}, {"average": average})
+    progress = LoopProgress(best=0.25, best_step=4, seconds=1.5)
+    run.save_state(first, optimisers, 6, progress, {"average": average})
 
-    again = Run.begin(tmp_path / "run", RunRecord(format="limbeck-run", version=1, config={"seed": 3}))
+    again = RunFolder.begin(tmp_path / "run", RunRecord(format="limbeck-run", version=1, config={"seed": 3}))
     second, optimisers = fresh()
-    done, more, extra = again.load_state(second, optimisers)
-    assert (done, more) == (6, {"best": 0.25})
+    header, extra = again.load_state(second, optimisers)
+    assert header is not None
+    assert (header.step, header.more) == (6, progress)
     assert torch.equal(extra["average"], average)
     assert all(torch.equal(second.state()[name], tensor) for name, tensor in first.state().items())
-    outer_loop(objective, second, optimisers, range(done, 10), seed=3)
+    outer_loop(objective, second, optimisers, range(header.step, 10), seed=3)
     assert not torch.equal(second.images, first.images)
     assert all(torch.equal(second.state()[name], tensor) for name, tensor in at_once.state().items())
 
 
 def test_a_fresh_run_has_no_state(task: Task, tmp_path: Path) -> None:
     synthetic = real_set(task)
-    run = Run.begin(tmp_path / "run", RunRecord(format="limbeck-run", version=1, config={}))
-    assert run.load_state(synthetic, OPTIMISERS["sgd"](synthetic)) == (0, {}, {})
+    run = RunFolder.begin(tmp_path / "run", RunRecord(format="limbeck-run", version=1, config={}))
+    assert run.load_state(synthetic, OPTIMISERS["sgd"](synthetic)) == (None, {})
 
 
 # --- the loop

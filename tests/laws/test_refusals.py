@@ -18,7 +18,7 @@ from limbeck.data import fit_preprocess
 from limbeck.experts import Expert, ExpertConfig
 from limbeck.experts.recorded import Recorded
 from limbeck.experts.store import make_path
-from limbeck.jobs.rehearsal import refuse_impossible
+from limbeck.jobs.rehearsal import check_plan
 from limbeck.methods import DataFacts, Method, MethodInputs
 from limbeck.networks.registry import ModelConfig
 from limbeck.task import Task, make_task
@@ -114,7 +114,7 @@ def test_a_rehearsal_refuses_what_the_plan_refuses_and_nothing_else(
                         sampled.segment(step, 0, task.device)
 
             ends = None if method.experts is None else EXPERT.epochs
-            sentence = refusal(lambda: refuse_impossible(method, resolved[0], task, 2, 0, ends))  # noqa: B023
+            sentence = refusal(lambda: check_plan(method, resolved[0], task, 2, 0, ends))  # noqa: B023
             assert sentence == refusal(build), (where, options)
             refused += sentence is not None
     assert refused or method.name not in ("mct", "mtt", "tesla", "ftd", "ptm", "idc", "dream", "dream-plus")
@@ -159,4 +159,4 @@ def test_a_refusal_on_few_images_is_confirmed_on_all(task: Task) -> None:
         return METHODS["random"].plan(config, inputs)
 
     method = replace(METHODS["random"], plan=plan)
-    refuse_impossible(method, method.config(), task, 1, 0, None)
+    check_plan(method, method.config(), task, 1, 0, None)

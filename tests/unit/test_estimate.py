@@ -16,7 +16,7 @@ from limbeck.cli.main import main
 from limbeck.core.folders import size_of
 from limbeck.jobs.estimate import Estimate, estimate_experts
 from limbeck.jobs.job import prepare_experts
-from limbeck.jobs.rehearsal import StandIn, fewer, stand_ins
+from limbeck.jobs.rehearsal import StandIn, stand_in, subset
 from limbeck.methods import METHODS
 from limbeck.task import Task
 
@@ -136,12 +136,12 @@ def test_it_agrees_with_a_real_run(method: str, tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_stand_in_answers_as_an_expert_does(task: Task) -> None:
-    first, second = stand_ins(task, 5, 0)
+    first = stand_in(task, 5, 0)
     assert first.at(0).equal(first.start)
     assert first.at(5).equal(first.stop)
     assert isinstance(first, StandIn)
-    assert second.end == 5
-    part = fewer(task, 5)
+    assert first.end == 5
+    part = subset(task, 5)
     assert part.data.train.counts(10) == [5] * 10
     assert part.preprocess is task.preprocess
 

@@ -21,7 +21,7 @@ from limbeck import EvalConfig, ExpertConfig, ImageData, ModelConfig, UserError
 from limbeck.core import files
 from limbeck.core.records import StepLine, ValidationLine
 from limbeck.data import Split
-from limbeck.jobs.record import Run
+from limbeck.jobs.record import RunFolder
 
 TINY: dict[str, Any] = {
     "ipc": 1,
@@ -135,7 +135,7 @@ def test_results_have_the_schema_of_the_contract(run: Path, home: Path) -> None:
 
 
 def test_chosen_is_the_first_best_by_validation(run: Path) -> None:
-    checks = Run(run).lines(ValidationLine)
+    checks = RunFolder(run).lines(ValidationLine)
     best = max(checks, key=lambda line: line.accuracy_mean)  # the first of equals
     chosen, last = (limbeck.load(run / f"set-{which}.safetensors") for which in ("chosen", "last"))
     assert chosen.provenance["step"] == best.step
@@ -146,7 +146,7 @@ def test_chosen_is_the_first_best_by_validation(run: Path) -> None:
 
 def test_on_ties_the_first_is_chosen(tmp_path: Path) -> None:
     path = job(tmp_path / "run", lr_img=1e-12, lr_lr=0.0)  # every step as good as the first
-    assert len({line.accuracy_mean for line in Run(path).lines(ValidationLine)}) == 1
+    assert len({line.accuracy_mean for line in RunFolder(path).lines(ValidationLine)}) == 1
     assert limbeck.load(path).provenance["step"] == 0
 
 
@@ -347,7 +347,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
 
 
 def test_a_line_that_a_crash_cut_off_costs_no_other_line(tmp_path: Path) -> None:
-    run = Run(tmp_path)
+    run = RunFolder(tmp_path)
     run.line(StepLine(step=1, loss=0.0, lr=0.1))
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"event": "st')

@@ -27,7 +27,7 @@ from limbeck.core.records import StepLine, ValidationLine
 from limbeck.core.user_code import source_key
 from limbeck.jobs.inspection import inspect_store
 from limbeck.jobs.job import prepare
-from limbeck.jobs.record import Run
+from limbeck.jobs.record import RunFolder
 from limbeck.task import Task, make_task
 
 EVAL = EvalConfig(networks=1, epochs=3, baseline_lrs=(0.01,), full_networks=0)
@@ -90,7 +90,7 @@ def bits(path: Path) -> list[bytes]:
 
 
 def steps(path: Path) -> list[int]:
-    return [line.step for line in Run(path).lines(StepLine)]
+    return [line.step for line in RunFolder(path).lines(StepLine)]
 
 
 class Stop(Exception):
@@ -157,7 +157,7 @@ def test_more_iterations_continue_a_finished_run_to_the_bits_of_one_at_once(run:
 def test_more_iterations_that_were_interrupted_go_on(run: Path, tmp_path: Path) -> None:
     with suppress(Stop):
         job(run, iterations=8, listen=stop_in("distill", 3))
-    assert not Run(run).is_finished(read(run / "run.json")["config"])
+    assert not RunFolder(run).is_finished(read(run / "run.json")["config"])
     job(run, iterations=8)
     assert bits(run) == bits(job(tmp_path / "whole", iterations=8))
 
@@ -177,7 +177,7 @@ def test_steps_between_validations_stay_those_of_the_run(tmp_path: Path) -> None
     path = job(tmp_path / "run", iterations=4, validate_every=None)
     assert read(path / "run.json")["config"]["validate_every"] == 1
     job(path, iterations=20, validate_every=None)  # by itself that would be every 2
-    assert [line.step for line in Run(path).lines(ValidationLine)] == list(range(21))
+    assert [line.step for line in RunFolder(path).lines(ValidationLine)] == list(range(21))
 
 
 def test_a_schedule_that_follows_from_the_iterations_is_not_continued(tmp_path: Path) -> None:

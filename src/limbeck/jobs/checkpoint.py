@@ -12,7 +12,7 @@ from torch import Tensor
 
 from limbeck.core.records import LoopProgress, StepLine, ValidationLine
 from limbeck.core.types import Listener
-from limbeck.jobs.record import Run
+from limbeck.jobs.record import RunFolder
 from limbeck.synthetic.loop import Hook
 from limbeck.synthetic.set import SyntheticSet
 
@@ -23,7 +23,7 @@ SAVE_SECONDS = 20.0
 class Log:
     """One line per step in the run's log, and one event for whoever watches."""
 
-    run: Run
+    run: RunFolder
     listen: Listener
     before: float = 0.0
     start: float = field(default_factory=time.perf_counter)
@@ -46,7 +46,7 @@ class KeepBest:
     evaluated_set: returns the set to validate, as it is now.
     """
 
-    run: Run
+    run: RunFolder
     every: int
     last: int
     measure: Callable[[SyntheticSet], tuple[float, float | None, int]]
@@ -82,7 +82,7 @@ class Stateful(Protocol):
 class Checkpoint:
     """Write the state after every validation, at the end, and when the last one is older than SAVE_SECONDS."""
 
-    run: Run
+    run: RunFolder
     optimisers: Sequence[torch.optim.Optimizer]
     hooks: Sequence[Hook]
     chooser: KeepBest

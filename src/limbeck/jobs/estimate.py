@@ -28,7 +28,7 @@ from limbeck.experts.handle import Experts
 from limbeck.experts.make import describe_experts
 from limbeck.experts.store import DTYPES
 from limbeck.jobs.job import Job
-from limbeck.jobs.rehearsal import fewer, images_to_start, stand_ins
+from limbeck.jobs.rehearsal import images_to_start, stand_in, subset
 from limbeck.methods import MethodInputs, Plan
 from limbeck.networks.flat import lecun_normal
 from limbeck.networks.registry import ModelConfig, flat_model
@@ -90,7 +90,7 @@ def estimate(job: Job) -> Estimate:
     if job.is_finished:
         return Estimate({})
     seconds, store_bytes = {}, 0
-    if job.folder.steps_left(job.resolved):
+    if job.folder.has_steps_left(job.resolved):
         if job.experts is not None:
             experts = estimate_experts(job.experts)
             seconds["experts"], store_bytes = experts.total, experts.store_bytes
@@ -170,9 +170,9 @@ def _networks_seconds(
 def _rehearse(job: Job) -> tuple[Plan, float, float]:
     """A plan of few real images on stand-ins, the seconds that the job's own takes, and how many more images it has."""
     task, options, config = job.task, job.options, job.config
-    paths = [] if job.experts is None else stand_ins(task, job.experts.config.epochs, config.seed)
+    paths = [] if job.experts is None else [stand_in(task, job.experts.config.epochs, config.seed)]
     most = 2 * max(images_to_start(options, config.ipc), getattr(options, "batch_real", 0), 16)
-    part = fewer(task, most)
+    part = subset(task, most)
     start = time.perf_counter()
     plan = job.method.plan(options, MethodInputs(part, paths, config.ipc, config.seed))
     scale = len(task.data.train) / len(part.data.train)
@@ -234,7 +234,7 @@ def _baseline_seconds(job: Job) -> float:
         if baseline_path(task, name, ipc, config, seed)[0].exists():
             continue
         networks = config.networks * (1 + len(config.baseline_lrs))
-        part = fewer(task, max(100, 2 * ipc))
+        part = subset(task, max(100, 2 * ipc))
         select = _seconds(lambda: real_images(part, name, ipc)(derive_seed(seed, "estimate")), task.device)  # noqa: B023
         seconds += networks * select * len(task.data.train) / len(part.data.train)
         pair = real_images(part, "random", ipc)(seed)

@@ -23,8 +23,8 @@ from limbeck.data import ImageData, load_data
 from limbeck.data.sources import DATA_NAMES
 from limbeck.experts.handle import Experts
 from limbeck.jobs.config import JobConfig, checked
-from limbeck.jobs.record import Run, versions
-from limbeck.jobs.rehearsal import refuse_impossible
+from limbeck.jobs.record import RunFolder, versions
+from limbeck.jobs.rehearsal import check_plan
 from limbeck.methods import DataFacts, Method, MethodInputs, Plan, find_method
 from limbeck.networks.registry import MODELS
 from limbeck.task import Task, make_task, restore_switches
@@ -59,9 +59,9 @@ class Job:
     source: dict[str, Any]
 
     @property
-    def folder(self) -> Run:
+    def folder(self) -> RunFolder:
         """The run folder as a record to read and to write."""
-        return Run(self.path)
+        return RunFolder(self.path)
 
     @cached_property
     def resolved(self) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def prepare(
     resolved_options = chosen.resolve_options(requested, DataFacts(len(images.train), config.ipc, expert))
     name = f"{images.name}-{chosen.name}-ipc{config.ipc}-seed{config.seed}"
     path = Path(out) if out is not None else Path("runs") / name
-    recorded = Run(path).config()
+    recorded = RunFolder(path).config()
     every = config.validate_every or recorded.get("validate_every")
     if every is None and "iterations" in type(resolved_options).model_fields:
         every = max(1, resolved_options.iterations // 10)
@@ -170,7 +170,7 @@ def prepare(
     )
     if not recorded:
         epochs = None if handle is None else expert.epochs
-        refuse_impossible(chosen, resolved_options, task, config.ipc, config.seed, epochs)
+        check_plan(chosen, resolved_options, task, config.ipc, config.seed, epochs)
     job = Job(task, chosen, resolved_options, config, handle, path, {"source": _source(data), "resize": resize})
     job.folder.check(job.record())
     return job

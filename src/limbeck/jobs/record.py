@@ -41,13 +41,13 @@ def versions() -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFolder:
     """A run folder that is open for writing."""
 
     path: Path
 
     @classmethod
-    def begin(cls, path: Path, record: RunRecord) -> Run:
+    def begin(cls, path: Path, record: RunRecord) -> RunFolder:
         """Make the folder, or open the run in it, for `take_up`; UserError when it holds something else."""
         run = cls(path)
         if run.has_begun():
@@ -73,7 +73,7 @@ class Run:
             config["validate_every"] = max(1, config["iterations"] // 10)
         return config
 
-    def steps_left(self, config: dict[str, Any]) -> bool:
+    def has_steps_left(self, config: dict[str, Any]) -> bool:
         """Whether the distillation that `config` asks for has not ended yet."""
         path = self.path / "set-last.safetensors"
         if not path.exists():
@@ -102,13 +102,13 @@ class Run:
         earlier, config = self.read(), dict(record.config)
         recorded = rename_options(self.config(), config)
         self._require_same(recorded, config)
-        if self.steps_left(config) and earlier.validation is not None and earlier.validation != record.validation:
+        if self.has_steps_left(config) and earlier.validation is not None and earlier.validation != record.validation:
             before, now = first_difference(earlier.validation, record.validation)
             raise UserError(
                 f"{self.path} was validated with {before}, not {now}, and its distillation has not ended: repeat "
                 "its command, or name a new folder with --out."
             )
-        if self.steps_left(config) or not (self.path / "results.json").exists():
+        if self.has_steps_left(config) or not (self.path / "results.json").exists():
             require_same_conditions(str(self.path), earlier.computed, record.computed)
 
     def take_up(self, record: RunRecord) -> None:
@@ -141,7 +141,7 @@ class Run:
             write_json(self.path / "run.json", changed.to_json())
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Keep other processes off this run: two that write the same files leave the run of neither.
 
         The lock ends with its process, however that ends; on a file system without locks there is none. Raises

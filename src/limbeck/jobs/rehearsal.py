@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -21,23 +20,21 @@ class StandIn:
 
     def __init__(self, start: Tensor, stop: Tensor, end: int):
         self.start, self.stop, self.end = start, stop, end
-        self.first_use: float | None = None
 
     def at(self, t: float) -> Tensor:
-        """Parameters (P,) at epoch `t`; `first_use` becomes the time of the first call."""
-        self.first_use = self.first_use or time.perf_counter()
+        """Parameters (P,) at epoch `t`."""
         return torch.lerp(self.start, self.stop, t / self.end)
 
 
-def stand_ins(task: Task, end: int, seed: int) -> list[StandIn]:
-    """Two stand-ins for experts of `end` epochs, on one line."""
+def stand_in(task: Task, end: int, seed: int) -> StandIn:
+    """A stand-in for an expert of `end` epochs."""
     start = task.model.init(seed, "estimate")
     stop = start + 0.1 * start.std() * torch.randn(start.shape, generator=make_generator(seed, "estimate"))
-    return [StandIn(start, stop, end) for _ in range(2)]
+    return StandIn(start, stop, end)
 
 
-def fewer(task: Task, most: int) -> Task:
-    """The same task with at most so many training images a class."""
+def subset(task: Task, most: int) -> Task:
+    """The same task with at most `most` training images a class."""
     train = task.data.train
     rows = torch.cat([(train.labels == c).nonzero().squeeze(1)[:most] for c in range(task.data.num_classes)])
     return replace(task, data=replace(task.data, train=Split(train.images[rows], train.labels[rows])))
@@ -49,20 +46,20 @@ def images_to_start(options: Any, ipc: int) -> int:
     return ipc * tiles
 
 
-def refuse_impossible(method: Method, options: Any, task: Task, ipc: int, seed: int, epochs: int | None) -> None:
+def check_plan(method: Method, options: Any, task: Task, ipc: int, seed: int, epochs: int | None) -> None:
     """Raise the UserError by which the method's plan refuses its options, before anything is trained.
 
     epochs: those of the experts that will be trained; None for a method without experts.
     The plan is built on few real images, which takes a moment. If it refuses them, it is built on all images, so that
     no job is refused because the few were too few.
     """
-    paths = [] if epochs is None else stand_ins(task, epochs, seed)[:1]
+    paths = [] if epochs is None else [stand_in(task, epochs, seed)]
 
     def build(part: Task) -> None:
         plan = method.plan(options, MethodInputs(part, paths, ipc, seed))
         plan.evaluated_set().training_pair()
 
     try:
-        build(fewer(task, 2 * images_to_start(options, ipc)))
+        build(subset(task, 2 * images_to_start(options, ipc)))
     except UserError:
         build(task)

@@ -19,7 +19,7 @@ from limbeck.experts.make import measure_paths
 from limbeck.experts.store import Store
 from limbeck.jobs.checkpoint import Checkpoint, KeepBest, Log
 from limbeck.jobs.job import Job, prepare, prepare_experts
-from limbeck.jobs.record import Run
+from limbeck.jobs.record import RunFolder
 from limbeck.jobs.results import evaluate_run, timed, write_results
 from limbeck.methods import Plan
 from limbeck.report.page import write_report
@@ -51,8 +51,8 @@ def run(job: Job, listen: Listener = lambda event: None) -> Path:
     set_switches(job.task.device, job.task.precision)
     folder, record = job.folder, job.record()
     if not folder.has_begun():
-        Run.begin(job.path, record)
-    with folder.alone():
+        RunFolder.begin(job.path, record)
+    with folder.locked():
         folder.take_up(record)
         if job.is_finished:
             folder.record(job.resolved)
@@ -67,7 +67,7 @@ def run(job: Job, listen: Listener = lambda event: None) -> Path:
 
 def _run_stages(job: Job, listen: Listener) -> None:
     """The stages of a run, each taking up what an earlier try left."""
-    if job.folder.steps_left(job.resolved):
+    if job.folder.has_steps_left(job.resolved):
         trajectories: list[Trajectory] = []
         if job.experts is not None:
             with timed(job, "experts"):
