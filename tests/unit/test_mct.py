@@ -59,6 +59,8 @@ def test_m_and_u_follow_the_students_reach(task: Task) -> None:
     explicit = resolve(MCTConfig(expert_epochs=7.5, max_start_epoch=2.5), facts)
     assert (explicit.expert_epochs, explicit.max_start_epoch) == (7.5, 2.5)
     long = resolve(MCTConfig(syn_steps=10**4), facts)
+    whole = resolve(MCTConfig(sampling="whole"), facts)
+    assert '"expert_epochs":2.0,' in whole.model_dump_json(), "the key of a run tells 2 from 2.0"
     assert long.expert_epochs == 15.0
 
 

@@ -68,8 +68,8 @@ class MCTConfig(TrajectoryConfig):
 class MCTOptions(MCTConfig):
     """Options of MCT with every default resolved."""
 
-    expert_epochs: int | float  # an int where sampling is whole: the key of a run tells 3 from 3.0
-    max_start_epoch: int | float
+    expert_epochs: float
+    max_start_epoch: float
 
 
 def resolve(config: MCTConfig, facts: DataFacts) -> MCTOptions:
