@@ -55,11 +55,11 @@ CLASSES = 3  # of ten: a step of matching by classes is that much shorter
 
 @pytest.fixture(scope="module")
 def task(digits: ImageData) -> Task:
-    def few(split: Split) -> Split:
+    def first_images(split: Split) -> Split:
         rows = (split.labels < CLASSES).nonzero().squeeze(1)[:90]
         return Split(split.images[rows], split.labels[rows])
 
-    parts = few(digits.train), few(digits.validation), few(digits.test)
+    parts = first_images(digits.train), first_images(digits.validation), first_images(digits.test)
     data = ImageData("digits", *parts, digits.classes[:CLASSES], (), digits.fingerprint)
     return make_task(data, ModelConfig(width=4))
 
@@ -87,17 +87,17 @@ def captured(elsewhere: Elsewhere, task: Task) -> CapturedDerivatives:
         replay()
         return replay
 
-    plain = torch_derivatives(task.model, torch.float32)
-    assert plain is not None
-    return CapturedDerivatives(plain, record)  # type: ignore[arg-type]
+    derivatives = torch_derivatives(task.model, torch.float32)
+    assert derivatives is not None
+    return CapturedDerivatives(derivatives, record)  # type: ignore[arg-type]
 
 
-def moved(elsewhere: Elsewhere, task: Task) -> Task:
+def on_device(elsewhere: Elsewhere, task: Task) -> Task:
     """The same task on the other device."""
-    there = replace(task, device=DEVICE, preprocess=task.preprocess.to(DEVICE))
-    there.__dict__["choice"] = Choice(captured(elsewhere, task), "")
-    assert isinstance(there.loss, FusedCrossEntropy)
-    return there
+    moved = replace(task, device=DEVICE, preprocess=task.preprocess.to(DEVICE))
+    moved.__dict__["choice"] = Choice(captured(elsewhere, task), "")
+    assert isinstance(moved.loss, FusedCrossEntropy)
+    return moved
 
 
 def waits(elsewhere: Elsewhere) -> list[str]:
@@ -222,8 +222,8 @@ def plan(method: Method, task: Task, expert: Expert, **options: object) -> Plan:
 def steps(recipe: Plan, first: int, count: int) -> list[float]:
     losses: list[float] = []
     hooks = [*recipe.hooks, lambda synthetic, step, loss: losses.append(loss)]
-    which = range(first, first + min(count, recipe.iterations))
-    outer_loop(recipe.objective, recipe.synthetic, recipe.optimisers, which, 0, recipe.accept, hooks)
+    outer_steps = range(first, first + min(count, recipe.iterations))
+    outer_loop(recipe.objective, recipe.synthetic, recipe.optimisers, outer_steps, 0, recipe.accept, hooks)
     return losses
 
 
@@ -231,9 +231,9 @@ def steps(recipe: Plan, first: int, count: int) -> list[float]:
 def test_an_outer_step_waits_where_it_is_listed(
     elsewhere: Elsewhere, method: Method, task: Task, expert: Expert
 ) -> None:
-    here = plan(method, task, expert)
+    reference = plan(method, task, expert)
     with elsewhere:
-        recipe = plan(method, moved(elsewhere, task), expert)
+        recipe = plan(method, on_device(elsewhere, task), expert)
         assert all(tensor.device == DEVICE for tensor in recipe.synthetic.state().values())
         elsewhere.reads.clear()
         losses = steps(recipe, 0, 1)
@@ -242,15 +242,15 @@ def test_an_outer_step_waits_where_it_is_listed(
             if isinstance(hook, Stateful):
                 hook.restore({name: tensor.cpu() for name, tensor in hook.state().items()}, 1)
         losses += steps(recipe, 1, 1)
-        shown = [tensor.cpu() for tensor in recipe.evaluated_set().state().values()]
+        evaluated = [tensor.cpu() for tensor in recipe.evaluated_set().state().values()]
     if method.learns:
         expected = EVERY_STEP | {"synthetic.loop._check_finite": len(method.learns)} | READS[method.name]
         assert counts == expected
     in_order(elsewhere)
-    assert losses == pytest.approx(steps(here, 0, 2), rel=2e-3)
-    for ours, same in zip(shown, here.evaluated_set().state().values(), strict=True):
-        assert ours.shape == same.shape
-        assert ours.isfinite().all()
+    assert losses == pytest.approx(steps(reference, 0, 2), rel=2e-3)
+    for actual, expected in zip(evaluated, reference.evaluated_set().state().values(), strict=True):
+        assert actual.shape == expected.shape
+        assert actual.isfinite().all()
 
 
 OPTIONS: list[tuple[str, dict[str, object]]] = [
@@ -275,14 +275,14 @@ def test_options_stay_there(
     elsewhere: Elsewhere, name: str, options: dict[str, object], task: Task, expert: Expert
 ) -> None:
     method = METHODS[name]
-    here = plan(method, task, expert, **options)
+    reference = plan(method, task, expert, **options)
     with elsewhere:
-        there = plan(method, moved(elsewhere, task), expert, **options)
-        losses = steps(there, 0, 2)
-        shown = there.evaluated_set()
-        assert all(tensor.device == DEVICE for tensor in shown.state().values())
+        moved = plan(method, on_device(elsewhere, task), expert, **options)
+        losses = steps(moved, 0, 2)
+        evaluated = moved.evaluated_set()
+        assert all(tensor.device == DEVICE for tensor in evaluated.state().values())
     in_order(elsewhere)
-    assert losses == pytest.approx(steps(here, 0, 2), rel=2e-3)
+    assert losses == pytest.approx(steps(reference, 0, 2), rel=2e-3)
 
 
 # --- networks
@@ -292,29 +292,29 @@ def test_training_never_waits(elsewhere: Elsewhere, task: Task) -> None:
     """Ten steps, each with an augmentation: batches and draws are sent over, nothing comes back."""
     start, schedule = task.model.init(1), Schedule(1, 0.05, 32, 0.9, 5e-4)
     with elsewhere:
-        there = moved(elsewhere, task)
-        pair, theta = there.train, start.to(DEVICE)
+        moved = on_device(elsewhere, task)
+        pair, theta = moved.train, start.to(DEVICE)
         elsewhere.reads.clear()
-        end = final_parameters(train(there.loss, theta, *pair, schedule, 3))
+        end = final_parameters(train(moved.loss, theta, *pair, schedule, 3))
         assert waits(elsewhere) == []
-        ours = end.cpu()
+        actual = end.cpu()
     in_order(elsewhere)
     expected = final_parameters(train(task.loss, start, *task.train, schedule, 3))
-    torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_experts_are_trained_scored_and_written(
     elsewhere: Elsewhere, task: Task, expert_config: ExpertConfig, tmp_path: Path
 ) -> None:
     with elsewhere:
-        description = describe_experts(moved(elsewhere, task), expert_config, seed=7)
+        description = describe_experts(on_device(elsewhere, task), expert_config, seed=7)
     store = Store.create(tmp_path / "store", description)
     sam = expert_config.model_copy(update={"sam_rho": 0.01, "epochs": 2})
     for index, config in ((0, expert_config), (1, sam)):
         with elsewhere:
-            there = moved(elsewhere, task)
-            make_experts(there, config, index + 1, 7, store)
-            curves = measure_paths(there, [store.read(index)], 3)
+            moved = on_device(elsewhere, task)
+            make_experts(moved, config, index + 1, 7, store)
+            curves = measure_paths(moved, [store.read(index)], 3)
         assert len(curves["convexified_path"]["accuracy"][0]) == 3
     in_order(elsewhere)
     assert store.read(0).validation[-1] > store.read(0).validation[0]
@@ -325,11 +325,11 @@ def test_networks_are_evaluated(elsewhere: Elsewhere, task: Task) -> None:
     config = EvalConfig(networks=2, epochs=3, batch_size=8, baseline_lrs=(0.01, 0.05))
     pair = task.train[0][:20], task.train[1][:20]
     with elsewhere:
-        there = moved(elsewhere, task)
+        moved = on_device(elsewhere, task)
         sent = pair[0].to(DEVICE), pair[1].to(DEVICE)
-        assert there.validation[0].device == DEVICE
+        assert moved.validation[0].device == DEVICE
         elsewhere.reads.clear()
-        lr = best_lr(there, lambda _seed: sent, config, 5)
+        lr = best_lr(moved, lambda _seed: sent, config, 5)
     assert Counter(waits(elsewhere)) == {"training.plain.score": 4 * len(config.baseline_lrs) * config.networks}
     assert lr == best_lr(task, lambda _seed: pair, config, 5)
     in_order(elsewhere)
@@ -349,11 +349,11 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "toroidal crop": lambda x: toroidal_crop(x, (9, 7), make_generator(1, "crop")),
     "cutmix": lambda x: cutmix(x, torch.eye(6).to(x.device), torch.Generator().manual_seed(2))[0],
     **{
-        f"tiles, {how}": partial(
-            lambda x, how: Partition(3, how, (0.5,), max_per_class=9)(x, (torch.arange(6) // 2).to(x.device))[0],
-            how=how,
+        f"tiles, {kind}": partial(
+            lambda x, kind: Partition(3, kind, (0.5,), max_per_class=9)(x, (torch.arange(6) // 2).to(x.device))[0],
+            kind=kind,
         )
-        for how in ("single", "multi", "bound")
+        for kind in ("single", "multi", "bound")
     },
 }
 
@@ -366,9 +366,9 @@ def test_images_are_changed_as_here(elsewhere: Elsewhere, change: str, shape: tu
     weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
     (expected,) = torch.autograd.grad(y, x, weight)
     with elsewhere:
-        there, sent = x.detach().to(DEVICE).requires_grad_(), weight.to(DEVICE)
-        changed = CHANGES[change](there)
-        (gradient,) = torch.autograd.grad(changed, there, sent)
+        moved, sent = x.detach().to(DEVICE).requires_grad_(), weight.to(DEVICE)
+        changed = CHANGES[change](moved)
+        (gradient,) = torch.autograd.grad(changed, moved, sent)
         waited = list(elsewhere.reads)
         assert torch.equal(changed.cpu(), y)
         torch.testing.assert_close(gradient.cpu(), expected, rtol=1e-5, atol=1e-5)
@@ -379,8 +379,8 @@ def test_images_are_changed_as_here(elsewhere: Elsewhere, change: str, shape: tu
 # --- what is captured
 
 
-@pytest.mark.parametrize("wanted", [NeedsGrad(True, True, True), NeedsGrad(False, True, False)])
-def test_nothing_crosses_in_what_is_captured(elsewhere: Elsewhere, task: Task, wanted: NeedsGrad) -> None:
+@pytest.mark.parametrize("needs", [NeedsGrad(True, True, True), NeedsGrad(False, True, False)])
+def test_nothing_crosses_in_what_is_captured(elsewhere: Elsewhere, task: Task, needs: NeedsGrad) -> None:
     """Several parts to a batch, hard and soft labels; and it is what autograd says."""
     theta, (images, labels) = task.model.init(0), (part[:20] for part in task.train)
     direction = torch.randn(len(theta), generator=torch.Generator().manual_seed(0))
@@ -391,7 +391,7 @@ def test_nothing_crosses_in_what_is_captured(elsewhere: Elsewhere, task: Task, w
             with elsewhere.nothing_crosses("in what is captured"):
                 gradient = derivatives.gradient(*point[:3])
                 logits = derivatives.logits(*point[:2])
-                derivatives.hvp(*point, wanted)
+                derivatives.hvp(*point, needs)
             gradient_here, logits_here = gradient.cpu(), logits.cpu()
         torch.testing.assert_close(logits_here, task.model(theta, images), rtol=1e-4, atol=1e-4)
         leaf = theta.clone().requires_grad_()
@@ -415,11 +415,11 @@ def hooks_of(task: Task, synthetic: SyntheticSet) -> Iterator[object]:
 
 def test_hooks_stay_there(elsewhere: Elsewhere, task: Task) -> None:
     with elsewhere:
-        there = moved(elsewhere, task)
-        images, labels = there.train
+        moved = on_device(elsewhere, task)
+        images, labels = moved.train
         rows = torch.cat([(task.train[1] == label).nonzero().squeeze(1)[:3] for label in range(CLASSES)]).to(DEVICE)
         synthetic = SyntheticSet.from_images(images[rows], labels[rows], 0.01)
-        for hook in hooks_of(there, synthetic):
+        for hook in hooks_of(moved, synthetic):
             for step in (1, 2, 3):
                 hook(synthetic, step, 1.0)  # type: ignore[operator]
             if isinstance(hook, ProgressiveWindow):

@@ -27,12 +27,15 @@ pytestmark = pytest.mark.usefixtures("untouched_generators")
 
 LEARNED = [("images", "log_lr"), ("images",), ("images", "labels", "log_lr")]
 OPTIMISERS: dict[str, Callable[[SyntheticSet], list[torch.optim.Optimizer]]] = {
-    "sgd": lambda held: [
-        torch.optim.SGD([held.images], 5.0, momentum=0.5),
-        torch.optim.SGD([held.log_lr], 0.05, momentum=0.5),
+    "sgd": lambda synthetic: [
+        torch.optim.SGD([synthetic.images], 5.0, momentum=0.5),
+        torch.optim.SGD([synthetic.log_lr], 0.05, momentum=0.5),
     ],
-    "plain sgd": lambda held: [torch.optim.SGD([held.images], 5.0), torch.optim.SGD([held.log_lr], 0.05)],
-    "adam": lambda held: [torch.optim.Adam([held.images], 0.02), torch.optim.Adam([held.log_lr], 0.01)],
+    "plain sgd": lambda synthetic: [
+        torch.optim.SGD([synthetic.images], 5.0),
+        torch.optim.SGD([synthetic.log_lr], 0.05),
+    ],
+    "adam": lambda synthetic: [torch.optim.Adam([synthetic.images], 0.02), torch.optim.Adam([synthetic.log_lr], 0.01)],
 }
 
 
@@ -63,7 +66,7 @@ def test_the_gradient_is_finite_and_nowhere_else(
     experts = [expert.convex.waypoints.clone(), expert.convex.beta.clone()]
     data = [tensor.clone() for tensor in task.train]
     synthetic = real_set(task, learned)
-    before = synthetic.snapshot()
+    snapshot = synthetic.snapshot()
     objective = match(task, expert, GRADIENTS[gradient], batch)
     loss = objective(synthetic, 3, 0)
     assert loss.ndim == 0
@@ -74,11 +77,11 @@ def test_the_gradient_is_finite_and_nowhere_else(
         if tensor.grad is not None:
             assert torch.isfinite(tensor.grad).all(), name
             assert tensor.grad.norm() > 0, name
-        assert torch.equal(tensor, before.state()[name])
+        assert torch.equal(tensor, snapshot.state()[name])
     assert torch.equal(expert.convex.waypoints, experts[0])
     assert torch.equal(expert.convex.beta, experts[1])
     assert expert.convex.waypoints.grad is None
-    assert all(torch.equal(now, then) for now, then in zip(task.train, data))
+    assert all(torch.equal(tensor, copy) for tensor, copy in zip(task.train, data))
     assert all(parameter.grad is None for parameter in task.model.module.parameters())
 
 
@@ -94,10 +97,10 @@ def test_every_step_has_its_own_batches(task: Task, expert: Expert) -> None:
     """Augmentation and order differ between steps that match the same segment."""
     assert expert.convex is not None
 
-    def same(step: int, end: int, generator: torch.Generator) -> tuple[float, float]:
+    def constant_segment(step: int, end: int, generator: torch.Generator) -> tuple[float, float]:
         return 0.5, 1.5
 
-    objective = MatchTrajectory([expert.convex], same, task.loss, 3)
+    objective = MatchTrajectory([expert.convex], constant_segment, task.loss, 3)
     assert not torch.equal(objective(real_set(task), 3, 0), objective(real_set(task), 4, 0))
 
 
@@ -110,8 +113,8 @@ def test_batches_pass_over_the_set_again_and_again(task: Task) -> None:
     assert rows[0] != rows[4]
     assert len({batch.seed for batch in batches}) == 7
     assert all(batch.images is batches[0].images for batch in batches)
-    whole = synthetic.batches(2, None, torch.Generator().manual_seed(0))
-    assert [batch.rows for batch in whole] == [None, None]
+    batches = synthetic.batches(2, None, torch.Generator().manual_seed(0))
+    assert [batch.rows for batch in batches] == [None, None]
 
 
 def test_learned_labels_are_probabilities(task: Task) -> None:
@@ -129,15 +132,15 @@ def test_it_matches_the_segment_it_says(task: Task, expert: Expert) -> None:
     segment = objective.segment(5, 0, torch.device("cpu"))
     assert torch.equal(segment.start, expert.recorded.at(segment.t0))
     assert torch.equal(segment.target, expert.recorded.at(segment.t0 + 1))
-    seen: list[Tensor] = []
+    vectors: list[Tensor] = []
 
     def distance(theta: Tensor, start: Tensor, target: Tensor) -> Tensor:
-        seen.extend([theta, start, target])
+        vectors.extend([theta, start, target])
         return objective.distance(theta, start, target)
 
     watched = MatchTrajectory([expert.recorded], WholeEpochs(2, 1), task.loss, 3, distance=distance)
     loss = watched(synthetic, 5, 0)
-    theta, start, target = seen
+    theta, start, target = vectors
     assert torch.equal(start, segment.start)
     assert torch.equal(target, segment.target)
     expected = ((theta - target) ** 2).sum() / ((start - target) ** 2).sum()
@@ -146,18 +149,18 @@ def test_it_matches_the_segment_it_says(task: Task, expert: Expert) -> None:
 
 def test_labels_can_come_from_the_segment(task: Task, expert: Expert) -> None:
     assert expert.convex is not None
-    seen: list[Segment] = []
+    segments: list[Segment] = []
 
     def teacher(images: Tensor, segment: Segment) -> Tensor:
-        seen.append(segment)
+        segments.append(segment)
         return task.model(segment.target, images).softmax(1)
 
     synthetic = real_set(task)
-    taught = MatchTrajectory([expert.convex], Continuous(1.5, 1.0), task.loss, 3, labels=teacher)
-    plain = MatchTrajectory([expert.convex], Continuous(1.5, 1.0), task.loss, 3)
-    assert not torch.equal(taught(synthetic, 0, 0), plain(synthetic, 0, 0))
-    wanted = plain.segment(0, 0, torch.device("cpu"))
-    assert torch.equal(seen[0].target, wanted.target)
+    with_labels = MatchTrajectory([expert.convex], Continuous(1.5, 1.0), task.loss, 3, labels=teacher)
+    without_labels = MatchTrajectory([expert.convex], Continuous(1.5, 1.0), task.loss, 3)
+    assert not torch.equal(with_labels(synthetic, 0, 0), without_labels(synthetic, 0, 0))
+    expected = without_labels.segment(0, 0, torch.device("cpu"))
+    assert torch.equal(segments[0].target, expected.target)
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
@@ -167,9 +170,9 @@ def test_thirty_steps_lower_the_loss(task: Task, expert: Expert, gradient: str) 
     def mean() -> float:
         return sum(float(objective(synthetic, step, 99).detach()) for step in range(8)) / 8
 
-    before = mean()
+    initial = mean()
     outer_loop(objective, synthetic, OPTIMISERS["adam"](synthetic), range(30), seed=0)
-    assert mean() < 0.95 * before
+    assert mean() < 0.95 * initial
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
@@ -187,31 +190,31 @@ def test_a_run_is_taken_up_bit_for_bit(
 ) -> None:
     objective = match(task, expert, batch=7)
 
-    def fresh() -> tuple[SyntheticSet, list[torch.optim.Optimizer]]:
+    def make_set_and_optimisers() -> tuple[SyntheticSet, list[torch.optim.Optimizer]]:
         synthetic = real_set(task, learned)
-        more = [torch.optim.SGD([synthetic.labels], 0.1, momentum=0.9)] if "labels" in learned else []
-        return synthetic, OPTIMISERS[kind](synthetic) + more
+        label_optimisers = [torch.optim.SGD([synthetic.labels], 0.1, momentum=0.9)] if "labels" in learned else []
+        return synthetic, OPTIMISERS[kind](synthetic) + label_optimisers
 
-    at_once, optimisers = fresh()
-    outer_loop(objective, at_once, optimisers, range(10), seed=3)
+    uninterrupted, optimisers = make_set_and_optimisers()
+    outer_loop(objective, uninterrupted, optimisers, range(10), seed=3)
 
-    first, optimisers = fresh()
+    first, optimisers = make_set_and_optimisers()
     outer_loop(objective, first, optimisers, range(6), seed=3)
     run = RunFolder.begin(tmp_path / "run", RunRecord(format="limbeck-run", version=1, config={"seed": 3}))
     average = torch.randn(3, generator=torch.Generator().manual_seed(0))
     progress = LoopProgress(best=0.25, best_step=4, seconds=1.5)
     run.save_state(first, optimisers, 6, progress, {"average": average})
 
-    again = RunFolder.begin(tmp_path / "run", RunRecord(format="limbeck-run", version=1, config={"seed": 3}))
-    second, optimisers = fresh()
-    header, extra = again.load_state(second, optimisers)
+    resumed_run = RunFolder.begin(tmp_path / "run", RunRecord(format="limbeck-run", version=1, config={"seed": 3}))
+    second, optimisers = make_set_and_optimisers()
+    header, extra = resumed_run.load_state(second, optimisers)
     assert header is not None
     assert (header.step, header.more) == (6, progress)
     assert torch.equal(extra["average"], average)
     assert all(torch.equal(second.state()[name], tensor) for name, tensor in first.state().items())
     outer_loop(objective, second, optimisers, range(header.step, 10), seed=3)
     assert not torch.equal(second.images, first.images)
-    assert all(torch.equal(second.state()[name], tensor) for name, tensor in at_once.state().items())
+    assert all(torch.equal(second.state()[name], tensor) for name, tensor in uninterrupted.state().items())
 
 
 def test_a_fresh_run_has_no_state(task: Task, tmp_path: Path) -> None:
@@ -229,54 +232,54 @@ def toy() -> tuple[SyntheticSet, list[torch.optim.Optimizer]]:
 
 
 BROKEN: dict[str, Callable[[SyntheticSet], Tensor]] = {
-    "loss nan": lambda held: held.images.sum() * held.lr * nan,
-    "loss infinite": lambda held: held.images.sum() * held.lr + inf,
-    "gradient nan": lambda held: (held.images * 0).sum().sqrt() * 0 + held.lr,
-    "gradient infinite": lambda held: (held.images * 0).sqrt().sum() + held.lr,
+    "loss nan": lambda synthetic: synthetic.images.sum() * synthetic.lr * nan,
+    "loss infinite": lambda synthetic: synthetic.images.sum() * synthetic.lr + inf,
+    "gradient nan": lambda synthetic: (synthetic.images * 0).sum().sqrt() * 0 + synthetic.lr,
+    "gradient infinite": lambda synthetic: (synthetic.images * 0).sqrt().sum() + synthetic.lr,
 }
 
 
-@pytest.mark.parametrize("how", BROKEN)
-def test_the_loop_stops_before_a_step_that_is_not_finite(how: str) -> None:
+@pytest.mark.parametrize("kind", BROKEN)
+def test_the_loop_stops_before_a_step_that_is_not_finite(kind: str) -> None:
     synthetic, optimisers = toy()
-    good: list[SyntheticSet] = []
+    snapshots: list[SyntheticSet] = []
 
-    def objective(held: SyntheticSet, step: int, seed: int) -> Tensor:
-        return BROKEN[how](held) if step == 3 else held.images.square().sum() + held.lr
+    def objective(synthetic: SyntheticSet, step: int, seed: int) -> Tensor:
+        return BROKEN[kind](synthetic) if step == 3 else synthetic.images.square().sum() + synthetic.lr
 
     with pytest.raises(DivergenceError, match="step 3"):
-        outer_loop(objective, synthetic, optimisers, range(9), 0, hooks=[lambda held, *_: good.append(held.snapshot())])
-    assert len(good) == 3
-    assert all(torch.equal(tensor, good[-1].state()[name]) for name, tensor in synthetic.state().items())
+        outer_loop(objective, synthetic, optimisers, range(9), 0, hooks=[lambda s, *_: snapshots.append(s.snapshot())])
+    assert len(snapshots) == 3
+    assert all(torch.equal(tensor, snapshots[-1].state()[name]) for name, tensor in synthetic.state().items())
     assert all(bool(torch.isfinite(tensor).all()) for tensor in synthetic.state().values())
 
 
 def test_a_refused_step_changes_nothing_and_is_still_told() -> None:
     synthetic, optimisers = toy()
-    before, heard = synthetic.snapshot(), list[tuple[int, float]]()
+    initial, losses = synthetic.snapshot(), list[tuple[int, float]]()
 
-    def objective(held: SyntheticSet, step: int, seed: int) -> Tensor:
-        return held.images.sum() * (step + 1)
+    def objective(synthetic: SyntheticSet, step: int, seed: int) -> Tensor:
+        return synthetic.images.sum() * (step + 1)
 
-    def hook(held: SyntheticSet, step: int, loss: float) -> None:
-        heard.append((step, loss))
+    def hook(synthetic: SyntheticSet, step: int, loss: float) -> None:
+        losses.append((step, loss))
 
     outer_loop(objective, synthetic, optimisers, range(3), 0, accept=lambda loss: loss < 4, hooks=[hook])
-    assert [step for step, _ in heard] == [1, 2, 3]
-    assert heard[0][1] == 4
-    assert torch.equal(before.images, synthetic.images)
+    assert [step for step, _ in losses] == [1, 2, 3]
+    assert losses[0][1] == 4
+    assert torch.equal(initial.images, synthetic.images)
 
 
 def test_steps_and_seed_are_handed_on() -> None:
     synthetic, optimisers = toy()
-    seen: list[Sequence[int]] = []
+    calls: list[Sequence[int]] = []
 
-    def objective(held: SyntheticSet, step: int, seed: int) -> Tensor:
-        seen.append((step, seed))
-        return held.images.sum() + held.lr
+    def objective(synthetic: SyntheticSet, step: int, seed: int) -> Tensor:
+        calls.append((step, seed))
+        return synthetic.images.sum() + synthetic.lr
 
     outer_loop(objective, synthetic, optimisers, range(4, 7), 11)
-    assert seen == [(4, 11), (5, 11), (6, 11)]
+    assert calls == [(4, 11), (5, 11), (6, 11)]
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -286,8 +289,8 @@ def test_the_step_size_stays_positive(lr_log_lr: float, sign: float) -> None:
     synthetic, _ = toy()
     optimisers = [torch.optim.SGD([synthetic.log_lr], lr_log_lr)]
 
-    def objective(held: SyntheticSet, step: int, seed: int) -> Tensor:
-        return sign * held.lr + held.images.sum()
+    def objective(synthetic: SyntheticSet, step: int, seed: int) -> Tensor:
+        return sign * synthetic.lr + synthetic.images.sum()
 
     with contextlib.suppress(DivergenceError):
         outer_loop(objective, synthetic, optimisers, range(20), 0)
