@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from limbeck.cli.commands import COMMANDS, find_command
-from limbeck.cli.common import Long, Options, Threads
+from limbeck.cli.common import Options, Threads, WithEstimate
 from limbeck.cli.distill import Recipe
 from limbeck.jobs.config import JobConfig
 
@@ -70,4 +70,4 @@ def test_every_option_is_read(name: str) -> None:
 def test_threads_and_estimates_are_for_commands_that_compute(name: str) -> None:
     options = find_command(name).options
     assert issubclass(options, Threads) == (name in COMPUTES)
-    assert issubclass(options, Long) == (name in MAY_TAKE_LONG)
+    assert issubclass(options, WithEstimate) == (name in MAY_TAKE_LONG)

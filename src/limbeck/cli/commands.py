@@ -124,8 +124,11 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
         name = f"{data}, {result['ipc']} per class, {result['method']}" if "ipc" in result else "test"
         console.print(results_table([ResultRow.model_validate(row) for row in rows], name))
     for key, value in result.items():
-        if key not in HIDDEN or not rows:
-            console.print(f"{key}: {format_value(value)}", soft_wrap=True, highlight=False, markup=False)
+        if key in HIDDEN and rows:
+            continue
+        lines = [f"note: {note}" for note in value] if key == "notes" else [f"{key}: {format_value(value)}"]
+        for line in lines:
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _print(text: str) -> None:

@@ -13,13 +13,13 @@ DATA, PATH, STORE = (tyro.conf.arg(metavar=word) for word in ("DATA", "PATH", "S
 SWITCH = tyro.conf.arg(help_behavior_hint="")  # a switch that is off needs no "(default: False)"
 
 
-class Part(BaseModel):
+class OptionGroup(BaseModel):
     """Base of the options of commands; the docstring under a field is its help."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class Options(Part):
+class Options(OptionGroup):
     """Options of every command."""
 
     as_json: Annotated[FlagCreatePairsOff[bool], SWITCH, tyro.conf.arg(name="json")] = False
@@ -28,7 +28,7 @@ class Options(Part):
     """Show the traceback of an error."""
 
 
-class Threads(Part):
+class Threads(OptionGroup):
     """The option of commands that compute."""
 
     threads: int | None = Field(default=None, ge=1)
@@ -42,14 +42,14 @@ class Device(Threads):
     """The device to compute on: cpu, cuda, cuda:1 and so on."""
 
 
-class Long(Part):
+class WithEstimate(OptionGroup):
     """The option of commands that may take long."""
 
     estimate: Annotated[FlagCreatePairsOff[bool], SWITCH] = True
     """Do not say first how long the command will take."""
 
 
-class Resize(Part):
+class Resize(OptionGroup):
     """The option of commands that may read images of different sizes."""
 
     resize: int | None = Field(default=None, ge=1)

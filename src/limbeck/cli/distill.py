@@ -11,7 +11,18 @@ from pydantic import create_model
 from rich.console import Console
 from tyro.conf import OmitArgPrefixes, arg
 
-from limbeck.cli.common import PATH, STORE, Command, Data, Device, Listener, Long, Options, Part, announce
+from limbeck.cli.common import (
+    PATH,
+    STORE,
+    Command,
+    Data,
+    Device,
+    Listener,
+    OptionGroup,
+    Options,
+    WithEstimate,
+    announce,
+)
 from limbeck.cli.comparison import changed_options, compare_with_published
 from limbeck.cli.parse import make_default, parse_known
 from limbeck.core.errors import UserError
@@ -26,7 +37,7 @@ from limbeck.methods import MethodConfig, find_method
 from limbeck.networks.registry import ModelConfig
 
 
-class Recipe(Part):
+class Recipe(OptionGroup):
     """The options of a run that decide what the others are, and where they start from."""
 
     method: str | None = None
@@ -51,7 +62,7 @@ class Run(Data, JobConfig, Device, Options):
     """Options of the method."""
 
 
-class Distill(Run, Long):
+class Distill(Run, WithEstimate):
     """Distil a data set: train experts, distil, evaluate, write a report."""
 
 

@@ -7,14 +7,14 @@ from typing import Annotated, Any
 from pydantic import Field
 from tyro.conf import Positional, arg
 
-from limbeck.cli.common import DATA, Command, Device, Listener, Long, Options, Resize, announce
+from limbeck.cli.common import DATA, Command, Device, Listener, Options, Resize, WithEstimate, announce
 from limbeck.evaluation.protocol import OWN_NETWORK, prepare_evaluation, run_evaluations
 from limbeck.jobs.estimate import estimate_evaluation
 from limbeck.networks.registry import ModelConfig
 from limbeck.task import Precision
 
 
-class Evaluate(Resize, Device, Options, Long):
+class Evaluate(Resize, Device, Options, WithEstimate):
     """Train fresh networks on a distilled set and measure their test accuracy."""
 
     what: Annotated[Positional[str], arg(metavar="SET")]

@@ -8,7 +8,19 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from tyro.conf import OmitArgPrefixes, Positional
 
-from limbeck.cli.common import DATA, PATH, STORE, Command, Data, Device, Listener, Long, Options, Threads, announce
+from limbeck.cli.common import (
+    DATA,
+    PATH,
+    STORE,
+    Command,
+    Data,
+    Device,
+    Listener,
+    Options,
+    Threads,
+    WithEstimate,
+    announce,
+)
 from limbeck.cli.info import describe
 from limbeck.data.preprocess import PreprocessName
 from limbeck.experts.store import ExpertConfig, Store
@@ -19,7 +31,7 @@ from limbeck.networks.registry import ModelConfig
 from limbeck.task import Precision
 
 
-class Experts(Data, Device, Options, Long):
+class Experts(Data, Device, Options, WithEstimate):
     """Train experts into a store; it keeps those it has."""
 
     out: Annotated[str | None, PATH] = None

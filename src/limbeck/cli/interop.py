@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from tyro.conf import Positional
 
-from limbeck.cli.common import DATA, PATH, Command, Device, Listener, Options, Part, Threads
+from limbeck.cli.common import DATA, PATH, Command, Device, Listener, OptionGroup, Options, Threads
 from limbeck.cli.info import describe
 from limbeck.core.errors import UserError
 from limbeck.data import fit_preprocess, load_data
@@ -21,7 +21,7 @@ from limbeck.synthetic.distilled import load
 NO_NETWORK = ModelConfig()  # no option given: find out what fits
 
 
-class Foreign(Part):
+class ImportOptions(OptionGroup):
     """Options of commands that read files of other code."""
 
     source: Annotated[Positional[str], PATH]
@@ -41,7 +41,7 @@ class Foreign(Part):
     model: ModelConfig = NO_NETWORK
 
 
-class ImportExperts(Foreign, Device, Options):
+class ImportExperts(ImportOptions, Device, Options):
     """Import experts of MTT, TESLA, FTD, DATM or MCT (.pt files) into a store."""
 
     kind: str | None = None
@@ -58,7 +58,7 @@ class ImportExperts(Foreign, Device, Options):
     """How many validation images to measure the accuracy after every epoch on."""
 
 
-class ImportSet(Foreign, Threads, Options):
+class ImportSet(ImportOptions, Threads, Options):
     """Import a distilled set of MTT, TESLA, FTD, DATM or MCT (.pt files) into one file."""
 
     lr: float | None = Field(default=None, gt=0)

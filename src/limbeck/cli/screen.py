@@ -74,7 +74,8 @@ class Screen:
         self.task = self.progress.add_task(self.name, total=self.total, completed=self.done, text="")
         if self.progress.disable:
             resumed = f", {self.done} done before" if self.done else ""
-            self.console.print(f"{self.name}: {self.total} {event.get('unit', 'unit')}s{resumed}")
+            units = f"{event.get('unit', 'unit')}{'s' * (self.total != 1)}"
+            self.console.print(f"{self.name}: {self.total} {units}{resumed}")
 
     def _advance(self, event: dict[str, Any]) -> None:
         self.done += 1

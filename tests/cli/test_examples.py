@@ -1,0 +1,55 @@
+"""The examples at the end of a help work, as far as they name data that everybody has."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import TINY
+
+from limbeck.cli.commands import COMMANDS, find_command
+
+SMALL = {
+    "distill": TINY,
+    "estimate": TINY,
+    "experts": ["--model.width", "4", "--num-experts", "1", "--epochs", "6"],
+    "evaluate": ["--networks", "1", "--epochs", "2"],
+}
+"""Options that are added to an example, so that it takes a second."""
+EXAMPLES = [(name, example) for name in COMMANDS for example in find_command(name).examples]
+RUNNABLE = [(name, example) for name, example in EXAMPLES if "path/to" not in example]
+
+
+@pytest.fixture
+def _folders(artifacts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limbeck: Any) -> None:
+    """A working directory with the runs and the store that examples name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIMBECK_HOME", str(tmp_path / "home"))  # which the example of `cache` clears
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("digits", "mct", "mtt"):
+        shutil.copytree(artifacts["run"], Path("runs") / name)
+
+
+@pytest.mark.usefixtures("_folders")
+def test_examples_run(limbeck: Any) -> None:
+    shutil.rmtree("runs/digits")  # the example of `distill` makes it
+    for name, example in RUNNABLE:
+        if name == "cache":
+            continue
+        result = limbeck(*shlex.split(example)[1:], *SMALL.get(name, []))
+        assert result.status == 0, (example, result)
+
+
+@pytest.mark.usefixtures("_folders")
+def test_the_examples_of_cache_run(limbeck: Any, tmp_path: Path) -> None:
+    (tmp_path / "home" / "images").mkdir(parents=True)
+    for example in find_command("cache").examples:
+        assert limbeck(*shlex.split(example)[1:]).status == 0
+    assert not (tmp_path / "home" / "images").exists()
+
+
+def test_how_many_cannot_run() -> None:
+    assert [name for name, example in EXAMPLES if "path/to" in example] == ["distill", "import-experts", "import-set"]
