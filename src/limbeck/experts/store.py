@@ -280,13 +280,17 @@ class Store:
         config = ExpertConfig(**{**self.config.model_dump(), "keep": "convex", **options})
         config.waypoint_epochs()
         for index in self.indices():  # before the new store is created; one at a time, for memory
-            if self.read(index, lazy=True).recorded is None:
-                raise UserError(f"{self.file(index)} holds no recorded trajectory; train with '--keep recorded'.")
+            self._read_recorded(index)
         target = Store.create(path, {**self.header.description(), "expert": config.model_dump(mode="json")})
         target.require_conditions(self.header.computed)
         for index in sorted(set(self.indices()) - set(target.indices())):
-            expert = self.read(index, lazy=True)
-            assert expert.recorded is not None
-            points = torch.stack([expert.recorded.at(epoch) for epoch in range(expert.recorded.end + 1)])
+            expert, recorded = self._read_recorded(index)
+            points = torch.stack([recorded.at(epoch) for epoch in range(recorded.end + 1)])
             target.write(index, replace(expert, convex=make_path(points, self.layout, config), recorded=None))
         return target
+
+    def _read_recorded(self, index: int) -> tuple[Expert, Recorded]:
+        expert = self.read(index, lazy=True)
+        if expert.recorded is None:
+            raise UserError(f"{self.file(index)} holds no recorded trajectory; train with '--keep recorded'.")
+        return expert, expert.recorded
