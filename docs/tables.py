@@ -27,14 +27,14 @@ EARLIER: list[Json] = RESULTS["earlier"]
 NONE = "–"
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
+def format_table(head: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     return "\n".join(
         "| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)
     )
 
 
-def cell(value: list[float] | None, n: float | None = None) -> str:
+def format_cell(value: list[float] | None, n: float | None = None) -> str:
     """[mean, deviation, n] -> text; n is said where it is not that of the row."""
     if value is None:
         return NONE
@@ -42,15 +42,15 @@ def cell(value: list[float] | None, n: float | None = None) -> str:
     text = f"{mean} ± {std}" + (
         f" (n = {networks:.0f})" if n not in (None, networks) else ""
     )
-    return unbroken(text)
+    return join_by_nbsp(text)
 
 
-def unbroken(text: str) -> str:
+def join_by_nbsp(text: str) -> str:
     """Text that is not broken into lines."""
     return text.replace(" ", "\u00a0")
 
 
-def results_of(data: str, ipc: int, measure: str = "accuracy") -> str:
+def format_results(data: str, ipc: int, measure: str = "accuracy") -> str:
     """The rows of one data set and budget."""
     rows = []
     for row in ROWS:
@@ -60,7 +60,8 @@ def results_of(data: str, ipc: int, measure: str = "accuracy") -> str:
         setting = row.get("protocol") or row.get("setting", "")
         seeds = f"{row['seeds']}\u00a0x\u00a0" if row["seeds"] > 1 else ""
         sets = [
-            cell(row[name], n) for name in ("chosen", "last", "random", "kmeans", "full")
+            format_cell(row[name], n)
+            for name in ("chosen", "last", "random", "kmeans", "full")
         ]
         rows.append([f"`{row['method']}`", setting, f"{seeds}{n}", *sets])
     head = [
@@ -75,16 +76,16 @@ def results_of(data: str, ipc: int, measure: str = "accuracy") -> str:
     ]
     if not any(row[1] for row in rows):
         head, rows = [head[0], *head[2:]], [[row[0], *row[2:]] for row in rows]
-    return table(head, rows)
+    return format_table(head, rows)
 
 
-def which() -> str:
+def format_choice() -> str:
     """What the page about the choice of a method shows: one image per class, the chosen set, the common protocol."""
     rows = []
     for entry in METHODS.values():
         cells = []
         for data in ("fashion-mnist", "pneumoniamnist"):
-            found = [
+            rows_of_method = [
                 row
                 for row in ROWS
                 if (row["data"], row["ipc"], row["measure"], row["method"])
@@ -92,7 +93,9 @@ def which() -> str:
                 and "protocol" not in row
                 and "random" not in row.get("setting", "")
             ]
-            cells.append(cell(found[0]["chosen"]) if found else "")
+            cells.append(
+                format_cell(rows_of_method[0]["chosen"]) if rows_of_method else ""
+            )
         if any(cells):
             rows.append([f"`{entry.name}`", *cells])
     for name, key in (
@@ -105,12 +108,12 @@ def which() -> str:
             for row in ROWS
             if (row["ipc"], row["method"], row["measure"]) == (1, "mct", "accuracy")
         ]
-        of = {row["data"]: cell(row[key]) for row in mct}
+        of = {row["data"]: format_cell(row[key]) for row in mct}
         rows.append([name, of["fashion-mnist"], of["pneumoniamnist"]])
-    return table(["method", "Fashion-MNIST", "PneumoniaMNIST"], rows)
+    return format_table(["method", "Fashion-MNIST", "PneumoniaMNIST"], rows)
 
 
-def pages_of_methods() -> dict[str, Path]:
+def find_method_pages() -> dict[str, Path]:
     """Method name -> its page: the names that stand as `name` in the title of a page in docs/methods."""
     pages: dict[str, Path] = {}
     for page in sorted((DOCS / "methods").glob("*.md")):
@@ -119,9 +122,9 @@ def pages_of_methods() -> dict[str, Path]:
     return pages
 
 
-def methods() -> str:
+def format_methods() -> str:
     """All methods, with their pages."""
-    pages, words = pages_of_methods(), {"log_lr": "step size", "tau": "temperature"}
+    pages, words = find_method_pages(), {"log_lr": "step size", "tau": "temperature"}
     experts = {
         None: "none",
         "convex": "convexified",
@@ -141,19 +144,19 @@ def methods() -> str:
                 experts[entry.experts],
             ]
         )
-    return table(["method", "what it does", "learns", "experts"], rows)
+    return format_table(["method", "what it does", "learns", "experts"], rows)
 
 
-def records() -> Iterator[Json]:
+def load_records() -> Iterator[Json]:
     """The recorded runs that the README shows, in its order."""
     for path in sorted((DOCS / "records").glob("*.json")):
         yield json.loads(path.read_text(encoding="utf-8"))
 
 
-def numbers() -> str:
+def format_numbers() -> str:
     """The README's table: MCT at one image per class, a recorded run a line."""
 
-    def of(record: Json, kind: str, chosen: str | None, measure: str) -> Json:
+    def find_row(record: Json, kind: str, chosen: str | None, measure: str) -> Json:
         rows = record["results"]["results"]
         return next(
             row
@@ -161,8 +164,8 @@ def numbers() -> str:
             if (row["set"], row["which"]) == (kind, chosen) and "protocol" not in row
         )
 
-    def text(row: Json, measure: str) -> str:
-        return unbroken(
+    def format_accuracy(row: Json, measure: str) -> str:
+        return join_by_nbsp(
             f"{100 * row[f'{measure}_mean']:.1f} ± {100 * row[f'{measure}_std']:.1f}"
         )
 
@@ -174,22 +177,22 @@ def numbers() -> str:
         ("full", None),
     )
     rows, ns = [], set()
-    for record in records():
+    for record in load_records():
         for measure in record["measures"]:
-            found = [of(record, kind, chosen, measure) for kind, chosen in sets]
-            ns.add(tuple(row["n"] for row in found))
+            sets_rows = [find_row(record, kind, chosen, measure) for kind, chosen in sets]
+            ns.add(tuple(row["n"] for row in sets_rows))
             name = record["title"] + (
                 ", balanced accuracy" if measure == "balanced_accuracy" else ""
             )
-            rows.append([name, *(text(row, measure) for row in found)])
-    rows += [[f"{row['title']} †", *map(unbroken, row["cells"])] for row in EARLIER]
+            rows.append([name, *(format_accuracy(row, measure) for row in sets_rows)])
+    rows += [[f"{row['title']} †", *map(join_by_nbsp, row["cells"])] for row in EARLIER]
     (n,) = ns
     words = ("MCT, chosen", "MCT, last", "random", "k-means", "all images")
-    return table(
+    return format_table(
         [
             "data",
             *(
-                f"{word} {unbroken(f'(n = {count})')}"
+                f"{word} {join_by_nbsp(f'(n = {count})')}"
                 for word, count in zip(words, n, strict=True)
             ),
         ],
@@ -197,18 +200,18 @@ def numbers() -> str:
     )
 
 
-def wrapped(command: str) -> str:
+def wrap_command(command: str) -> str:
     """A command in lines of 88 characters, each option with its value."""
     glued = re.sub(r"(?<=\w) (?!--)", "\0", f"$ {command}")
     lines = textwrap.wrap(glued, 88, break_on_hyphens=False)
     return " \\\n    ".join(lines).replace("\0", " ")
 
 
-def runs() -> str:
+def format_runs() -> str:
     """The commands and commits of the recorded runs."""
     parts = []
-    for record in records():
-        commands = "\n".join(wrapped(command) for command in record["commands"])
+    for record in load_records():
+        commands = "\n".join(wrap_command(command) for command in record["commands"])
         parts.append(
             f"{record['title']} (commit {record['commit']}):\n\n```console\n{commands}\n```"
         )
@@ -216,21 +219,21 @@ def runs() -> str:
 
 
 SECTIONS: dict[str, Any] = {
-    "numbers": numbers,
-    "runs": runs,
-    "which": which,
-    "methods": methods,
-    "digits 1": lambda: results_of("digits", 1),
+    "numbers": format_numbers,
+    "runs": format_runs,
+    "which": format_choice,
+    "methods": format_methods,
+    "digits 1": lambda: format_results("digits", 1),
     **{
-        f"fashion {ipc}": lambda ipc=ipc: results_of("fashion-mnist", ipc)
+        f"fashion {ipc}": lambda ipc=ipc: format_results("fashion-mnist", ipc)
         for ipc in (1, 10)
     },
     **{
-        f"chest {ipc}": lambda ipc=ipc: results_of("pneumoniamnist", ipc)
+        f"chest {ipc}": lambda ipc=ipc: format_results("pneumoniamnist", ipc)
         for ipc in (1, 2, 10)
     },
     **{
-        f"chest {ipc} balanced": lambda ipc=ipc: results_of(
+        f"chest {ipc} balanced": lambda ipc=ipc: format_results(
             "pneumoniamnist", ipc, "balanced accuracy"
         )
         for ipc in (1, 2, 10)
@@ -244,11 +247,11 @@ PAGES = (
 )
 
 
-def filled(text: str) -> str:
+def fill_tables(text: str) -> str:
     """A page with its tables written anew."""
     for name in re.findall(r"<!-- end of ([\w ]+) -->", text):
-        before, rest = text.split(f"<!-- {name} -->\n", 1)
-        _, after = rest.split(f"<!-- end of {name} -->", 1)
+        before, after = text.split(f"<!-- {name} -->\n", 1)
+        _, after = after.split(f"<!-- end of {name} -->", 1)
         text = f"{before}<!-- {name} -->\n\n{SECTIONS[name]()}\n\n<!-- end of {name} -->{after}"
     return text
 
@@ -256,7 +259,7 @@ def filled(text: str) -> str:
 def main() -> None:
     """Write the pages."""
     for page in PAGES:
-        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+        page.write_text(fill_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

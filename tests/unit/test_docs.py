@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType, ModuleType
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
@@ -25,7 +26,7 @@ DOCS = ROOT / "docs"
 SOURCE = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "src").rglob("*.py")))
 
 
-def script(path: str) -> ModuleType:
+def load_script(path: str) -> ModuleType:
     """A script of the repository, as a module."""
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     assert spec is not None
@@ -35,7 +36,7 @@ def script(path: str) -> ModuleType:
     return module
 
 
-tables = script("docs/tables.py")
+tables = load_script("docs/tables.py")
 DOCUMENTED = re.compile(r"^\.\. (?:auto\w+|py:data):: limbeck\.(\w+)$", re.MULTILINE)
 """A directive of an API page that describes a public name."""
 
@@ -54,7 +55,7 @@ def test_every_public_name_is_in_the_api_once() -> None:
 
 
 def test_every_method_has_a_page_that_says_where_it_is_from() -> None:
-    pages = tables.pages_of_methods()
+    pages = tables.find_method_pages()
     assert set(pages) == set(METHODS)
     for name, method in METHODS.items():
         text = " ".join(pages[name].read_text(encoding="utf-8").split())
@@ -68,14 +69,14 @@ def test_every_method_has_a_page_that_says_where_it_is_from() -> None:
 @pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.stem)
 def test_tables_are_up_to_date(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    assert text == tables.filled(text), "python docs/tables.py"
+    assert text == tables.fill_tables(text), "python docs/tables.py"
 
 
 def test_the_page_on_performance_is_up_to_date() -> None:
     sys.path.insert(0, str(ROOT))  # the folder `benchmarks` is not installed
     performance = importlib.import_module("benchmarks.page")
     text = (DOCS / "performance.md").read_text(encoding="utf-8")
-    assert text == performance.filled(text), "python -m benchmarks.page"
+    assert text == performance.fill_tables(text), "python -m benchmarks.page"
 
 
 def test_every_table_of_results_and_every_record_is_shown() -> None:
@@ -85,7 +86,7 @@ def test_every_table_of_results_and_every_record_is_shown() -> None:
     assert len(keys) == len(tables.SECTIONS) - 4, "a group of rows without a table"
 
 
-def words_in_code(text: str) -> set[str]:
+def find_literals(text: str) -> set[str]:
     """The `literals` of a page, without its code blocks."""
     return set(re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)))
 
@@ -99,7 +100,7 @@ def test_names_and_files_on_a_page_are_there(page: Path) -> None:
     """Classes and files that a page names exist, so that a renamed one is not forgotten. The log tells of its day."""
     if page.name in ("LOG.md", "changelog.md"):
         pytest.skip("history")
-    for word in words_in_code(page.read_text(encoding="utf-8")) - FOREIGN:
+    for word in find_literals(page.read_text(encoding="utf-8")) - FOREIGN:
         if re.fullmatch(r"[\w./-]+\.(py|hpp|cpp)", word):
             places = (ROOT, ROOT / "src" / "limbeck", ROOT / "src" / "limbeck" / "derivatives" / "kernels")
             assert any((place / word).exists() for place in places), word
@@ -113,23 +114,23 @@ NO_FIELD = {"help", "version", "json", "eval", "constraint"}
 
 def test_options_on_pages_exist() -> None:
     """Every `--option` in prose and tables; those in blocks are run by test_shown.py."""
-    options = set(flags_of(JobConfig)) | {flag for method in METHODS.values() for flag in flags_of(method.config)}
-    options |= {flag for name in COMMANDS for flag in flags_of(find_command(name).options)}
+    options = set(list_flags(JobConfig)) | {flag for method in METHODS.values() for flag in list_flags(method.config)}
+    options |= {flag for name in COMMANDS for flag in list_flags(find_command(name).options)}
     for page in (ROOT / "README.md", *DOCS.rglob("*.md")):
         if page.name in ("LOG.md", "changelog.md"):
             continue
-        for word in words_in_code(page.read_text(encoding="utf-8")):
+        for word in find_literals(page.read_text(encoding="utf-8")):
             for flag in re.findall(r"(?:^| )--([a-z][\w.-]*)", word):
                 assert flag.removeprefix("no-") in options | NO_FIELD, (page.name, flag)
 
 
-def flags_of(config: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def list_flags(config: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """The flags of a configuration, those of its parts with a dot."""
     for name, field in config.model_fields.items():
         flag = prefix + name.replace("_", "-")
         yield flag
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from flags_of(field.annotation, f"{flag}.")
+            yield from list_flags(field.annotation, f"{flag}.")
 
 
 @pytest.mark.skipif(library.load() is None, reason=f"no kernels: {library.unavailable_reason()}")
@@ -145,25 +146,25 @@ def test_the_calls_on_a_page_are_the_calls(
     )
     stacks: set[tuple[str, ...]] = set()
 
-    def profile(frame: FrameType, event: str, argument: object) -> None:
-        if event == "call" and frame.f_code is library.Library.compute.__code__:
-            stacks.add(stack_of(frame))
+    compute = library.Library.compute
 
-    sys.setprofile(profile)
+    def record(*args: Any, **options: Any) -> Any:
+        stacks.add((*list_calls(sys._getframe(1)), "derivatives/kernels/library.py: Library.compute"))
+        return compute(*args, **options)
+
+    monkeypatch.setattr(library.Library, "compute", record)
     try:
         arguments = "digits --ipc 1 --iterations 1 --syn-steps 2 --model.width 4 --expert.epochs 2 --num-experts 1"
         arguments += " --eval.networks 1 --eval.epochs 1 --eval.full-networks 0 --eval.baseline-lrs 0.01"
         main(["distill", *arguments.split(), "--validate-epochs", "1", "--validate-networks", "1", "--no-estimate"])
     except SystemExit as end:
         status = end.code
-    finally:
-        sys.setprofile(None)
     assert status == 0, capsys.readouterr().err
     assert to_objective + forwards in stacks
     assert to_objective[:-1] + backwards in stacks
 
 
-def stack_of(frame: FrameType) -> tuple[str, ...]:
+def list_calls(frame: FrameType) -> tuple[str, ...]:
     """The functions of limbeck that led to a frame, as `file: name`, the first first."""
     source, calls = Path(limbeck.__file__).parent, []
     caller: FrameType | None = frame

@@ -31,8 +31,8 @@ def test_its_packages_and_arrows_are_those_of_the_source() -> None:
     shown: dict[str, set[str]] = {}
     for name, imports in re.findall(r"^\| `(\w+)` \| .* \| ([\w, ]*?) ?\|$", README, re.MULTILINE):
         if imports.startswith("anything above but "):
-            left_out = set(re.findall(r"\w+", imports.removeprefix("anything above but "))) - {"and"}
-            shown[name] = set(shown) - left_out - {"core"}
+            excluded = set(re.findall(r"\w+", imports.removeprefix("anything above but "))) - {"and"}
+            shown[name] = set(shown) - excluded - {"core"}
         else:
             shown[name] = {word for word in imports.split(", ") if word}
     assert shown == arrows

@@ -84,52 +84,52 @@ class Block(NamedTuple):
     code: str
 
 
-def blocks(page: Path) -> Iterator[Block]:
+def read_blocks(page: Path) -> Iterator[Block]:
     """The blocks of a page in their order."""
     for match in BLOCK.finditer(page.read_text(encoding="utf-8")):
         yield Block(match["why"], match["language"], match["code"])
 
 
-def commands(code: str) -> Iterator[list[str]]:
+def split_commands(code: str) -> Iterator[list[str]]:
     """The words of each command after `$ `, lines that end in a backslash joined; comments are left out."""
     for line in code.replace("\\\n", " ").splitlines():
         if line.startswith("$ "):
             yield shlex.split(line[2:], comments=True)
 
 
-def flags(options: dict[str, Any], prefix: str = "--") -> Iterator[str]:
+def make_flags(options: dict[str, Any], prefix: str = "--") -> Iterator[str]:
     """Options as words of the command line, nested ones with a dot."""
     for name, value in options.items():
         if isinstance(value, dict):
-            yield from flags(value, f"{prefix}{name}.")
+            yield from make_flags(value, f"{prefix}{name}.")
         elif value != ():
             values = value if isinstance(value, tuple) else (value,)
             yield from (f"{prefix}{name}".replace("_", "-"), *map(str, values))
 
 
-def shrunk(options: dict[str, Any], method: str) -> dict[str, Any]:
+def shrink_options(options: dict[str, Any], method: str) -> dict[str, Any]:
     """`options`, and those of `METHOD` that this method has."""
     fields = METHODS[method].config.model_fields
     return {**options, **{name: value for name, value in METHOD.items() if name in fields}}
 
 
-def small_words(command: str, words: list[str]) -> list[str]:
+def make_small_words(command: str, words: list[str]) -> list[str]:
     """The options to append to a command's words."""
     if command not in SMALL:
         return []
     options = SMALL[command]
     if command in ("distill", "estimate"):
         method = words[words.index("--method") + 1] if "--method" in words else "mct"
-        options = shrunk(options, method)
-    return list(flags(options))
+        options = shrink_options(options, method)
+    return list(make_flags(options))
 
 
 def run_limbeck(words: list[str]) -> None:
     """Run one command; an exit status other than 0 fails."""
-    command, *rest = [STAND_IN.get(word, word) for word in words]
+    command, *arguments = [STAND_IN.get(word, word) for word in words]
     status: Any = 0
     try:
-        main([command, *rest, *small_words(command, rest)])
+        main([command, *arguments, *make_small_words(command, arguments)])
     except SystemExit as end:
         status = end.code
     assert status == 0, shlex.join(words)
@@ -147,23 +147,23 @@ def run_command(words: list[str]) -> None:
         pytest.fail(f"a page may show limbeck and make alone, not: {shlex.join(words)}")
 
 
-def forced(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+def force_options(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
     """`function` with `options` over those it is called with."""
 
     @functools.wraps(function)
-    def call(*args: Any, **given: Any) -> Any:
-        small = shrunk(options, given.get("method", "mct")) if "validate_networks" in options else options
+    def call(*args: Any, **keywords: Any) -> Any:
+        small = shrink_options(options, keywords.get("method", "mct")) if "validate_networks" in options else options
         parts = {"model": limbeck.ModelConfig, "expert": limbeck.ExpertConfig, "eval": limbeck.EvalConfig}
         changed = {name: parts[name](**value) if name in parts else value for name, value in small.items()}
-        return function(*args, **{**given, **changed})
+        return function(*args, **{**keywords, **changed})
 
     return call
 
 
-def fit_in_two_steps(*given: Any, **more: Any) -> Any:
+def fit_in_two_steps(*args: Any, **keywords: Any) -> Any:
     """RCIG's own protocol has no option for its number of steps."""
-    short = [arg.model_copy(update={"steps": 2}) if isinstance(arg, RegressionConfig) else arg for arg in given]
-    return fit_targets(*short, **more)
+    short = [arg.model_copy(update={"steps": 2}) if isinstance(arg, RegressionConfig) else arg for arg in args]
+    return fit_targets(*short, **keywords)
 
 
 def make_folder(folder: Path) -> None:
@@ -189,10 +189,10 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that every page's is a copy of."""
     folder = tmp_path_factory.mktemp("desk")
     make_folder(folder)
-    first = next(block for block in blocks(ROOT / "docs" / "first-run.md") if block.language == "console")
+    first = next(block for block in read_blocks(ROOT / "docs" / "first-run.md") if block.language == "console")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for words in commands(first.code):
+        for words in split_commands(first.code):
             run_command(words)
     return folder
 
@@ -208,12 +208,12 @@ def _registries() -> Iterator[None]:
         registry.update(entries)
 
 
-def shown_blocks(page: Path) -> list[Block]:
+def read_run_blocks(page: Path) -> list[Block]:
     """Blocks that are run."""
-    return [block for block in blocks(page) if block.why is None and block.language in ("console", "python")]
+    return [block for block in read_blocks(page) if block.why is None and block.language in ("console", "python")]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if shown_blocks(page)], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [page for page in PAGES if read_run_blocks(page)], ids=lambda page: page.stem)
 def test_what_a_page_shows_runs(
     page: Path,
     desk: Path,
@@ -224,12 +224,12 @@ def test_what_a_page_shows_runs(
     shutil.copytree(desk, tmp_path / "desk")
     monkeypatch.chdir(tmp_path / "desk")
     for name, options in FORCED.items():
-        monkeypatch.setattr(limbeck, name, forced(getattr(limbeck, name), options))
+        monkeypatch.setattr(limbeck, name, force_options(getattr(limbeck, name), options))
     monkeypatch.setattr(regression, "fit_targets", fit_in_two_steps)
     namespace: dict[str, Any] = {"__name__": "__main__"}
-    for block in shown_blocks(page):
+    for block in read_run_blocks(page):
         if block.language == "console":
-            for words in commands(block.code):
+            for words in split_commands(block.code):
                 run_command(words)
         elif ">>>" in block.code:
             test = doctest.DocTestParser().get_doctest(block.code, namespace, page.name, None, 0)
@@ -242,12 +242,14 @@ def test_what_a_page_shows_runs(
 
 
 def test_what_is_not_run_is_marked_and_counted() -> None:
-    marked = Counter((str(page.relative_to(ROOT)), block.why) for page in PAGES for block in blocks(page) if block.why)
+    marked = Counter(
+        (str(page.relative_to(ROOT)), block.why) for page in PAGES for block in read_blocks(page) if block.why
+    )
     assert dict(marked) == NOT_RUN
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_block_is_a_command_python_or_plain_text(page: Path) -> None:
-    assert {block.language for block in blocks(page)} <= PLAIN | {"console", "python"}
+    assert {block.language for block in read_blocks(page)} <= PLAIN | {"console", "python"}
     text = page.read_text(encoding="utf-8")
-    assert len(re.findall(r"^```", text, re.MULTILINE)) == 2 * len(list(blocks(page)))
+    assert len(re.findall(r"^```", text, re.MULTILINE)) == 2 * len(list(read_blocks(page)))
