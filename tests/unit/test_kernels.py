@@ -248,7 +248,7 @@ def test_kernels_that_are_wrong_here_are_refused(model: FlatModel, monkeypatch: 
         return replace(accurate, eps=0.3)
 
     monkeypatch.setattr(choice, "convnet_derivatives", make_wrong)
-    monkeypatch.setattr(choice, "_measurement", choice.measure)
+    monkeypatch.setattr(choice, "_load_or_measure", choice.measure)
     monkeypatch.setenv("LIMBECK_KERNELS", "1")  # not even then
     selected = choose(model, SHAPE, torch.float32, "cpu")
     assert selected.derivatives is None

@@ -1,1 +1,1 @@
-"""Gradients and Hessian-vector products of a loss: by autograd, written out, or compiled."""
+"""Gradients and Hessian-vector products of a loss: by autograd, by explicit formulas, or compiled."""

@@ -97,16 +97,20 @@ def choose(model: FlatModel, shape: Shape, dtype: torch.dtype, device: str) -> C
         return Choice(None, reason, could_be_faster=bool(reason))
     if not isinstance(derivatives, CompiledDerivatives):
         return Choice(derivatives, "")
-    measured = _measurement(derivatives, model, shape)
-    if not measured.is_accurate:
-        text = f"the compiled kernels are wrong on this machine (relative error {measured.error:.1g}) and are not used"
+    measurement = _load_or_measure(derivatives, model, shape)
+    if not measurement.is_accurate:
+        text = (
+            f"the compiled kernels are wrong on this machine (relative error {measurement.error:.1g}) and are not used"
+        )
         return Choice(None, text, could_be_faster=True)
-    if measured.ratio < 1 and switch != "1":
-        return Choice(None, f"autograd is {1 / measured.ratio:.1f} times as fast as compiled kernels for this network")
-    return Choice(derivatives, f"compiled kernels, {measured.ratio:.1f} times as fast as autograd")
+    if measurement.ratio < 1 and switch != "1":
+        return Choice(
+            None, f"autograd is {1 / measurement.ratio:.1f} times as fast as compiled kernels for this network"
+        )
+    return Choice(derivatives, f"compiled kernels, {measurement.ratio:.1f} times as fast as autograd")
 
 
-def _measurement(compiled: CompiledDerivatives, model: FlatModel, shape: Shape) -> Measurement:
+def _load_or_measure(compiled: CompiledDerivatives, model: FlatModel, shape: Shape) -> Measurement:
     """The stored measurement of this library and network on this processor; measured the first time, by one process."""
     network = [*map(list, compiled.blocks), compiled.classes, list(shape), str(compiled.dtype)]
     case = [*network, compiled.library.path.stem, processor(), str(torch.__version__)]
@@ -117,10 +121,10 @@ def _measurement(compiled: CompiledDerivatives, model: FlatModel, shape: Shape) 
         try:
             return Measurement(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError):
-            measured = measure(compiled, model, shape)
+            measurement = measure(compiled, model, shape)
             with suppress(OSError):  # a full disk, say: the next process measures again
-                write_json(path, measured._asdict())
-            return measured
+                write_json(path, measurement._asdict())
+            return measurement
 
 
 PROCESSOR = ("model name", "cpu family", "model", "CPU implementer", "CPU part")  # of /proc/cpuinfo
@@ -156,19 +160,19 @@ def measure(compiled: ExplicitDerivatives, model: FlatModel, shape: Shape) -> Me
         second = loss.hvp(theta, batch, direction, needs)
         return _tensors(loss.gradient(theta, batch), second.theta, second.images)
 
-    errors = [relative_error(ours, exact) for ours, exact in zip(explicit(), by_autograd())]
+    errors = [relative_error(actual, exact) for actual, exact in zip(explicit(), by_autograd())]
     times = [(_seconds(explicit), _seconds(by_autograd)) for _ in range(ROUNDS)]
     fastest = [min(column) for column in zip(*times)]  # the fastest round: other processes may be busy
     return Measurement(max(errors), fastest[1] / fastest[0])
 
 
-def relative_error(ours: torch.Tensor, exact: torch.Tensor) -> float:
+def relative_error(actual: torch.Tensor, exact: torch.Tensor) -> float:
     """|ours - exact| / |exact|; 1e9 where that is not finite, 0 where both are 0.
 
     >>> relative_error(torch.tensor([1.5]), torch.tensor([1.0])), relative_error(torch.zeros(1), torch.zeros(1))
     (0.5, 0.0)
     """
-    difference = float((ours - exact).norm())
+    difference = float((actual - exact).norm())
     if difference == 0:
         return 0.0
     error = difference / max(float(exact.norm()), 1e-30)

@@ -135,15 +135,15 @@ def agree(replayed: Outputs, direct: Outputs, tolerance: float) -> bool:
     """
     if len(replayed) != len(direct):
         return False
-    for ours, exact in zip(replayed, direct):
-        if ours is None or exact is None:
-            if ours is not exact:
+    for actual, exact in zip(replayed, direct):
+        if actual is None or exact is None:
+            if actual is not exact:
                 return False
             continue
-        if ours.shape != exact.shape:
+        if actual.shape != exact.shape:
             return False
         finite = exact.isfinite()
         size = torch.where(finite, exact, 0).norm()
-        if not bool(torch.where(finite, ours - exact, 0).norm() <= tolerance * size):  # false for NaN
+        if not bool(torch.where(finite, actual - exact, 0).norm() <= tolerance * size):  # false for NaN
             return False
     return True

@@ -135,9 +135,9 @@ def _refuse_impure_calls(module: nn.Module, shape: Sequence[int]) -> None:
     """Raises UserError where two calls on two images of `shape` differ, draw random numbers or change a buffer."""
     name, count = type(module).__name__, 2 * prod(shape)
     images = torch.arange(float(count)).cos().view(2, *shape).to(next(module.parameters(), torch.empty(0)))
-    before = {buffer: tensor.clone() for buffer, tensor in module.named_buffers()}
+    buffers = {buffer: tensor.clone() for buffer, tensor in module.named_buffers()}
     results = _call_twice(module, images)
-    changed = [buffer for buffer, tensor in module.named_buffers() if not _same_bits(tensor, before[buffer])]
+    changed = [buffer for buffer, tensor in module.named_buffers() if not _same_bits(tensor, buffers[buffer])]
     if changed:
         raise UserError(
             f"a call of the network {name} changes its buffer '{changed[0]}', which is not among the parameters that "

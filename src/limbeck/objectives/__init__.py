@@ -1,4 +1,4 @@
-"""What methods minimise."""
+"""Objectives: what methods minimise."""
 
 from limbeck.objectives.distance import displacement
 from limbeck.objectives.fit import Fit, Solved, Trained

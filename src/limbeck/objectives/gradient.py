@@ -19,24 +19,24 @@ TensorDistance = Callable[[Tensor, Tensor], Tensor]
 """(gradient, gradient) of one tensor, both (out, ...) -> scalar. A row holds the weights of one output."""
 
 
-def mse(ours: Tensor, target: Tensor) -> Tensor:
+def mse(gradient: Tensor, target: Tensor) -> Tensor:
     """The sum, not the mean, of squared differences; the name is that of the papers."""
-    return reproducible_sum((ours - target).square())
+    return reproducible_sum((gradient - target).square())
 
 
-def l1(ours: Tensor, target: Tensor) -> Tensor:
+def l1(gradient: Tensor, target: Tensor) -> Tensor:
     """The sum of absolute differences."""
-    return reproducible_sum((ours - target).abs())
+    return reproducible_sum((gradient - target).abs())
 
 
-def l1_mean(ours: Tensor, target: Tensor) -> Tensor:
+def l1_mean(gradient: Tensor, target: Tensor) -> Tensor:
     """The mean absolute difference of every row, summed over rows."""
-    return (ours - target).abs().flatten(1).mean(1).sum()
+    return (gradient - target).abs().flatten(1).mean(1).sum()
 
 
-def cosine(ours: Tensor, target: Tensor) -> Tensor:
+def cosine(gradient: Tensor, target: Tensor) -> Tensor:
     """1 - cosine of every row, summed over rows (DC, equation 10, with its released guard of 1e-6)."""
-    a, b = ours.flatten(1), target.flatten(1)
+    a, b = gradient.flatten(1), target.flatten(1)
     norms = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
     distance: Tensor = (1 - (a * b).sum(1) / (norms + 1e-6)).sum()
     return distance

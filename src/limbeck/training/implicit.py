@@ -153,8 +153,8 @@ def conjugate_gradient(matvec: Callable[[Tensor], Tensor], rhs: Tensor, toleranc
         product = matvec(direction)
         length = square / (direction * product).sum()
         x, residual = x + length * direction, residual - length * product
-        before, square = square, residual.square().sum()
-        direction = residual + square / before * direction
+        previous, square = square, residual.square().sum()
+        direction = residual + square / previous * direction
     return x
 
 
