@@ -82,23 +82,13 @@ def choose_defaults(options: type[Run], prog: str, arguments: Sequence[str]) -> 
     if recipe.experts is not None:  # the store says how many there are
         values.pop("num_experts", None)
     job = {name: value for name, value in values.items() if name in JobConfig.model_fields}
-    settings = {name: value for name, value in values.items() if name in method.config.model_fields}
+    job["model"] = ModelConfig(**job.get("model", {}))
+    job["expert"] = ExpertConfig(**{**method.expert_defaults, **job.get("expert", {})})
+    job["eval"] = EvalConfig(**job.get("eval", {}))
+    settings = method.config(**{name: value for name, value in values.items() if name in method.config.model_fields})
     box = Annotated[MethodConfig, arg(name=method.name), OmitArgPrefixes]
     model: Any = create_model(options.__name__, __base__=options, settings=(box, ...), __doc__=options.__doc__)
-    return cast(
-        "Run",
-        make_default(
-            model,
-            method=method.name,
-            settings=method.config(**settings),
-            **{
-                **job,
-                "model": ModelConfig(**job.get("model", {})),
-                "expert": ExpertConfig(**{**method.expert_defaults, **job.get("expert", {})}),
-                "eval": EvalConfig(**job.get("eval", {})),
-            },
-        ),
-    )
+    return cast("Run", make_default(model, method=method.name, settings=settings, **job))
 
 
 def _job_options(args: Run) -> dict[str, Any]:
