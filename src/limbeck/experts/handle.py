@@ -50,7 +50,7 @@ class Experts:
 
     @classmethod
     def of_store(cls, task: Task, path: Path, count: int | None, seed: int, kind: Kind) -> Experts:
-        """The experts of a store that the user named: the first `count`, or all.
+        """Return the first `count` experts of a store that the user named, or all of them.
 
         Raises UserError where the store is another task's, holds too few experts, or none with trajectories of `kind`.
         """
@@ -74,11 +74,11 @@ class Experts:
 
     @property
     def indices(self) -> list[int]:
-        """Which experts of the store these are."""
+        """The indices of these experts in the store."""
         return list(self.store.indices()[: self.count])
 
     def missing(self) -> list[int]:
-        """Which of them are yet to be trained; nothing is written to find out."""
+        """Return the indices of the experts that are not trained yet; this writes nothing."""
         if self.is_user_store:
             return []
         finished = Store.open(self.path).indices() if (self.path / "store.json").exists() else []
@@ -92,7 +92,7 @@ class Experts:
 
     @cached_property
     def loaded(self) -> list[Expert]:
-        """The experts from their files, whose checksums are verified once; recorded parameters stay in the files."""
+        """The experts, read from their files and verified once; recorded parameters stay in the files."""
         experts = [self.store.read(index, lazy=True) for index in self.indices]
         if any(expert.trajectory(self.kind) is None for expert in experts):
             remedy = "'limbeck convexify' it" if self.kind == "convex" else "train with '--keep recorded'"

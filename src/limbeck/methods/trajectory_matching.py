@@ -211,8 +211,7 @@ class WithTeacherLabels:
     before: Callable[[SyntheticSet], SyntheticSet] | None = None
 
     def __call__(self, synthetic: SyntheticSet) -> SyntheticSet:
-        changed = synthetic if self.before is None else self.before(synthetic)
-        evaluated = changed.snapshot()
+        evaluated = (synthetic if self.before is None else self.before(synthetic)).snapshot()
         model, trajectories = self.inputs.task.logits, self.inputs.trajectories
         thetas = [path.at(min(self.t, path.end)) for path in trajectories]
         probabilities = torch.stack([predict_logits(model, theta, evaluated.images).softmax(1) for theta in thetas])
