@@ -15,10 +15,12 @@ from latex2mathml.converter import convert
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from sphinx.util.docutils import SphinxDirective
+from sphinx.util.logging import getLogger
 
 import limbeck
 from limbeck.cli.commands import COMMANDS, find_command
 
+logger = getLogger(__name__)
 project = "limbeck"
 copyright = "the limbeck authors"
 version = release = limbeck.__version__
@@ -170,15 +172,23 @@ class Options(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(rows))
 
 
+def to_mathml(node: Any, display: str) -> str:
+    """A formula as MathML, which browsers show without a script; warns of a command that is not known."""
+    mathml: str = convert(node.astext(), display=display)
+    if unknown := re.search(r">(\\\w+)", mathml):
+        logger.warning("unknown command %s in a formula", unknown[1], location=node)
+    return mathml
+
+
 def visit_inline_math(self: Any, node: Any) -> None:
     """A formula in a sentence."""
-    self.body.append(convert(node.astext()))
+    self.body.append(to_mathml(node, "inline"))
     raise SkipNode
 
 
 def visit_block_math(self: Any, node: Any) -> None:
     """A formula of its own."""
-    self.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+    self.body.append(f'<div class="math">{to_mathml(node, "block")}</div>')
     raise SkipNode
 
 
