@@ -82,9 +82,9 @@ def expert(task: Task, expert_config: ExpertConfig) -> Expert:
 @pytest.fixture
 def store(tmp_path: Path, task: Task, expert: Expert, expert_config: ExpertConfig) -> Store:
     """A store that holds the expert as number 0."""
-    made = Store.create(tmp_path / "store", describe_experts(task, expert_config, seed=7))
-    made.write(0, expert)
-    return made
+    store = Store.create(tmp_path / "store", describe_experts(task, expert_config, seed=7))
+    store.write(0, expert)
+    return store
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import pytest
 import limbeck
 
 SOURCE = Path(limbeck.__file__).parent
+TESTS = Path(__file__).parents[1]
 
 # What each folder may import beside core; a new folder gets its arrows here.
 ARROWS = {
@@ -77,15 +78,15 @@ def imports(node: ast.AST) -> Iterator[str]:
 
 def part_of(module: str) -> str:
     """limbeck.data.images -> data, limbeck -> __init__, torch.nn -> torch."""
-    first, *rest = module.split(".")
-    return first if first != "limbeck" else rest[0] if rest else "__init__"
+    first, *parts = module.split(".")
+    return first if first != "limbeck" else parts[0] if parts else "__init__"
 
 
-MODULES = {name: {found for found in imports(tree) if found in TREES} - {name} for name, tree in TREES.items()}
+MODULES = {name: {module for module in imports(tree) if module in TREES} - {name} for name, tree in TREES.items()}
 PARTS: dict[str, set[str]] = {}
 for _name, _tree in TREES.items():
-    _found = {part_of(each) for each in imports(_tree) if not each.startswith("limbeck") or each in TREES}
-    PARTS.setdefault(part_of(_name), set()).update(_found - {part_of(_name), "__init__"})
+    _imported = {part_of(module) for module in imports(_tree) if not module.startswith("limbeck") or module in TREES}
+    PARTS.setdefault(part_of(_name), set()).update(_imported - {part_of(_name), "__init__"})
 
 
 def test_the_parser_sees_imports_that_are_there() -> None:
@@ -165,6 +166,32 @@ def test_public_functions_and_classes_have_docstrings(name: str) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_files_are_short(name: str) -> None:
     assert len(FILES[name].read_text(encoding="utf-8").splitlines()) <= 400
+
+
+NO_NAMES = {
+    *("made", "held", "found", "each", "said", "told", "asked", "known", "given", "more", "rest", "kept", "taken"),
+    *("tried", "wanted", "seen"),
+}
+JSON_FIELDS = {("limbeck.core.records", "kept"), ("limbeck.core.records", "more")}  # names in files of before
+CHECKED = {**TREES, **{path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in TESTS.rglob("*.py")}}
+
+
+def bound_names(node: ast.AST) -> Iterator[str]:
+    """The names of variables, arguments, functions and classes below a node."""
+    for child in ast.walk(node):
+        if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
+            yield child.id
+        elif isinstance(child, ast.arg):
+            yield child.arg
+        elif isinstance(child, ast.FunctionDef | ast.ClassDef):
+            yield child.name
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_names_are_nouns_and_verbs(name: str) -> None:
+    """A participle or a pronoun does not say what a variable holds."""
+    names = {bound.strip("_") for bound in bound_names(CHECKED[name])}
+    assert {bound for bound in names & NO_NAMES if (name, bound) not in JSON_FIELDS} == set()
 
 
 GLOBAL = re.compile(r"\btorch\.(cuda\.)?(manual_seed|seed)\b|\b(np|numpy)\.random\.|\brandom\.seed\b")

@@ -66,10 +66,10 @@ def test_hvp_of_any_network_equals_double_backward_in_torchs_own_order(name: str
     (expected,) = torch.autograd.grad(value, leaves[0], create_graph=True)
     second = torch.autograd.grad(expected @ direction, leaves)
     assert (Loss(loss).gradient(theta, batch) - expected).norm() <= 1e-12 * expected.norm()
-    for wanted in (NeedsGrad(True, True, True), NeedsGrad(False, True, False), NeedsGrad(True, False, False)):
-        found = Loss(loss).hvp(theta, batch, direction, wanted)
-        torch.testing.assert_close(found.directional, (expected @ direction).detach(), rtol=1e-12, atol=1e-14)
-        for derivative, exact, want in zip(found[1:], second, wanted):
+    for needs in (NeedsGrad(True, True, True), NeedsGrad(False, True, False), NeedsGrad(True, False, False)):
+        hvp = Loss(loss).hvp(theta, batch, direction, needs)
+        torch.testing.assert_close(hvp.directional, (expected @ direction).detach(), rtol=1e-12, atol=1e-14)
+        for derivative, exact, want in zip(hvp[1:], second, needs):
             assert (derivative is not None) == want
             assert derivative is None or (derivative - exact).norm() <= 1e-12 * exact.norm()
 

@@ -63,11 +63,11 @@ def field(task: Task, step: Any, augment: Any) -> Any:
     [("mtt_step", Backprop()), ("mtt_step", Replay()), ("released_step", Replay(curvature=False, image_gain=0.5))],
 )
 def test_the_fields_step_is_the_adjoint(task: Task, step: str, adjoint: Adjoint) -> None:
-    found = field(task, getattr(reference, step), task.augment)
+    result = field(task, getattr(reference, step), task.augment)
     loss, images, lr = ours(task, adjoint)
-    assert found.loss == pytest.approx(loss, rel=1e-10)
-    assert found.lr == pytest.approx(lr, rel=1e-10)
-    assert float((found.images - images).norm() / images.norm()) < 1e-10
+    assert result.loss == pytest.approx(loss, rel=1e-10)
+    assert result.lr == pytest.approx(lr, rel=1e-10)
+    assert float((result.images - images).norm() / images.norm()) < 1e-10
 
 
 def test_the_two_steps_differ(task: Task) -> None:
@@ -91,8 +91,8 @@ def test_both_augmentations_choose_the_same_families(task: Task) -> None:
     strategy = task.augment.strategy
     images = task.train[0][:5]
     for seed in range(12):
-        made = reference.reference_dsa(images, seed, strategy)
-        torch.testing.assert_close(made, task.augment(images, seed), rtol=1e-4, atol=1e-5)
+        output = reference.reference_dsa(images, seed, strategy)
+        torch.testing.assert_close(output, task.augment(images, seed), rtol=1e-4, atol=1e-5)
 
 
 def test_the_fields_expert_trains_in_as_many_steps(task: Task) -> None:
@@ -149,9 +149,9 @@ def test_sides_alternate_and_are_compared_pair_by_pair() -> None:
 def test_the_childs_peak_is_its_own() -> None:
     """Neither what the parent holds nor what the child holds before it starts is counted."""
     ballast = bytearray(80 << 20)
-    found = measure.in_child("benchmarks.measure", "fill", {"megabytes": 100})
+    result = measure.in_child("benchmarks.measure", "fill", {"megabytes": 100})
     del ballast
-    assert 95 < found["peak_mb"] < 120
+    assert 95 < result["peak_mb"] < 120
 
 
 def test_flops_are_those_of_the_convolutions() -> None:
@@ -168,14 +168,14 @@ def test_the_benchmark_for_a_gpu_runs_on_a_processor(
     device: Any = importlib.import_module("benchmarks.device")
     monkeypatch.setattr(sys, "argv", ["device", "--device", "cpu", "--quick", "--out", str(tmp_path)])
     device.main()
-    made = json.loads((tmp_path / "device.json").read_text())["cases"]["quick"]
+    output = json.loads((tmp_path / "device.json").read_text())["cases"]["quick"]
     table = capsys.readouterr().out
     for what in ("expert", "student, ipc 1", "evaluation, ipc 1"):
-        assert list(made["jobs"][what]["median_seconds"]) == ["eager float32", "ours float32"]
+        assert list(output["jobs"][what]["median_seconds"]) == ["eager float32", "ours float32"]
         assert f"quick, {what}, n = 1" in table
     assert "left out" not in table
-    assert made["check"]["ours float32"]["relative_difference"] < 1e-4
-    assert all(side["same_bits_again"] for side in made["check"].values())
+    assert output["check"]["ours float32"]["relative_difference"] < 1e-4
+    assert all(side["same_bits_again"] for side in output["check"].values())
     ends = {name: device.expert(way, 0) for name, way in device.ways(device.QUICK, "cpu").items()}
     exact = ends.pop("eager float32")
     start = next(iter(device.ways(device.QUICK, "cpu").values())).task.model.init(0)

@@ -73,7 +73,9 @@ def test_every_method_is_estimated_without_a_trace(method: str, tmp_path: Path) 
     assert files(tmp_path) == {}
 
 
-def test_what_is_there_is_not_counted(tmp_path: Path) -> None:
+def test_what_is_there_is_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every call takes a second, so that the load of the machine is no part of it."""
+    monkeypatch.setattr("limbeck.jobs.estimate._seconds", lambda call, device: 1.0)
     out = tmp_path / "run"
     before = estimate(job_of(out))
     limbeck.distill("digits", out=out, **SMALL, **TRAJECTORY)
@@ -163,13 +165,13 @@ def call(*words: object, status: int = 0) -> None:
 def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     call("estimate", "digits", *WORDS)
-    told = capsys.readouterr()
-    assert told.out.startswith("about ")
-    assert told.err == ""
+    captured = capsys.readouterr()
+    assert captured.out.startswith("about ")
+    assert captured.err == ""
     call("estimate", "digits", *WORDS, "--json")
-    found = json.loads(capsys.readouterr().out)
-    assert list(found["stages"]) == ["experts", "distill", "evaluate"]
-    assert found["seconds"] == pytest.approx(sum(found["stages"].values()), abs=0.1)
+    value = json.loads(capsys.readouterr().out)
+    assert list(value["stages"]) == ["experts", "distill", "evaluate"]
+    assert value["seconds"] == pytest.approx(sum(value["stages"].values()), abs=0.1)
     call("estimate", "digits", "--method", "dream", "--factor", "2", *WORDS[6:8], *WORDS[10:], "--json")
     assert "experts" not in json.loads(capsys.readouterr().out)["stages"]
     assert files(tmp_path) == {}
@@ -178,8 +180,8 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeyp
 @pytest.mark.parametrize("words", [["--ipc", "0"], ["--method", "nope"], ["--init", "forgetting", "--method", "dream"]])
 def test_the_command_refuses_what_distill_refuses(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     call("estimate", "digits", *words, status=2)
-    told = capsys.readouterr()
-    assert (told.out, told.err.count("\n")) == ("", 1)
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
 
 
 def test_long_commands_say_first_how_long(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -200,28 +202,28 @@ def test_long_commands_say_first_how_long(capsys: pytest.CaptureFixture[str], tm
     for name in ("set-last.safetensors", "set-chosen.safetensors", "previews/last.png"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
     call("evaluate", first, "--no-estimate", "--json")
-    told = capsys.readouterr()
-    assert not told.err.startswith("about ")
+    captured = capsys.readouterr()
+    assert not captured.err.startswith("about ")
     call("evaluate", first, "--json")
-    assert json.loads(capsys.readouterr().out) == json.loads(told.out)
+    assert json.loads(capsys.readouterr().out) == json.loads(captured.out)
 
 
 def test_results_are_the_same_with_and_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Experts, baselines, losses and sets, each made anew: bit for bit."""
-    made = []
-    for name, more in (("with", []), ("without", ["--no-estimate"])):
+    results = []
+    for name, words in (("with", []), ("without", ["--no-estimate"])):
         monkeypatch.setenv("LIMBECK_HOME", str(tmp_path / name / "home"))
-        call("distill", "digits", *WORDS, "--out", tmp_path / name / "run", *more)
-        kept = files(tmp_path / name)
-        log = [json.loads(line) for line in kept["run/log.jsonl"].decode().splitlines()]
+        call("distill", "digits", *WORDS, "--out", tmp_path / name / "run", *words)
+        content = files(tmp_path / name)
+        log = [json.loads(line) for line in content["run/log.jsonl"].decode().splitlines()]
         steps = [(line["step"], line["loss"], line["lr"]) for line in log if line["event"] == "step"]
-        same = {file: held for file, held in kept.items() if file.endswith((".safetensors", ".png"))}
-        same |= {file: held for file, held in kept.items() if "home" in file and file.endswith(".json")}
+        same = {file: data for file, data in content.items() if file.endswith((".safetensors", ".png"))}
+        same |= {file: data for file, data in content.items() if "home" in file and file.endswith(".json")}
         same.pop("run/state.safetensors")  # it holds the seconds
-        made.append((steps, same))
-    assert made[0][0] == made[1][0]
-    assert {file for file in made[0][1] if made[0][1][file] != made[1][1].get(file)} == set()
-    assert len(made[0][1]) >= 9
+        results.append((steps, same))
+    assert results[0][0] == results[1][0]
+    assert {file for file in results[0][1] if results[0][1][file] != results[1][1].get(file)} == set()
+    assert len(results[0][1]) >= 9
 
 
 def test_an_estimate_that_fails_does_not_stop_the_work() -> None:

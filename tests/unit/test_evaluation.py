@@ -40,13 +40,13 @@ def test_the_step_size_that_does_best_on_validation_is_chosen(task: Task, turn: 
 
 def test_scores_are_those_of_one_network_after_the_other(task: Task) -> None:
     config, make = EvalConfig(networks=3, epochs=5), real_images(task, "random", 2)
-    tried, before = make_trials(task, make, config.schedule(0.05), 3, seed=1), torch.get_num_threads()
+    trials, before = make_trials(task, make, config.schedule(0.05), 3, seed=1), torch.get_num_threads()
     torch.set_num_threads(2)  # two at a time, whatever the tests were started with
     try:
-        together = [score.accuracy for score in run_trials(task, tried, task.validation)]
+        together = [score.accuracy for score in run_trials(task, trials, task.validation)]
     finally:
         torch.set_num_threads(before)
-    alone = [run_trials(task, [trial], task.validation)[0].accuracy for trial in tried]
+    alone = [run_trials(task, [trial], task.validation)[0].accuracy for trial in trials]
     assert together == pytest.approx(alone, abs=0.03)  # threads differ, and so does rounding
     assert max(alone) - min(alone) > 0.06  # else any order would do
     assert evaluate_set(task, make, config.schedule(0.05), 3, task.validation, 1).n == 3
@@ -58,7 +58,7 @@ def test_one_network_has_no_deviation() -> None:
 
 
 @pytest.mark.parametrize(
-    ("own", "model", "wanted"),
+    ("own", "model", "expected"),
     [
         ({"name": "convnet", "width": 8, "depth": 2}, None, ModelConfig(width=8, depth=2)),
         ({"name": "convnet", "width": 8, "depth": 2}, ModelConfig(name="same"), ModelConfig(width=8, depth=2)),
@@ -72,8 +72,8 @@ def test_one_network_has_no_deviation() -> None:
         ({"name": "mlp"}, ModelConfig(name="same", width=4), ModelConfig(name="mlp", width=4)),
     ],
 )
-def test_the_network_is_the_sets_own_with_the_options_given(own: Any, model: Any, wanted: ModelConfig) -> None:
-    assert evaluated_network(own, model) == wanted
+def test_the_network_is_the_sets_own_with_the_options_given(own: Any, model: Any, expected: ModelConfig) -> None:
+    assert evaluated_network(own, model) == expected
 
 
 def test_the_task_says_what_its_figures_depend_on(task: Task) -> None:

@@ -21,7 +21,7 @@ def test_training_on_the_set_is_differentiated_through(digits: ImageData, width:
     task = make_task(digits, ModelConfig(width=width))
     images, hot = task.train[0][:5], torch.eye(10)[task.train[1][:5]]
     plain = CrossEntropy(task.model, task.augment)
-    found = []
+    gradients = []
     for student in (
         Trained(task.model, task.loss, 3, adjoint=Replay()),
         Trained(task.model, plain, 3, adjoint=Backprop()),
@@ -29,7 +29,7 @@ def test_training_on_the_set_is_differentiated_through(digits: ImageData, width:
         synthetic = SyntheticSet.from_images(images, hot, 0.05, ("images", "labels", "log_lr"))
         loss = Fit(student, task.train, 64)(synthetic, 0, 0)
         loss.backward()
-        found.append([loss.detach(), *(parameter.grad for parameter in synthetic.parameters().values())])
-    for ours, wanted in zip(*found):
-        assert wanted.norm() > 0
-        assert (ours - wanted).norm() <= 1e-4 * wanted.norm()
+        gradients.append([loss.detach(), *(parameter.grad for parameter in synthetic.parameters().values())])
+    for ours, theirs in zip(*gradients):
+        assert theirs.norm() > 0
+        assert (ours - theirs).norm() <= 1e-4 * theirs.norm()

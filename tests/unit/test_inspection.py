@@ -25,25 +25,25 @@ def points() -> torch.Tensor:
 
 
 def test_cosines_and_distances_equal_numpy() -> None:
-    held = points().double().numpy()
-    updates = np.diff(held, axis=0)
+    array = points().double().numpy()
+    updates = np.diff(array, axis=0)
     cosines = cosine_of_updates(points()).numpy()
     for i, a in enumerate(updates):
         for j, b in enumerate(updates):
             assert cosines[i, j] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
-    line, away = held[-1] - held[0], distance_to_line(points()).numpy()
-    for k, point in enumerate(held):
-        nearest = min(np.linalg.norm(point - held[0] - s * line) for s in np.linspace(-2, 3, 20001))
+    line, away = array[-1] - array[0], distance_to_line(points()).numpy()
+    for k, point in enumerate(array):
+        nearest = min(np.linalg.norm(point - array[0] - s * line) for s in np.linspace(-2, 3, 20001))
         assert away[k] * np.linalg.norm(line) == pytest.approx(nearest, abs=1e-3)
     assert (away[0], away[-1]) == pytest.approx((0, 0), abs=1e-12)
 
 
 def test_the_plane_keeps_most_of_the_spread() -> None:
     """No other plane explains more: the shares are the two greatest eigenvalues of the covariance."""
-    found = plane(points(), {"recorded": Recorded(points())})
+    projection = plane(points(), {"recorded": Recorded(points())})
     values = np.linalg.eigvalsh(np.cov(points().double().numpy().T))[::-1]
-    assert found.explained == pytest.approx(values[:2] / values.sum())
-    across = np.array(found.paths["recorded"]).var(axis=1, ddof=1)
+    assert projection.explained == pytest.approx(values[:2] / values.sum())
+    across = np.array(projection.paths["recorded"]).var(axis=1, ddof=1)
     assert across == pytest.approx(values[:2])
 
 

@@ -86,7 +86,7 @@ def rows(run: Path) -> Any:
 
 def pixels(run: Path) -> list[torch.Tensor]:
     sets = [limbeck.load(run / name) for name in SETS]
-    return [tensor for each in sets for tensor in (each.images, torch.tensor(each.lr))]
+    return [tensor for distilled in sets for tensor in (distilled.images, torch.tensor(distilled.lr))]
 
 
 def bits(run: Path) -> list[bytes]:
@@ -130,8 +130,8 @@ def test_results_have_the_schema_of_the_contract(run: Path, home: Path) -> None:
     assert {"experts", "distill", "evaluate"} <= set(results["seconds"])
     assert all(isinstance(value, float) and value >= 0 for value in results["seconds"].values())
     store = next(iter((home / "experts").iterdir()))
-    held = sum(file.stat().st_size for file in sorted(store.glob("expert-*"))[:2])
-    assert results["bytes"] == {"experts": held, "set": (run / "set-chosen.safetensors").stat().st_size}
+    stored = sum(file.stat().st_size for file in sorted(store.glob("expert-*"))[:2])
+    assert results["bytes"] == {"experts": stored, "set": (run / "set-chosen.safetensors").stat().st_size}
 
 
 def test_chosen_is_the_first_best_by_validation(run: Path) -> None:
@@ -194,15 +194,15 @@ def test_experts_are_found_again(run: Path, home: Path, tmp_path: Path) -> None:
 
 
 def experts(**options: Any) -> limbeck.Store:
-    given = {name: TINY[name] for name in ("num_experts", "model", "expert")}
-    return limbeck.train_experts("digits", **{**given, "num_experts": 1, **options})
+    options_of_experts = {name: TINY[name] for name in ("num_experts", "model", "expert")}
+    return limbeck.train_experts("digits", **{**options_of_experts, "num_experts": 1, **options})
 
 
 def test_more_experts_only_add_what_is_missing(own_home: Path) -> None:
     first = stamps(experts().path)
-    more = experts(num_experts=3)
-    assert more.indices() == [0, 1, 2]
-    assert first.items() <= stamps(more.path).items()
+    larger = experts(num_experts=3)
+    assert larger.indices() == [0, 1, 2]
+    assert first.items() <= stamps(larger.path).items()
 
 
 def test_an_expert_does_not_depend_on_those_before_it(own_home: Path, tmp_path: Path) -> None:
@@ -254,12 +254,12 @@ def test_a_given_store_gives_the_same_set(run: Path, tmp_path: Path) -> None:
 )
 def test_every_option_goes_all_the_way(run: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     path = job(tmp_path / "run", **options)
-    made = limbeck.load(path / "set-last.safetensors")
-    assert made.images.shape == (10 * options.get("ipc", 1), 1, 8, 8)
-    assert made.hard_labels().bincount().tolist() == [options.get("ipc", 1)] * 10
-    assert made.images.isfinite().all()
-    assert not torch.equal(made.images, limbeck.load(run / "set-last.safetensors").images)
-    assert made.preprocess.kind == options.get("preprocess", "normalise")
+    distilled = limbeck.load(path / "set-last.safetensors")
+    assert distilled.images.shape == (10 * options.get("ipc", 1), 1, 8, 8)
+    assert distilled.hard_labels().bincount().tolist() == [options.get("ipc", 1)] * 10
+    assert distilled.images.isfinite().all()
+    assert not torch.equal(distilled.images, limbeck.load(run / "set-last.safetensors").images)
+    assert distilled.preprocess.kind == options.get("preprocess", "normalise")
     assert len(rows(path)) == 5
 
 
@@ -307,8 +307,8 @@ def test_data_without_validation_images_is_refused(tmp_path: Path) -> None:
 def test_evaluate_takes_a_run_a_file_and_a_set(run: Path) -> None:
     of_run = limbeck.evaluate(run, networks=2)
     assert [row.which for row in of_run] == ["last", "chosen"]
-    for row, held in zip(of_run, rows(run)):
-        assert row.to_json() == held  # the same seeds, the same protocol
+    for row, stored in zip(of_run, rows(run)):
+        assert row.to_json() == stored  # the same seeds, the same protocol
     assert limbeck.evaluate(run / "set-last.safetensors", networks=2) == of_run[:1]
     assert limbeck.evaluate(limbeck.load(run), networks=2) == of_run[1:]
     other = limbeck.evaluate(run / "set-last.safetensors", networks=1, epochs=1, model=ModelConfig(name="mlp", width=8))
@@ -316,10 +316,10 @@ def test_evaluate_takes_a_run_a_file_and_a_set(run: Path) -> None:
 
 
 def test_the_set_is_a_dataset_in_pixel_space_too(run: Path) -> None:
-    made = limbeck.load(run)
-    image, label = made.dataset()[3]
+    distilled = limbeck.load(run)
+    image, label = distilled.dataset()[3]
     assert (image.shape, int(label)) == ((1, 8, 8), 3)
-    torch.testing.assert_close(made.preprocess.apply(made.pictures()), made.images, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(distilled.preprocess.apply(distilled.pictures()), distilled.images, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -461,11 +461,11 @@ def test_experts_weaker_than_the_start_are_named(tmp_path: Path) -> None:
         listen=heard.append,
         **options,
     )
-    said, far = (event["text"] for event in heard if event["event"] == "warning")
-    assert "the experts reach" in said
-    assert "train the experts longer" in said
+    warning, far = (event["text"] for event in heard if event["event"] == "warning")
+    assert "the experts reach" in warning
+    assert "train the experts longer" in warning
     assert "goes far past its target" in far  # which is next to the start
-    assert said in (run / "log.jsonl").read_text()
+    assert warning in (run / "log.jsonl").read_text()
     heard.clear()
     good = limbeck.ExpertConfig(epochs=4, lr=0.05, batch_size=16)
     limbeck.distill(
@@ -483,15 +483,15 @@ def test_experts_weaker_than_the_start_are_named(tmp_path: Path) -> None:
 def test_the_full_data_figure_is_shared_by_runs_that_differ_in_other_things(own_home: Path, tmp_path: Path) -> None:
     """It costs the most of all; a protocol of its own makes another one."""
 
-    def kept(kind: str) -> int:
+    def count_rows(kind: str) -> int:
         return len(list((own_home / "baselines").glob(f"*-{kind}-*.json")))
 
     job(tmp_path / "one")
     longer = EvalConfig(**{**TINY["eval"].model_dump(), "epochs": 6})
     job(tmp_path / "two", ipc=2, eval=longer)
-    assert (kept("full"), kept("random"), kept("kmeans")) == (1, 2, 2)
+    assert (count_rows("full"), count_rows("random"), count_rows("kmeans")) == (1, 2, 2)
     job(tmp_path / "three", eval=EvalConfig(**{**TINY["eval"].model_dump(), "full_epochs": 2}))
-    assert (kept("full"), kept("random"), kept("kmeans")) == (2, 2, 2)
+    assert (count_rows("full"), count_rows("random"), count_rows("kmeans")) == (2, 2, 2)
 
 
 def test_two_processes_do_not_work_on_one_run(tmp_path: Path) -> None:
@@ -526,5 +526,5 @@ def test_bfloat16_is_another_run_with_experts_and_baselines_of_its_own(own_home:
         limbeck.distill("digits", out=tmp_path / precision, precision=precision, **TINY)
     assert len(list((own_home / "experts").iterdir())) == 2
     assert len(list((own_home / "baselines").iterdir())) == 6
-    held = json.loads((tmp_path / "bfloat16" / "run.json").read_text())
-    assert held["config"]["precision"] == "bfloat16"
+    stored = json.loads((tmp_path / "bfloat16" / "run.json").read_text())
+    assert stored["config"]["precision"] == "bfloat16"

@@ -45,9 +45,9 @@ EXPERTS: dict[str, Any] = {
 }
 
 
-def _row(name: str, which: str | None, mean: float | None, std: float | None = 0.01, **more: Any) -> dict[str, Any]:
+def _row(name: str, which: str | None, mean: float | None, std: float | None = 0.01, **fields: Any) -> dict[str, Any]:
     row = {"set": name, "which": which, "model": "convnet", "split": "test", "n": 5}
-    return {**row, "accuracy_mean": mean, "accuracy_std": std, **more}
+    return {**row, "accuracy_mean": mean, "accuracy_std": std, **fields}
 
 
 RESULTS: dict[str, Any] = {
@@ -366,11 +366,13 @@ def test_the_report_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize(("kept", "said"), [("convex", "Experts, convexified"), ("recorded", "Experts, every epoch")])
-def test_the_report_says_what_of_the_experts_was_kept(tmp_path: Path, kept: str, said: str) -> None:
+@pytest.mark.parametrize(
+    ("form", "sentence"), [("convex", "Experts, convexified"), ("recorded", "Experts, every epoch")]
+)
+def test_the_report_says_what_of_the_experts_was_kept(tmp_path: Path, form: str, sentence: str) -> None:
     run = _complete(tmp_path / "run")
     experts = json.loads((run / "experts.json").read_text())
-    (run / "experts.json").write_text(json.dumps({**experts, "kept": kept}))
+    (run / "experts.json").write_text(json.dumps({**experts, "kept": form}))
     page = write_report(run).read_text()
-    assert said in page
-    assert ("not stored, for comparison" in page) == (kept == "convex")
+    assert sentence in page
+    assert ("not stored, for comparison" in page) == (form == "convex")

@@ -117,8 +117,8 @@ def _read_optional(model: type[R], path: Path, meaning: str, missing: list[str])
 def _tell(path: Path, faults: list[str], missing: list[str]) -> None:
     """Name at most five parts of a file that were left out."""
     if faults:
-        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
-        missing.append(f"{path.name}: these parts are damaged and left out: {', '.join(faults[:5])}{more}.")
+        others = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+        missing.append(f"{path.name}: these parts are damaged and left out: {', '.join(faults[:5])}{others}.")
 
 
 def _read_log(path: Path, missing: list[str]) -> tuple[dict[int, StepLine], dict[str, list[ValidationLine]]]:
