@@ -48,26 +48,30 @@ import os, signal, sys
 from importlib.abc import MetaPathFinder
 from limbeck.cli.main import main
 
+module = sys.argv[1]
+
 class Interrupt(MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name == sys.argv[1]:
+        if name == module:
+            sys.meta_path.remove(self)  # once
             os.kill(os.getpid(), signal.SIGINT)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.meta_path.insert(0, Interrupt())
-main(sys.argv[2:])
+del sys.argv[0]
+main()
 """
 
 
 @pytest.mark.parametrize(
     "module",
     [
-        *("limbeck.cli.commands", "json", "limbeck.core.errors", "tyro", "limbeck.cli.common"),
-        *("torch", "torch.nn", "limbeck.jobs.job"),
+        *("limbeck.cli.interrupt", "limbeck.cli.commands", "json", "limbeck.core.errors", "tyro", "limbeck.cli.common"),
+        *("datetime", "torch", "torch.nn", "limbeck.jobs.job"),
     ],
 )
 def test_ctrl_c_while_it_starts(module: str) -> None:
-    """Forty lines of torch's traceback otherwise."""
+    """Tracebacks otherwise: forty lines of torch's, and a panic of pydantic's core, which imports datetime."""
     words = [sys.executable, "-c", INTERRUPTED, module, "distill", "digits"]
     real = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert (real.returncode, real.stdout) == (130, "")

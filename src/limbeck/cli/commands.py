@@ -12,6 +12,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from limbeck.cli.interrupt import raise_on_interrupt
 from limbeck.core.errors import UserError, suggest_names
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def _run_command(name: str, arguments: list[str]) -> int:
     from limbeck.cli.screen import Screen
 
     keep_freed_memory()
+    raise_on_interrupt()
     with Screen() as screen:
         result = command.run(args, screen)
     _show(result, args.as_json)

@@ -14,18 +14,22 @@ os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
 # instead of 0.3 s where other processes want the same cores (docs/LOG.md).
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-INTERRUPTED = "interrupted; the same command goes on where it stopped."
-
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command and exit: status 0, 2 for a user's mistake, 1 for ours or the machine's, 130 when interrupted."""
     arguments = sys.argv[1:] if argv is None else argv
     try:
+        from limbeck.cli.interrupt import exit_on_interrupt
+
+        if argv is None:  # a process of its own
+            exit_on_interrupt()
         from limbeck.cli.commands import run
 
         status = run(arguments)
     except KeyboardInterrupt:
-        status = _fail(INTERRUPTED, 130, arguments)
+        from limbeck.cli.interrupt import SENTENCE, STATUS
+
+        status = _fail(SENTENCE, STATUS, arguments)
     except Exception as error:
         from limbeck.cli.failures import explain
 
