@@ -14,7 +14,7 @@ run: $(VENV)/.installed
 		--iterations 200 --syn-steps 30 --lr-img 0.05
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check

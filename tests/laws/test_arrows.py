@@ -142,6 +142,18 @@ def test_type_checkers_see_the_public_names_where_they_are_loaded_from() -> None
     assert all(alias.asname == alias.name for node in imports for alias in node.names), "not exported otherwise"
 
 
+def has_example(value: object) -> bool:
+    """Whether the docstring of a function or class, or of one of its methods, holds an example."""
+    members = vars(value).values() if inspect.isclass(value) else ()
+    return any(">>>" in (inspect.getdoc(part) or "") for part in (value, *filter(callable, members)))
+
+
+def test_the_public_functions_and_classes_have_examples() -> None:
+    values = {name: getattr(limbeck, name) for name in limbeck.__all__}
+    without = [name for name, value in values.items() if callable(value) and not has_example(value)]
+    assert without == []
+
+
 def test_the_public_names_are_a_sorted_list_and_no_others() -> None:
     assert limbeck.__all__ == [*sorted(set(limbeck.__all__) - {"__version__"}), "__version__"]
     with pytest.raises(AttributeError, match="no_such_name"):
