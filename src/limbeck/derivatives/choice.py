@@ -167,7 +167,7 @@ def measure(compiled: ExplicitDerivatives, model: FlatModel, shape: Shape) -> Me
 
 
 def relative_error(actual: torch.Tensor, exact: torch.Tensor) -> float:
-    """|ours - exact| / |exact|; 1e9 where that is not finite, 0 where both are 0.
+    """|actual - exact| / |exact|; 1e9 where that is not finite, 0 where both are 0.
 
     >>> relative_error(torch.tensor([1.5]), torch.tensor([1.0])), relative_error(torch.zeros(1), torch.zeros(1))
     (0.5, 0.0)
