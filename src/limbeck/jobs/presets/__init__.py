@@ -116,20 +116,24 @@ def markdown() -> str:
     lines = [
         "# Presets",
         "",
-        "`limbeck presets --markdown` writes this page; a test keeps it up to date. Every setting is its source's,",
-        "with the released gradient where the learning rates belong to it; notes say what a source leaves open.",
-        "Published accuracies are in percent, and most are the best over evaluations on the test set.",
-        "[symbols.md](symbols.md) says which option a symbol is.",
+        "`limbeck distill DATA --preset NAME` starts from a published setting, and ends with the published accuracy",
+        "beside ours; options given with it win. Every setting is its source's, with the released gradient where the",
+        "learning rates belong to it; notes name the source, and say what it leaves open. Published accuracies are in",
+        "percent, and most are the best over evaluations on the test set. [Symbols](symbols.md) says which option a",
+        "symbol is.",
+        "",
+        "`limbeck presets --markdown` writes this page; a test keeps it up to date.",
     ]
     for method in PRESET_METHODS:
         presets = [preset for preset in all_presets().values() if preset.method == method]
         columns = COLUMNS.get(method, TRAJECTORY)
-        headings = ("name", *columns, "published", "source")
+        headings = ("name", *columns, "published", "notes")
         lines += ["", f"## {method}", "", f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
         notes: list[str] = []
         for preset in presets:
-            notes += [note for note in preset.notes if note not in notes]
-            marks = " ".join(f"[{notes.index(note) + 1}]" for note in preset.notes)
+            own = (f"source: {preset.source}", *preset.notes)
+            notes += [note for note in own if note not in notes]
+            marks = ", ".join(str(notes.index(note) + 1) for note in own)
             lines.append(f"| {' | '.join(_cells(preset, list(columns.values()), marks))} |")
         lines += ["", *(f"{number}. {note}" for number, note in enumerate(notes, 1))]
     return "\n".join(lines) + "\n"
@@ -141,5 +145,5 @@ def _cells(preset: Preset, columns: list[str], marks: str) -> list[str]:
         f"`{preset.name}`",
         *(str(value) if isinstance(value, str | bool) else f"{value:g}" for value in values),
         "" if preset.published is None else str(preset.published),
-        f"{preset.source} {marks}".strip(),
+        marks,
     ]
