@@ -30,7 +30,7 @@ COMMANDS = {
     "distill": Entry("distill", "Distil a data set: train experts, distil, evaluate, write a report."),
     "estimate": Entry(
         "distill",
-        "Estimate how long 'limbeck distill' would take, and how much memory and disk, from a few timed steps.",
+        "Estimate how long 'limbeck distill' would take, and the size of its experts, from a few timed steps.",
     ),
     "methods": Entry("methods", "List the methods: what they do, what they learn, and their sources."),
     "experts": Entry("experts", "Train experts into a store; it keeps those it has."),

@@ -67,7 +67,7 @@ class Distill(Run, WithEstimate):
 
 
 class Estimate(Run):
-    """Estimate how long 'limbeck distill' would take, and how much memory and disk, from a few timed steps."""
+    """Estimate how long 'limbeck distill' would take, and the size of its experts, from a few timed steps."""
 
 
 def choose_defaults(options: type[Run], prog: str, arguments: Sequence[str]) -> Run:
