@@ -24,11 +24,7 @@ from limbeck.training.plain import Schedule, Score, final_parameters, score, tra
 
 
 class EvalConfig(BaseModel):
-    """The field's protocol: SGD on the set from a random start, with the set's own step size.
-
-    >>> EvalConfig(networks=10).schedule(lr=0.01).epochs
-    1000
-    """
+    """The field's protocol: SGD on the set from a random start, with the set's own step size."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -52,7 +48,11 @@ class EvalConfig(BaseModel):
     """Number of networks for the full-data accuracy; 0 leaves it out."""
 
     def schedule(self, lr: float, epochs: int | None = None) -> Schedule:
-        """The schedule with the step size `lr`."""
+        """The schedule with the step size `lr`; epochs: the default is the protocol's.
+
+        >>> EvalConfig(networks=10).schedule(lr=0.01).epochs
+        1000
+        """
         epochs = self.epochs if epochs is None else epochs
         return Schedule(epochs, lr, self.batch_size, self.momentum, self.weight_decay, epochs // 2 + 1)
 

@@ -30,13 +30,7 @@ Kind = Literal["convex", "recorded", "any"]
 
 
 class ExpertConfig(BaseModel):
-    """How an expert is trained, and what of its trajectory is stored.
-
-    >>> import limbeck
-    >>> config = limbeck.ExpertConfig(epochs=50, waypoints=4, keep="both")
-    >>> config.waypoint_epochs()
-    (0, 17, 33, 50)
-    """
+    """How an expert is trained, and what of its trajectory is stored."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -73,6 +67,9 @@ class ExpertConfig(BaseModel):
         """Return the epochs of the waypoints, from 0 to the last.
 
         Raises UserError for waypoints that do not fit the epochs, and for an unknown smoothing or schedule.
+
+        >>> ExpertConfig(epochs=50, waypoints=4).waypoint_epochs()
+        (0, 17, 33, 50)
         """
         if self.smoothing not in SMOOTHING:
             raise UserError(f"there is no smoothing called '{self.smoothing}'; choose one of {', '.join(SMOOTHING)}.")
