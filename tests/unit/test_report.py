@@ -164,14 +164,14 @@ def test_truncated_last_log_line_is_no_error(tmp_path: Path) -> None:
     run = _complete(tmp_path / "run")
     with (run / "log.jsonl").open("ab") as log:
         log.write(b'{"event": "step", "step": 31, "lo')
-    read = read_run(run)
-    assert list(read.steps) == list(range(1, 31))
-    assert read.missing == []
+    content = read_run(run)
+    assert list(content.steps) == list(range(1, 31))
+    assert content.missing == []
     with (run / "log.jsonl").open("ab") as log:
         log.write(b'\n\xff\xfe broken\n{"event": "step", "step": 32, "loss": 0.5, "lr": 1}\n[1]\n7\n')
-    read = read_run(run)
-    assert (read.steps[32].loss, read.steps[32].lr) == (0.5, 1.0)
-    assert read.missing == ["log.jsonl: lines that could not be read and were skipped: 3."]
+    content = read_run(run)
+    assert (content.steps[32].loss, content.steps[32].lr) == (0.5, 1.0)
+    assert content.missing == ["log.jsonl: lines that could not be read and were skipped: 3."]
     assert "skipped: 3" in _page(write_report(run)).words
 
 
@@ -180,10 +180,10 @@ def test_after_a_resume_the_later_line_counts(tmp_path: Path) -> None:
     with (run / "log.jsonl").open("a") as log:
         log.write(json.dumps({"event": "step", "step": 3, "loss": 9.0, "lr": 0.5}) + "\n")
         log.write(json.dumps({**CHECK, "accuracy_mean": 0.75}) + "\n")
-    read = read_run(run)
-    assert (read.steps[3].loss, read.steps[3].lr) == (9.0, 0.5)
-    assert list(read.steps) == list(range(1, 31))
-    assert [line.accuracy_mean for line in read.validations["distilled"]] == [0.75]
+    content = read_run(run)
+    assert (content.steps[3].loss, content.steps[3].lr) == (9.0, 0.5)
+    assert list(content.steps) == list(range(1, 31))
+    assert [line.accuracy_mean for line in content.validations["distilled"]] == [0.75]
 
 
 def test_hostile_text_is_harmless(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def describe_word(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | No
     if kind not in METAVARS:
         return None
 
-    def read(words: list[str]) -> Any:
+    def parse_word(words: list[str]) -> Any:
         try:
             return kind(words[0])
         except ValueError:
@@ -140,7 +140,7 @@ def describe_word(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | No
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar=METAVARS[kind],
-        instance_from_str=read,
+        instance_from_str=parse_word,
         is_instance=lambda value: isinstance(value, kind),
         str_from_instance=lambda value: [f"{value:g}" if kind is float else str(value)],
     )

@@ -287,14 +287,14 @@ def _experts(run: Run) -> list[tuple[str, str]]:
 
 def _storage(run: Run) -> list[tuple[str, str, str]]:
     """(what, size, remark) of all that the run stored."""
-    stored = run.experts.bytes.experts or run.summary.bytes.experts
+    expert_bytes = run.experts.bytes.experts or run.summary.bytes.experts
     recorded = run.experts.bytes.recorded_would_be
     rows = []
-    if stored is not None:
+    if expert_bytes is not None:
         forms = {"recorded": ", every epoch", "both": ", every epoch and convexified"}
-        ratio = recorded / stored if recorded and stored > 0 else 0.0
+        ratio = recorded / expert_bytes if recorded and expert_bytes > 0 else 0.0
         remark = f"{ratio:,.1f} times less than every epoch of every expert" if ratio > 1.5 else ""
-        rows.append((f"Experts{forms.get(run.experts.kept, ', convexified')}", size(stored), remark))
+        rows.append((f"Experts{forms.get(run.experts.kept, ', convexified')}", size(expert_bytes), remark))
     if recorded is not None and run.experts.kept in ("", "convex"):
         rows.append(("Experts, if every epoch were recorded", size(recorded), "not stored, for comparison"))
     if run.summary.bytes.set is not None:
