@@ -1,7 +1,7 @@
 """Fill the tables of README and pages from records: python docs/tables.py.
 
 results.json   rows of the tables that `limbeck table` wrote at the commits the page names; means, deviations and n in
-               percent. Its `earlier` are figures of the README that have no record: the table marks them.
+               percent.
 records/*.json one run each: its commit, its command, and its results.json as the run left it.
 
 A table stands between `<!-- NAME -->` and `<!-- end of NAME -->`; a test holds every page up to date.
@@ -23,7 +23,6 @@ DOCS = ROOT / "docs"
 Json = dict[str, Any]
 RESULTS: Json = json.loads((DOCS / "results.json").read_text(encoding="utf-8"))
 ROWS: list[Json] = RESULTS["rows"]
-EARLIER: list[Json] = RESULTS["earlier"]
 NONE = "–"
 
 
@@ -185,7 +184,6 @@ def format_numbers() -> str:
                 ", balanced accuracy" if measure == "balanced_accuracy" else ""
             )
             rows.append([name, *(format_accuracy(row, measure) for row in sets_rows)])
-    rows += [[f"{row['title']} †", *map(join_by_nbsp, row["cells"])] for row in EARLIER]
     (n,) = ns
     words = ("MCT, chosen", "MCT, last", "random", "k-means", "all images")
     return format_table(
