@@ -80,7 +80,7 @@ def to_rst(lines: list[str]) -> list[str]:
             out.append(line)
             in_item = in_item and bool(text)
             continue
-        match = ITEM.fullmatch(text) if not line[0].isspace() else None
+        match = ITEM.fullmatch(text) if out and not line[0].isspace() else None
         if match:
             names = ", ".join(f"``{name}``" for name in match["names"].split(", "))
             out += ["", names, f"    {escape(match['text'])}"]
