@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -36,3 +37,18 @@ def test_its_packages_and_arrows_are_those_of_the_source() -> None:
         else:
             shown[name] = {word for word in imports.split(", ") if word}
     assert shown == arrows
+
+
+def test_its_claims_of_speed_and_memory_are_those_measured() -> None:
+    """By AVX-512 and AVX2; memory at ten images per class."""
+    assert "a third to a seventh of the time" in README
+    times, memories = [], []
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*/step.json")):
+        for name, case in json.loads(path.read_text(encoding="utf-8"))["cases"].items():
+            if not name.endswith("-autograd"):
+                times.append(case["main"]["times_faster"]["ours float32"]["of_medians"])
+                if "ipc10" in name:
+                    memory = case["memory"]
+                    memories.append(memory["ours float32"]["peak_mb"] / memory["released"]["peak_mb"])
+    assert (round(min(times)), round(max(times))) == (3, 7)
+    assert f"{100 * min(memories):.0f} to {100 * max(memories):.0f} % of the memory" in README
