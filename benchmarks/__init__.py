@@ -1,1 +1,1 @@
-"""limbeck's own path against the field's way of doing the same: plain scripts, see `python -m benchmarks --help`."""
+"""Scripts that time limbeck against the field's way of doing the same; see `python -m benchmarks --help`."""

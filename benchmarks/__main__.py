@@ -1,7 +1,7 @@
 """Run the benchmarks one after the other: python -m benchmarks [--quick] [--only step]; results in benchmarks/results.
 
-Each script is a process of its own, so that none inherits what another left in memory. All are run for every
-instruction set that the processor has, AVX-512 and AVX2: torch, its libraries and our kernels are held to it alike.
+Each script runs in a process of its own, so that none inherits memory from another. All scripts run once for every
+instruction set of the processor, AVX-512 and AVX2, to which torch, its libraries and limbeck's kernels are limited.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ INSTRUCTIONS = {
 }
 
 
-def available() -> list[str]:
-    """Folders of results: one for each instruction set of this processor, or one that bears its name."""
+def instruction_sets() -> list[str]:
+    """The instruction sets to measure, which name the folders of results: the processor's, the newest first."""
     capability = torch.backends.cpu.get_cpu_capability().lower()
     return list(INSTRUCTIONS)[list(INSTRUCTIONS).index(capability) :] if capability in INSTRUCTIONS else [capability]
 
 
 def main() -> int:
-    """The number of scripts that failed."""
+    """Run the scripts and return how many of them failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="small versions, to see that they work")
-    parser.add_argument("--only", choices=SCRIPTS, action="append", help="only this script; may be repeated")
+    parser.add_argument("--quick", action="store_true", help="run small versions, to see that the scripts work")
+    parser.add_argument("--only", choices=SCRIPTS, action="append", help="run only this script; may be repeated")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     failed = 0
-    for place, instructions in enumerate(available()):
-        for name in asked.only or SCRIPTS:
-            if place and name == "growth":  # it grows in the same way
+    for index, instructions in enumerate(instruction_sets()):
+        for name in options.only or SCRIPTS:
+            if index and name == "growth":  # growth does not depend on the instruction set
                 continue
             print(f"\n== {name}, {instructions}", flush=True)
             start = time.perf_counter()
-            out = (asked.out / instructions).resolve()
-            command = [sys.executable, "-m", f"benchmarks.{name}", "--out", str(out), *["--quick"] * asked.quick]
+            out = (options.out / instructions).resolve()
+            command = [sys.executable, "-m", f"benchmarks.{name}", "--out", str(out), *["--quick"] * options.quick]
             environment = {**os.environ, **INSTRUCTIONS.get(instructions, {})}
             process = subprocess.run(command, cwd=ROOT, env=environment, check=False)
             failed += process.returncode != 0

@@ -1,4 +1,4 @@
-"""What benchmarks run on: random images of the field's shapes, the network for them, and its floating-point work."""
+"""Inputs of the benchmarks: random images in the field's shapes, networks for them, and the work of a network."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from benchmarks.reference import FAMILIES
 from limbeck.core.rng import fork_rng, make_generator
 from limbeck.data import ImageData, Split
 from limbeck.data.images import compute_fingerprint
@@ -14,13 +15,12 @@ from limbeck.networks.registry import ModelConfig
 from limbeck.task import Task, make_task
 
 CLASSES = 10
-EVERYWHERE = "color_crop_cutout_flip_scale_rotate"
 
 
 def random_data(channels: int, side: int, train: int, test: int) -> ImageData:
-    """Uniform random pixels in ten classes: `train` training images, `test` in each of validation and test.
+    """Uniform random pixels in ten classes: `train` training images, `test` images each for validation and test.
 
-    What is timed does not depend on what the images show.
+    Times do not depend on the content of the images.
     """
     generator = make_generator(0, "benchmark", channels, side)
 
@@ -33,33 +33,32 @@ def random_data(channels: int, side: int, train: int, test: int) -> ImageData:
     return ImageData("random", *parts, classes, (), compute_fingerprint(parts, classes))
 
 
-def make(data: ImageData, width: int, precision: str = "float32", device: str = "cpu", norm: str | None = None) -> Task:
-    """A ConvNet of this width, with all six augmentations; the precision is named only where it is not float32."""
-    more = {} if precision == "float32" else {"precision": precision}
-    return make_task(data, ModelConfig(width=width, norm=norm), augment=EVERYWHERE, device=device, **more)  # type: ignore[arg-type]
+def make_convnet_task(data: ImageData, width: int, device: str = "cpu", norm: str | None = None) -> Task:
+    """The task of a ConvNet of this width on the data, with all six families of augmentation, in float32."""
+    return make_task(data, ModelConfig(width=width, norm=norm), augment=FAMILIES, device=device)
 
 
-def synthetic(task: Task, ipc: int) -> tuple[Tensor, Tensor]:
-    """Images (10 ipc, c, h, w) and their labels (10 ipc,), the first of the training part, class by class."""
+def first_images(task: Task, ipc: int) -> tuple[Tensor, Tensor]:
+    """The first `ipc` training images of each class (10 ipc, c, h, w), class by class, and their labels (10 ipc,)."""
     images, labels = task.train
     order = labels[: CLASSES * ipc].argsort(stable=True)
     return images[order], labels[order]
 
 
-def segment(task: Task) -> tuple[Tensor, Tensor]:
-    """Start and target (P,) of a stretch: a fresh network, and the same with noise of a hundredth."""
+def make_segment(task: Task) -> tuple[Tensor, Tensor]:
+    """Start and target (P,) of a segment: a random network, and the same plus normal noise of 0.01."""
     start = task.model.init(0)
     target = start + 0.01 * torch.randn(len(start), generator=make_generator(0, "benchmark", "target"))
     return start.to(task.device), target.to(task.device)
 
 
 def convolution_flops(task: Task) -> tuple[float, float]:
-    """Floating-point operations of the convolutions for one image, forwards: the first layer's, and all others'."""
-    found: list[float] = []
+    """Floating-point operations of the convolutions in a forward pass of one image: first layer, all other layers."""
+    flops: list[float] = []
 
     def count(layer: nn.Conv2d) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            found.append(2.0 * layer.weight.numel() * output[0, 0].numel())
+            flops.append(2.0 * layer.weight.numel() * output[0, 0].numel())
 
         return hook
 
@@ -70,4 +69,4 @@ def convolution_flops(task: Task) -> tuple[float, float]:
             layer.register_forward_hook(count(layer))
     with torch.no_grad():
         module(torch.zeros(1, *task.data.shape))
-    return found[0], sum(found[1:])
+    return flops[0], sum(flops[1:])

@@ -1,7 +1,7 @@
-"""On a GPU: student steps, experts and evaluation, ours against eager float32 of the same network on the same device.
+"""Time student steps, experts and evaluation on a GPU, against eager float32 of the same network on the same GPU.
 
-python -m benchmarks.device prints one table in under 8 minutes; `--out FOLDER` writes device.json there as well. It is
-not part of `make bench`. `--device cpu --quick` shows that it works.
+python -m benchmarks.device prints one table in under 8 minutes, and `--out FOLDER` writes device.json as well. It is
+not part of `make bench`. `--device cpu --quick` runs a small version on the processor.
 """
 
 from __future__ import annotations
@@ -14,10 +14,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.cases import convolution_flops, make, random_data, synthetic
-from benchmarks.measure import Clock, Json, Side, alternate, machine, matmul_rate, parser, timed, write
+from benchmarks.cases import convolution_flops, first_images, make_convnet_task, random_data
+from benchmarks.measure import (
+    Clock,
+    Json,
+    Side,
+    alternate,
+    describe_machine,
+    make_parser,
+    matmul_rate,
+    seconds_of,
+    write,
+)
 from benchmarks.reference import Step
-from benchmarks.step import eager_loss, our_step
+from benchmarks.step import eager_loss, run_our_step
 from limbeck.core.rng import derive_seed
 from limbeck.core.types import PureLoss
 from limbeck.evaluation.protocol import EvalConfig
@@ -31,7 +41,10 @@ EAGER = "eager float32"
 
 @dataclass(frozen=True)
 class Case:
-    """channels, side: of the images; steps: of a student; train: images of an expert's epoch; epochs: of evaluation."""
+    """channels, side: shape of the images; steps: student steps; train: images of an expert's epoch.
+
+    epochs, networks: of an evaluation.
+    """
 
     channels: int = 3
     side: int = 32
@@ -49,15 +62,15 @@ QUICK = Case(channels=1, side=12, width=4, ipcs=(1,), steps=2, train=2 * BATCH, 
 
 
 @dataclass(frozen=True)
-class Way:
-    """How one side computes: the task in its precision, and what it asks for gradients and for logits."""
+class Implementation:
+    """One side: a task in its precision, with the loss and the logits that the side uses."""
 
     task: Task
     loss: PureLoss
     logits: Network
 
-    def waiting(self, work: Callable[[Way], object]) -> Side:
-        """The work, in this precision, until the device has done it."""
+    def bind(self, work: Callable[[Implementation], object]) -> Side:
+        """A call of `work` in this precision that returns once the device is done."""
 
         def call() -> object:
             allow_tf32(self.task.precision == "tf32")
@@ -70,82 +83,84 @@ class Way:
 
 
 class Job(NamedTuple):
-    """What is compared: `short` has the shapes of `whole` and takes `part` of its time."""
+    """One comparison: `short` has the shapes of `whole` and takes the fraction `part` of its time."""
 
     title: str
-    whole: Callable[[Way], object]
-    short: Callable[[Way], object]
+    whole: Callable[[Implementation], object]
+    short: Callable[[Implementation], object]
     part: float
 
 
-def ways(case: Case, device: str) -> dict[str, Way]:
-    """Eager float32, and ours in every precision that the device has."""
+def make_implementations(case: Case, device: str) -> dict[str, Implementation]:
+    """Eager float32, and limbeck in every precision of the device, by name."""
     data = random_data(case.channels, case.side, max(case.train, 10 * max(case.ipcs)), 2 * BATCH)
     precisions: list[Precision] = ["float32", "tf32", "bfloat16"] if device == "cuda" else ["float32"]
-    plain = make(data, case.width, device=device)
-    sides = {EAGER: Way(plain, eager_loss(plain), plain.model)}
+    float32_task = make_convnet_task(data, case.width, device)
+    sides = {EAGER: Implementation(float32_task, eager_loss(float32_task), float32_task.model)}
     for precision in precisions:
-        task = replace(plain, precision=precision)
-        sides[f"ours {precision}"] = Way(task, task.loss, task.logits)
+        task = replace(float32_task, precision=precision)
+        sides[f"ours {precision}"] = Implementation(task, task.loss, task.logits)
     return sides
 
 
-def student(way: Way, ipc: int, steps: int) -> Step:
+def run_student(side: Implementation, ipc: int, steps: int) -> Step:
     """One outer step, from the segment to the gradients."""
-    return our_step(way.task, way.loss, ipc, steps)
+    return run_our_step(side.task, side.loss, ipc, steps)
 
 
-def expert(way: Way, seed: int, images: int | None = None) -> Tensor:
-    """One epoch on all training images, or on the first `images`, and all test images classified."""
-    theta = way.task.model.init(seed).to(way.task.device)
-    pair = way.task.train[0][:images], way.task.train[1][:images]
-    theta = final_parameters(train(way.loss, theta, *pair, Schedule(1, LR, BATCH), seed))
-    score(way.logits, theta, *way.task.test)
+def train_expert(side: Implementation, seed: int, images: int | None = None) -> Tensor:
+    """Train for one epoch on the first `images` training images, by default all, and classify all test images."""
+    theta = side.task.model.init(seed).to(side.task.device)
+    pair = side.task.train[0][:images], side.task.train[1][:images]
+    theta = final_parameters(train(side.loss, theta, *pair, Schedule(1, LR, BATCH), seed))
+    score(side.logits, theta, *side.task.test)
     return theta
 
 
-def evaluation(way: Way, ipc: int, epochs: int, networks: int) -> None:
-    """Networks trained on a small set, one after the other."""
-    pair, schedule = synthetic(way.task, ipc), EvalConfig(epochs=epochs, batch_size=BATCH).schedule(LR)
+def run_evaluation(side: Implementation, ipc: int, epochs: int, networks: int) -> None:
+    """Train and test networks on a small set, one after the other."""
+    pair, schedule = first_images(side.task, ipc), EvalConfig(epochs=epochs, batch_size=BATCH).schedule(LR)
     for network in range(networks):
         seed = derive_seed(0, "network", network)
-        theta = way.task.model.init(seed).to(way.task.device)
-        score(way.logits, final_parameters(train(way.loss, theta, *pair, schedule, seed)), *way.task.test)
+        theta = side.task.model.init(seed).to(side.task.device)
+        score(side.logits, final_parameters(train(side.loss, theta, *pair, schedule, seed)), *side.task.test)
 
 
-def jobs(case: Case) -> list[Job]:
-    """What matters most comes first."""
-    work = [Job("expert", partial(expert, seed=0), partial(expert, seed=0, images=BATCH), BATCH / case.train)]
+def make_jobs(case: Case) -> list[Job]:
+    """The jobs of a case, the most important first."""
+    jobs = [
+        Job("expert", partial(train_expert, seed=0), partial(train_expert, seed=0, images=BATCH), BATCH / case.train)
+    ]
     for ipc in case.ipcs:
-        whole, short = (partial(student, ipc=ipc, steps=steps) for steps in (case.steps, 1))
-        work.append(Job(f"student, ipc {ipc}", whole, short, 1 / case.steps))
-        whole_evaluation = partial(evaluation, ipc=ipc, epochs=case.epochs, networks=case.networks)
-        few = partial(evaluation, ipc=ipc, epochs=1, networks=1)
-        work.append(Job(f"evaluation, ipc {ipc}", whole_evaluation, few, 1 / (case.epochs * case.networks)))
-    return work
+        whole, short = (partial(run_student, ipc=ipc, steps=steps) for steps in (case.steps, 1))
+        jobs.append(Job(f"student, ipc {ipc}", whole, short, 1 / case.steps))
+        whole = partial(run_evaluation, ipc=ipc, epochs=case.epochs, networks=case.networks)
+        short = partial(run_evaluation, ipc=ipc, epochs=1, networks=1)
+        jobs.append(Job(f"evaluation, ipc {ipc}", whole, short, 1 / (case.epochs * case.networks)))
+    return jobs
 
 
-def compare(job: Job, sides: Mapping[str, Way], repeats: int, budget_s: float, left_s: float) -> Json | str:
-    """Seconds of all sides in turn; or why there are none."""
-    short = {name: way.waiting(job.short) for name, way in sides.items()}
+def compare(job: Job, sides: Mapping[str, Implementation], repeats: int, budget_s: float, left_s: float) -> Json | str:
+    """Time all sides in turn; returns a sentence instead if the time is too short."""
+    short = {name: side.bind(job.short) for name, side in sides.items()}
     remaining = Clock(left_s)
-    for side in short.values():  # libraries choose their algorithms, and what is captured is captured here
+    for call in short.values():  # libraries choose their algorithms, and CUDA graphs are captured
         if remaining.left < 0:
             return "no time left"
-        side()
-    needed = sum(timed(side) for side in short.values()) / job.part
+        call()
+    needed = sum(seconds_of(call) for call in short.values()) / job.part
     if needed > remaining.left:
         return f"no time left: about {needed:.0f} s"
-    whole = {name: way.waiting(job.whole) for name, way in sides.items()}
+    whole = {name: side.bind(job.whole) for name, side in sides.items()}
     return alternate(whole, repeats, warm=short, budget_s=min(budget_s, remaining.left))
 
 
-def checked(sides: Mapping[str, Way], ipc: int, steps: int) -> Json:
-    """The image gradient of every side against the eager one's, and whether a second run has the same bits."""
-    exact = student(sides[EAGER], ipc, steps).images
+def check_gradients(sides: Mapping[str, Implementation], ipc: int, steps: int) -> Json:
+    """Compare the image gradient of every side with the eager one, and two runs of it bit by bit."""
+    exact = run_student(sides[EAGER], ipc, steps).images
     check: Json = {}
-    for name, way in sides.items():
-        one, two = (way.waiting(partial(student, ipc=ipc, steps=steps))() for _ in range(2))
+    for name, side in sides.items():
+        one, two = (side.bind(partial(run_student, ipc=ipc, steps=steps))() for _ in range(2))
         assert isinstance(one, Step)
         assert isinstance(two, Step)
         error = float((one.images - exact).norm() / exact.norm())
@@ -154,23 +169,23 @@ def checked(sides: Mapping[str, Way], ipc: int, steps: int) -> Json:
 
 
 def measure_case(case: Case, device: str, clock: Clock, share_s: float) -> Json:
-    """Every job of a case as long as there is time, the check, and what experts reach of the device's own rate."""
-    sides, work = ways(case, device), jobs(case)
+    """Measure the jobs of a case while there is time, check its gradients, and compute the rate of expert training."""
+    sides, jobs = make_implementations(case, device), make_jobs(case)
     end = Clock(share_s)
-    result: Json = {"case": vars(case), "jobs": {}, "check": checked(sides, case.ipcs[0], min(3, case.steps))}
-    for place, job in enumerate(work):
-        budget = end.left / (len(work) - place)
+    result: Json = {"case": vars(case), "jobs": {}, "check": check_gradients(sides, case.ipcs[0], min(3, case.steps))}
+    for index, job in enumerate(jobs):
+        budget = end.left / (len(jobs) - index)
         result["jobs"][job.title] = compare(job, sides, case.repeats, budget, min(end.left, clock.left))
     if isinstance(result["jobs"]["expert"], dict):
         first, others = convolution_flops(sides[EAGER].task)
         gflop = (2 * first + 3 * others) * len(sides[EAGER].task.train[0]) / 1e9
         seconds = result["jobs"]["expert"]["median_seconds"]
-        result["expert_gflop_per_s"] = {name: gflop / needed for name, needed in seconds.items()}
+        result["expert_gflop_per_s"] = {name: gflop / median for name, median in seconds.items()}
     return result
 
 
-def rates(device: str) -> Json:
-    """GFLOP/s of the device's own products and convolutions."""
+def measure_rates(device: str) -> Json:
+    """GFLOP/s of torch's matrix products and convolutions on the device, for each side."""
     rates_by_side = {}
     for name, dtype in (("float32", torch.float32), ("tf32", torch.float32), ("bfloat16", torch.bfloat16)):
         if device == "cuda" or name == "float32":
@@ -179,8 +194,8 @@ def rates(device: str) -> Json:
     return {EAGER: rates_by_side["ours float32"], **rates_by_side}
 
 
-def table(result: Json) -> str:
-    """All of it: seconds, and times as fast as eager; then rates, the check, and what was left out."""
+def format_table(result: Json) -> str:
+    """Seconds and ratios to eager float32; then rates, the check of gradients, and the jobs that were left out."""
     names = list(result["device_gflop_per_s"])
     lines = [["seconds (times as fast), medians", *names]]
     missing = []
@@ -198,28 +213,33 @@ def table(result: Json) -> str:
         check = case["check"]
         errors = [f"{check[name]['relative_difference']:.1e}" for name in names]
         lines.append([f"{title}, image gradient, difference from eager", *errors])
-        again = ["yes" if check[name]["same_bits_again"] else "NO" for name in names]
-        lines.append([f"{title}, the same bits again", *again])
-    own = result["device_gflop_per_s"]
-    lines.append(["the device's own GFLOP/s", *(f"{own[name]:.0f}" for name in names)])
+        same_bits = ["yes" if check[name]["same_bits_again"] else "NO" for name in names]
+        lines.append([f"{title}, the same bits again", *same_bits])
+    device_rates = result["device_gflop_per_s"]
+    lines.append(["the device's own GFLOP/s", *(f"{device_rates[name]:.0f}" for name in names)])
     widths = [max(len(line[column]) for line in lines) for column in range(len(names) + 1)]
     rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
     return "\n".join([f"{result['device']}, torch {result['machine']['torch']}", *rows, *missing])
 
 
 def main() -> None:
-    """Measure and print one table; write device.json where a folder is named."""
-    read = parser(__doc__, CASES)
-    read.add_argument("--device", default="cuda", help="where; cpu only shows that it works")
-    read.set_defaults(out=None)
-    options = read.parse_args()
+    """Measure and print one table, and write device.json if there is `--out`."""
+    parser = make_parser(__doc__, CASES)
+    parser.add_argument("--device", default="cuda", help="the device; cpu only shows that it works")
+    parser.set_defaults(out=None)
+    options = parser.parse_args()
     clock = Clock(options.budget or LIMIT_S)
     name = torch.cuda.get_device_name() if options.device == "cuda" else "processor"
-    result: Json = {"machine": machine(), "device": name, "device_gflop_per_s": rates(options.device), "cases": {}}
+    result: Json = {
+        "machine": describe_machine(),
+        "device": name,
+        "device_gflop_per_s": measure_rates(options.device),
+        "cases": {},
+    }
     cases = {"quick": QUICK} if options.quick else {title: CASES[title] for title in options.case or CASES}
-    for place, (title, case) in enumerate(cases.items()):
-        result["cases"][title] = measure_case(case, options.device, clock, clock.left / (len(cases) - place))
-    print(table(result))
+    for index, (title, case) in enumerate(cases.items()):
+        result["cases"][title] = measure_case(case, options.device, clock, clock.left / (len(cases) - index))
+    print(format_table(result))
     if options.out is not None:
         write(options.out / "device.json", result)
 

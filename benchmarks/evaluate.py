@@ -1,4 +1,4 @@
-"""Judging a small synthetic set by fresh networks: the field's loop against `evaluation.protocol.evaluate_set`."""
+"""Time the evaluation of a small synthetic set: the field's loop against `evaluation.protocol.evaluate_set`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,18 @@ from functools import partial
 
 from torch import Tensor
 
-from benchmarks.cases import EVERYWHERE, make, random_data, synthetic
+from benchmarks.cases import first_images, make_convnet_task, random_data
 from benchmarks.experts import show
-from benchmarks.measure import Clock, Json, Side, alternate, arguments, machine, with_default_allocator, write
+from benchmarks.measure import (
+    Clock,
+    Json,
+    Side,
+    alternate,
+    describe_machine,
+    parse_arguments,
+    with_default_allocator,
+    write,
+)
 from benchmarks.reference import evaluate_synset, reference_dsa
 from limbeck.evaluation.protocol import EvalConfig, evaluate_set
 from limbeck.task import Task
@@ -20,7 +29,10 @@ LR, BATCH = 0.01, 256
 
 @dataclass(frozen=True)
 class Case:
-    """channels, side: of the images; ipc: images per class, of ten; epochs: passes over the set (the field's 1000)."""
+    """channels, side: shape of the images; ipc: images per class, of ten classes; epochs: passes over the set.
+
+    The field trains for 1000 epochs. test: number of test images.
+    """
 
     channels: int
     side: int
@@ -40,53 +52,53 @@ CASES = {
 }
 
 
-def ours(task: Task, images: Tensor, labels: Tensor, epochs: int, networks: int) -> None:
-    """`networks` networks of ours, judged on the test part."""
+def evaluate_ours(task: Task, images: Tensor, labels: Tensor, epochs: int, networks: int) -> None:
+    """Train and test `networks` networks by limbeck's code."""
     schedule = EvalConfig(epochs=epochs, batch_size=BATCH).schedule(LR)
     evaluate_set(task, lambda _seed: (images, labels), schedule, networks, task.test, 0)
 
 
-def field(task: Task, images: Tensor, labels: Tensor, epochs: int, networks: int) -> None:
-    """`networks` networks of the field's, one after the other."""
-    augment = partial(reference_dsa, strategy=EVERYWHERE)
+def evaluate_field(task: Task, images: Tensor, labels: Tensor, epochs: int, networks: int) -> None:
+    """Train and test `networks` networks by the field's loop, one after the other."""
     for seed in range(networks):
-        evaluate_synset(task.model.build, images, labels, LR, task.test, augment, seed, epochs, BATCH)
+        evaluate_synset(task.model.build, images, labels, LR, task.test, reference_dsa, seed, epochs, BATCH)
 
 
 def measure_case(case: Case, clock: Clock, share_s: float, quick: bool) -> Json:
-    """Both sides of one case."""
+    """Time all sides of one case within `share_s` seconds."""
     epochs, networks, test, repeats = case.epochs, case.networks, case.test, case.repeats
     if quick:
         epochs, networks, test, repeats = 3, 2, 100, 2
-    task = make(random_data(case.channels, case.side, 10 * case.ipc, test), case.width)
-    images, labels = synthetic(task, case.ipc)
+    task = make_convnet_task(random_data(case.channels, case.side, 10 * case.ipc, test), case.width)
+    images, labels = first_images(task, case.ipc)
 
-    def sides(epochs: int, networks: int) -> dict[str, Side]:
-        call = partial(field, task, images, labels, epochs, networks)
+    def make_sides(epochs: int, networks: int) -> dict[str, Side]:
+        call = partial(evaluate_field, task, images, labels, epochs, networks)
         return {
             "field": with_default_allocator(call),
-            "ours": partial(ours, task, images, labels, epochs, networks),
+            "ours": partial(evaluate_ours, task, images, labels, epochs, networks),
             "field, tuned allocator": call,
         }
 
-    made = alternate(sides(epochs, networks), repeats, sides(1, 1), budget_s=min(share_s, clock.left))
-    return {"case": {**vars(case), "epochs": epochs, "networks": networks, "test": test}, **made}
+    comparison = alternate(make_sides(epochs, networks), repeats, make_sides(1, 1), budget_s=min(share_s, clock.left))
+    return {"case": {**vars(case), "epochs": epochs, "networks": networks, "test": test}, **comparison}
 
 
 def main() -> None:
     """Measure, print, and write evaluate.json."""
-    asked = arguments(__doc__, CASES)
-    clock = Clock(asked.budget or LIMIT_S)
-    names = asked.case or list(CASES)
-    result: Json = {"machine": machine(), "batch_size": BATCH, "cases": {}}
-    for place, name in enumerate(names):
-        if place and clock.left < 20:
+    options = parse_arguments(__doc__, CASES)
+    clock = Clock(options.budget or LIMIT_S)
+    names = options.case or list(CASES)
+    result: Json = {"machine": describe_machine(), "batch_size": BATCH, "cases": {}}
+    for index, name in enumerate(names):
+        if index and clock.left < 20:
             result["cases"][name] = "no time left"
             continue
-        made = measure_case(CASES[name], clock, clock.left / (len(names) - place), asked.quick)
-        result["cases"][name] = made
-        show(f"{name}, {made['case']['networks']} networks of {made['case']['epochs']} epochs", made)
-    write(asked.out / "evaluate.json", result)
+        result["cases"][name] = case = measure_case(
+            CASES[name], clock, clock.left / (len(names) - index), options.quick
+        )
+        show(f"{name}, {case['case']['networks']} networks of {case['case']['epochs']} epochs", case)
+    write(options.out / "evaluate.json", result)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""How benchmarks measure: sides in turn, in one process; peak memory in fresh ones; the machine and its rate.
+"""Measurements: times of alternating sides, peak memory in a fresh process, the machine and its rate.
 
-Run as a script (by `in_child`) it measures one side and prints one line of JSON.
+Run as a script by `measure_in_child`, it measures one side and prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ Json = dict[str, Any]
 RESULTS = Path(__file__).with_name("results")
 ROOT = Path(__file__).parents[1]
 CHILD_LIMIT_S = 600
-FINE = 4  # significant digits of what is written
+SIGNIFICANT_DIGITS = 4  # of the results
 
 
 class Clock:
-    """A script's time limit in seconds: it starts now."""
+    """A time limit in seconds, which starts at once."""
 
     def __init__(self, limit: float):
         self.end = time.perf_counter() + limit
 
     @property
     def left(self) -> float:
-        """Seconds left, less than 0 when it is over."""
+        """Seconds until the limit, negative after it."""
         return self.end - time.perf_counter()
 
 
-def timed(side: Side) -> float:
-    """Seconds that one call takes."""
+def seconds_of(side: Side) -> float:
+    """Seconds of one call."""
     start = time.perf_counter()
     side()
     return time.perf_counter() - start
@@ -64,12 +64,13 @@ def alternate(
     base: str | None = None,
     budget_s: float = float("inf"),
 ) -> Json:
-    """Call every side in turn, `repeats` times, the order reversed from round to round, and compare their times.
+    """Time `repeats` rounds of one call of every side, in alternating order, and compare the sides with `base`.
 
-    warm: what to call before, once each (by default the sides themselves). base: the side that the others are compared
-    with, by default the first. A round that would go past `budget_s` is not begun, but for the first.
+    warm: calls for the warm-up, by default the sides themselves. base: by default the first side. No round but the
+    first starts if the longest round so far would exceed `budget_s`. Returns the number of rounds n, medians of
+    seconds, ratios of `times_faster`, and all seconds.
     """
-    begun = time.perf_counter()
+    start = time.perf_counter()
     names = list(sides)
     base = names[0] if base is None else base
     for name in names:
@@ -77,29 +78,29 @@ def alternate(
     seconds: dict[str, list[float]] = {name: [] for name in names}
     longest = 0.0
     for repeat in range(repeats):
-        if repeat and time.perf_counter() - begun + longest > budget_s:
+        if repeat and time.perf_counter() - start + longest > budget_s:
             break
-        spent = time.perf_counter()
+        round_start = time.perf_counter()
         for name in names if repeat % 2 == 0 else reversed(names):
-            seconds[name].append(timed(sides[name]))
-        longest = max(longest, time.perf_counter() - spent)
+            seconds[name].append(seconds_of(sides[name]))
+        longest = max(longest, time.perf_counter() - round_start)
     return {
         "n": len(seconds[base]),
         "base": base,
-        "median_seconds": {name: median(each) for name, each in seconds.items()},
+        "median_seconds": {name: median(times) for name, times in seconds.items()},
         "times_faster": times_faster(seconds, base),
         "seconds": seconds,
     }
 
 
 def times_faster(seconds: Mapping[str, list[float]], base: str) -> Json:
-    """Seconds of `base` over those of every side: of the medians, and least, median and most of the pairs."""
-    found = {}
-    for name, each in seconds.items():
-        pairs = [first / second for first, second in zip(seconds[base], each)]
-        spread = {"min": min(pairs), "median": median(pairs), "max": max(pairs)}
-        found[name] = {"of_medians": median(seconds[base]) / median(each), **spread}
-    return found
+    """Seconds of `base` over those of every side: ratio of the medians; minimum, median, maximum over the rounds."""
+    ratios = {}
+    for name, times in seconds.items():
+        by_round = [first / second for first, second in zip(seconds[base], times)]
+        spread = {"min": min(by_round), "median": median(by_round), "max": max(by_round)}
+        ratios[name] = {"of_medians": median(seconds[base]) / median(times), **spread}
+    return ratios
 
 
 # --- the allocator
@@ -110,21 +111,21 @@ ALLOCATOR = (
     "unless the name says 'tuned allocator'."
 )
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # malloc.h
-ADAPTED = (32 << 20, 64 << 20)
-KEEPING = (1 << 30, (1 << 31) - 1)  # as limbeck.cli.allocator sets them
+ADAPTED_THRESHOLDS = (32 << 20, 64 << 20)
+TUNED_THRESHOLDS = (1 << 30, (1 << 31) - 1)  # as limbeck.cli.allocator sets them
 
 
-def kernels_loaded() -> bool:
-    """Whether limbeck's compiled parts can be used."""
+def has_kernels() -> bool:
+    """Whether limbeck's compiled kernels can be used."""
     return load() is not None
 
 
 @contextmanager
 def default_allocator() -> Iterator[None]:
-    """glibc's allocator as it is without limbeck's command line, whose setting is put back afterwards.
+    """Use glibc's own allocator settings inside the context, and limbeck's settings again after it.
 
-    The thresholds are the highest that glibc adapts to by itself, which is where a process with large tensors ends.
-    Memory that was kept is handed back first: otherwise the side would still draw on it, and never map anew.
+    The thresholds are the highest that glibc adapts to by itself, which a process with large tensors reaches. Free
+    memory is returned to the system first; otherwise the side would reuse it and never map memory again.
     """
     try:
         libc = ctypes.CDLL(None)
@@ -133,20 +134,20 @@ def default_allocator() -> Iterator[None]:
         yield
         return
 
-    def use(mmap: int, keep: int) -> None:
-        mallopt(MMAP_THRESHOLD, mmap)
-        mallopt(TRIM_THRESHOLD, keep)
+    def set_thresholds(mmap_bytes: int, trim_bytes: int) -> None:
+        mallopt(MMAP_THRESHOLD, mmap_bytes)
+        mallopt(TRIM_THRESHOLD, trim_bytes)
 
-    use(*ADAPTED)
+    set_thresholds(*ADAPTED_THRESHOLDS)
     trim(0)
     try:
         yield
     finally:
-        use(*KEEPING)
+        set_thresholds(*TUNED_THRESHOLDS)
 
 
 def with_default_allocator(side: Side) -> Side:
-    """The side, called with glibc's own setting."""
+    """The same side, called with glibc's own allocator settings."""
 
     def call() -> object:
         with default_allocator():
@@ -158,8 +159,8 @@ def with_default_allocator(side: Side) -> Side:
 # --- memory, in a process of its own
 
 
-def _status(key: str) -> float | None:
-    """A size in MiB from /proc/self/status; None where there is no such file."""
+def _memory_status(key: str) -> float | None:
+    """A size in MiB from /proc/self/status, or None if there is no such file."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -167,29 +168,26 @@ def _status(key: str) -> float | None:
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(key + ":")), None)
 
 
-def _forget_peak() -> None:
-    """Let the kernel count the peak anew from here (Linux)."""
+def _reset_peak_mb() -> None:
+    """Reset the peak of resident memory to its present value (Linux)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return
 
 
-def _peak() -> float:
-    """Peak resident memory in MiB.
-
-    VmHWM rather than ru_maxrss where there is one: the latter also counts what the parent held when it started us.
-    """
-    held = _status("VmHWM")
+def _peak_mb() -> float:
+    """Peak resident memory in MiB: VmHWM on Linux, since ru_maxrss also counts the parent's memory."""
+    peak = _memory_status("VmHWM")
     unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit if held is None else held
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit if peak is None else peak
 
 
-def in_child(module: str, function: str, arguments: Json, kernels: bool = True) -> Json:
-    """Measure one side in a fresh process: its seconds, and its peak memory above what it held before, in MiB.
+def measure_in_child(module: str, function: str, arguments: Json, kernels: bool = True) -> Json:
+    """Measure one side in a fresh process: its seconds, and its peak memory above that before its start, in MiB.
 
-    module.function(**arguments) -> (warm, run): `run` is measured, after `warm`; what `warm` needs counts as well.
-    kernels: False switches limbeck's compiled parts off.
+    module.function(**arguments) returns (warm, run). `warm` is called before `run` and counts for the peak, but not
+    for the seconds. kernels: False disables limbeck's compiled kernels.
     """
     call = json.dumps({"module": module, "function": function, "arguments": arguments})
     threads = torch.get_num_threads()
@@ -198,28 +196,28 @@ def in_child(module: str, function: str, arguments: Json, kernels: bool = True) 
         environment["LIMBECK_KERNELS"] = "0"
     command = [sys.executable, "-m", "benchmarks.measure", call]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=CHILD_LIMIT_S
         )
     except subprocess.TimeoutExpired:
         return {"failed": f"it took longer than {CHILD_LIMIT_S} s"}
-    if done.returncode:
-        return {"failed": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]}
-    found: Json = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    if process.returncode:
+        return {"failed": (process.stderr.strip().splitlines() or [f"exit status {process.returncode}"])[-1]}
+    measurement: Json = json.loads(process.stdout.strip().splitlines()[-1])
+    return measurement
 
 
-def _measure_one(call: Json) -> Json:
+def _measure_call(call: Json) -> Json:
     warm, run = getattr(import_module(call["module"]), call["function"])(**call["arguments"])
-    _forget_peak()
-    before = _status("VmRSS") or _peak()
+    _reset_peak_mb()
+    before = _memory_status("VmRSS") or _peak_mb()
     warm()
-    seconds = timed(run)
-    return {"seconds": seconds, "peak_mb": _peak() - before, "baseline_mb": before}
+    seconds = seconds_of(run)
+    return {"seconds": seconds, "peak_mb": _peak_mb() - before, "baseline_mb": before}
 
 
-def fill(megabytes: int) -> tuple[Side, Side]:
-    """A side for the test of the memory measurement: what it holds in the end, after more in the beginning."""
+def allocate(megabytes: int) -> tuple[Side, Side]:
+    """A side that allocates memory, for the test of the memory measurement; twice as much is freed before it."""
     bytearray(2 * megabytes << 20)
     return (lambda: None), (lambda: bytearray(megabytes << 20))
 
@@ -227,8 +225,8 @@ def fill(megabytes: int) -> tuple[Side, Side]:
 # --- the machine
 
 
-def machine() -> Json:
-    """What the figures depend on."""
+def describe_machine() -> Json:
+    """Hardware, threads and versions on which the results depend."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -239,7 +237,7 @@ def machine() -> Json:
         "torch": torch.__version__,
         "limbeck": limbeck.__version__,
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "kernels": kernels_loaded(),
+        "kernels": has_kernels(),
         "allocator": ALLOCATOR,
     }
 
@@ -248,99 +246,102 @@ BUILD = """
 import time
 from limbeck.derivatives.kernels import library as kernels
 start = time.perf_counter()
-built = kernels.load() is not None
-print(time.perf_counter() - start if built else "")
+loaded = kernels.load() is not None
+print(time.perf_counter() - start if loaded else "")
 """
 
 
 def build_seconds() -> float | None:
-    """What it takes to compile the kernels where they never were; None where they cannot be."""
+    """Seconds to compile the kernels with an empty cache, or None if they cannot be compiled."""
     with tempfile.TemporaryDirectory() as home:
-        where = {**os.environ, "XDG_CACHE_HOME": home}
-        done = subprocess.run([sys.executable, "-c", BUILD], env=where, capture_output=True, text=True, check=True)
-    return round(float(done.stdout), 2) if done.stdout.strip() else None
+        environment = {**os.environ, "XDG_CACHE_HOME": home}
+        process = subprocess.run(
+            [sys.executable, "-c", BUILD], env=environment, capture_output=True, text=True, check=True
+        )
+    return round(float(process.stdout), 2) if process.stdout.strip() else None
 
 
 def _processor() -> str:
-    """The model name; some virtual machines give a short one, so family and model stand beside it."""
+    """The processor's model name, with family and model numbers, since the name is short in some virtual machines."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    held: dict[str, str] = {}
+    fields: dict[str, str] = {}
     for line in lines:
         key, _, value = line.partition(":")
-        held.setdefault(key.strip(), value.strip())
-    if "model name" not in held:
+        fields.setdefault(key.strip(), value.strip())
+    if "model name" not in fields:
         return platform.machine()
-    return f"{held['model name']} (family {held.get('cpu family', '?')}, model {held.get('model', '?')})"
+    return f"{fields['model name']} (family {fields.get('cpu family', '?')}, model {fields.get('model', '?')})"
 
 
-def matmul_rate(dtype: torch.dtype = torch.float32, tries: int = 5, device: str = "cpu") -> Json:
-    """The best GFLOP/s measured: of a square product of 2048, and of torch's convolution of the kind that costs most.
+def matmul_rate(dtype: torch.dtype = torch.float32, repeats: int = 5, device: str = "cpu") -> Json:
+    """Best GFLOP/s of a matrix product and of torch's convolution, out of `repeats` calls each.
 
-    convolution: 3 x 3, 128 to 128 channels, 100 images of 16 x 16, channels last. rate: the better of the two.
+    product: 2048 x 2048 matrices. convolution: 3 x 3, 128 to 128 channels, 100 images of 16 x 16, channels last, the
+    costliest kind in the benchmarks. rate: the larger of the two.
     """
-    drawn = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(2048, 2048, generator=drawn).to(device, dtype) for _ in range(2))
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(2048, 2048, generator=generator).to(device, dtype) for _ in range(2))
     x, weight = (
-        torch.randn(shape, generator=drawn).to(device, dtype, memory_format=torch.channels_last)
+        torch.randn(shape, generator=generator).to(device, dtype, memory_format=torch.channels_last)
         for shape in ((100, 128, 16, 16), (128, 128, 3, 3))
     )
 
-    def waiting(work: Side) -> Side:
+    def synchronized(side: Side) -> Side:
         def call() -> None:
-            work()
+            side()
             if device == "cuda":
                 torch.cuda.synchronize()
 
         return call
 
     sides: dict[str, tuple[Side, float]] = {
-        "product": (waiting(lambda: a @ b), 2.0 * 2048**3),
-        "convolution": (waiting(lambda: F.conv2d(x, weight, padding=1)), 2.0 * 100 * 256 * weight.numel()),
+        "product": (synchronized(lambda: a @ b), 2.0 * 2048**3),
+        "convolution": (synchronized(lambda: F.conv2d(x, weight, padding=1)), 2.0 * 100 * 256 * weight.numel()),
     }
-    found = {}
+    rates = {}
     with torch.no_grad():
         for name, (side, flops) in sides.items():
             side()
-            found[name] = flops / min(timed(side) for _ in range(tries)) / 1e9
-    return {**found, "rate": max(found.values())}
+            rates[name] = flops / min(seconds_of(side) for _ in range(repeats)) / 1e9
+    return {**rates, "rate": max(rates.values())}
 
 
 # --- results
 
 
-def rounded(value: Any) -> Any:
-    """The same JSON value with floats of a few significant digits."""
+def round_floats(value: Any) -> Any:
+    """The same JSON value with its floats rounded to SIGNIFICANT_DIGITS."""
     if isinstance(value, float):
-        return float(f"{value:.{FINE}g}")
+        return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
     if isinstance(value, dict):
-        return {key: rounded(each) for key, each in value.items()}
-    return [rounded(each) for each in value] if isinstance(value, list | tuple) else value
+        return {key: round_floats(item) for key, item in value.items()}
+    return [round_floats(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def write(path: Path, result: Json) -> None:
-    """Pretty JSON under a temporary name, then renamed."""
-    write_json(path, rounded(result))
+    """Write the result as JSON, under a temporary name that is then replaced."""
+    write_json(path, round_floats(result))
 
 
-def arguments(description: str | None, cases: Mapping[str, object] | None = None) -> argparse.Namespace:
-    """The command line that the scripts share; memory is kept as limbeck's own keeps it."""
+def parse_arguments(description: str | None, cases: Mapping[str, object] | None = None) -> argparse.Namespace:
+    """Parse the options that the scripts share, and tune the allocator as limbeck's command line does."""
     keep_freed_memory()
-    return parser(description, cases).parse_args()
+    return make_parser(description, cases).parse_args()
 
 
-def parser(description: str | None, cases: Mapping[str, object] | None = None) -> argparse.ArgumentParser:
-    """Its parser, for a script that asks for more."""
-    made = argparse.ArgumentParser(description=(description or "").splitlines()[0])
-    made.add_argument("--quick", action="store_true", help="a small version, to see that it works")
-    made.add_argument("--budget", type=float, default=None, help="seconds after which nothing new is begun")
-    made.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
+def make_parser(description: str | None, cases: Mapping[str, object] | None = None) -> argparse.ArgumentParser:
+    """A parser of the options that the scripts share."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="run a small version, to see that it works")
+    parser.add_argument("--budget", type=float, default=None, help="seconds after which nothing new starts")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
     if cases is not None:
-        made.add_argument("--case", choices=list(cases), action="append", help="only this one; may be repeated")
-    return made
+        parser.add_argument("--case", choices=list(cases), action="append", help="run only this case; may be repeated")
+    return parser
 
 
 if __name__ == "__main__":
-    print(json.dumps(_measure_one(json.loads(sys.argv[1]))))
+    print(json.dumps(_measure_call(json.loads(sys.argv[1]))))

@@ -1,9 +1,9 @@
-"""The field's way, written by us from the published algorithms: what limbeck is compared with.
+"""The field's algorithms, implemented from the publications and released code: the baseline of the benchmarks.
 
-Eager PyTorch throughout: no compilation, no written-out derivatives, per-sample loading, a synchronisation per batch.
+Eager PyTorch throughout: no compilation, no explicit derivatives, per-sample loading, a synchronisation per batch.
 MTT: Cazenavette et al. 2022. TESLA: Cui et al. 2023. MCT: Zhong et al. 2025. DSA: Zhao & Bilen 2021. The costs of
-their released code are kept on purpose (graphs that nobody needs, loops over images), its randomness is not: every
-draw comes from a seed, so that both sides can be given the same ones.
+the released code are reproduced on purpose (unused graphs, loops over images). Its randomness is not: every draw
+comes from a seed, so that both sides of a comparison use the same draws.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ TEST_BATCH = 128
 
 
 def reference_dsa(images: Tensor, seed: int, strategy: str = FAMILIES) -> Tensor:
-    """DSA as the field computes it: one family per batch, numbers per image (n, c, h, w) -> (n, c, h, w).
+    """DSA as the field computes it: one family per batch, parameters per image, (n, c, h, w) -> (n, c, h, w).
 
-    The family and the uniform numbers (n, 3) are those that limbeck draws from the same seed, so that both make the
-    same images and meet the costly families equally often.
+    The family and the uniform numbers (n, 3) equal those that limbeck draws from the same seed, so that both sides
+    compute the same images and draw the costly families equally often.
     """
     families, generator = strategy.split("_"), make_generator(seed, "augment")
     family = families[int(torch.randint(len(families), (), generator=generator))]
@@ -52,7 +52,7 @@ def _color(x: Tensor, u: Tensor) -> Tensor:
     return (x - mean) * (contrast + 0.5) + mean
 
 
-def _whole(u: Tensor, count: int) -> Tensor:
+def _integers(u: Tensor, count: int) -> Tensor:
     return (u * count).long().clamp(max=count - 1)
 
 
@@ -61,19 +61,19 @@ def _crop(x: Tensor, u: Tensor) -> Tensor:
     n, _, h, w = x.shape
     reach_y, reach_x = int(h * 0.125 + 0.5), int(w * 0.125 + 0.5)
     image, row, column = torch.meshgrid(torch.arange(n), torch.arange(h), torch.arange(w), indexing="ij")
-    row = row + _whole(u[:, 0], 2 * reach_y + 1).view(-1, 1, 1)
-    column = column + _whole(u[:, 1], 2 * reach_x + 1).view(-1, 1, 1)
+    row = row + _integers(u[:, 0], 2 * reach_y + 1).view(-1, 1, 1)
+    column = column + _integers(u[:, 1], 2 * reach_x + 1).view(-1, 1, 1)
     padded = F.pad(x, [reach_x, reach_x, reach_y, reach_y])
     return padded.permute(0, 2, 3, 1).contiguous()[image, row, column].permute(0, 3, 1, 2).contiguous()
 
 
 def _cutout(x: Tensor, u: Tensor) -> Tensor:
-    """A square of half the side becomes zero: a mask that is written to by index."""
+    """Set a square of half the side to zero, by a mask that is written by index."""
     n, _, h, w = x.shape
     hole_y, hole_x = int(h * 0.5 + 0.5), int(w * 0.5 + 0.5)
     image, row, column = torch.meshgrid(torch.arange(n), torch.arange(hole_y), torch.arange(hole_x), indexing="ij")
-    centre_y = _whole(u[:, 0], h + 1 - hole_y % 2).view(-1, 1, 1)
-    centre_x = _whole(u[:, 1], w + 1 - hole_x % 2).view(-1, 1, 1)
+    centre_y = _integers(u[:, 0], h + 1 - hole_y % 2).view(-1, 1, 1)
+    centre_x = _integers(u[:, 1], w + 1 - hole_x % 2).view(-1, 1, 1)
     row = (row + centre_y - hole_y // 2).clamp(0, h - 1)
     column = (column + centre_x - hole_x // 2).clamp(0, w - 1)
     mask = torch.ones(n, h, w, dtype=x.dtype)
@@ -85,8 +85,8 @@ def _flip(x: Tensor, u: Tensor) -> Tensor:
     return torch.where(u[:, 0].view(-1, 1, 1, 1) < 0.5, x.flip(3), x)
 
 
-def _sampled(x: Tensor, matrices: list[list[list[Tensor | float]]]) -> Tensor:
-    """Bilinear sampling on affine grids, zeros outside; the matrices arrive as nested lists of 0-d tensors."""
+def _sample(x: Tensor, matrices: list[list[list[Tensor | float]]]) -> Tensor:
+    """Bilinear sampling on affine grids, zeros outside; the matrices are nested lists of 0-d tensors."""
     grid = F.affine_grid(torch.tensor(matrices, dtype=x.dtype), list(x.shape), align_corners=True)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
 
@@ -94,7 +94,9 @@ def _sampled(x: Tensor, matrices: list[list[list[Tensor | float]]]) -> Tensor:
 def _scale(x: Tensor, u: Tensor) -> Tensor:
     low = 1 / 1.2
     sx, sy = (u[:, i] * (1.2 - low) + low for i in range(2))
-    return _sampled(x, [[[sx[i], 0.0, 0.0], [0.0, sy[i], 0.0]] for i in range(len(x))])  # per image, as the field does
+    return _sample(
+        x, [[[sx[i], 0.0, 0.0], [0.0, sy[i], 0.0]] for i in range(len(x))]
+    )  # a loop over images, as in the released code
 
 
 def _rotate(x: Tensor, u: Tensor) -> Tensor:
@@ -106,7 +108,7 @@ def _rotate(x: Tensor, u: Tensor) -> Tensor:
         ]
         for i in range(len(x))
     ]
-    return _sampled(x, matrices)
+    return _sample(x, matrices)
 
 
 OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -123,7 +125,7 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class Step(NamedTuple):
-    """What one outer step hands to the optimisers: the loss, its gradient in the images (n, c, h, w), and in lr."""
+    """Result of one outer step: the loss, and its gradients in the images (n, c, h, w) and in the step size."""
 
     loss: float
     images: Tensor
@@ -140,9 +142,10 @@ def mtt_step(
     seeds: Sequence[int],
     augment: Augment,
 ) -> Step:
-    """MTT's step: the graph of all N student steps is kept, then one backward pass goes through it.
+    """MTT's outer step: one backward pass through the graph of all N student steps.
 
-    images (n, c, h, w), labels int64 (n,); segment: start and target, each (P,); rows, seeds: one per student step.
+    images (n, c, h, w), labels int64 (n,); segment: start and target, each (P,); rows and seeds hold one
+    element per student step.
     """
     start, target = segment
     pixels = images.detach().clone().requires_grad_()
@@ -173,10 +176,11 @@ def released_step(
     seeds: Sequence[int],
     augment: Augment,
 ) -> Step:
-    """The two sweeps of the code released with TESLA and MCT, with what they keep; arguments as in `mtt_step`.
+    """The outer step of the code released with TESLA and MCT, in two sweeps; arguments as in `mtt_step`.
 
-    The image gradient leaves out the curvature of later steps and is half of what the paper derives; that in lr is not
-    halved. Sweep one builds second-order graphs that nothing uses, and every augmented batch is kept with its graph.
+    The image gradient omits the curvature of later steps and is half of the one that the paper derives; the gradient
+    in the step size is not halved. The first sweep builds second-order graphs that are never used, and stores every
+    augmented batch with its graph.
     """
     start, target = segment
     pixels = images.detach().clone().requires_grad_()
@@ -184,11 +188,11 @@ def released_step(
     scale = F.mse_loss(start, target, reduction="sum")
     thetas = [start.detach().clone().requires_grad_()]
     total = torch.zeros_like(start)
-    chosen: list[Tensor] = []
+    samples: list[Tensor] = []
     augmented: list[Tensor] = []
     for part, seed in zip(rows, seeds):
-        chosen.append(pixels[part])
-        augmented.append(augment(chosen[-1], seed).clone())
+        samples.append(pixels[part])
+        augmented.append(augment(samples[-1], seed).clone())
         loss = F.cross_entropy(model(thetas[-1], augmented[-1]), labels[part])
         (gradient,) = torch.autograd.grad(loss, thetas[-1], create_graph=True, retain_graph=True)
         thetas.append((thetas[-1] - beta.item() * gradient.detach()).detach().requires_grad_())
@@ -198,9 +202,9 @@ def released_step(
     for i, part in enumerate(rows):
         loss = F.cross_entropy(model(thetas[i], augmented[i]), labels[part])
         (gradient,) = torch.autograd.grad(loss, thetas[i], create_graph=True, retain_graph=True)
-        # v is the same in every step, and is made anew in every step
+        # the same vector in every step, computed in every step as in the released code
         direction = beta.item() * (target - start) + beta.item() ** 2 * total
-        (derivative,) = torch.autograd.grad(torch.dot(direction, gradient) / scale, chosen[i])
+        (derivative,) = torch.autograd.grad(torch.dot(direction, gradient) / scale, samples[i])
         image_gradient[part] += derivative
 
     distance = (start - beta * total - target).square().sum() / scale
@@ -212,7 +216,7 @@ def released_step(
 
 
 class Pairs(Dataset[tuple[Tensor, Tensor]]):
-    """A map data set of tensors: one image and its label per `__getitem__`."""
+    """A map-style data set of tensors, which returns one image and its label per `__getitem__`."""
 
     def __init__(self, images: Tensor, labels: Tensor):
         self.images, self.labels = images.detach(), labels.detach()
@@ -224,8 +228,8 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
         return len(self.images)
 
 
-class Passed(NamedTuple):
-    """One pass over the data: accuracy and mean loss of it, and how many batches it had."""
+class EpochStats(NamedTuple):
+    """Accuracy, mean loss and number of batches of one pass over the data."""
 
     accuracy: float
     loss: float
@@ -238,12 +242,13 @@ def epoch_pass(
     optimiser: torch.optim.Optimizer | None,
     augment: Augment | None,
     seed: int,
-) -> Passed:
-    """One pass of the field's loop, training where there is an optimiser.
+) -> EpochStats:
+    """One pass of the field's loop over the data, which trains if there is an optimiser and tests otherwise.
 
-    Every batch is counted in numpy and asks for the loss as a number; testing builds the graphs of a training pass.
+    Accuracy is counted in numpy and the loss is read back for every batch. A test pass builds the graphs of a
+    training pass, as in the released code.
     """
-    right, loss_sum, seen, batches = 0, 0.0, 0, 0
+    correct, loss_sum, count, batches = 0, 0.0, 0, 0
     for images, labels in loader:
         images = images.float()
         if augment is not None:
@@ -251,24 +256,24 @@ def epoch_pass(
         labels = labels.long()
         output = net(images)
         loss = F.cross_entropy(output, labels)
-        guess = np.argmax(output.detach().cpu().numpy(), axis=-1)
-        right += int(np.sum(np.equal(guess, labels.cpu().numpy())))
+        predictions = np.argmax(output.detach().cpu().numpy(), axis=-1)
+        correct += int(np.sum(np.equal(predictions, labels.cpu().numpy())))
         loss_sum += loss.item() * len(labels)
-        seen += len(labels)
+        count += len(labels)
         if optimiser is not None:
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
         batches += 1
-    return Passed(right / seen, loss_sum / seen, batches)
+    return EpochStats(correct / count, loss_sum / count, batches)
 
 
 class Epoch(NamedTuple):
-    """An expert after an epoch: its parameters, and what the epoch and the test pass counted."""
+    """An expert after an epoch: a copy of its parameters, and the statistics of the epoch and of the test pass."""
 
     snapshot: list[Tensor]
-    train: Passed
-    test: Passed
+    train: EpochStats
+    test: EpochStats
 
 
 def expert_epochs(
@@ -282,7 +287,7 @@ def expert_epochs(
     lr: float = 0.01,
     batch_size: int = 256,
 ) -> Iterator[Epoch]:
-    """The field's expert: plain SGD, a snapshot of all parameters and a whole test pass after every epoch.
+    """Train an expert as the field does, by SGD, with a snapshot of all parameters and a test pass after every epoch.
 
     images (n, c, h, w) in network input space. Yields after every epoch.
     """
@@ -291,13 +296,15 @@ def expert_epochs(
     loader = DataLoader(
         Pairs(images, labels), batch_size, shuffle=True, num_workers=0, generator=make_generator(seed, "order")
     )
-    tests = DataLoader(Pairs(*test), TEST_BATCH, shuffle=False, num_workers=0, generator=make_generator(seed, "test"))
+    test_loader = DataLoader(
+        Pairs(*test), TEST_BATCH, shuffle=False, num_workers=0, generator=make_generator(seed, "test")
+    )
     optimiser = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.0, weight_decay=0.0)
     for epoch in range(epochs):
-        trained = epoch_pass(net, loader, optimiser, augment, derive_seed(seed, "epoch", epoch))
-        tested = epoch_pass(net, tests, None, None, seed)
-        # a clone: on a processor the field's `.detach().cpu()` would share memory with the network that trains on
-        yield Epoch([parameter.detach().cpu().clone() for parameter in net.parameters()], trained, tested)
+        train_stats = epoch_pass(net, loader, optimiser, augment, derive_seed(seed, "epoch", epoch))
+        test_stats = epoch_pass(net, test_loader, None, None, seed)
+        # clone: on a CPU the released code's `.detach().cpu()` would share memory with the network in training
+        yield Epoch([parameter.detach().cpu().clone() for parameter in net.parameters()], train_stats, test_stats)
 
 
 def evaluate_synset(
@@ -311,20 +318,22 @@ def evaluate_synset(
     epochs: int,
     batch_size: int = 256,
 ) -> float:
-    """The field's evaluation of a small set: test accuracy of one fresh network after `epochs` passes over it.
+    """Test accuracy of a random network after `epochs` passes over a synthetic set, evaluated as the field does.
 
-    SGD with momentum 0.9 and weight decay 5e-4; from epoch `epochs // 2 + 1` on lr x 0.1, with a new optimiser.
+    SGD with momentum 0.9 and weight decay 5e-4; from epoch `epochs // 2 + 1` on with lr x 0.1 and a new optimiser.
     """
     with fork_rng(seed, "net"):
         net = build()
     loader = DataLoader(
         Pairs(images, labels), batch_size, shuffle=True, num_workers=0, generator=make_generator(seed, "order")
     )
-    tests = DataLoader(Pairs(*test), TEST_BATCH, shuffle=False, num_workers=0, generator=make_generator(seed, "test"))
+    test_loader = DataLoader(
+        Pairs(*test), TEST_BATCH, shuffle=False, num_workers=0, generator=make_generator(seed, "test")
+    )
     optimiser = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
     for epoch in range(epochs):
         if epoch == epochs // 2 + 1:
             lr *= 0.1
             optimiser = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
         epoch_pass(net, loader, optimiser, augment, derive_seed(seed, "epoch", epoch))
-    return epoch_pass(net, tests, None, None, seed).accuracy
+    return epoch_pass(net, test_loader, None, None, seed).accuracy

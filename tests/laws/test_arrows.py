@@ -185,7 +185,9 @@ NO_NAMES = {
     *("tried", "wanted", "seen"),
 }
 JSON_FIELDS = {("limbeck.core.records", "kept"), ("limbeck.core.records", "more")}  # names in files of before
-CHECKED = {**TREES, **{path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in TESTS.rglob("*.py")}}
+CHECKED = dict(TREES)
+for _path in sorted([*TESTS.rglob("*.py"), *(TESTS.parent / "benchmarks").glob("*.py")]):
+    CHECKED[str(_path.relative_to(TESTS.parent))] = ast.parse(_path.read_text(encoding="utf-8"))
 
 
 def bound_names(node: ast.AST) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The references that benchmarks compare with are right: the field's steps equal the adjoints, its loops train."""
+"""The benchmarks: the references compute what limbeck's adjoints compute, and the measurements are right."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ SEEDS = [11, 12, 17, 18]
 LR = 0.3
 
 
-def segment(task: Task) -> tuple[Tensor, Tensor]:
+def make_segment(task: Task) -> tuple[Tensor, Tensor]:
     """A start and a target in float64; the step size above is large, so that curvature matters."""
     start = task.model.init(1).double()
     return start, start + 0.05 * torch.randn(len(start), generator=torch.Generator().manual_seed(2)).double()
 
 
-def ours(task: Task, adjoint: Adjoint) -> tuple[float, Tensor, float]:
-    """Loss and gradients in images and step size, of the same step as the references are given."""
+def run_ours(task: Task, adjoint: Adjoint) -> tuple[float, Tensor, float]:
+    """Loss and gradients in images and step size by limbeck's adjoint, for the same inputs as `run_field`."""
     images = task.train[0][:7].double().requires_grad_()
     labels, lr = task.train[1][:7], torch.tensor(LR, dtype=torch.double, requires_grad=True)
-    start, target = segment(task)
+    start, target = make_segment(task)
     loss = CrossEntropy(task.model, CanvasCrop(task.data.size, task.augment))
     batches = [Batch(images, labels, seed, rows) for seed, rows in zip(SEEDS, ROWS)]
     distance = displacement(unroll(loss, start, batches, lr, adjoint), start, target)
@@ -53,32 +53,32 @@ def ours(task: Task, adjoint: Adjoint) -> tuple[float, Tensor, float]:
     return distance.item(), images.grad, float(lr.grad)
 
 
-def field(task: Task, step: Any, augment: Any) -> Any:
+def run_field(task: Task, step: Any, augment: Any) -> Any:
     images, labels = task.train[0][:7].double(), task.train[1][:7]
-    return step(task.model, images, labels, LR, segment(task), ROWS, SEEDS, augment)
+    return step(task.model, images, labels, LR, make_segment(task), ROWS, SEEDS, augment)
 
 
 @pytest.mark.parametrize(
     ("step", "adjoint"),
     [("mtt_step", Backprop()), ("mtt_step", Replay()), ("released_step", Replay(curvature=False, image_gain=0.5))],
 )
-def test_the_fields_step_is_the_adjoint(task: Task, step: str, adjoint: Adjoint) -> None:
-    result = field(task, getattr(reference, step), task.augment)
-    loss, images, lr = ours(task, adjoint)
+def test_reference_steps_equal_the_adjoints(task: Task, step: str, adjoint: Adjoint) -> None:
+    result = run_field(task, getattr(reference, step), task.augment)
+    loss, images, lr = run_ours(task, adjoint)
     assert result.loss == pytest.approx(loss, rel=1e-10)
     assert result.lr == pytest.approx(lr, rel=1e-10)
     assert float((result.images - images).norm() / images.norm()) < 1e-10
 
 
-def test_the_two_steps_differ(task: Task) -> None:
-    """Otherwise the comparison above says nothing of the curvature."""
-    exact, released = (field(task, step, task.augment) for step in (reference.mtt_step, reference.released_step))
+def test_the_reference_steps_differ_by_the_curvature(task: Task) -> None:
+    """Otherwise the test above would not test the curvature."""
+    exact, released = (run_field(task, step, task.augment) for step in (reference.mtt_step, reference.released_step))
     assert float((exact.images - 2 * released.images).norm() / exact.images.norm()) > 1e-3
 
 
 @pytest.mark.parametrize("family", reference.FAMILIES.split("_"))
 @pytest.mark.parametrize("shape", [(3, 12, 12), (1, 9, 10)])
-def test_the_fields_augmentation_is_ours(family: str, shape: tuple[int, int, int]) -> None:
+def test_reference_augmentation_equals_dsa(family: str, shape: tuple[int, int, int]) -> None:
     images = torch.randn(5, *shape, generator=torch.Generator().manual_seed(3), dtype=torch.double)
     for seed in range(4):
         expected = DSA(family)(images, seed)
@@ -86,8 +86,8 @@ def test_the_fields_augmentation_is_ours(family: str, shape: tuple[int, int, int
         torch.testing.assert_close(reference.reference_dsa(images, seed, family), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_both_augmentations_choose_the_same_families(task: Task) -> None:
-    """So that neither side of a benchmark meets the costly ones more often."""
+def test_reference_augmentation_draws_the_same_families(task: Task) -> None:
+    """So that neither side of a benchmark draws the costly families more often."""
     strategy = task.augment.strategy
     images = task.train[0][:5]
     for seed in range(12):
@@ -95,7 +95,7 @@ def test_both_augmentations_choose_the_same_families(task: Task) -> None:
         torch.testing.assert_close(output, task.augment(images, seed), rtol=1e-4, atol=1e-5)
 
 
-def test_the_fields_expert_trains_in_as_many_steps(task: Task) -> None:
+def test_reference_expert_trains_with_as_many_steps(task: Task) -> None:
     images, labels = task.train
     epochs, size, calls = 6, 32, [0, 0]
 
@@ -118,7 +118,7 @@ def test_the_fields_expert_trains_in_as_many_steps(task: Task) -> None:
     assert not torch.equal(path[0].snapshot[0], path[1].snapshot[0])  # the snapshots do not share memory
 
 
-def test_the_fields_evaluation_trains(task: Task) -> None:
+def test_reference_evaluation_trains(task: Task) -> None:
     images, labels = (part[:100] for part in task.train)
     calls = 0
 
@@ -135,7 +135,7 @@ def test_the_fields_evaluation_trains(task: Task) -> None:
     assert after > max(0.5, before + 0.3)
 
 
-def test_sides_alternate_and_are_compared_pair_by_pair() -> None:
+def test_alternate_reverses_the_order_and_compares_round_by_round() -> None:
     order: list[str] = []
     result = measure.alternate({name: (lambda name=name: order.append(name)) for name in "ab"}, 3)
     assert "".join(order) == "ab" + "ab" + "ba" + "ab"  # the first two warm up
@@ -145,48 +145,47 @@ def test_sides_alternate_and_are_compared_pair_by_pair() -> None:
     assert spread["min"] <= spread["median"] <= spread["max"]
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the peak of a stretch")
-def test_the_childs_peak_is_its_own() -> None:
-    """Neither what the parent holds nor what the child holds before it starts is counted."""
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux can reset the peak")
+def test_peak_memory_excludes_the_parent_and_the_imports() -> None:
+    """Neither the parent's memory nor the child's memory before `warm` is counted."""
     ballast = bytearray(80 << 20)
-    result = measure.in_child("benchmarks.measure", "fill", {"megabytes": 100})
+    result = measure.measure_in_child("benchmarks.measure", "allocate", {"megabytes": 100})
     del ballast
     assert 95 < result["peak_mb"] < 120
 
 
-def test_flops_are_those_of_the_convolutions() -> None:
-    task = cases.make(cases.random_data(1, 28, 20, 10), 4)
+def test_convolution_flops() -> None:
+    task = cases.make_convnet_task(cases.random_data(1, 28, 20, 10), 4)
     first, others = cases.convolution_flops(task)
     assert first == 2 * 9 * 1 * 4 * 32 * 32  # 28 pixels, padded by 3
     assert others == 2 * 9 * 4 * 4 * (16 * 16 + 8 * 8)
 
 
-def test_the_benchmark_for_a_gpu_runs_on_a_processor(
+def test_the_device_benchmark_runs_on_a_processor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One table; all sides do the same work: the same expert comes out, as near as its precision is."""
+    """It prints one table, and all sides train the same expert up to rounding."""
     device: Any = importlib.import_module("benchmarks.device")
     monkeypatch.setattr(sys, "argv", ["device", "--device", "cpu", "--quick", "--out", str(tmp_path)])
     device.main()
     output = json.loads((tmp_path / "device.json").read_text())["cases"]["quick"]
     table = capsys.readouterr().out
-    for what in ("expert", "student, ipc 1", "evaluation, ipc 1"):
-        assert list(output["jobs"][what]["median_seconds"]) == ["eager float32", "ours float32"]
-        assert f"quick, {what}, n = 1" in table
+    for job in ("expert", "student, ipc 1", "evaluation, ipc 1"):
+        assert list(output["jobs"][job]["median_seconds"]) == ["eager float32", "ours float32"]
+        assert f"quick, {job}, n = 1" in table
     assert "left out" not in table
     assert output["check"]["ours float32"]["relative_difference"] < 1e-4
     assert all(side["same_bits_again"] for side in output["check"].values())
-    ends = {name: device.expert(way, 0) for name, way in device.ways(device.QUICK, "cpu").items()}
+    sides = device.make_implementations(device.QUICK, "cpu")
+    ends = {name: device.train_expert(side, 0) for name, side in sides.items()}
     exact = ends.pop("eager float32")
-    start = next(iter(device.ways(device.QUICK, "cpu").values())).task.model.init(0)
+    start = next(iter(sides.values())).task.model.init(0)
     for name, end in ends.items():
         assert float((end - exact).norm() / (exact - start).norm()) < 1e-4, name
 
 
-def test_the_benchmark_for_a_gpu_ends_in_time(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """What does not fit is named, and nothing is written unless it is asked for."""
+def test_the_device_benchmark_ends_in_time(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Jobs that do not fit into the budget are listed, and nothing is written without `--out`."""
     device: Any = importlib.import_module("benchmarks.device")
     monkeypatch.setattr(sys, "argv", ["device", "--device", "cpu", "--quick", "--budget", "0.01"])
     monkeypatch.setattr(device, "write", lambda path, result: pytest.fail("written"))
@@ -194,6 +193,6 @@ def test_the_benchmark_for_a_gpu_ends_in_time(
     table = capsys.readouterr().out
     assert table.count("left out: quick, ") == 3
     assert "the same bits again" in table
-    sides = device.ways(device.QUICK, "cpu")
-    slow = device.Job("slow", lambda way: pytest.fail("begun"), lambda way: None, 1e-9)
+    sides = device.make_implementations(device.QUICK, "cpu")
+    slow = device.Job("slow", lambda side: pytest.fail("started"), lambda side: None, 1e-9)
     assert device.compare(slow, sides, 3, 10.0, 10.0).startswith("no time left: about")
