@@ -33,7 +33,6 @@ from limbeck.evaluation.protocol import EvalConfig, best_lr
 from limbeck.experts import Expert, ExpertConfig, Store
 from limbeck.experts.make import describe_experts, make_experts, measure_paths
 from limbeck.experts.train import train_expert
-from limbeck.jobs.checkpoint import Stateful
 from limbeck.methods import DataFacts, Method, MethodInputs, Plan
 from limbeck.methods.ptm_overlap import OverlapRepair
 from limbeck.methods.ptm_progress import ProgressiveWindow
@@ -41,7 +40,7 @@ from limbeck.networks.losses import CrossEntropy
 from limbeck.networks.registry import ModelConfig
 from limbeck.select.scores import extract_features
 from limbeck.synthetic.hooks import Ema, StepDecay, make_clamp_hooks
-from limbeck.synthetic.loop import outer_loop
+from limbeck.synthetic.loop import StatefulHook, outer_loop
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.synthetic.tiles import Partition
 from limbeck.task import Task, make_task
@@ -239,7 +238,7 @@ def test_an_outer_step_waits_where_it_is_listed(
         losses = steps(recipe, 0, 1)
         counts = Counter(waits(elsewhere))
         for hook in recipe.hooks:  # what a run writes down lies on the processor, and so does what it takes up
-            if isinstance(hook, Stateful):
+            if isinstance(hook, StatefulHook):
                 hook.restore({name: tensor.cpu() for name, tensor in hook.state().items()}, 1)
         losses += steps(recipe, 1, 1)
         evaluated = [tensor.cpu() for tensor in recipe.evaluated_set().state().values()]
@@ -425,7 +424,7 @@ def test_hooks_stay_there(elsewhere: Elsewhere, task: Task) -> None:
             if isinstance(hook, ProgressiveWindow):
                 assert hook.accept(0.1)
                 assert not hook.accept(1.0)
-            if isinstance(hook, Stateful):
+            if isinstance(hook, StatefulHook):
                 devices = {name: tensor.device for name, tensor in hook.state().items()}
                 hook.restore({name: tensor.cpu() for name, tensor in hook.state().items()}, 3)
                 assert {name: tensor.device for name, tensor in hook.state().items()} == devices

@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from limbeck import METHODS, JobConfig
 from limbeck.core.records import RunRecord
 from limbeck.experts import Expert, ExpertConfig
-from limbeck.jobs.checkpoint import Checkpoint, KeepBest, Log, Stateful
+from limbeck.jobs.checkpoint import Checkpoint, KeepBest, Log
 from limbeck.jobs.record import RunFolder
 from limbeck.methods import DataFacts, Method, MethodConfig, MethodInputs, Plan, find_method
-from limbeck.synthetic.loop import outer_loop
+from limbeck.synthetic.loop import StatefulHook, outer_loop
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task
 
@@ -214,7 +214,7 @@ def test_a_run_is_taken_up_bit_for_bit(method: Method, task: Task, expert: Exper
     if not method.learns:
         pytest.skip("a coreset takes no steps")
 
-    def begin(folder: str) -> tuple[Plan, Checkpoint, list[Stateful]]:
+    def begin(folder: str) -> tuple[Plan, Checkpoint, list[StatefulHook]]:
         recipe = plan(method, task, expert, seed=0, ipc=2)
         run = RunFolder.begin(tmp_path / folder, RunRecord(format="limbeck-run", version=1, config={}))
         log = Log(run, lambda event: None)
@@ -228,7 +228,7 @@ def test_a_run_is_taken_up_bit_for_bit(method: Method, task: Task, expert: Exper
             recipe.evaluated_set,
         )
         save = Checkpoint(run, recipe.optimisers, recipe.hooks, chooser, log)
-        return recipe, save, [hook for hook in recipe.hooks if isinstance(hook, Stateful)]
+        return recipe, save, [hook for hook in recipe.hooks if isinstance(hook, StatefulHook)]
 
     def go(recipe: Plan, save: Checkpoint, steps: range) -> None:
         outer_loop(

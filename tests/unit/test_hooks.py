@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import pkgutil
+from collections.abc import Callable, Iterator
 from copy import deepcopy
+from importlib import import_module
 from math import inf
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import limbeck
 from limbeck.core.rng import derive_seed, make_generator
 from limbeck.experts import Expert, ExpertConfig, Recorded
 from limbeck.methods import METHODS, DataFacts, MethodInputs
@@ -19,11 +22,32 @@ from limbeck.methods.ptm_overlap import OverlapRepair, find_overlaps
 from limbeck.methods.ptm_progress import ProgressiveWindow
 from limbeck.objectives.combine import Average, FiniteOr
 from limbeck.synthetic.hooks import Ema, StepDecay, reset_optimiser_state
-from limbeck.synthetic.loop import DivergenceError, outer_loop
+from limbeck.synthetic.loop import DivergenceError, StatefulHook, outer_loop
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
+
+
+def classes_of_source() -> Iterator[type]:
+    for module in pkgutil.walk_packages(limbeck.__path__, "limbeck."):
+        if not module.name.endswith("__main__"):
+            yield from (value for value in vars(import_module(module.name)).values() if isinstance(value, type))
+
+
+def test_hooks_with_a_state_are_recognised_by_their_class() -> None:
+    """A run saves the state of a `StatefulHook` alone: a hook that forgets its base would start anew."""
+    hooks = {c for c in classes_of_source() if {"__call__", "state", "restore"} <= set(dir(c))}
+    assert {c.__name__ for c in hooks if not issubclass(c, StatefulHook)} == set()
+    assert {"Ema", "OnlineNetwork", "Pool", "ProgressiveWindow"} <= {c.__name__ for c in hooks}
+
+
+def test_options_say_how_many_real_images_a_plan_takes() -> None:
+    config = METHODS["mct"].config(canvas=2)
+    assert (config.initial_images(10), config.real_images_per_step()) == (40, 0)
+    config = METHODS["dream"].config(factor=3, batch_real=32)
+    assert (config.initial_images(10), config.real_images_per_step()) == (90, 32)
+    assert METHODS["random"].config().initial_images(10) == 10
 
 
 def toy() -> SyntheticSet:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
 
 from limbeck.core.records import LoopProgress, StepLine, ValidationLine
 from limbeck.core.types import Listener
 from limbeck.jobs.record import RunFolder
-from limbeck.synthetic.loop import Hook
+from limbeck.synthetic.loop import Hook, StatefulHook
 from limbeck.synthetic.set import SyntheticSet
 
 SAVE_SECONDS = 20.0
@@ -21,16 +19,16 @@ SAVE_SECONDS = 20.0
 
 @dataclass
 class Log:
-    """One line per step in the run's log, and one event for whoever watches."""
+    """Writes one line a step to the run's log, and sends one event to the listener."""
 
     run: RunFolder
     listen: Listener
-    before: float = 0.0
+    earlier_seconds: float = 0.0
     start: float = field(default_factory=time.perf_counter)
 
     def seconds(self) -> float:
         """Time spent on this run's outer loop, earlier sessions included."""
-        return self.before + time.perf_counter() - self.start
+        return self.earlier_seconds + time.perf_counter() - self.start
 
     def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
         lr = float(synthetic.lr.detach())
@@ -40,7 +38,7 @@ class Log:
 
 @dataclass
 class KeepBest:
-    """Every `every` steps, and before the first: validate, and keep the set that did best so far.
+    """Validates the set every `every` steps and at step `last`, and keeps the best one.
 
     measure: set -> (mean, std, n) on the validation part; keep: called with a better set and its step;
     evaluated_set: returns the set to validate, as it is now.
@@ -69,37 +67,33 @@ class KeepBest:
             self.keep(candidate, step)
 
 
-@runtime_checkable
-class Stateful(Protocol):
-    """A hook that remembers something between steps, and so has to be saved with the run."""
-
-    def state(self) -> dict[str, Tensor]: ...
-
-    def restore(self, state: dict[str, Tensor], step: int) -> None: ...
-
-
 @dataclass
 class Checkpoint:
-    """Write the state after every validation, at the end, and when the last one is older than SAVE_SECONDS."""
+    """Writes the state after every validation, at the end, and where the last save is older than SAVE_SECONDS."""
 
     run: RunFolder
     optimisers: Sequence[torch.optim.Optimizer]
     hooks: Sequence[Hook]
     chooser: KeepBest
     log: Log
-    written: float = field(default_factory=time.perf_counter)
+    last_save: float = field(default_factory=time.perf_counter)
 
-    def _stateful(self) -> dict[str, Stateful]:
-        return {str(i): hook for i, hook in enumerate(self.hooks) if isinstance(hook, Stateful)}
+    def _stateful_hooks(self) -> dict[str, StatefulHook]:
+        """The hooks with a state, by their places among all hooks."""
+        return {str(i): hook for i, hook in enumerate(self.hooks) if isinstance(hook, StatefulHook)}
 
     def restore(self, synthetic: SyntheticSet) -> int:
-        """Take up the saved state, in place; returns how many steps are done."""
+        """Restore the saved state in place, and return how many steps are done; 0 where nothing was saved."""
         header, tensors = self.run.load_state(synthetic, self.optimisers)
         if header is None:
             return 0
         progress = header.more
-        self.chooser.best, self.chooser.step, self.log.before = progress.best, progress.best_step, progress.seconds
-        for name, hook in self._stateful().items():
+        self.chooser.best, self.chooser.step, self.log.earlier_seconds = (
+            progress.best,
+            progress.best_step,
+            progress.seconds,
+        )
+        for name, hook in self._stateful_hooks().items():
             prefix = f"{name}."
             state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
             hook.restore(state, header.step)
@@ -107,8 +101,9 @@ class Checkpoint:
 
     def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
         is_due = step % self.chooser.every == 0 or step == self.chooser.last
-        if is_due or time.perf_counter() - self.written > SAVE_SECONDS:
+        if is_due or time.perf_counter() - self.last_save > SAVE_SECONDS:
             progress = LoopProgress(best=self.chooser.best, best_step=self.chooser.step, seconds=self.log.seconds())
-            states = {f"{name}.{key}": t for name, hook in self._stateful().items() for key, t in hook.state().items()}
+            hooks = self._stateful_hooks().items()
+            states = {f"{name}.{key}": tensor for name, hook in hooks for key, tensor in hook.state().items()}
             self.run.save_state(synthetic, self.optimisers, step, progress, states)
-            self.written = time.perf_counter()
+            self.last_save = time.perf_counter()

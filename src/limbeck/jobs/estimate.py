@@ -28,11 +28,12 @@ from limbeck.experts.handle import Experts
 from limbeck.experts.make import describe_experts
 from limbeck.experts.store import DTYPES
 from limbeck.jobs.job import Job
-from limbeck.jobs.rehearsal import images_to_start, stand_in, subset
+from limbeck.jobs.rehearsal import stand_in, subset
 from limbeck.methods import MethodInputs, Plan
 from limbeck.networks.flat import lecun_normal
 from limbeck.networks.registry import ModelConfig, flat_model
 from limbeck.report.text import duration, size
+from limbeck.synthetic.loop import StatefulHook
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task
 from limbeck.training.plain import GradientRule, Gsam, Schedule, score, train
@@ -171,7 +172,7 @@ def _rehearse(job: Job) -> tuple[Plan, float, float]:
     """A plan of few real images on stand-ins, the seconds that the job's own takes, and how many more images it has."""
     task, options, config = job.task, job.options, job.config
     paths = [] if job.experts is None else [stand_in(task, job.experts.config.epochs, config.seed)]
-    most = 2 * max(images_to_start(options, config.ipc), getattr(options, "batch_real", 0), 16)
+    most = 2 * max(options.initial_images(config.ipc), options.real_images_per_step(), 16)
     part = subset(task, most)
     start = time.perf_counter()
     plan = job.method.plan(options, MethodInputs(part, paths, config.ipc, config.seed))
@@ -193,9 +194,9 @@ def _step_seconds(plan: Plan, scale: float, seed: int) -> float:
 
     seconds = _seconds(step, device)
     for hook in plan.hooks:
-        every = max(1, min(getattr(hook, "every", 1), getattr(hook, "interval", None) or sys.maxsize))
-        seconds += scale / every * _seconds(lambda: hook(plan.synthetic, every, 1.0), device)  # noqa: B023
-        if every > 1:
+        cycle = hook.cycle if isinstance(hook, StatefulHook) else 1
+        seconds += scale / cycle * _seconds(lambda: hook(plan.synthetic, cycle, 1.0), device)  # noqa: B023
+        if cycle > 1:
             seconds += _seconds(lambda: hook(plan.synthetic, 1, 1.0), device)  # noqa: B023
     return seconds
 

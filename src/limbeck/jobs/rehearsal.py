@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from limbeck.core.errors import UserError
 from limbeck.core.rng import make_generator
 from limbeck.data import Split
-from limbeck.methods import Method, MethodInputs
+from limbeck.methods import Method, MethodConfig, MethodInputs
 from limbeck.task import Task
 
 
@@ -40,13 +39,7 @@ def subset(task: Task, most: int) -> Task:
     return replace(task, data=replace(task.data, train=Split(train.images[rows], train.labels[rows])))
 
 
-def images_to_start(options: Any, ipc: int) -> int:
-    """Real images of a class that a set starts from: one for every tile of every image."""
-    tiles: int = max(getattr(options, "canvas", 1), getattr(options, "factor", 1)) ** 2
-    return ipc * tiles
-
-
-def check_plan(method: Method, options: Any, task: Task, ipc: int, seed: int, epochs: int | None) -> None:
+def check_plan(method: Method, options: MethodConfig, task: Task, ipc: int, seed: int, epochs: int | None) -> None:
     """Raise the UserError by which the method's plan refuses its options, before anything is trained.
 
     epochs: those of the experts that will be trained; None for a method without experts.
@@ -60,6 +53,6 @@ def check_plan(method: Method, options: Any, task: Task, ipc: int, seed: int, ep
         plan.evaluated_set().training_pair()
 
     try:
-        build(subset(task, 2 * images_to_start(options, ipc)))
+        build(subset(task, 2 * options.initial_images(ipc)))
     except UserError:
         build(task)

@@ -47,6 +47,10 @@ class ClassMatchingConfig(MethodConfig):
     per_cluster: int = Field(default=1, ge=1)
     """s, images per cluster that the dream policy takes (DREAM+); there are batch-real / s clusters."""
 
+    def real_images_per_step(self) -> int:
+        """Return the batch of real images of a class."""
+        return self.batch_real
+
 
 def find_class_rows(inputs: MethodInputs) -> tuple[Tensor, ...]:
     """Return the rows of the training images of every class."""

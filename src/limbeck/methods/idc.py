@@ -58,6 +58,10 @@ class IDCConfig(ClassMatchingConfig):
     feature_weight: float = Field(default=0.0, ge=0)
     """Weight of the distance of mean features; that of gradients has weight 1 (DREAM+: 1)."""
 
+    def initial_images(self, ipc: int) -> int:
+        """Return one real image per tile."""
+        return ipc * self.factor**2
+
 
 class IDCOptions(IDCConfig):
     """Options of IDC with every default resolved."""

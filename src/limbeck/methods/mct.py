@@ -64,6 +64,10 @@ class MCTConfig(TrajectoryConfig):
     ema_decay: float = Field(default=0.98, ge=0, lt=1)
     """Decay of the exponential average of the images, which is the result (ours; 0 takes the images themselves)."""
 
+    def initial_images(self, ipc: int) -> int:
+        """Return one real image per tile of a canvas."""
+        return ipc * self.canvas**2
+
 
 class MCTOptions(MCTConfig):
     """Options of MCT with every default resolved."""

@@ -29,6 +29,10 @@ class MTTConfig(RecordedConfig):
     canvas: int = Field(default=1, ge=1)
     """Images are canvases of so many image sides, cropped at random (the authors' textures)."""
 
+    def initial_images(self, ipc: int) -> int:
+        """Return one real image per tile of a canvas."""
+        return ipc * self.canvas**2
+
 
 class MTTOptions(RecordedOptions, MTTConfig):
     """Options of MTT with every default resolved."""

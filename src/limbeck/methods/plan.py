@@ -72,9 +72,20 @@ class Plan(NamedTuple):
 
 
 class MethodConfig(BaseModel):
-    """Options of a method as a user gives them. Its fields are flags; the docstring under each is its help."""
+    """Options of a method as a user gives them. Its fields are flags; the docstring under each is its help.
+
+    The methods below are estimates for `prepare` and `estimate`, which try a plan on a part of the real images.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    def initial_images(self, ipc: int) -> int:
+        """Return how many real images of a class a set of `ipc` images per class starts from."""
+        return ipc
+
+    def real_images_per_step(self) -> int:
+        """Return how many real images of a class an outer step takes at most; 0 where it takes none."""
+        return 0
 
 
 @dataclass(frozen=True)

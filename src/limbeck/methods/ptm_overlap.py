@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.synthetic.hooks import reset_optimiser_state
+from limbeck.synthetic.loop import StatefulHook
 from limbeck.synthetic.set import SyntheticSet
 
 
@@ -45,7 +46,7 @@ def farthest_candidate(candidates: Tensor, references: Tensor) -> int:
     return int(torch.cdist(candidates, references).min(1).values.argmax())
 
 
-class OverlapRepair:
+class OverlapRepair(StatefulHook):
     """A hook: every `every` outer steps up to `until`, replace images that overlap with another one of their class.
 
     Two images overlap where the cosine of their features, less the mean feature of the class's candidates, is above
@@ -75,6 +76,11 @@ class OverlapRepair:
         self.is_replaced = torch.zeros(len(synthetic.images), dtype=torch.bool, device=synthetic.images.device)
         self.steps_left = 0
         self.num_replaced = 0
+
+    @property
+    def cycle(self) -> int:
+        """Outer steps between two checks."""
+        return self.every
 
     @torch.no_grad()
     def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from limbeck.experts.segments import WholeEpochs
 from limbeck.synthetic.hooks import reset_optimiser_state
-from limbeck.synthetic.loop import DivergenceError
+from limbeck.synthetic.loop import DivergenceError, StatefulHook
 from limbeck.synthetic.set import SyntheticSet
 
 
 @dataclass
-class ProgressiveWindow:
+class ProgressiveWindow(StatefulHook):
     """A start window that widens when the loss stops falling, and narrows when a loss is too high.
 
     `sample` is a `Sampler`, `accept` the loop's gate, and the object itself a hook.

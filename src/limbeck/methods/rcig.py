@@ -77,6 +77,10 @@ class RCIGConfig(MethodConfig):
     init: Init = "random"
     """Coreset of real images to start from."""
 
+    def real_images_per_step(self) -> int:
+        """Return the batch of real images, which may all be of one class."""
+        return self.batch_real
+
 
 def make_pool_network(options: RCIGConfig, task: Task) -> FlatModel:
     """Return FRePo's ConvNet for the task's images; its depth follows from their size."""

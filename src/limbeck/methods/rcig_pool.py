@@ -9,6 +9,7 @@ from torch import Tensor
 
 from limbeck.core.rng import make_generator
 from limbeck.networks.flat import FlatModel, lecun_normal
+from limbeck.synthetic.loop import StatefulHook
 from limbeck.synthetic.set import SyntheticSet
 
 
@@ -29,7 +30,7 @@ class PoolNetwork:
 
 
 @dataclass
-class Pool:
+class Pool(StatefulHook):
     """The networks of RCIG: `at(step)` is the one that outer step `step` linearises; as a hook, the pool trains it.
 
     After the step the network learns the set's labels as targets, by mean squared error in all parameters, for 1 to

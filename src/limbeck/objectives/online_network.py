@@ -17,6 +17,7 @@ from limbeck.derivatives.autograd import Loss
 from limbeck.networks.flat import FlatModel
 from limbeck.networks.losses import Augment
 from limbeck.objectives.classes import Pair
+from limbeck.synthetic.loop import StatefulHook
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.training.plain import Schedule, final_parameters, train
 
@@ -127,7 +128,7 @@ class SyntheticBatches:
             yield images, labels
 
 
-class OnlineNetwork:
+class OnlineNetwork(StatefulHook):
     """One network at a time: new after every `every` outer steps, and trained after the others. It is a hook.
 
     loss:    What the network is trained by; it gets images as `batches` yields them, without a seed.
@@ -156,6 +157,11 @@ class OnlineNetwork:
             for images, labels in self.batches(synthetic, step):
                 gradient = self.loss.gradient(self.theta, Batch(images, labels))
                 self.theta, self.velocity = self.sgd.step(self.theta, self.velocity, gradient)
+
+    @property
+    def cycle(self) -> int:
+        """Outer steps for which a network lives."""
+        return self.every
 
     def parameters(self) -> Tensor:
         """The parameters (P,) of the present network."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from limbeck.core.rng import derive_seed, make_generator
 from limbeck.select.coresets import Selector
+from limbeck.synthetic.loop import StatefulHook
 from limbeck.synthetic.set import SyntheticSet
 
 
@@ -35,7 +36,7 @@ class RandomRows:
         return rows[order.to(rows.device)]
 
 
-class Query:
+class Query(StatefulHook):
     """Rows of each class that a policy chooses by their features under the present network (DREAM, section 3.3).
 
     images:     All training images (n, c, h, w).
@@ -83,6 +84,11 @@ class Query:
         """Choose rows again where the network, or its interval, is over after `step` outer steps."""
         if step % self.every % self.interval == 0:
             self.rows = self.choose_rows(step)
+
+    @property
+    def cycle(self) -> int:
+        """Outer steps between two choices, at most."""
+        return min(self.every, self.interval)
 
     def sample(self, step: int, label: int, seed: int) -> Tensor:
         """The rows (m,) of the class `label` that were chosen last: a `RowSampler`."""

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from limbeck.core.sums import reproducible_sum
 from limbeck.data import Preprocess
-from limbeck.synthetic.loop import DivergenceError
+from limbeck.synthetic.loop import DivergenceError, StatefulHook
 from limbeck.synthetic.set import LOG_LR_RANGE, SyntheticSet
 
 
-class Ema:
+class Ema(StatefulHook):
     """The exponential moving average of parts of a set: e <- decay e + (1 - decay) x after every outer step.
 
     start:    the set at which the average starts; its tensors are copied.
@@ -60,10 +60,10 @@ class Ema:
             mean.copy_(state[name])
 
 
-class StepDecay:
+class StepDecay(StatefulHook):
     """Multiplies an optimiser's step sizes by `factor` after every `period` outer steps.
 
-    They are a function of the step alone, so that the hook has no state.
+    They are a function of the step alone, so that the state is empty.
     """
 
     def __init__(self, optimiser: torch.optim.Optimizer, period: int, factor: float):
@@ -114,7 +114,7 @@ DEAD_ENDS = {
 
 
 @dataclass
-class StudentMonitor:
+class StudentMonitor(StatefulHook):
     """Watches the loss of trajectory matching, which is 1 where the student does not move, and warns what goes wrong.
 
     warn:     called with one sentence, once for each entry of `WARNINGS`.

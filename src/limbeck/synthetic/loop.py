@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from math import isfinite
 from typing import Protocol
@@ -27,6 +28,30 @@ class Hook(Protocol):
     def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
         """Act on the set after its `step`-th step."""
         ...
+
+
+class StatefulHook(ABC):
+    """A hook that remembers something between outer steps: a run saves its state, so that it can be continued.
+
+    Only hooks of this class are saved. A function, or an object of another class, is a hook without a state.
+    """
+
+    @property
+    def cycle(self) -> int:
+        """Outer steps between two calls that do the hook's expensive work; 1 where every call costs the same."""
+        return 1
+
+    @abstractmethod
+    def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
+        """Act on the set after its `step`-th step."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """What the hook remembers, as tensors by name."""
+
+    @abstractmethod
+    def restore(self, state: dict[str, Tensor], step: int) -> None:
+        """Continue from the state after `step` outer steps."""
 
 
 class DivergenceError(UserError):
