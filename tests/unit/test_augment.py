@@ -13,9 +13,9 @@ from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.core.linear import _Linear
-from limbeck.core.rng import fork_rng
+from limbeck.core.rng import fork_rng, make_generator
 from limbeck.data import augment
-from limbeck.data.augment import DSA, FAMILIES, Draw, default_strategy, toroidal_crop
+from limbeck.data.augment import DSA, FAMILIES, ComposedDSA, Draw, default_strategy, toroidal_crop
 from limbeck.synthetic import tiles
 from limbeck.synthetic.tiles import enlarge_tiles
 
@@ -218,3 +218,41 @@ def test_the_adjoint_can_be_differentiated_again(name: str, monkeypatch: pytest.
         assert torch.autograd.gradgradcheck(lambda x: MAPS[name](x, 1), (x,))
     (expected,) = torch.autograd.grad(MAPS[name](x, 1).square().sum(), x)
     assert torch.equal(torch.func.grad(lambda x: MAPS[name](x, 1).square().sum())(x.detach()), expected)
+
+
+def test_siamese_draws_are_equal() -> None:
+    """Two batches of different size with the same seed are changed alike, and each image as every other."""
+    image = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    for augmentation in (DSA(siamese=True), ComposedDSA(DSA(siamese=True))):
+        changed = set()
+        for seed in range(20):
+            five, two = augmentation(image.expand(5, -1, -1, -1), seed), augmentation(image.expand(2, -1, -1, -1), seed)
+            assert torch.equal(five[:2], two)
+            assert all(torch.equal(image, five[0]) for image in five)
+            changed.add(not torch.equal(five[:1], image))
+        assert True in changed
+
+
+def test_images_are_augmented_independently_otherwise() -> None:
+    real_images = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0)).expand(5, -1, -1, -1)
+    augmented = ComposedDSA(DSA("color"))(real_images, 0)
+    assert not torch.equal(augmented[0], augmented[1])
+    assert torch.equal(ComposedDSA(DSA("none"))(real_images, 0), real_images)
+
+
+def test_composed_dsa_is_flip_colour_one_geometry_and_cutout() -> None:
+    """The draws again, one after the other, from the same stream."""
+    picture = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    dsa = DSA("crop_color_scale_cutout_rotate_flip")
+    families = set()
+    for seed in range(12):
+        generator = make_generator(seed, "augment")
+        geometry = ("crop", "scale", "rotate")[int(torch.randint(3, (), generator=generator))]
+        families.add(geometry)
+        expected = picture
+        for family in ("flip", "color", geometry, "cutout"):
+            expected = dsa.apply(expected, Draw(family, torch.rand(3, 3, generator=generator)))
+        assert torch.equal(ComposedDSA(dsa)(picture, seed), expected)
+    assert families == {"crop", "scale", "rotate"}
+    mirrored = ComposedDSA(DSA("flip", flip=1.0))(picture, 0)
+    assert torch.equal(mirrored, picture.flip(3))

@@ -17,7 +17,6 @@ from limbeck.data.augment import DSA
 from limbeck.derivatives.autograd import Loss, NeedsGrad, as_loss
 from limbeck.derivatives.compiled import CompiledDerivatives
 from limbeck.derivatives.convnet import TorchDerivatives, convnet_derivatives, torch_derivatives
-from limbeck.derivatives.cuda_graph import CapturedDerivatives, Outputs
 from limbeck.derivatives.explicit import FusedCrossEntropy
 from limbeck.derivatives.kernels import library as kernels
 from limbeck.derivatives.torch_block import parameter_dtype
@@ -290,39 +289,6 @@ def test_the_same_bits_by_any_number_of_threads(
     for tensor, expected in zip(derivatives, (exact.theta, exact.images, exact.labels), strict=True):
         assert error(tensor, expected) < close
     assert abs(float(directional) - float(exact.directional)) < close * float(direction.norm() * gradient.norm())
-
-
-def eager_replay(work: Callable[[], Outputs]) -> Callable[[], Outputs]:
-    """What a CUDA graph does, on a processor: the same work again, on the same tensors, into the same tensors."""
-    outputs = work()
-
-    def replay() -> Outputs:
-        for buffer, output in zip(outputs, work()):
-            if buffer is not None and output is not None:
-                buffer.copy_(output)
-        return outputs
-
-    return replay
-
-
-@pytest.mark.parametrize("needs", [ALL, NeedsGrad(False, True, False)])
-def test_replays_give_the_same_for_every_input(needs: NeedsGrad) -> None:
-    """Other values, other shapes, more shapes than are recorded; and results are not written over by later ones."""
-    loss, theta, batch, direction = task((1, 8, 8), 4, 2, 7, True, torch.float64)
-    direct = operations(loss.function.model, torch.float64)
-    captured, actual, exact = CapturedDerivatives(direct, eager_replay, max_graphs=4), [], []
-    for turn, count in enumerate((7, 7, 3, 7, 5, 3)):
-        point = theta + turn, batch.images[:count] - turn, batch.labels[:count] * (turn + 1)
-        for derivatives, results in ((captured, actual), (direct, exact)):
-            results.append(derivatives.gradient(*point))
-            results.append(derivatives.logits(*point[:2]))
-            results += derivatives.hvp(*point, direction, needs)
-    assert len(captured.graphs) == 4
-    assert all(
-        value is None if expected is None else value.equal(expected)
-        for value, expected in zip(actual, exact, strict=True)
-    )
-    assert isinstance(convnet_derivatives(loss.function.model, torch.float32, "cuda"), CapturedDerivatives)
 
 
 def test_tensors_of_a_wrong_shape_are_refused() -> None:

@@ -1,17 +1,19 @@
-"""What is captured is checked once: whatever a recorder does, results are those of the plain pass, and no run ends."""
+"""CUDA graphs are checked once: whatever a recorder does, results are those of direct calls, and no run fails."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from limbeck.derivatives.autograd import Hvp, NeedsGrad
+from limbeck.derivatives.convnet import convnet_derivatives, torch_derivatives
 from limbeck.derivatives.cuda_graph import CapturedDerivatives, Outputs, agree
+from limbeck.networks.registry import ModelConfig, flat_model
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 
@@ -21,7 +23,7 @@ Work = Callable[[], Outputs]
 
 @dataclass
 class Direct:
-    """Derivatives that are simple to see through, and counted."""
+    """Simple derivatives that log their calls."""
 
     dtype: torch.dtype = torch.float32
     calls: list[str] = field(default_factory=list)
@@ -41,75 +43,75 @@ class Direct:
         return images.flatten(1) * theta.sum()
 
 
-def faithful(work: Work) -> Work:
-    """What a CUDA graph does: the same work on the same buffers, into the same buffers."""
+def replay_graph(work: Work) -> Work:
+    """The same work on the same buffers, into the same buffers, as a CUDA graph does it."""
     results = work()
 
     def replay() -> Outputs:
-        for place, new in zip(results, work()):
-            if place is not None and new is not None:
-                place.copy_(new)
+        for buffer, result in zip(results, work()):
+            if buffer is not None and result is not None:
+                buffer.copy_(result)
         return results
 
     return replay
 
 
-def refuses(work: Work) -> Work:
+def refuse_capture(work: Work) -> Work:
     work()
     raise RuntimeError("operation not permitted when stream is capturing\nand a long story")
 
 
-def refuses_to_replay(work: Work) -> Work:
+def refuse_replay(work: Work) -> Work:
     def replay() -> Outputs:
         raise MemoryError
 
     return replay
 
 
-def changed(change: Callable[[Tensor], Tensor]) -> Callable[[Work], Work]:
+def change_results(change: Callable[[Tensor], Tensor]) -> Callable[[Work], Work]:
     def record(work: Work) -> Work:
-        replay = faithful(work)
+        replay = replay_graph(work)
         return lambda: [None if result is None else change(result.clone()) for result in replay()]
 
     return record
 
 
-def deaf(work: Work) -> Work:
-    """The results of what was recorded, whatever lies in the buffers."""
+def ignore_inputs(work: Work) -> Work:
+    """The results of the recording, whatever the buffers contain."""
     results = work()
     return lambda: results
 
 
-def mute(work: Work) -> Work:
-    """Buffers that nothing was written to."""
+def write_nothing(work: Work) -> Work:
+    """Result buffers that nothing was written to."""
     results = [None if result is None else torch.full_like(result, torch.nan) for result in work()]
     return lambda: results
 
 
-def forgets_one(work: Work) -> Work:
-    replay = faithful(work)
+def drop_a_result(work: Work) -> Work:
+    replay = replay_graph(work)
     return lambda: [*replay()][:-1]
 
 
 BROKEN = {
-    "refuses": refuses,
-    "refuses to replay": refuses_to_replay,
-    "wrong": changed(lambda x: 1.01 * x + 0.01),
-    "not finite": changed(lambda x: x / 0),
-    "deaf": deaf,
-    "mute": mute,
-    "forgets one": forgets_one,
+    "capture fails": refuse_capture,
+    "replay fails": refuse_replay,
+    "wrong": change_results(lambda x: 1.01 * x + 0.01),
+    "not finite": change_results(lambda x: x / 0),
+    "ignores inputs": ignore_inputs,
+    "writes nothing": write_nothing,
+    "drops a result": drop_a_result,
 }
 
 
-def point(count: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    drawn = torch.Generator().manual_seed(count)
-    theta, direction = torch.randn(4, generator=drawn), torch.randn(4, generator=drawn)
-    return theta, torch.randn(count, 1, 2, 2, generator=drawn), torch.arange(count) % 3 + 1, direction
+def make_inputs(count: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(count)
+    theta, direction = torch.randn(4, generator=generator), torch.randn(4, generator=generator)
+    return theta, torch.randn(count, 1, 2, 2, generator=generator), torch.arange(count) % 3 + 1, direction
 
 
 def all_results(derivatives: CapturedDerivatives | Direct, count: int = 3) -> list[Tensor]:
-    theta, images, labels, direction = point(count)
+    theta, images, labels, direction = make_inputs(count)
     products = derivatives.hvp(theta, images, labels, direction, NEEDS)
     return [
         derivatives.gradient(theta, images, labels),
@@ -123,12 +125,12 @@ def are_equal(actual: list[Tensor], exact: list[Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_cannot_be_trusted_is_not_used(name: str) -> None:
-    """One warning that names the reason, the plain results from the first call on, and nothing is tried again."""
-    direct, tries = Direct(), []
+def test_a_recorder_that_fails_or_differs_is_not_used(name: str) -> None:
+    """There is one warning with the reason; results are those of direct calls from the first call on; no second try."""
+    direct, records = Direct(), []
 
     def record(work: Work) -> Work:
-        tries.append(name)
+        records.append(name)
         return BROKEN[name](work)
 
     derivatives = CapturedDerivatives(direct, record)
@@ -138,20 +140,20 @@ def test_what_cannot_be_trusted_is_not_used(name: str) -> None:
         warnings.simplefilter("error")
         for count in (3, 5, 3):
             assert are_equal(all_results(derivatives, count), all_results(Direct(), count))
-    assert len(caught) == len(tries) == 1
+    assert len(caught) == len(records) == 1
     assert derivatives.graphs == {}
-    assert ("not permitted" in str(caught[0].message)) == (name == "refuses")
+    assert ("not permitted" in str(caught[0].message)) == (name == "capture fails")
     assert "long story" not in str(caught[0].message)
 
 
-def test_what_was_recorded_before_a_failure_goes_on() -> None:
-    direct, allowed = Direct(), [True, False]
+def test_graphs_recorded_before_a_failure_are_still_used() -> None:
+    direct, successes = Direct(), [True, False]
 
     def record(work: Work) -> Work:
-        return (faithful if allowed.pop(0) else refuses)(work)
+        return (replay_graph if successes.pop(0) else refuse_capture)(work)
 
     derivatives = CapturedDerivatives(direct, record)
-    theta, images, labels, _ = point()
+    theta, images, labels, _ = make_inputs()
     derivatives.gradient(theta, images, labels)
     with pytest.warns(UserWarning, match="CUDA graphs"):
         derivatives.logits(theta, images)
@@ -159,19 +161,19 @@ def test_what_was_recorded_before_a_failure_goes_on() -> None:
     assert torch.equal(derivatives.gradient(theta + 1, images, labels), Direct().gradient(theta + 1, images, labels))
 
 
-def test_rounding_is_no_failure_and_the_replay_is_what_counts() -> None:
-    """The first call gives the bits that every later one gives, so that an interrupted run does too."""
-    derivatives = CapturedDerivatives(Direct(), changed(lambda x: x * (1 + 1e-6)))
+def test_rounding_is_no_failure_and_the_first_result_is_the_replays() -> None:
+    """The first call gives the bits of every later call, so that an interrupted run does too."""
+    derivatives = CapturedDerivatives(Direct(), change_results(lambda x: x * (1 + 1e-6)))
     first, second = all_results(derivatives), all_results(derivatives)
     assert are_equal(first, second)
     assert not are_equal(first, all_results(Direct()))
     assert derivatives.failures == []
 
 
-def test_a_pass_that_diverged_is_no_failure() -> None:
-    """Where the plain pass is not finite a replay may be anything; where it is, it may not."""
-    derivatives = CapturedDerivatives(Direct(scale=torch.inf), faithful)
-    theta, images, labels, _ = point()
+def test_a_pass_that_is_not_finite_is_no_failure() -> None:
+    """A replay may differ where the direct result is not finite, and only there."""
+    derivatives = CapturedDerivatives(Direct(scale=torch.inf), replay_graph)
+    theta, images, labels, _ = make_inputs()
     theta[0] = torch.nan
     assert not derivatives.gradient(theta, images, labels).isfinite().any()
     assert derivatives.failures == []
@@ -180,9 +182,35 @@ def test_a_pass_that_diverged_is_no_failure() -> None:
     assert not agree([torch.tensor([torch.nan, 1.0])], [partly_nan], 1e-3)
 
 
-def test_an_error_of_the_pass_itself_is_raised() -> None:
-    derivatives = CapturedDerivatives(Direct(), faithful)
-    theta, images, labels, direction = point()
+def test_an_error_of_the_derivatives_is_raised() -> None:
+    derivatives = CapturedDerivatives(Direct(), replay_graph)
+    theta, images, labels, direction = make_inputs()
     with pytest.raises(RuntimeError, match="same number of elements"):
         derivatives.hvp(theta, images, labels, direction[:2], NEEDS)
     assert derivatives.failures == []
+
+
+@pytest.mark.parametrize("needs", [NeedsGrad(True, True, True), NeedsGrad(False, True, False)])
+def test_replays_equal_direct_calls_for_every_input(needs: NeedsGrad) -> None:
+    """With other values, other shapes and more shapes than graphs; and a later call does not overwrite a result."""
+    generator = torch.Generator().manual_seed(0)
+    model = flat_model(ModelConfig(width=4, depth=2), (1, 8, 8), 5)
+    derivatives = torch_derivatives(model, torch.float64)
+    assert derivatives is not None
+    direct = replace(derivatives, max_bytes=0)  # by parts of eight images
+    theta, direction = (torch.randn(model.layout.count, generator=generator, dtype=torch.float64) for _ in range(2))
+    images = torch.randn(7, 1, 8, 8, generator=generator, dtype=torch.float64)
+    labels = torch.randn(7, 5, generator=generator, dtype=torch.float64).exp()
+    captured, actual, exact = CapturedDerivatives(direct, replay_graph, max_graphs=4), [], []
+    for turn, count in enumerate((7, 7, 3, 7, 5, 3)):
+        inputs = theta + turn, images[:count] - turn, labels[:count] * (turn + 1)
+        for implementation, results in ((captured, actual), (direct, exact)):
+            results.append(implementation.gradient(*inputs))
+            results.append(implementation.logits(*inputs[:2]))
+            results += implementation.hvp(*inputs, direction, needs)
+    assert len(captured.graphs) == 4
+    assert all(
+        value is None if expected is None else value.equal(expected)
+        for value, expected in zip(actual, exact, strict=True)
+    )
+    assert isinstance(convnet_derivatives(model, torch.float32, "cuda"), CapturedDerivatives)
