@@ -124,7 +124,7 @@ TINY: dict[str, Any] = {"num_experts": 1, "model": ModelConfig(width=4), "expert
 IMPOSSIBLE = [
     ("mct", {"teacher_labels": True, "canvas": 2}, "do not go together"),
     ("mct", {"canvas": 2, "preprocess": "zca"}, "whitening"),
-    ("mct", {"canvas": 12}, "fewer than the 144"),
+    ("mct", {"canvas": 12}, "fewer than 144"),
     ("mct", {"sampling": "whole", "expert_epochs": 50}, "no segment of 50 epochs"),
     ("mtt", {"expert_epochs": 50}, "experts of 2 epochs have no segment of 50 epochs"),
     ("datm", {"min_start_epoch": 5}, "start epochs from 5"),

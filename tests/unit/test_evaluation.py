@@ -40,7 +40,7 @@ def test_the_step_size_that_does_best_on_validation_is_chosen(task: Task, turn: 
 
 def test_scores_are_those_of_one_network_after_the_other(task: Task) -> None:
     config, make = EvalConfig(networks=3, epochs=5), real_images(task, "random", 2)
-    trials, before = make_trials(task, make, config.schedule(0.05), 3, seed=1), torch.get_num_threads()
+    trials, before = make_trials(make, config.schedule(0.05), 3, seed=1), torch.get_num_threads()
     torch.set_num_threads(2)  # two at a time, whatever the tests were started with
     try:
         together = [score.accuracy for score in run_trials(task, trials, task.validation)]

@@ -19,7 +19,8 @@ from limbeck.networks.registry import ModelConfig, flat_model
 from limbeck.objectives.classes import Discrepancy, MatchClasses, WeightedSum
 from limbeck.objectives.features import FeatureDistance
 from limbeck.objectives.gradient import DISTANCES, GradientDistance, convolution_indices, weight_indices
-from limbeck.objectives.query import RandomRows, rows_by_class
+from limbeck.objectives.query import RandomRows
+from limbeck.select.coresets import rows_by_class
 from limbeck.synthetic.set import Decode, SyntheticSet
 from limbeck.synthetic.tiles import Partition
 

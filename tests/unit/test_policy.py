@@ -9,7 +9,8 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 from limbeck.core.rng import derive_seed
-from limbeck.objectives.query import Query, RandomRows, rows_by_class
+from limbeck.objectives.query import Query, RandomRows
+from limbeck.select.coresets import rows_by_class
 from limbeck.select.policy import POLICIES, Dream, boundary, centre
 from limbeck.synthetic.set import SyntheticSet
 

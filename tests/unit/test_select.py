@@ -89,7 +89,7 @@ def test_every_class_gets_its_rows_in_order(name: str, ipc: int) -> None:
 @pytest.mark.parametrize("name", SELECTORS)
 def test_too_few_images_are_refused(name: str) -> None:
     labels = torch.tensor([0, 0, 0, 1, 1])
-    with pytest.raises(UserError, match="class 1 has 2 training images, fewer than the 3"):
+    with pytest.raises(UserError, match="class 1 has 2 training images, fewer than 3; ask"):
         select_per_class(name, cloud(5, 2), labels, 2, 3, seed=0)
 
 

@@ -16,9 +16,11 @@ from limbeck.core.types import Listener
 from limbeck.evaluation.protocol import EvalConfig, SetForSeed, best_lr, evaluate_set, result_row
 from limbeck.select import select_per_class
 from limbeck.task import Task
-from limbeck.training.plain import Schedule
 
 FORMAT = "limbeck-baseline"
+FULL_LR = 0.01  # step size of the network that is trained on all images
+FULL = {"full_epochs", "full_batch_size", "full_networks"}
+"""Fields of `EvalConfig` that concern the full-data accuracy alone."""
 
 
 def real_images(task: Task, selector: str, ipc: int) -> SetForSeed:
@@ -47,25 +49,16 @@ def evaluate_coreset(task: Task, selector: str, ipc: int, config: EvalConfig, se
 
 def evaluate_full(task: Task, config: EvalConfig, seed: int, listen: Listener) -> ResultRow:
     """The row of the same network trained on all training images with the same recipe."""
-    lr = 0.01
-    schedule = Schedule(
-        config.full_epochs,
-        lr,
-        config.full_batch_size,
-        config.momentum,
-        config.weight_decay,
-        config.full_epochs // 2 + 1,
-    )
     summary = evaluate_set(
         task,
         lambda _seed: task.train,
-        schedule,
+        config.full_schedule(FULL_LR),
         config.full_networks,
         task.test,
         derive_seed(seed, "baseline", "full"),
         lambda: listen({"event": "advance", "text": "all training images"}),
     )
-    return result_row("full", task, summary, lr=lr)
+    return result_row("full", task, summary, lr=FULL_LR)
 
 
 def evaluate_baselines(task: Task, ipc: int, config: EvalConfig, seed: int, listen: Listener) -> list[ResultRow]:
@@ -76,11 +69,10 @@ def evaluate_baselines(task: Task, ipc: int, config: EvalConfig, seed: int, list
         if path.exists():
             rows.append(read_record(path, BaselineRecord, FORMAT).row)
             continue
-        row = (
-            evaluate_full(task, config, seed, listen)
-            if name == "full"
-            else evaluate_coreset(task, name, ipc, config, seed, listen)
-        )
+        if name == "full":
+            row = evaluate_full(task, config, seed, listen)
+        else:
+            row = evaluate_coreset(task, name, ipc, config, seed, listen)
         record = BaselineRecord(format=FORMAT, version=1, description=description, row=row)
         write_json(path, record.to_json())
         rows.append(row)
@@ -89,27 +81,18 @@ def evaluate_baselines(task: Task, ipc: int, config: EvalConfig, seed: int, list
 
 def baseline_path(task: Task, name: str, ipc: int, config: EvalConfig, seed: int) -> tuple[Path, dict[str, Any]]:
     """Where `evaluate_baselines` keeps the row of this name, and all that it depends on."""
-    matters = _of_full if name == "full" else _of_selected
+    if name == "full":  # shared by runs that differ in anything else
+        options = config.model_dump(mode="json", include={"momentum", "weight_decay", *FULL})
+    else:
+        options = {"ipc": ipc, **config.model_dump(mode="json", exclude=FULL)}
     description = {
         **task.describe(),
         "computed": task.conditions(),
         "baseline": name,
-        **matters(config, ipc),
+        **options,
         "seed": seed,
     }
     return home_folder() / "baselines" / f"{task.data.name}-{name}-{content_key(description)}.json", description
-
-
-def _of_full(config: EvalConfig, ipc: int) -> dict[str, Any]:
-    """What the full-data figure depends on, so that it is shared by runs that differ in other things."""
-    return config.model_dump(mode="json", include={"momentum", "weight_decay", *FULL})
-
-
-def _of_selected(config: EvalConfig, ipc: int) -> dict[str, Any]:
-    return {"ipc": ipc, **config.model_dump(mode="json", exclude=FULL)}
-
-
-FULL = {"full_epochs", "full_batch_size", "full_networks"}
 
 
 def count_networks(config: EvalConfig) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Annotated, Any, NamedTuple
@@ -14,9 +15,8 @@ from limbeck.core.errors import UserError
 from limbeck.core.parallel import CheckCancelled, parallel_map
 from limbeck.core.records import ResultRow
 from limbeck.core.rng import derive_seed
-from limbeck.core.types import Batch, Listener
+from limbeck.core.types import Listener
 from limbeck.data import ImageData, load_data
-from limbeck.derivatives.autograd import Loss
 from limbeck.networks.registry import ModelConfig
 from limbeck.synthetic.distilled import DistilledSet, load
 from limbeck.task import Precision, Task, make_task, restore_switches, set_switches
@@ -56,6 +56,10 @@ class EvalConfig(BaseModel):
         epochs = self.epochs if epochs is None else epochs
         return Schedule(epochs, lr, self.batch_size, self.momentum, self.weight_decay, epochs // 2 + 1)
 
+    def full_schedule(self, lr: float) -> Schedule:
+        """The schedule of training on the whole training part, with the step size `lr`."""
+        return self.model_copy(update={"batch_size": self.full_batch_size}).schedule(lr, self.full_epochs)
+
 
 class Summary(NamedTuple):
     """Accuracies of n networks, plain and balanced over classes; std is of the sample, and None where n is 1."""
@@ -87,7 +91,7 @@ class Trial(NamedTuple):
     seed: int
 
 
-def make_trials(task: Task, draw_set: SetForSeed, schedule: Schedule, networks: int, seed: int) -> list[Trial]:
+def make_trials(draw_set: SetForSeed, schedule: Schedule, networks: int, seed: int) -> list[Trial]:
     """One trial a network, each on the set of its own seed."""
     children = [derive_seed(seed, "network", network) for network in range(networks)]
     return [Trial(*draw_set(child), schedule, child) for child in children]
@@ -101,23 +105,17 @@ def run_trials(
     advance: called after every network.
     """
     starts = [task.model.init(trial.seed).to(task.device) for trial in trials]
-
-    def job(trial: Trial, start: Tensor) -> Callable[[CheckCancelled], Score]:
-        def work(check: CheckCancelled) -> Score:
-            def rule(loss: Loss, theta: Tensor, batch: Batch) -> Tensor:
-                check()
-                return loss.gradient(theta, batch)
-
-            path = train(task.loss, start, trial.images, trial.labels, trial.schedule, trial.seed, rule)
-            return score(task.logits, final_parameters(path), *split)
-
-        return work
-
+    functions = [partial(_run_trial, task, trial, start, split) for trial, start in zip(trials, starts)]
     scores: dict[int, Score] = {}
-    for place, trial_score in parallel_map([job(*pair) for pair in zip(trials, starts)], task.max_workers):
+    for place, trial_score in parallel_map(functions, task.max_workers):
         scores[place] = trial_score
         advance()
     return [scores[place] for place in range(len(trials))]
+
+
+def _run_trial(task: Task, trial: Trial, start: Tensor, split: tuple[Tensor, Tensor], check: CheckCancelled) -> Score:
+    path = train(task.loss, start, trial.images, trial.labels, trial.schedule, trial.seed, check=check)
+    return score(task.logits, final_parameters(path), *split)
 
 
 def evaluate_set(
@@ -133,7 +131,7 @@ def evaluate_set(
 
     advance: called after every network.
     """
-    return Summary.of(run_trials(task, make_trials(task, draw_set, schedule, networks, seed), split, advance))
+    return Summary.of(run_trials(task, make_trials(draw_set, schedule, networks, seed), split, advance))
 
 
 def best_lr(
@@ -146,7 +144,7 @@ def best_lr(
     """The step size of `config.baseline_lrs` whose networks do best on validation: for sets that bring none."""
     trials: list[Trial] = []
     for lr in config.baseline_lrs:
-        trials += make_trials(task, draw_set, config.schedule(lr), config.networks, seed)
+        trials += make_trials(draw_set, config.schedule(lr), config.networks, seed)
     scores = run_trials(task, trials, task.validation, advance)
     means = [Summary.of(scores[i : i + config.networks]).accuracy_mean for i in range(0, len(scores), config.networks)]
     return config.baseline_lrs[max(range(len(means)), key=means.__getitem__)]

@@ -56,9 +56,7 @@ class Experts:
         """
         store = Store.open(path)
         store.require(task.describe())
-        available = len(store.indices())
-        if not available:
-            raise UserError(f"the store {path} holds no finished experts; run 'limbeck experts' first.")
+        available = len(store.require_experts())
         if count is not None and available < count:
             raise UserError(f"the store {path} holds {available} experts, fewer than --num-experts {count}.")
         handle = cls(task, store.config, count or available, seed, kind, path, is_user_store=True)

@@ -220,6 +220,13 @@ class Store:
         names = (re.fullmatch(r"expert-(\d+)\.safetensors", file.name) for file in self.path.iterdir())
         return sorted(int(name[1]) for name in names if name)
 
+    def require_experts(self) -> list[int]:
+        """Return the indices of the experts that the store has; UserError where it has none."""
+        indices = self.indices()
+        if not indices:
+            raise UserError(f"the store {self.path} holds no finished experts; run 'limbeck experts' first.")
+        return indices
+
     def write(self, index: int, expert: Expert) -> None:
         """Write one expert to its file."""
         tensors: dict[str, Tensor] = {}
@@ -272,15 +279,14 @@ class Store:
         options: fields of `ExpertConfig`: waypoints, waypoint_at, smoothing, schedule, dtype.
         Raises UserError if an expert is not recorded, and for options that do not fit.
         """
-        if not self.indices():
-            raise UserError(f"the store {self.path} holds no finished experts; run 'limbeck experts' first.")
+        indices = self.require_experts()
         config = ExpertConfig(**{**self.config.model_dump(), "keep": "convex", **options})
         config.waypoint_epochs()
-        for index in self.indices():  # before the new store is created; one at a time, for memory
+        for index in indices:  # before the new store is created; one at a time, for memory
             self._read_recorded(index)
         target = Store.create(path, {**self.header.description(), "expert": config.model_dump(mode="json")})
         target.require_conditions(self.header.computed)
-        for index in sorted(set(self.indices()) - set(target.indices())):
+        for index in sorted(set(indices) - set(target.indices())):
             expert, recorded = self._read_recorded(index)
             points = torch.stack([recorded.at(epoch) for epoch in range(recorded.end + 1)])
             target.write(index, replace(expert, convex=make_path(points, self.layout, config), recorded=None))

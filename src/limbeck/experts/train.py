@@ -8,16 +8,25 @@ import torch
 from torch import Tensor
 
 from limbeck.core.errors import UserError
-from limbeck.core.types import Batch, PureLoss
-from limbeck.derivatives.autograd import Loss
+from limbeck.core.types import PureLoss
 from limbeck.experts.convexified import SMOOTHING, Convexifier
 from limbeck.experts.recorded import Recorded
 from limbeck.experts.store import DTYPES, Expert, ExpertConfig
 from limbeck.networks.flat import Layout
-from limbeck.training.plain import Gsam, Schedule, train
+from limbeck.training.plain import GradientRule, Gsam, Schedule, train
 
 Validate = Callable[[int, Tensor], float]
 """(epoch, theta (P,)) -> accuracy on the validation part, called after every epoch from 0 on."""
+
+
+def make_schedule(config: ExpertConfig) -> Schedule:
+    """Return how an expert is trained, as a schedule of SGD."""
+    return Schedule(config.epochs, config.lr, config.batch_size, config.momentum, config.weight_decay)
+
+
+def make_rule(config: ExpertConfig) -> GradientRule | None:
+    """Return GSAM where the config has a radius; None for plain gradients."""
+    return Gsam(config.sam_rho, config.sam_alpha, config.sam_adaptive) if config.sam_rho else None
 
 
 def train_expert(
@@ -30,7 +39,7 @@ def train_expert(
     seed: int,
     validate: Validate,
     test: Callable[[Tensor], float],
-    check: Callable[[], None] = lambda: None,
+    check: Callable[[], None] | None = None,
 ) -> Expert:
     """Train an expert by SGD from theta0 (P,), convexifying its trajectory on the way.
 
@@ -39,20 +48,14 @@ def train_expert(
     check:    called before every step; what it raises ends the training.
     Raises UserError if the parameters stop being finite.
     """
-    schedule = Schedule(config.epochs, config.lr, config.batch_size, config.momentum, config.weight_decay)
-    gsam = Gsam(config.sam_rho, config.sam_alpha, config.sam_adaptive) if config.sam_rho else None
-
-    def rule(loss: Loss, theta: Tensor, batch: Batch) -> Tensor:
-        check()
-        return loss.gradient(theta, batch) if gsam is None else gsam(loss, theta, batch)
-
     convexifier = None
     if config.keep != "recorded":
         smoothing, dtype = SMOOTHING[config.smoothing], DTYPES[config.dtype]
         convexifier = Convexifier(layout, config.waypoint_epochs(), smoothing, dtype, config.schedule)
     points, validation = [], []
     theta = theta0
-    for epoch, theta in enumerate(train(loss, theta0, images, labels, schedule, seed, rule)):
+    path = train(loss, theta0, images, labels, make_schedule(config), seed, make_rule(config), check=check)
+    for epoch, theta in enumerate(path):
         if convexifier is not None:
             convexifier.add(theta)
         if config.keep != "convex":

@@ -36,7 +36,7 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 def _checkpoint(theta: Tensor, layout: Layout) -> list[Tensor]:
-    return [_copy(part).clone() for part in layout.split(theta)]
+    return [_copy(part) for part in layout.split(theta)]
 
 
 def export_experts(store: Store, folder: str | Path, style: str = "mtt") -> list[Path]:
@@ -47,9 +47,7 @@ def export_experts(store: Store, folder: str | Path, style: str = "mtt") -> list
     """
     if style not in EXPERT_STYLES:
         raise UserError(f"experts are exported in the style {' or '.join(EXPERT_STYLES)}, not '{style}'.")
-    indices = store.indices()
-    if not indices:
-        raise UserError(f"the store {store.path} holds no finished experts.")
+    indices = store.require_experts()
     folder, files = Path(folder), []
     for number, first in enumerate(range(0, len(indices), EXPERTS_PER_FILE)):
         files += EXPERT_STYLES[style](store, indices[first : first + EXPERTS_PER_FILE], folder, number)
@@ -72,7 +70,7 @@ def _export_convex(store: Store, indices: list[int], folder: Path, number: int) 
     waypoints, steps, counts = [], [], set()
     for index in indices:
         convex = store.read(index).convex
-        if not isinstance(convex, Convexified):
+        if convex is None:
             raise UserError(
                 f"{store.file(index)} holds no convexified trajectory; 'limbeck convexify' the store first."
             )
@@ -150,7 +148,7 @@ def _export_ddranking(distilled: DistilledSet, folder: Path) -> list[Path]:
         raise UserError(f"DD-Ranking wants the same number of images for every class, and this set has {counts}.")
     targets = None if distilled.targets is None else distilled.targets[order]
     ordered = replace(distilled, images=distilled.images[order], labels=labels, targets=targets)
-    files = _save_tensors(ordered, labels.clone(), folder, "")
+    files = _save_tensors(ordered, labels, folder, "")
     numbers = [0] * len(distilled.classes)
     for picture, label in zip(ordered.pictures(), distilled.hard_labels()[order].tolist()):
         path = folder / "images" / f"{label:05d}" / f"{numbers[label]:05d}.png"

@@ -21,12 +21,13 @@ from torch import Tensor
 from limbeck.core.rng import derive_seed, make_generator
 from limbeck.core.tensors import read_header
 from limbeck.core.threads import one_thread
-from limbeck.evaluation.baselines import baseline_path, real_images
+from limbeck.evaluation.baselines import FULL_LR, baseline_path, real_images
 from limbeck.evaluation.protocol import Evaluation
 from limbeck.evaluation.regression import RegressionConfig, fit_targets
 from limbeck.experts.handle import Experts
 from limbeck.experts.make import describe_experts
 from limbeck.experts.store import DTYPES
+from limbeck.experts.train import make_rule, make_schedule
 from limbeck.jobs.job import Job
 from limbeck.jobs.rehearsal import stand_in, subset
 from limbeck.methods import MethodInputs, Plan
@@ -36,7 +37,7 @@ from limbeck.report.text import duration, size
 from limbeck.synthetic.loop import StatefulHook
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task
-from limbeck.training.plain import GradientRule, Gsam, Schedule, score, train
+from limbeck.training.plain import GradientRule, Schedule, score, train
 
 SHORT, LONG = 0.3, 10.0  # seconds
 STAGES = {"experts": "experts", "distill": "distillation", "evaluate": "evaluation"}
@@ -112,10 +113,8 @@ def estimate_experts(experts: Experts) -> Estimate:
     task, config, missing = experts.task, experts.config, len(experts.missing())
     if not missing:
         return Estimate({"experts": 0.0})
-    rule = Gsam(config.sam_rho, config.sam_alpha, config.sam_adaptive) if config.sam_rho else None
-    schedule = Schedule(config.epochs, config.lr, config.batch_size, config.momentum, config.weight_decay)
     images = (config.epochs + 1) * len(task.data.validation) + len(task.data.test)
-    seconds = _networks_seconds(task, task.train, schedule, missing, images, rule)
+    seconds = _networks_seconds(task, task.train, make_schedule(config), missing, images, make_rule(config))
     return Estimate({"experts": seconds}, missing * _expert_bytes(experts))
 
 
@@ -241,8 +240,9 @@ def _baseline_seconds(job: Job) -> float:
         pair = real_images(part, "random", ipc)(seed)
         seconds += _networks_seconds(task, pair, config.schedule(0.01), networks, len(task.data.test))
     if config.full_networks and not baseline_path(task, "full", ipc, config, seed)[0].exists():
-        schedule = Schedule(config.full_epochs, 0.01, config.full_batch_size, config.momentum, config.weight_decay)
-        seconds += _networks_seconds(task, task.train, schedule, config.full_networks, len(task.data.test))
+        seconds += _networks_seconds(
+            task, task.train, config.full_schedule(FULL_LR), config.full_networks, len(task.data.test)
+        )
     return seconds
 
 

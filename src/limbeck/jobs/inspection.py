@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.core.errors import UserError
 from limbeck.core.files import write_json
 from limbeck.core.records import InspectionRecord, PathCurves, PlaneRecord, StorageRow
 from limbeck.core.types import Listener, Trajectory
@@ -41,10 +40,7 @@ def inspect_store(
     Raises UserError for an empty store, and for data that is not the store's.
     """
     store = Store.open(Path(path))
-    indices = store.indices()
-    if not indices:
-        raise UserError(f"the store {store.path} holds no finished experts; run 'limbeck experts' first.")
-    experts = [store.read(index) for index in indices[:MOST_EXPERTS]]
+    experts = [store.read(index) for index in store.require_experts()[:MOST_EXPERTS]]
     task = None if data is None else _task(store, data, resize, device)
     total = len(experts) * (1 if task is None else len(_paths(store, experts[0])))
     listen({"event": "stage", "name": "inspect", "total": total, "unit": "path"})

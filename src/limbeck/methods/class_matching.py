@@ -16,8 +16,8 @@ from limbeck.methods.coreset import Init, select_real
 from limbeck.methods.plan import MethodConfig, MethodInputs
 from limbeck.objectives.classes import RowSampler
 from limbeck.objectives.online_network import OnlineNetwork
-from limbeck.objectives.query import Query, RandomRows, rows_by_class
-from limbeck.select.coresets import Selector
+from limbeck.objectives.query import Query, RandomRows
+from limbeck.select.coresets import Selector, rows_by_class
 from limbeck.select.policy import POLICIES, Dream
 from limbeck.select.scores import extract_features
 from limbeck.synthetic.loop import Hook
@@ -70,15 +70,15 @@ def make_row_sampler(
         return RandomRows(find_class_rows(inputs), options.batch_real), [network]
     policies: dict[str, Selector] = {**POLICIES, "dream": Dream(options.per_cluster)}
     query = Query(
-        inputs.task.train[0],
-        find_class_rows(inputs),
-        policies[options.policy],
-        options.batch_real,
-        make_feature_fn(inputs, network),
-        inputs.seed,
-        network.every,
-        options.interval,
-        options.pool,
+        images=inputs.task.train[0],
+        class_rows=find_class_rows(inputs),
+        policy=policies[options.policy],
+        count=options.batch_real,
+        features=make_feature_fn(inputs, network),
+        seed=inputs.seed,
+        every=network.every,
+        interval=options.interval,
+        pool=options.pool,
     )
     return query.sample, [network, query]
 

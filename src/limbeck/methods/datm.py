@@ -19,10 +19,10 @@ from limbeck.methods.trajectory_matching import (
     init_synthetic_set,
     make_objective,
     make_optimisers,
-    predict_logits,
     resolve_lengths,
 )
 from limbeck.synthetic.set import SyntheticSet
+from limbeck.training.plain import predict_logits
 
 
 class DATMConfig(RecordedConfig):
@@ -86,7 +86,7 @@ def init_with_soft_labels(options: DATMOptions, inputs: MethodInputs) -> Synthet
     """Return real images with label logits by the experts at their ends; images, labels and step size are learned."""
     hard = init_synthetic_set(options.init, inputs, options.lr_teacher)
     images, labels = hard.images.detach(), hard.labels
-    thetas = [path.at(path.end) for path in inputs.trajectories]
+    thetas = [path.at(path.end).to(images.device) for path in inputs.trajectories]
     logits = torch.stack([predict_logits(inputs.task.logits, theta, images) for theta in thetas])
     return SyntheticSet.from_images(
         images, init_label_logits(logits, labels), options.lr_teacher, ("images", "labels", "log_lr")
@@ -96,11 +96,11 @@ def init_with_soft_labels(options: DATMOptions, inputs: MethodInputs) -> Synthet
 def plan(options: DATMOptions, inputs: MethodInputs) -> Plan:
     """Match recorded experts from a start range that grows, learn labels, skip steps with too high a loss."""
     sampler = GrowingEpochs(
-        options.first_max_start_epoch,
-        options.max_start_epoch,
-        options.expansion_steps,
-        options.expert_epochs,
-        options.min_start_epoch,
+        first=options.first_max_start_epoch,
+        last=options.max_start_epoch,
+        steps=options.expansion_steps,
+        span=options.expert_epochs,
+        min_start=options.min_start_epoch,
     )
     synthetic = init_with_soft_labels(options, inputs)
     label_optimiser = torch.optim.SGD([synthetic.labels], options.lr_y, momentum=options.momentum_y)

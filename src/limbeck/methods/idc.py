@@ -90,12 +90,12 @@ def make_network(options: IDCOptions, inputs: MethodInputs) -> OnlineNetwork:
     warm_up = WarmUp(task.loss_with(augment), task.train, schedule) if options.warm_up else None
     batches = RealBatches(
         task.train,
-        task.data.num_classes,
-        options.net_steps,
-        options.batch_net,
-        derive_seed(inputs.seed, "lessons"),
-        augment,
-        options.cutmix,
+        classes=task.data.num_classes,
+        steps=options.net_steps,
+        batch=options.batch_net,
+        seed=derive_seed(inputs.seed, "lessons"),
+        augment=augment,
+        cutmix=options.cutmix,
     )
     init = RandomInit(task.model, inputs.seed, task.device, warm_up)
     return OnlineNetwork(task.loss_with(None), init, options.inner, batches, sgd)

@@ -84,11 +84,11 @@ def make_overlap_repair(
     return OverlapRepair(
         synthetic,
         optimiser,
-        partial(extract_features, task.model, theta),
-        (images[rows], labels[rows]),
-        options.overlap,
-        options.overlap_every,
-        options.retrain,
+        features=partial(extract_features, task.model, theta),
+        candidates=(images[rows], labels[rows]),
+        threshold=options.overlap,
+        every=options.overlap_every,
+        retrain=options.retrain,
         until=options.overlap_until,
     )
 

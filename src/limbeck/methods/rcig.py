@@ -137,14 +137,14 @@ def plan(options: RCIGConfig, inputs: MethodInputs) -> Plan:
     adjoint = Implicit(make_solver(options, model.layout.count, rows))
     pool = Pool(
         model,
-        options.pool,
-        inputs.seed,
-        options.lr_pool,
-        options.pool_steps,
-        options.pool_reset,
-        options.flip,
-        options.pool_batch,
-        task.device,
+        count=options.pool,
+        seed=inputs.seed,
+        lr=options.lr_pool,
+        steps=options.pool_steps,
+        reset=options.pool_reset,
+        flip=options.flip,
+        batch=options.pool_batch,
+        device=task.device,
     )
     student = Solved(model, pool.at, options.ridge * count, adjoint, options.flip, options.grad_images)
     objective = Fit(student, task.train, options.batch_real, partial(platt_loss, options.margin))

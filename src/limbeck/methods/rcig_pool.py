@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.rng import make_generator
+from limbeck.data.augment import append_mirror_images
 from limbeck.networks.flat import FlatModel, lecun_normal
 from limbeck.synthetic.loop import StatefulHook
 from limbeck.synthetic.set import SyntheticSet
@@ -76,7 +77,7 @@ class Pool(StatefulHook):
         steps = int(torch.randint(1, self.steps + 1, (), generator=generator))
         images, labels = (tensor.detach() for tensor in synthetic.decoded_pair())
         if self.flip:
-            images, labels = torch.cat([images, images.flip(3)]), torch.cat([labels, labels])
+            images, labels = append_mirror_images(images, labels)
         self._train(self.networks[index], images, labels, steps, generator)
         if self.networks[index].num_steps >= self.reset:
             self.networks[index] = self._init_network(index, self.networks[index].generation + 1)

@@ -20,7 +20,7 @@ from limbeck.objectives.combine import average_draws
 from limbeck.objectives.trajectory import Labeller, MatchTrajectory
 from limbeck.synthetic.loop import Objective
 from limbeck.synthetic.set import LOG_LR_RANGE, SyntheticSet
-from limbeck.training.plain import Network
+from limbeck.training.plain import Network, predict_logits
 from limbeck.training.unroll import Adjoint, Backprop, Replay
 
 GRADIENTS: dict[str, Adjoint] = {
@@ -178,12 +178,6 @@ def make_objective(
     return average_draws(objective, options.grad_accum)
 
 
-@torch.no_grad()
-def predict_logits(model: Network, theta: Tensor, images: Tensor, chunk: int = 500) -> Tensor:
-    """Return logits (n, classes) of un-augmented images, `chunk` of them at a time."""
-    return torch.cat([model(theta.to(images.device), part) for part in images.split(chunk)])
-
-
 @dataclass(frozen=True)
 class TeacherLabels:
     """Label probabilities of the un-augmented images by the expert of the segment.
@@ -196,7 +190,7 @@ class TeacherLabels:
 
     def __call__(self, images: Tensor, segment: Segment) -> Tensor:
         theta = segment.target if self.t is None else segment.expert.at(min(self.t, segment.expert.end))
-        return predict_logits(self.model, theta, images).softmax(1)
+        return predict_logits(self.model, theta.to(images.device), images).softmax(1)
 
 
 @dataclass(frozen=True)
@@ -213,7 +207,7 @@ class WithTeacherLabels:
     def __call__(self, synthetic: SyntheticSet) -> SyntheticSet:
         evaluated = (synthetic if self.before is None else self.before(synthetic)).snapshot()
         model, trajectories = self.inputs.task.logits, self.inputs.trajectories
-        thetas = [path.at(min(self.t, path.end)) for path in trajectories]
+        thetas = [path.at(min(self.t, path.end)).to(evaluated.images.device) for path in trajectories]
         probabilities = torch.stack([predict_logits(model, theta, evaluated.images).softmax(1) for theta in thetas])
         return replace(evaluated, labels=probabilities.mean(0).clamp_min(1e-12).log())
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from limbeck.core.rng import derive_seed, make_generator
 from limbeck.networks.losses import Augment
 from limbeck.objectives.combine import attach_gradients
-from limbeck.synthetic.set import SyntheticSet
+from limbeck.synthetic.set import SyntheticSet, hard_labels
 
 Pair = tuple[Tensor, Tensor]
 """Images (n, c, h, w) and their labels: classes (n,) or probabilities (n, classes)."""
@@ -24,11 +24,6 @@ RowSampler = Callable[[int, int, int], Tensor]
 
 BY_ROW = ("images", "labels")
 """The parameters of a synthetic set that have one row per stored image."""
-
-
-def hard_labels(labels: Tensor) -> Tensor:
-    """Classes (n,) from classes (n,), or from logits or probabilities (n, classes)."""
-    return labels.argmax(1) if labels.dtype.is_floating_point else labels
 
 
 @dataclass(frozen=True)

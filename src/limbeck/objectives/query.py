@@ -14,11 +14,6 @@ from limbeck.synthetic.loop import StatefulHook
 from limbeck.synthetic.set import SyntheticSet
 
 
-def rows_by_class(labels: Tensor, classes: int) -> tuple[Tensor, ...]:
-    """The rows of each class (m_c,), in order, of labels (n,)."""
-    return tuple((labels == label).nonzero().squeeze(1) for label in range(classes))
-
-
 @dataclass(frozen=True, eq=False)
 class RandomRows:
     """A `RowSampler`: `count` random rows of a class, drawn at every step; all rows of a smaller class.

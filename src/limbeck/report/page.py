@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -14,6 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from limbeck.core.errors import UserError
+from limbeck.core.files import write_atomically
 from limbeck.core.records import DataRecord, PathAccuracy, ResultRow
 from limbeck.report.plots import Line, Plot, mean_with_range, plot
 from limbeck.report.records import Run, finite, read_run
@@ -72,15 +71,10 @@ def write_page(page: str, out: Path) -> Path:
     Raises UserError where it cannot be written.
     """
     out = out / "report.html" if out.is_dir() else out
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    content = page.encode(errors="replace")  # JSON can have half a surrogate pair, and UTF-8 cannot
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        # A file may hold half a surrogate pair, which JSON can say and UTF-8 cannot.
-        temporary.write_text(page, encoding="utf-8", errors="replace")
-        os.replace(temporary, out)
+        write_atomically(out, lambda temporary: temporary.write_bytes(content))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise UserError(f"cannot write the report to {str(out)!r}: {error.strerror or error}.") from error
     return out
 

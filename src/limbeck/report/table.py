@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from pydantic import JsonValue
 
 from limbeck.core.errors import UserError
+from limbeck.core.files import write_atomically
 from limbeck.core.record_files import read_record
 from limbeck.core.records import ResultRow, ResultsRecord, RunRecord
 from limbeck.report.text import NONE
@@ -107,10 +108,7 @@ def write_table(runs: Sequence[Path], out: Path, note: str = "") -> Path:
                 where, how = f"{data}{label}", "; ".join(part for part in (difference, protocol) if part)
                 lines.append(f"| {where} | {int(ipc)} | {method} | {how} | {len(members)} | {' | '.join(cells)} |")
     text = "\n".join([f"# Results\n\n{note}".rstrip(), "", *lines, "", CAPTION, ""])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(out)
+    write_atomically(out, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return out
 
 

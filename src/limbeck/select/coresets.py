@@ -74,13 +74,17 @@ SELECTORS: dict[str, Selector] = {
 }
 
 
-def class_rows(labels: Tensor, classes: int, ipc: int) -> list[Tensor]:
-    """The rows of each class, in order. Raises UserError for a class with fewer than `ipc` of them."""
-    rows = [(labels == label).nonzero().squeeze(1) for label in range(classes)]
+def rows_by_class(labels: Tensor, classes: int, ipc: int = 0) -> tuple[Tensor, ...]:
+    """The rows of each class (m_c,), in order, of labels (n,). Raises UserError for a class with fewer than `ipc`.
+
+    >>> [rows.tolist() for rows in rows_by_class(torch.tensor([1, 0, 1]), 2)]
+    [[1], [0, 2]]
+    """
+    rows = tuple((labels == label).nonzero().squeeze(1) for label in range(classes))
     for label, members in enumerate(rows):
         if len(members) < ipc:
             raise UserError(
-                f"class {label} has {len(members)} training images, fewer than the {ipc} per class asked for."
+                f"class {label} has {len(members)} training images, fewer than {ipc}; ask for fewer images per class."
             )
     return rows
 
@@ -99,7 +103,7 @@ def select_per_class(
             raise UserError(f"there is no selector called '{selector}'; choose one of {', '.join(SELECTORS)}.")
         selector = SELECTORS[selector]
     rows = []
-    for label, members in enumerate(class_rows(labels, classes, ipc)):
+    for label, members in enumerate(rows_by_class(labels, classes, ipc)):
         members = members.cpu()
         class_features = features[members.to(features.device)].flatten(1)
         rows.append(members[selector(class_features, ipc, derive_seed(seed, "select", label))])
@@ -116,7 +120,7 @@ def select_correct(
     stop the run. Raises UserError for a class with fewer than `ipc` images.
     """
     rows = []
-    for label, members in enumerate(class_rows(labels, classes, ipc)):
+    for label, members in enumerate(rows_by_class(labels, classes, ipc)):
         order = torch.randperm(len(members), generator=make_generator(seed, "correct", label)).to(members.device)
         candidates = members[order]
         correct = candidates[:0]

@@ -16,6 +16,7 @@ from limbeck.core.record_files import parse_record
 from limbeck.core.records import SetHeader
 from limbeck.core.tensors import read_tensors, write_tensors
 from limbeck.data import Preprocess
+from limbeck.synthetic.set import hard_labels
 
 FORMAT = "limbeck-set"
 
@@ -62,7 +63,7 @@ class DistilledSet:
 
     def hard_labels(self) -> Tensor:
         """The class of each image, int64 (n,): the most likely one where labels are probabilities."""
-        return self.labels.argmax(1) if self.labels.dtype.is_floating_point else self.labels
+        return hard_labels(self.labels)
 
     def save(self, path: str | Path) -> None:
         """Write the set to one safetensors file, atomically. `load` reads it."""

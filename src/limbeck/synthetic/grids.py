@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from limbeck.core.files import write_atomically
+from limbeck.synthetic.set import hard_labels
 
 _CELL = 96  # pixels: small images are enlarged to about this height
 _SMALL_CELL, _MANY_ROWS = 48, 25  # with more rows than this, cells are small
@@ -44,7 +45,7 @@ def image_grid(
         raise ValueError(f"need images (n, c, h, w) and n labels, got {tuple(images.shape)} and {tuple(labels.shape)}")
     if max_columns < 1 or (upscale is not None and upscale < 1):
         raise ValueError(f"max_columns and upscale must be at least 1, got {max_columns} and {upscale}")
-    hard = (labels.argmax(1) if labels.ndim == 2 else labels).tolist()
+    hard = hard_labels(labels).tolist()
     rows: dict[int, list[int]] = {}
     for index, label in enumerate(hard):
         rows.setdefault(int(label), []).append(index)
@@ -83,7 +84,7 @@ def image_strip(
     This suits one image per class, for which `image_grid` would draw a single column, taller than a screen.
     Labels, classes and sigma are those of `image_grid`.
     """
-    hard = (labels.argmax(1) if labels.ndim == 2 else labels).tolist()
+    hard = hard_labels(labels).tolist()
     pixels = _to_bytes(images.detach().cpu().float(), sigma)
     height, width = images.shape[2:]
     scale = max(1, round(_CELL / height))

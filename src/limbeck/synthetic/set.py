@@ -18,6 +18,11 @@ Decode = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(stored images, labels) -> (training images, their labels)."""
 
 
+def hard_labels(labels: Tensor) -> Tensor:
+    """Classes (n,) from classes (n,), or from logits or probabilities (n, classes): the largest one."""
+    return labels.argmax(1) if labels.dtype.is_floating_point else labels
+
+
 @dataclass(frozen=True, eq=False)
 class SyntheticSet:
     """A synthetic set: raw parameters, and how training images and labels follow from them.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.core.linear import linear_call
+from limbeck.synthetic.set import hard_labels
 
 if TYPE_CHECKING:
     from limbeck.data import Preprocess
@@ -109,7 +110,7 @@ def bound_factors(labels: Tensor, factor: int, max_per_class: int) -> Tensor:
     >>> bound_factors(torch.tensor([0, 0, 0, 1]), 2, 7).tolist()
     [2, 1, 1, 2]
     """
-    classes = (labels.argmax(1) if labels.dtype.is_floating_point else labels).cpu()
+    classes = hard_labels(labels).cpu()
     factors = torch.ones(len(labels), dtype=torch.int64)
     for label in classes.unique().tolist():
         rows = (classes == label).nonzero().squeeze(1).tolist()

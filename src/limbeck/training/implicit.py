@@ -158,8 +158,25 @@ def conjugate_gradient(matvec: Callable[[Tensor], Tensor], rhs: Tensor, toleranc
     return x
 
 
+class _DualSolver:
+    """Solves for alpha and q, and follows with v and p: a subclass solves A x = rhs for (n, classes)."""
+
+    def _solve(self, system: System, rhs: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, system: System, targets: Tensor) -> Pair:
+        """(v, alpha); see `Solver`."""
+        alpha = self._solve(system, targets)
+        return system.vjp(alpha), alpha
+
+    def adjoint(self, system: System, gradient: Tensor) -> Pair:
+        """(p, q); see `Solver`."""
+        q = self._solve(system, system.jvp(gradient))
+        return gradient - system.vjp(q), q
+
+
 @dataclass(frozen=True)
-class ConjugateGradient:
+class ConjugateGradient(_DualSolver):
     """Solves the dual by conjugate gradient, which needs the memory of one graph.
 
     tolerance: Of the residual, relative to the right-hand side.
@@ -172,34 +189,14 @@ class ConjugateGradient:
     def _solve(self, system: System, rhs: Tensor) -> Tensor:
         return conjugate_gradient(system, rhs, self.tolerance, self.steps)
 
-    def forward(self, system: System, targets: Tensor) -> Pair:
-        """(v, alpha); see `Solver`."""
-        alpha = self._solve(system, targets)
-        return system.vjp(alpha), alpha
-
-    def adjoint(self, system: System, gradient: Tensor) -> Pair:
-        """(p, q); see `Solver`."""
-        q = self._solve(system, system.jvp(gradient))
-        return gradient - system.vjp(q), q
-
 
 @dataclass(frozen=True)
-class Cholesky:
+class Cholesky(_DualSolver):
     """Solves the dual exactly by a factor that both solves share, which needs n classes (P + n classes) numbers."""
 
     def _solve(self, system: System, rhs: Tensor) -> Tensor:
         column = rhs.reshape(-1, 1).double()
         return torch.cholesky_solve(column, system.factor).to(rhs).view_as(rhs)
-
-    def forward(self, system: System, targets: Tensor) -> Pair:
-        """(v, alpha); see `Solver`."""
-        alpha = self._solve(system, targets)
-        return system.vjp(alpha), alpha
-
-    def adjoint(self, system: System, gradient: Tensor) -> Pair:
-        """(p, q); see `Solver`."""
-        q = self._solve(system, system.jvp(gradient))
-        return gradient - system.vjp(q), q
 
 
 HEAD = "classifier.weight"

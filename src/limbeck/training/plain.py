@@ -66,11 +66,14 @@ def train(
     schedule: Schedule,
     seed: int,
     rule: GradientRule | None = None,
+    *,
+    check: Callable[[], None] | None = None,
 ) -> Iterator[Tensor]:
     """Yield a copy of the parameters (P,) before training and after every epoch: epochs + 1 of them.
 
-    loss: A `Loss`, or any pure function of (theta, batch), as in `unroll`.
-    rule: The direction of a step; the default is the gradient.
+    loss:  A `Loss`, or any pure function of (theta, batch), as in `unroll`.
+    rule:  The direction of a step; the default is the gradient.
+    check: Called before every step; what it raises ends the training.
     Batch order and augmentation come from (seed, epoch, step) alone. theta0 is not changed.
     """
     loss = as_loss(loss)
@@ -83,6 +86,8 @@ def train(
             optimiser = _sgd(theta, lr * 0.1, schedule)
         order = torch.randperm(len(images), generator=make_generator(seed, "order", epoch)).to(images.device)
         for step, rows in enumerate(order.split(schedule.batch_size)):
+            if check is not None:
+                check()
             batch = Batch(images[rows], labels[rows], derive_seed(seed, "augment", epoch, step))
             theta.grad = loss.gradient(theta, batch) if rule is None else rule(loss, theta, batch)
             optimiser.step()
@@ -110,9 +115,14 @@ Network = Callable[[Tensor, Tensor], Tensor]
 
 
 @torch.no_grad()
-def predict(model: Network, theta: Tensor, images: Tensor, chunk: int = 500) -> Tensor:
-    """The most likely class (n,) of each image (n, c, h, w), computed in chunks."""
-    return torch.cat([model(theta, part).argmax(1) for part in images.split(chunk)])
+def predict_logits(model: Network, theta: Tensor, images: Tensor, chunk: int = 500) -> Tensor:
+    """The logits (n, classes) of images (n, c, h, w) without augmentation, `chunk` of them at a time."""
+    return torch.cat([model(theta, part) for part in images.split(chunk)])
+
+
+def predict(model: Network, theta: Tensor, images: Tensor) -> Tensor:
+    """The most likely class (n,) of each image (n, c, h, w)."""
+    return predict_logits(model, theta, images).argmax(1)
 
 
 def score(model: Network, theta: Tensor, images: Tensor, labels: Tensor) -> Score:
