@@ -59,6 +59,12 @@ def test_the_boxes_and_first_options_of_a_command(capsys: pytest.CaptureFixture[
     assert ">>>" not in text, "an example of a class is not a help text: it belongs to a method"
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_help_shows_an_example_in_python(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    """Docstrings of options are the heads of their boxes; their doctests are for readers of the code."""
+    assert ">>>" not in help_of(capsys, name)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_methods_options_are_in_a_box_of_its_name(capsys: pytest.CaptureFixture[str], method: str) -> None:
     text = help_of(capsys, "distill", "--method", method)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from refusals import assert_refused
 from small_runs import (
     EVAL,
     MINIMAL,
@@ -166,6 +167,34 @@ def test_an_interrupted_evaluation_does_not_replace_the_results(run: Path, finis
     assert result_rows(run) == result_rows(finished)
     assert read_json(run / "run.json")["config"]["eval"] == EVAL.model_dump(mode="json")
     assert {row["n"] for row in result_rows(distill_minimal(run, eval=other))} == {3}
+
+
+def test_a_run_whose_store_is_deleted_keeps_its_sizes(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sizes of experts come from the run's own record, and no empty store is created in place of theirs."""
+    monkeypatch.setenv("LIMBECK_HOME", str(tmp_path / "home"))
+    before = read_json(run / "results.json")["bytes"]
+    assert before["experts"]
+    distill_minimal(run, eval=EVAL.model_copy(update={"epochs": 4}))
+    assert read_json(run / "results.json")["bytes"]["experts"] == before["experts"]
+    assert not list((tmp_path / "home").glob("experts/*"))
+
+
+def test_a_store_deleted_after_prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that is named by its content is made again; one that the user named is missed."""
+    monkeypatch.setenv("LIMBECK_HOME", str(tmp_path / "home"))
+    job = prepare("digits", out=tmp_path / "run", **MINIMAL)
+    before = set_bytes(limbeck.run(job))
+    assert job.experts is not None
+    shutil.move(job.experts.path, tmp_path / "store")
+    shutil.rmtree(tmp_path / "run")
+    assert set_bytes(limbeck.run(job)) == before
+    with_store = prepare(
+        "digits", out=tmp_path / "other", experts=tmp_path / "store", **{**MINIMAL, "num_experts": None}
+    )
+    shutil.rmtree(tmp_path / "store")
+    assert_refused(lambda: limbeck.run(with_store), "is not a store of experts")
 
 
 def test_a_fixed_step_size_is_chosen_anew_for_every_evaluation(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from limbeck.core.errors import UserError
 from limbeck.core.records import ResultRow
+from limbeck.report.page import write_comparison
 from limbeck.report.table import pool_runs, write_table
 
 
@@ -61,6 +62,16 @@ def test_a_line_per_setting_and_the_number_of_seeds(tmp_path: Path) -> None:
     assert "| iterations = 9 | 1 | 65.0" in lines[1] + lines[2]
     assert "A note." in text
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_runs_of_before_options_were_renamed_share_the_line_of_runs_since(tmp_path: Path) -> None:
+    runs = [run(tmp_path / "before", "mct", 0.7, draws=2, count=5)]
+    runs += [run(tmp_path / "since", "mct", 0.8, seed=1, grad_accum=2, num_experts=5)]
+    (line,) = [text for text in write_table(runs, tmp_path / "out.md").read_text().splitlines() if "| digits" in text]
+    assert "| mct |  | 2 |" in line
+    page = write_comparison(runs, tmp_path / "out.html").read_text()
+    assert "seed" in page
+    assert not any(name in page for name in ("draws", "grad_accum", "num_experts"))
 
 
 def test_pooling_is_the_spread_of_all_networks() -> None:

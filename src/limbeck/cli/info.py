@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.core.errors import UserError
-from limbeck.core.files import read_json
 from limbeck.core.folders import size_of
+from limbeck.core.record_files import parse_record, read_record
+from limbeck.core.records import ExpertHeader, ResultsRecord, RunRecord
 from limbeck.core.tensors import read_header
 from limbeck.data import load_data
 from limbeck.data.sources import DATA_NAMES
@@ -41,34 +42,35 @@ def describe(source: str, resize: int | None = None) -> dict[str, Any]:
 def _store(path: Path) -> dict[str, Any]:
     store = Store.open(path)
     indices = store.indices()
-    experts = [read_header(store.file(index)) for index in indices]
+    files = [store.file(index) for index in indices]
+    experts = [parse_record(file, ExpertHeader, read_header(file)) for file in files]
     return {
         "kind": "store of experts",
         "experts": len(indices),
         "data": store.header.data.name,
         "fingerprint": store.header.data.fingerprint,
         "model": store.header.model,
-        "preprocess": store.header.preprocess["kind"],
+        "preprocess": store.header.preprocess.get("kind"),
         "expert": store.header.expert,
         "seed": store.header.seed,
-        "validation_accuracy": [round(expert["validation"][-1], 4) for expert in experts],
-        "test_accuracy": [round(expert["test"], 4) for expert in experts],
+        "validation_accuracy": [round(expert.validation[-1], 4) for expert in experts],
+        "test_accuracy": [round(expert.test, 4) for expert in experts],
         "bytes": store.bytes_of(indices),
     }
 
 
 def _run(path: Path) -> dict[str, Any]:
-    head = read_json(path / "run.json", "limbeck-run")
+    record = read_record(path / "run.json", RunRecord, "limbeck-run")
     finished = (path / "results.json").exists()
-    results = read_json(path / "results.json", "limbeck-results")["results"] if finished else []
+    rows = read_record(path / "results.json", ResultsRecord, "limbeck-results").results if finished else []
     return {
         "kind": "run",
         "finished": finished,
-        "command": head["command"],
-        "method": head["config"]["method"],
-        "data": head["data"]["name"],
-        "ipc": head["config"]["ipc"],
-        "results": results,
+        "command": record.command,
+        "method": record.config.get("method"),
+        "data": record.data.name,
+        "ipc": record.config.get("ipc"),
+        "results": [row.to_json() for row in rows],
         "bytes": size_of(path),
     }
 

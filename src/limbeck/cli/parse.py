@@ -104,7 +104,7 @@ def _constructor(model: type[BaseModel]) -> Callable[..., BaseModel]:
         except ValidationError as error:
             raise _InvalidValue(model, error) from None
 
-    construct.__doc__ = model.__doc__
+    construct.__doc__ = (model.__doc__ or "").split(">>>")[0].rstrip()  # an example in Python is no help here
     return construct
 
 

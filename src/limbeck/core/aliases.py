@@ -55,6 +55,18 @@ def rename_flags(arguments: Sequence[str], names: Collection[str]) -> tuple[list
     return words, notices
 
 
+def rename_configs(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return configurations of runs, in which an option that one of them has by its old name has the others' name.
+
+    >>> rename_configs([{"draws": 4}, {"grad_accum": 2}])
+    [{'grad_accum': 4}, {'grad_accum': 2}]
+    """
+    renamed = [dict(config) for config in configs]
+    for other in configs:
+        renamed = [rename_options(config, other) for config in renamed]
+    return renamed
+
+
 def old_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a run's configuration as the last release recorded it, so that its key is recognised."""
     old_names = {new: old for old, new in ALIASES.items()}

@@ -55,7 +55,7 @@ def read_json(path: Path, format: str, version: int = 1) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last two: no text, no JSON, nested too deeply
         raise UserError(f"{path} cannot be read as JSON ({error}); it is damaged or not ours.") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a {format}.")

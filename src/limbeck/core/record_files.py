@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from limbeck.core.errors import UserError
 from limbeck.core.files import read_json
 from limbeck.core.records import Record
 
 R = TypeVar("R", bound=Record)
+M = TypeVar("M", bound=BaseModel)
 
 
 def read_record(path: Path, model: type[R], format: str, version: int = 1) -> R:
@@ -21,8 +22,8 @@ def read_record(path: Path, model: type[R], format: str, version: int = 1) -> R:
     return parse_record(path, model, read_json(path, format, version))
 
 
-def parse_record(path: Path, model: type[R], value: dict[str, Any]) -> R:
-    """A record from JSON that was read from the file `path`; UserError where it does not fit."""
+def parse_record(path: Path, model: type[M], value: object) -> M:
+    """A record or options from JSON that was read from the file `path`; UserError where it does not fit."""
     try:
         return model.model_validate(value)
     except ValidationError as error:

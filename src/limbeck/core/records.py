@@ -6,9 +6,9 @@ of a newer version survives being read and written.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 
 class Record(BaseModel):
@@ -302,9 +302,25 @@ class ExpertHeader(ExpertFacts):
     index: int
     store: str
     waypoint_epochs: list[int] | None
-    validation: list[float]
+    validation: Annotated[list[float], Field(min_length=1)]
     test: float
     beta0: float | None = None
+
+
+class SetData(DataName):
+    """The data that a set was distilled from, where it lies, and the pixels a side that its images were resized to."""
+
+    source: str | None = None
+    resize: int | list[int] | None = None
+
+
+class Provenance(Record):
+    """Where a set comes from, as its header says; step: outer steps done, None where nobody knows."""
+
+    config: dict[str, JsonValue] = {}
+    data: SetData = SetData()
+    which: str | None = None
+    step: int | None = None
 
 
 class SetHeader(Record):

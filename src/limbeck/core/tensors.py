@@ -89,7 +89,7 @@ def read_header(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is a safetensors file, but was not written by limbeck.")
     try:
         header = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict):
         raise UserError(f"{path} is damaged: its header is not a JSON object; delete it and make it again.")

@@ -106,14 +106,19 @@ class Preprocess:
     def from_description(cls, description: Mapping[str, Any]) -> Preprocess | str:
         """The map that `describe` described, or its kind where its numbers are missing (whitening, old files)."""
         if "std" not in description:
-            return str(description["kind"])
-        return cls.from_state(description, {name: torch.tensor(description[name]) for name in ("mean", "std")})
+            return str(description.get("kind"))
+        try:
+            tensors = {name: torch.tensor(description[name], dtype=torch.float32) for name in ("mean", "std")}
+        except (KeyError, TypeError, ValueError, RuntimeError):
+            raise UserError(f"preprocessing {dict(description)} lacks a mean and std of numbers") from None
+        return cls.from_state(description, tensors)
 
     @classmethod
     def from_state(cls, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Preprocess:
         """The map with this `header` and `state`. Raises UserError where they do not fit each other."""
         kind, shape = header.get("kind"), header.get("shape")
-        if kind not in TENSORS or not isinstance(shape, list | tuple) or [*map(type, shape)] != [int] * 3:
+        has_shape = isinstance(shape, list | tuple) and [*map(type, shape)] == [int] * 3
+        if not isinstance(kind, str) or kind not in TENSORS or shape is None or not has_shape:
             raise UserError(f"preprocessing header {dict(header)} lacks a known kind ({', '.join(TENSORS)}) or a shape")
         size = shape[0] if kind == "normalise" else prod(shape)
         for name in TENSORS[kind]:
@@ -124,7 +129,10 @@ class Preprocess:
                     f"preprocessing {kind} needs a tensor {name} of shape {expected}, and {actual} was given"
                 )
         state = {name: tensors[name].float() for name in TENSORS[kind]}
-        return cls(cast(PreprocessKind, kind), (shape[0], shape[1], shape[2]), float(header.get("eps", 0.0)), **state)
+        eps = header.get("eps", 0.0)
+        if not isinstance(eps, int | float):
+            raise UserError(f"preprocessing {kind} needs a number eps, and {eps!r} was given")
+        return cls(cast(PreprocessKind, kind), (shape[0], shape[1], shape[2]), float(eps), **state)
 
     def _check(self, images: Tensor) -> None:
         axes = 1 if self.kind == "normalise" else 3  # normalisation is the same for every pixel

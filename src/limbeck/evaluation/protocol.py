@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from limbeck.core.errors import UserError
@@ -216,12 +216,26 @@ def prepare_evaluation(
             seed = one.provenance.get("config", {}).get("seed", 0)
             images = load_data(source, seed=seed, resize=resize or origin.get("resize"))
         require_same_data(images, one)
-        recipe = dict(one.recipe)
-        network, augment = evaluated_network(recipe.pop("model"), model), recipe.pop("augment")
+        network, augment, config = _read_recipe(one, model, changes)
         task = make_task(images, network, one.preprocess, augment, device, precision)
-        config = EvalConfig(**{**recipe, **{name: value for name, value in changes.items() if value is not None}})
         evaluations.append(Evaluation(task, one, which, config))
     return evaluations
+
+
+def _read_recipe(
+    distilled: DistilledSet, model: ModelConfig | None, changes: Mapping[str, int | None]
+) -> tuple[ModelConfig, str, EvalConfig]:
+    """Network, augmentation and protocol of a set's recipe with these changes; UserError where it lacks one."""
+    recipe = dict(distilled.recipe)
+    try:
+        network, augment = evaluated_network(recipe.pop("model"), model), recipe.pop("augment")
+        if not isinstance(augment, str):
+            raise UserError(f"the set's recipe names no augmentation but {augment!r}; make the set again.")
+        return network, augment, EvalConfig(**recipe | {name: n for name, n in changes.items() if n is not None})
+    except KeyError as error:
+        raise UserError(f"the set's recipe says nothing of {error}; make the set again.") from None
+    except (TypeError, ValidationError):
+        raise UserError(f"the recipe of the set and the options do not fit: {recipe}, {dict(changes)}.") from None
 
 
 @restore_switches()

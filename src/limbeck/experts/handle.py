@@ -63,9 +63,9 @@ class Experts:
         _ = handle.loaded
         return handle
 
-    @cached_property
+    @property
     def store(self) -> Store:
-        """The store, which is created where it does not exist yet."""
+        """The store as it is now; created where it does not exist, but UserError where the user named it."""
         if self.is_user_store:
             return Store.open(self.path)
         return Store.create(self.path, describe_experts(self.task, self.config, self.seed))
@@ -84,14 +84,16 @@ class Experts:
 
     def train(self, listen: Listener) -> Store:
         """Train those that are missing and return the store."""
+        store = self.store
         if not self.is_user_store:
-            make_experts(self.task, self.config, self.count, self.seed, self.store, listen)
-        return self.store
+            make_experts(self.task, self.config, self.count, self.seed, store, listen)
+        return store
 
     @cached_property
     def loaded(self) -> list[Expert]:
         """The experts, read from their files and verified once; recorded parameters stay in the files."""
-        experts = [self.store.read(index, lazy=True) for index in self.indices]
+        store = self.store
+        experts = [store.read(index, lazy=True) for index in self.indices]
         if any(expert.trajectory(self.kind) is None for expert in experts):
             remedy = "'limbeck convexify' it" if self.kind == "convex" else "train with '--keep recorded'"
             raise UserError(f"the store {self.path} holds no {self.kind} trajectories; {remedy}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from limbeck.core.files import content_key, require_new_folder, write_json
 from limbeck.core.folders import size_of
 from limbeck.core.record_files import parse_record, read_record
 from limbeck.core.records import ExpertFacts, ExpertHeader, StoreHeader
-from limbeck.core.tensors import open_tensors, write_tensors
+from limbeck.core.tensors import LazyRows, open_tensors, write_tensors
 from limbeck.experts.convexified import SCHEDULES, SMOOTHING, Convexified, convexify, start_at_zero, waypoint_epochs
 from limbeck.experts.recorded import Recorded
 from limbeck.networks.flat import Layout
@@ -208,8 +208,8 @@ class Store:
 
     @property
     def config(self) -> ExpertConfig:
-        """How the experts were trained."""
-        return ExpertConfig.model_validate(self.header.expert)
+        """How the experts were trained; UserError where store.json does not say so."""
+        return parse_record(self.path / "store.json", ExpertConfig, self.header.expert)
 
     def file(self, index: int) -> Path:
         """Return the path of an expert's file."""
@@ -257,6 +257,7 @@ class Store:
         header = parse_record(path, ExpertHeader, content)
         if header.store != self.header.key:
             raise UserError(f"{path} belongs to another store; take it out of {self.path}.")
+        self._check_shapes(path, header, {**tensors, **rows})
         convex: Convexified | None = None
         recorded = None
         if "waypoints" in tensors:
@@ -268,6 +269,20 @@ class Store:
         if points is not None:
             recorded = Recorded(points)
         return Expert(convex, recorded, tuple(header.validation), header.test)
+
+    def _check_shapes(self, path: Path, header: ExpertHeader, tensors: Mapping[str, Tensor | LazyRows]) -> None:
+        """UserError unless the tensors of an expert fit each other, its header and the layout."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        layout, epochs = self.layout, header.waypoint_epochs or []
+        expected: dict[str, tuple[int, ...]] = {}
+        if "points" in shapes:
+            expected["points"] = (len(header.validation), layout.count)
+        if "points" not in shapes or "waypoints" in shapes:
+            expected["waypoints"] = (len(epochs), layout.count)
+            expected["beta"] = (epochs[-1] if epochs else 0, len(layout.names))
+        for name, shape in expected.items():
+            if shapes.get(name) != shape:
+                raise UserError(f"{path} is damaged: its {name} are {shapes.get(name, 'missing')}, not {shape}.")
 
     def bytes_of(self, indices: Sequence[int]) -> int:
         """Return the size of these experts' files on disk, in bytes."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from limbeck.core.errors import UserError
 from limbeck.core.records import LoopProgress, StepLine, ValidationLine
 from limbeck.core.types import Listener
 from limbeck.jobs.record import RunFolder
@@ -83,7 +84,17 @@ class Checkpoint:
         return {str(i): hook for i, hook in enumerate(self.hooks) if isinstance(hook, StatefulHook)}
 
     def restore(self, synthetic: SyntheticSet) -> int:
-        """Restore the saved state in place, and return how many steps are done; 0 where nothing was saved."""
+        """Restore the saved state in place, and return how many steps are done; 0 where nothing was saved.
+
+        Raises UserError for a state that is damaged.
+        """
+        try:
+            return self._restore(synthetic)
+        except (LookupError, TypeError, RuntimeError) as error:  # tensors that hooks and optimisers cannot use
+            path = self.run.path / "state.safetensors"
+            raise UserError(f"{path} is damaged ({error}); delete it to begin the distillation again.") from None
+
+    def _restore(self, synthetic: SyntheticSet) -> int:
         header, tensors = self.run.load_state(synthetic, self.optimisers)
         if header is None:
             return 0

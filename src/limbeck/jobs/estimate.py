@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limbeck.core.record_files import parse_record
+from limbeck.core.records import StateHeader
 from limbeck.core.rng import derive_seed, make_generator
 from limbeck.core.tensors import read_header
 from limbeck.core.threads import one_thread
@@ -98,7 +100,8 @@ def estimate(job: Job) -> Estimate:
             seconds["experts"], store_bytes = experts.total, experts.store_bytes
         plan, building, scale = _rehearse(job)
         state = job.path / "state.safetensors"
-        left = plan.iterations - (int(read_header(state)["step"]) if state.exists() else 0)
+        done = parse_record(state, StateHeader, read_header(state)).step if state.exists() else 0
+        left = plan.iterations - done
         synthetic = plan.evaluated_set()
         seconds["distill"] = building + left * _step_seconds(plan, scale, job.config.seed)
         seconds["distill"] += _validation_seconds(job, synthetic, left)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.files import write_json
+from limbeck.core.record_files import parse_record
 from limbeck.core.records import InspectionRecord, PathCurves, PlaneRecord, StorageRow
 from limbeck.core.types import Listener, Trajectory
 from limbeck.data import ImageData, Preprocess, load_data
@@ -66,7 +67,8 @@ def _task(store: Store, data: str | Path | ImageData, resize: int | None, device
     size = (height, width) if resize is None else resize
     images = load_data(data, seed=header.seed, resize=None if isinstance(data, ImageData) else size)
     preprocess = Preprocess.from_description(header.preprocess)
-    task = make_task(images, ModelConfig.model_validate(header.model), preprocess, header.augment, device)
+    network = parse_record(store.path / "store.json", ModelConfig, header.model)
+    task = make_task(images, network, preprocess, header.augment, device)
     store.require(task.describe())
     return task
 

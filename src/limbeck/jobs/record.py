@@ -21,8 +21,8 @@ from limbeck.core.aliases import old_config, rename_options
 from limbeck.core.conditions import first_difference, require_same_conditions
 from limbeck.core.errors import UserError
 from limbeck.core.files import content_key, require_new_folder, write_json
-from limbeck.core.record_files import read_record
-from limbeck.core.records import LogLine, LoopProgress, ResultsRecord, RunRecord, StateHeader
+from limbeck.core.record_files import parse_record, read_record
+from limbeck.core.records import LogLine, LoopProgress, Provenance, ResultsRecord, RunRecord, SetHeader, StateHeader
 from limbeck.core.tensors import read_header, read_tensors, write_tensors
 from limbeck.synthetic.set import SyntheticSet
 
@@ -69,6 +69,9 @@ class RunFolder:
         if not self.has_begun():
             return {}
         config: dict[str, Any] = dict(self.read().config)
+        for name in ("iterations", "validate_every"):
+            if not isinstance(config.get(name, 0), int | None):
+                raise UserError(f"{self.path / 'run.json'} is damaged: {name} is no whole number; restore it.")
         if config.get("validate_every", 0) is None and "iterations" in config:  # recorded before the default was
             config["validate_every"] = max(1, config["iterations"] // 10)
         return config
@@ -78,9 +81,10 @@ class RunFolder:
         path = self.path / "set-last.safetensors"
         if not path.exists():
             return True
-        steps: int = read_header(path)["provenance"]["step"]
+        provenance = parse_record(path, SetHeader, read_header(path)).provenance
+        steps = parse_record(path, Provenance, provenance).step
         iterations: int = config.get("iterations", 0)
-        return steps < iterations
+        return (steps or 0) < iterations
 
     def is_finished(self, config: dict[str, Any]) -> bool:
         """Whether there are results of exactly this configuration."""
@@ -170,9 +174,9 @@ class RunFolder:
             file.write((("" if whole else "\n") + json.dumps(line.to_json()) + "\n").encode())
 
     def lines(self, kind: type[L]) -> list[L]:
-        """The measurements of one kind so far; a line that a crash cut off is passed over."""
+        """The measurements of one kind so far; a line that a crash cut off, or that is damaged, is passed over."""
         path, lines = self.path / "log.jsonl", []
-        for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        for text in path.read_bytes().splitlines() if path.exists() else ():
             with suppress(ValidationError):
                 lines.append(kind.model_validate_json(text))
         return lines
@@ -206,7 +210,10 @@ class RunFolder:
         if not (self.path / "state.safetensors").exists():
             return None, {}
         tensors, content = read_tensors(self.path / "state.safetensors", STATE)
-        header = StateHeader.model_validate(content)
+        header = parse_record(self.path / "state.safetensors", StateHeader, content)
+        for name, tensor in synthetic.state().items():
+            if f"set.{name}" not in tensors or tensors[f"set.{name}"].shape != tensor.shape:
+                raise UserError(f"{self.path / 'state.safetensors'} is damaged: it lacks the set's {name}; delete it.")
         synthetic.load({name.removeprefix("set."): t for name, t in tensors.items() if name.startswith("set.")})
         for i, optimiser in enumerate(optimisers):
             slots: dict[int, dict[str, Any]] = {}

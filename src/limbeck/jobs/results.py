@@ -12,7 +12,17 @@ import torch
 
 from limbeck.core.files import content_key, write_json
 from limbeck.core.folders import size_of
-from limbeck.core.records import DataName, ProtocolLine, ResultBytes, ResultLine, ResultRow, ResultsRecord, StageLine
+from limbeck.core.record_files import read_record
+from limbeck.core.records import (
+    DataName,
+    ExpertsRecord,
+    ProtocolLine,
+    ResultBytes,
+    ResultLine,
+    ResultRow,
+    ResultsRecord,
+    StageLine,
+)
 from limbeck.core.rng import derive_seed
 from limbeck.core.types import Listener
 from limbeck.evaluation.baselines import count_networks, evaluate_baselines, real_images
@@ -137,8 +147,9 @@ def write_results(job: Job, rows: list[ResultRow]) -> None:
     """results.json, then the configuration that it is of in run.json; a report of other results is removed first."""
     config, task = job.config.eval, job.task
     set_bytes, stored = size_of(job.path / "set-chosen.safetensors"), ResultBytes()
-    if job.experts is not None:
-        stored = ResultBytes(experts=job.experts.store.bytes_of(job.experts.indices))
+    if (job.path / "experts.json").exists():  # the store may be gone by now
+        experts = read_record(job.path / "experts.json", ExpertsRecord, "limbeck-experts")
+        stored = ResultBytes(experts=experts.bytes.experts)
     results = ResultsRecord(
         format=RESULTS,
         version=1,

@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from limbeck.core.aliases import rename_configs
 from limbeck.core.errors import UserError
 from limbeck.core.files import write_atomically
 from limbeck.core.records import DataRecord, PathAccuracy, ResultRow
@@ -319,7 +320,7 @@ def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _comparison(runs: list[Run], names: list[str]) -> dict[str, Any]:
     views = [_view(run) for run in runs]
-    flats = [_flatten(run.meta.config) for run in runs]
+    flats = [_flatten(config) for config in rename_configs([run.meta.config for run in runs])]
     keys = list(dict.fromkeys(key for flat in flats for key in flat))
     settings = [(key, [_setting(flat[key]) if key in flat else NONE for flat in flats]) for key in keys]
     return {

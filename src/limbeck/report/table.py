@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from pydantic import JsonValue
 
+from limbeck.core.aliases import rename_configs
 from limbeck.core.errors import UserError
 from limbeck.core.files import write_atomically
 from limbeck.core.record_files import read_record
@@ -85,8 +86,9 @@ def write_table(runs: Sequence[Path], out: Path, note: str = "") -> Path:
     if not runs:
         raise UserError("a table needs runs; name the folders of one or more finished runs.")
     groups: dict[tuple[str, ...], list[ResultsRecord]] = {}
-    for run in runs:
-        results, config = _read(Path(run))
+    finished = [_read(Path(run)) for run in runs]
+    configs = rename_configs([config for _, config in finished])
+    for (results, _), config in zip(finished, configs):
         setting = {key: value for key, value in config.items() if key not in ("seed", "data", "experts")}
         key = (results.data.name, f"{results.ipc or 0:05d}", results.method, json.dumps(setting, sort_keys=True))
         groups.setdefault(key, []).append(results)

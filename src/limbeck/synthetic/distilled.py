@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 from limbeck.core.errors import UserError
 from limbeck.core.record_files import parse_record
-from limbeck.core.records import SetHeader
+from limbeck.core.records import Provenance, SetHeader
 from limbeck.core.tensors import read_tensors, write_tensors
 from limbeck.data import Preprocess
 from limbeck.synthetic.set import hard_labels
@@ -105,11 +106,13 @@ def load(path: str | Path) -> DistilledSet:
             raise UserError(f"{path.parent} holds no distilled set; it is not a run folder, or the run has not ended.")
     tensors, content = read_tensors(path, FORMAT)
     header = parse_record(path, SetHeader, content)
+    parse_record(path, Provenance, header.provenance)
     prefix = "preprocess."
     state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     lr = tensors.get("lr")
     if lr is None or lr.numel() != 1 or not 0 < float(lr) < inf:
         raise UserError(f"{path} is damaged: its step size is not one number above 0; make it again.")
+    _check_tensors(path, tensors, len(header.classes))
     return DistilledSet(
         images=tensors["images"],
         labels=tensors["labels"],
@@ -120,3 +123,18 @@ def load(path: str | Path) -> DistilledSet:
         provenance=dict(header.provenance),
         targets=tensors.get("targets"),
     )
+
+
+def _check_tensors(path: Path, tensors: Mapping[str, Tensor], classes: int) -> None:
+    """UserError unless there are images, with a label each and perhaps with targets."""
+    images, labels = tensors.get("images"), tensors.get("labels")
+    if images is None or images.ndim != 4 or images.dtype != torch.float32 or not len(images):
+        raise UserError(f"{path} is damaged: it holds no float32 images (n, channels, height, width); make it again.")
+    soft = len(images), classes
+    hard = labels is not None and labels.dtype == torch.int64 and labels.shape == soft[:1]
+    if hard and labels is not None and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        hard = False
+    if labels is None or not (hard or (labels.dtype == torch.float32 and labels.shape == soft)):
+        raise UserError(f"{path} is damaged: it has not one label for each of its images; make it again.")
+    if "targets" in tensors and tensors["targets"].shape != soft:
+        raise UserError(f"{path} is damaged: its targets are not of shape {soft}; make it again.")
