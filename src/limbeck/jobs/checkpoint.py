@@ -91,8 +91,8 @@ class Checkpoint:
         try:
             return self._restore(synthetic)
         except (LookupError, TypeError, RuntimeError) as error:  # tensors that hooks and optimisers cannot use
-            path = self.run.path / "state.safetensors"
-            raise UserError(f"{path} is damaged ({error}); delete it to begin the distillation again.") from None
+            path, (reason, *_) = self.run.path / "state.safetensors", str(error).splitlines()
+            raise UserError(f"{path} is damaged ({reason}); delete it to begin the distillation again.") from None
 
     def _restore(self, synthetic: SyntheticSet) -> int:
         header, tensors = self.run.load_state(synthetic, self.optimisers)
