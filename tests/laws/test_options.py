@@ -12,7 +12,7 @@ import pytest
 
 from limbeck.cli.commands import COMMANDS, find_command
 from limbeck.cli.common import Options, Threads, WithEstimate
-from limbeck.cli.distill import Recipe
+from limbeck.cli.distill import MethodChoice
 from limbeck.jobs.config import JobConfig
 
 READ_BY_ALL = {*Options.model_fields, *Threads.model_fields}
@@ -61,7 +61,7 @@ def test_every_option_is_read(name: str) -> None:
     command = find_command(name)
     names = READ_BY_ALL | names_read(command.run)
     if command.choose_defaults is not None:  # what decides which options there are
-        names |= set(Recipe.model_fields)
+        names |= set(MethodChoice.model_fields)
     unread = set(command.options.model_fields) - names
     assert unread == set(), "take the option away, or read it"
 

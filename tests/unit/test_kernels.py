@@ -208,7 +208,7 @@ def test_waiting_for_another_process_is_logged(cache: Path, caplog: pytest.LogCa
     thread = threading.Thread(target=compile_elsewhere)
     thread.start()
     locked.wait()
-    with caplog.at_level(logging.INFO, "limbeck"), build.locked(cache):
+    with caplog.at_level(logging.INFO, "limbeck"), build.lock_folder(cache):
         assert "waiting for another process" in caplog.text
     thread.join()
 

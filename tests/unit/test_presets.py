@@ -17,7 +17,7 @@ from limbeck.cli.parse import parse
 from limbeck.core.errors import UserError
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.experts import ExpertConfig
-from limbeck.jobs.config import JobConfig, checked
+from limbeck.jobs.config import JobConfig, check_options
 from limbeck.jobs.presets import all_presets, load_preset, markdown, preset_options
 from limbeck.methods import METHODS
 from limbeck.networks.registry import ModelConfig
@@ -88,10 +88,10 @@ def test_the_configurations_accept_them(name: str) -> None:
     ExpertConfig(**preset.expert).waypoint_epochs()
     ModelConfig(**preset.model).options()
     EvalConfig(**preset.eval)
-    checked(JobConfig, {key: value for key, value in options.items() if key in JobConfig.model_fields})
+    check_options(JobConfig, {key: value for key, value in options.items() if key in JobConfig.model_fields})
     if preset.method not in METHODS:
         pytest.skip(f"{preset.method} is not there yet")
-    assert checked(METHODS[preset.method].config, preset.options)
+    assert check_options(METHODS[preset.method].config, preset.options)
     if METHODS[preset.method].experts is None:
         assert (preset.num_experts, preset.expert) == (None, {})
     else:

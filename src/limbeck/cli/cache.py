@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from limbeck.cli.common import Command, Listener, Options
+from limbeck.cli.common import Command, Options
+from limbeck.core.events import Listener
 from limbeck.core.folders import home_folder, kernels_folder, size_of
 from limbeck.report.text import size
 

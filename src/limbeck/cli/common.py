@@ -9,6 +9,8 @@ import tyro
 from pydantic import BaseModel, ConfigDict, Field
 from tyro.conf import FlagCreatePairsOff, Positional
 
+from limbeck.core.events import Listener
+
 DATA, PATH, STORE = (tyro.conf.arg(metavar=word) for word in ("DATA", "PATH", "STORE"))
 SWITCH = tyro.conf.arg(help_behavior_hint="")  # a switch that is off needs no "(default: False)"
 
@@ -61,9 +63,6 @@ class Data(Resize):
 
     data: Annotated[Positional[str], DATA]
     """The images: digits, fashion-mnist, or the path of a folder of class folders, an .npz, idx or parquet files."""
-
-
-Listener = Callable[[dict[str, Any]], None]
 
 
 class Command(NamedTuple):

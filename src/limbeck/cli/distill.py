@@ -17,7 +17,6 @@ from limbeck.cli.common import (
     Command,
     Data,
     Device,
-    Listener,
     OptionGroup,
     Options,
     WithEstimate,
@@ -26,6 +25,7 @@ from limbeck.cli.common import (
 from limbeck.cli.comparison import changed_options, compare_with_published
 from limbeck.cli.parse import make_default, parse_known
 from limbeck.core.errors import UserError
+from limbeck.core.events import Listener
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.experts.store import ExpertConfig
 from limbeck.jobs.config import JobConfig
@@ -37,15 +37,15 @@ from limbeck.methods import MethodConfig, find_method
 from limbeck.networks.registry import ModelConfig
 
 
-class Recipe(OptionGroup):
-    """The options of a run that decide what the others are, and where they start from."""
+class MethodChoice(OptionGroup):
+    """The options that decide which other options there are, and their defaults."""
 
     method: str | None = None
     preset: str | None = None
     experts: str | None = None
 
 
-class Run(Data, JobConfig, Device, Options):
+class RunOptions(Data, JobConfig, Device, Options):
     """Options of commands that are about a run."""
 
     method: str = "mct"
@@ -62,24 +62,24 @@ class Run(Data, JobConfig, Device, Options):
     """Options of the method."""
 
 
-class Distill(Run, WithEstimate):
+class Distill(RunOptions, WithEstimate):
     """Distil a data set: train experts, distil, evaluate, write a report."""
 
 
-class Estimate(Run):
+class Estimate(RunOptions):
     """Estimate how long 'limbeck distill' would take, and the size of its experts, from a few timed steps."""
 
 
-def choose_defaults(options: type[Run], prog: str, arguments: Sequence[str]) -> Run:
+def choose_defaults(options: type[RunOptions], prog: str, arguments: Sequence[str]) -> RunOptions:
     """The options of the method or the preset that the arguments name, and their values; the default is MCT."""
-    recipe = Recipe()
+    choice = MethodChoice()
     if not any(word.startswith("--tyro-") for word in arguments[:1]):  # tyro's flags to write a completion script
-        recipe = parse_known(prog, Recipe, arguments)
-    values = {} if recipe.preset is None else preset_options(recipe.preset)
-    method = find_method(recipe.method or values.get("method", "mct"))
+        choice = parse_known(prog, MethodChoice, arguments)
+    values = {} if choice.preset is None else preset_options(choice.preset)
+    method = find_method(choice.method or values.get("method", "mct"))
     if values and method.name != values["method"]:
-        raise UserError(f"'{recipe.preset}' is a setting of {values['method']}, not of {method.name}.")
-    if recipe.experts is not None:  # the store says how many there are
+        raise UserError(f"'{choice.preset}' is a setting of {values['method']}, not of {method.name}.")
+    if choice.experts is not None:  # the store says how many there are
         values.pop("num_experts", None)
     job = {name: value for name, value in values.items() if name in JobConfig.model_fields}
     job["model"] = ModelConfig(**job.get("model", {}))
@@ -88,10 +88,10 @@ def choose_defaults(options: type[Run], prog: str, arguments: Sequence[str]) -> 
     settings = method.config(**{name: value for name, value in values.items() if name in method.config.model_fields})
     box = Annotated[MethodConfig, arg(name=method.name), OmitArgPrefixes]
     model: Any = create_model(options.__name__, __base__=options, settings=(box, ...), __doc__=options.__doc__)
-    return cast("Run", make_default(model, method=method.name, settings=settings, **job))
+    return cast("RunOptions", make_default(model, method=method.name, settings=settings, **job))
 
 
-def _job_options(args: Run) -> dict[str, Any]:
+def _job_options(args: RunOptions) -> dict[str, Any]:
     """The fields of the method's config and of `JobConfig`."""
     return {**dict(args.settings), **{name: getattr(args, name) for name in JobConfig.model_fields}}
 
@@ -118,7 +118,7 @@ def run_distill(args: Any, listen: Listener) -> Any:
         announce(lambda: estimate(job), listen)
     path = run(job, listen)
     results = json.loads((path / "results.json").read_text())
-    published = {} if args.preset is None else _compare(args, results)
+    published = {} if args.preset is None else _compare(args, args.preset, results)
     return {**results, "run": str(path), "report": str(path / "report.html"), **published}
 
 
@@ -131,14 +131,13 @@ def run_estimate(args: Any, listen: Listener) -> Any:
     return {}
 
 
-def _compare(args: Run, results: dict[str, Any]) -> dict[str, Any]:
-    """The published number of the preset, and the options that are not the preset's."""
-    assert args.preset is not None
+def _compare(args: RunOptions, name: str, results: dict[str, Any]) -> dict[str, Any]:
+    """The published number of the preset `name`, and the options that are not the preset's."""
     experts = [] if args.experts is None else ["--experts", args.experts]
-    preset = choose_defaults(Distill, "limbeck distill", ["--preset", args.preset, *experts])
+    preset = choose_defaults(Distill, "limbeck distill", ["--preset", name, *experts])
     changes = changed_options(_job_options(args), _job_options(preset))
     changes |= {name: getattr(args, name) for name in ("experts", "resize") if getattr(args, name) is not None}
-    return compare_with_published(args.preset, results, changes)
+    return compare_with_published(name, results, changes)
 
 
 COMMANDS = {

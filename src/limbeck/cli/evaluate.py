@@ -7,7 +7,8 @@ from typing import Annotated, Any
 from pydantic import Field
 from tyro.conf import Positional, arg
 
-from limbeck.cli.common import DATA, Command, Device, Listener, Options, Resize, WithEstimate, announce
+from limbeck.cli.common import DATA, Command, Device, Options, Resize, WithEstimate, announce
+from limbeck.core.events import Listener
 from limbeck.evaluation.protocol import OWN_NETWORK, prepare_evaluation, run_evaluations
 from limbeck.jobs.estimate import estimate_evaluation
 from limbeck.networks.registry import ModelConfig

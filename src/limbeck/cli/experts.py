@@ -15,13 +15,13 @@ from limbeck.cli.common import (
     Command,
     Data,
     Device,
-    Listener,
     Options,
     Threads,
     WithEstimate,
     announce,
 )
 from limbeck.cli.info import describe
+from limbeck.core.events import Listener
 from limbeck.data.preprocess import PreprocessName
 from limbeck.experts.store import ExpertConfig, Store
 from limbeck.jobs.estimate import estimate_experts

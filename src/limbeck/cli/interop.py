@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from tyro.conf import Positional
 
-from limbeck.cli.common import DATA, PATH, Command, Device, Listener, OptionGroup, Options, Threads
+from limbeck.cli.common import DATA, PATH, Command, Device, OptionGroup, Options, Threads
 from limbeck.cli.info import describe
 from limbeck.core.errors import UserError
+from limbeck.core.events import Listener
 from limbeck.data import fit_preprocess, load_data
 from limbeck.data.preprocess import PreprocessName
 from limbeck.experts.store import ExpertConfig, Store

@@ -7,7 +7,8 @@ from typing import Any
 from rich.console import Console
 
 from limbeck.cli.catalogue import Entry, load_catalogue
-from limbeck.cli.common import Command, Listener, Options
+from limbeck.cli.common import Command, Options
+from limbeck.core.events import Listener
 
 WORDS = {"log_lr": "step size", "tau": "temperature"}
 EXPERTS = {

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff
 
-from limbeck.cli.common import SWITCH, Command, Listener, Options
+from limbeck.cli.common import SWITCH, Command, Options
 from limbeck.core.errors import UserError
+from limbeck.core.events import Listener
 from limbeck.jobs.presets import PRESET_METHODS, all_presets, markdown
 
 

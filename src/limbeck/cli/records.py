@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from limbeck.cli.common import PATH, Command, Listener, Options, Resize
+from limbeck.cli.common import PATH, Command, Options, Resize
+from limbeck.core.events import Listener
 
 RUNS = arg(metavar="RUN [RUN ...]", help_behavior_hint="(required)")
 

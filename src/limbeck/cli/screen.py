@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.progress import TimeRemainingColumn as Remaining
 from rich.table import Table
 
+from limbeck.core.events import Event
 from limbeck.core.records import ResultRow
 from limbeck.report.text import NONE, percent
 
@@ -53,7 +54,7 @@ class Screen:
         LOG.removeHandler(self.lines)
         LOG.setLevel(logging.NOTSET)
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         handlers = {
             "estimate": self._print,
             "stage": self._stage,
@@ -65,7 +66,7 @@ class Screen:
         if event["event"] in handlers:
             handlers[event["event"]](event)
 
-    def _stage(self, event: dict[str, Any]) -> None:
+    def _stage(self, event: Event) -> None:
         if self.task is not None:
             self.progress.update(self.task, completed=self.progress.tasks[self.task].total)
         self.name, self.total, self.done_before = event["name"], event["total"], event.get("done", 0)
@@ -77,7 +78,7 @@ class Screen:
             units = f"{event.get('unit', 'unit')}{'s' * (self.total != 1)}"
             self.console.print(f"{self.name}: {self.total} {units}{resumed}")
 
-    def _advance(self, event: dict[str, Any]) -> None:
+    def _advance(self, event: Event) -> None:
         self.done += 1
         if self.task is not None:
             self.progress.update(self.task, completed=self.done, text=event.get("text", ""))
@@ -91,13 +92,13 @@ class Screen:
                 f"{event.get('text', '')}"
             )
 
-    def _print(self, event: dict[str, Any]) -> None:
+    def _print(self, event: Event) -> None:
         self.console.print(event["text"], highlight=False, markup=False, soft_wrap=True)
 
-    def _warn(self, event: dict[str, Any]) -> None:
+    def _warn(self, event: Event) -> None:
         self.console.print(f"warning: {event['text']}", highlight=False, markup=False, soft_wrap=True)
 
-    def _validate(self, event: dict[str, Any]) -> None:
+    def _validate(self, event: Event) -> None:
         self.console.print(
             f"  step {event['step']:>5}: validation {percent(event['accuracy_mean'], event['accuracy_std'])} "
             f"(n = {event['n']})"

@@ -1,6 +1,6 @@
 """Options that were renamed: their old names work for one release, in Python, on the command line and in recorded runs.
 
-A rename is a line in `ALIASES`; whoever reads options calls one of the functions below with the names that exist now.
+A rename is a line in `ALIASES`. Code that reads options calls one of the functions below with the present names.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def read_json(path: Path, format: str, version: int = 1) -> dict[str, Any]:
 
 
 def check_format(path: Path, header: dict[str, Any], format: str, version: int) -> None:
-    """UserError unless a header says that the file is of this format and version."""
+    """Raise UserError unless a header says that the file is of this format and version."""
     if header.get("format") != format:
         raise UserError(f"{path} is not a {format} (it says '{header.get('format')}').")
     if header.get("version") != version:
@@ -84,7 +84,7 @@ def content_key(description: dict[str, Any]) -> str:
 
 
 def require_new_folder(path: Path, meaning: str) -> None:
-    """UserError unless a folder can be made at `path`, or is empty there; meaning: what it does not hold yet."""
+    """Raise UserError unless `path` can become a new folder, or is an empty one. meaning: what was expected there."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists and is not {meaning}; name a new folder with --out.")
     parent = next(parent for parent in path.absolute().parents if parent.exists())

@@ -1,15 +1,15 @@
-"""Runs independent jobs in threads, each with its share of torch's threads."""
+"""Runs independent functions in threads, each with its share of torch's threads."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from threading import Event, Lock
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
-from limbeck.core.types import Listener
+from limbeck.core.events import Event, Listener
 
 T = TypeVar("T")
 CheckCancelled = Callable[[], None]
@@ -17,40 +17,40 @@ CheckCancelled = Callable[[], None]
 
 
 class Cancelled(Exception):
-    """The pool was cancelled: another job failed, or the caller stopped reading results."""
+    """The pool was cancelled: another function failed, or the caller stopped reading results."""
 
 
 def parallel_map(
-    jobs: Sequence[Callable[[CheckCancelled], T]], max_workers: int | None = None
+    functions: Sequence[Callable[[CheckCancelled], T]], max_workers: int | None = None
 ) -> Iterator[tuple[int, T]]:
-    """Run every job and yield (index, result) pairs in the order in which jobs end.
+    """Call every function and yield (index, result) pairs in the order in which the calls end.
 
     A small network cannot keep several threads busy, because they wait for each other in every layer. Several networks
     can.
-    jobs:        Functions of a `CheckCancelled`. A job must not use torch's global generator.
-    max_workers: How many jobs run at the same time. The default is one per thread of torch; 1 is a plain loop.
-    An exception of a job is raised here, after the other jobs have stopped.
+    functions:   Functions of a `CheckCancelled`. They must not use torch's global generator.
+    max_workers: How many calls run at the same time. The default is one per thread of torch; 1 is a plain loop.
+    An exception of a call is raised here, after the other calls have stopped.
 
     >>> sorted(parallel_map([lambda check: "a", lambda check: "b"], max_workers=2))
     [(0, 'a'), (1, 'b')]
     """
     threads = torch.get_num_threads()
-    workers = min(len(jobs), threads if max_workers is None else max_workers)
+    workers = min(len(functions), threads if max_workers is None else max_workers)
     if workers <= 1:
-        yield from ((index, job(lambda: None)) for index, job in enumerate(jobs))
+        yield from ((index, function(lambda: None)) for index, function in enumerate(functions))
         return
-    remainder = len(jobs) % workers  # the last jobs share all threads among fewer workers
-    even = len(jobs) - remainder
-    for indices in (range(even), range(even, len(jobs))):
+    remainder = len(functions) % workers  # the last calls share all threads among fewer workers
+    even = len(functions) - remainder
+    for indices in (range(even), range(even, len(functions))):
         if indices:
-            yield from _run_pool(jobs, indices, min(workers, len(indices)), threads)
+            yield from _run_pool(functions, indices, min(workers, len(indices)), threads)
 
 
 def _run_pool(
-    jobs: Sequence[Callable[[CheckCancelled], T]], indices: range, workers: int, threads: int
+    functions: Sequence[Callable[[CheckCancelled], T]], indices: range, workers: int, threads: int
 ) -> Iterator[tuple[int, T]]:
-    """Run the jobs of these indices in a pool of `workers` threads."""
-    cancelled = Event()
+    """Call the functions of these indices in a pool of `workers` threads."""
+    cancelled = threading.Event()
 
     def check() -> None:
         if cancelled.is_set():
@@ -59,10 +59,10 @@ def _run_pool(
     share = max(1, threads // workers)
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,))
     try:
-        futures: dict[Future[T], int] = {pool.submit(jobs[index], check): index for index in indices}
+        futures: dict[Future[T], int] = {pool.submit(functions[index], check): index for index in indices}
         for future in as_completed(list(futures)):
             yield futures.pop(future), future.result()
-            del future  # otherwise every result would live until the last job ends
+            del future  # otherwise every result would live until the last call ends
     finally:
         cancelled.set()
         pool.shutdown(cancel_futures=True)
@@ -71,9 +71,9 @@ def _run_pool(
 
 def synchronized(listen: Listener) -> Listener:
     """Wrap a listener so that several threads may call it: one event at a time gets through."""
-    lock = Lock()
+    lock = threading.Lock()
 
-    def forward(event: dict[str, Any]) -> None:
+    def forward(event: Event) -> None:
         with lock:
             listen(event)
 

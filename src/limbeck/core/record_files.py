@@ -1,4 +1,4 @@
-"""Reading records from files, and what can be read of those that are damaged."""
+"""Reading of records from files, strictly, or leaving out damaged parts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def parse_record(path: Path, model: type[M], value: object) -> M:
 def salvage(model: type[R], value: object) -> tuple[R, list[str]]:
     """Read a record and leave out what does not fit it: (the record, the places that were left out).
 
-    A list loses the element that lacks a field. Raises ValidationError where what is left is no record.
+    A list loses the element that lacks a field. Raises ValidationError where the remaining parts are no record.
 
     >>> from limbeck.core.records import ResultsRecord
     >>> row = {"set": "random", "model": "convnet", "split": "test", "accuracy_mean": 0.5, "n": 5}

@@ -60,7 +60,7 @@ class ResultRow(Measurement):
 
 
 class DataRecord(Record):
-    """What a run keeps of its data; counts are images by split and class."""
+    """The data of a run; counts are images by split and class."""
 
     name: str = ""
     fingerprint: str = ""
@@ -71,7 +71,7 @@ class DataRecord(Record):
 
 
 class RunRecord(Record):
-    """run.json: what made a run.
+    """run.json: the record of a run.
 
     config, key: everything that determines the result, and its content key.
     computed, validation: the conditions under which figures are computed, and how sets are validated on the way; both
@@ -98,7 +98,7 @@ class RunRecord(Record):
 
 
 class LogLine(Record):
-    """A line of the log; its event says which kind of line it is."""
+    """A line of the log; `event` is its kind."""
 
     event: str
 
@@ -128,7 +128,7 @@ class ValidationLine(Measurement, LogLine):
 
 
 class StageLine(LogLine):
-    """Seconds that one try of a stage took."""
+    """Seconds of one stage in one session of the run."""
 
     event: Literal["stage"] = "stage"
     name: str
@@ -136,21 +136,21 @@ class StageLine(LogLine):
 
 
 class WarningLine(LogLine):
-    """A warning that the user was given."""
+    """A warning that was shown to the user."""
 
     event: Literal["warning"] = "warning"
     text: str
 
 
 class ResultLine(ResultRow, LogLine):
-    """A row of results.json, as soon as it is known; evaluation: the key of what it depends on beside the run."""
+    """A row of results.json, logged when it is computed; evaluation: the key of its protocol and conditions."""
 
     event: Literal["result"] = "result"
     evaluation: str = ""
 
     @property
     def row(self) -> ResultRow:
-        """The row without what only the log says of it."""
+        """The row as results.json holds it."""
         return ResultRow(**self.model_dump(exclude_unset=True, exclude={"event", "evaluation"}))
 
 
@@ -177,14 +177,14 @@ class ExpertBytes(Record):
 class PathAccuracy(Record):
     """Validation accuracy of each expert at the epochs `t`."""
 
-    model_config = ConfigDict(allow_inf_nan=True)  # a number that is left out would move the others
+    model_config = ConfigDict(allow_inf_nan=True)  # salvage would remove a NaN, and shift the others
 
     t: list[float | None] = []
     accuracy: list[list[float | None]] = []
 
 
 class ExpertsRecord(Record):
-    """experts.json: which experts a run follows, and how good they are along the way."""
+    """experts.json: the experts of a run, and their accuracies along their trajectories."""
 
     model_config = ConfigDict(allow_inf_nan=True)
 
@@ -219,7 +219,7 @@ class ResultBytes(Record):
 
 
 class ResultsRecord(Record):
-    """results.json: what networks reach that train on the sets of a run, and on what they are compared with."""
+    """results.json: accuracies of networks trained on the sets of a run, and on the baselines."""
 
     format: str = "limbeck-results"
     version: int = 1
@@ -263,7 +263,7 @@ class LayoutRecord(Record):
 
 
 class ExpertFacts(Record):
-    """What a store and each of its experts say alike: data, network, hyper-parameters, seed and layout."""
+    """The facts that a store shares with its experts: data, network, hyper-parameters, seed and layout."""
 
     data: StoreData
     model: dict[str, JsonValue]
@@ -275,7 +275,7 @@ class ExpertFacts(Record):
 class StoreHeader(ExpertFacts):
     """store.json: all that the experts depend on; key: its content key.
 
-    computed: the conditions of their training, None where nobody knows.
+    computed: the conditions of their training, None where they are unknown.
     """
 
     format: str = "limbeck-store"
@@ -286,7 +286,7 @@ class StoreHeader(ExpertFacts):
     computed: dict[str, JsonValue] | None = None
 
     def description(self) -> dict[str, Any]:
-        """What the key is of."""
+        """The description of which `key` is the content key."""
         return {name: value for name, value in self.to_json().items() if name not in ("format", "version", "key")}
 
 
@@ -338,7 +338,7 @@ class SetHeader(Record):
 
 
 class LoopProgress(Record):
-    """What the outer loop knows beside its tensors: best validation accuracy, the step it is of, seconds so far."""
+    """Progress of the outer loop: the best validation accuracy, its step, and the seconds so far."""
 
     best: float
     best_step: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -44,11 +44,6 @@ PureLoss = Callable[[Tensor, Batch], Tensor]
 
 Distance = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(theta, start, target), each (P,) -> scalar."""
-
-Listener = Callable[[dict[str, Any]], None]
-"""Receives the progress of a job, one dict an event. Its "event" says what the other keys are: "begin" (a job: "work",
-"path"), "estimate" ("text", numbers), "stage" ("name", "total", "unit"), "advance" ("text") after each unit of a stage,
-"note" and "warning" ("text"). Ignore events that you do not know."""
 
 
 class Trajectory(Protocol):

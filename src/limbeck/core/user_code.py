@@ -22,7 +22,7 @@ def source_key(*roots: object | None) -> str:
 
     Code of limbeck, of the standard library and of installed packages does not count, except for the packages of the
     roots themselves. The key changes with the code, with a constant that it uses and with an attribute of an instance,
-    and not with comments or layout. A root that is None is passed over.
+    and not with comments or layout. A root that is None is skipped.
 
     >>> source_key(len, Path, None)
     ''

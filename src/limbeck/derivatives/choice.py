@@ -117,7 +117,7 @@ def _load_or_measure(compiled: CompiledDerivatives, model: FlatModel, shape: Sha
     path = compiled.library.path.with_name(
         f"measured-{hashlib.sha256(json.dumps(case).encode()).hexdigest()[:16]}.json"
     )
-    with build.locked(path.parent):
+    with build.lock_folder(path.parent):
         try:
             return Measurement(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError):

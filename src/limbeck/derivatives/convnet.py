@@ -27,7 +27,7 @@ from limbeck.derivatives.compiled import Block, CompiledDerivatives, supports
 from limbeck.derivatives.cuda_graph import CapturedDerivatives
 from limbeck.derivatives.explicit import ExplicitDerivatives
 from limbeck.derivatives.kernels.library import load
-from limbeck.derivatives.torch_block import Convolution, channels_last, parameter_dtype
+from limbeck.derivatives.torch_block import Convolution, parameter_dtype, to_channels_last
 from limbeck.networks.flat import FlatModel, Layout
 from limbeck.networks.registry import ConvNet
 
@@ -129,7 +129,7 @@ class TorchDerivatives:
         blocks, weight, bias = self._parameters(theta)
         logits = []
         for part in images.split(self._part_size(images)):
-            x = channels_last(part, self.dtype)
+            x = to_channels_last(part, self.dtype)
             for block, conv in zip(blocks, self.convolutions):
                 z = conv.forward([(x, block.weight)])
                 x, _ = torch_block.forward(z, block.gamma, block.beta, self.eps)
@@ -141,7 +141,7 @@ class TorchDerivatives:
         probabilities = labels if labels.dtype.is_floating_point else F.one_hot(labels, self.layout.shapes[-1][0])
         probabilities, size = probabilities.to(parameter_dtype(self.dtype)), self._part_size(images)
         for part, target in zip(images.split(size), probabilities.split(size)):
-            yield channels_last(part, self.dtype), target
+            yield to_channels_last(part, self.dtype), target
 
     def _part_size(self, images: Tensor) -> int:
         """How many images a part has."""

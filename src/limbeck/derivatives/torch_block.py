@@ -41,7 +41,7 @@ class Convolution:
 
     def prepare(self, weight: Tensor) -> Tensor:
         """weight (out, in, 3, 3) in the memory layout that the other functions need."""
-        return channels_last(weight, self.dtype)
+        return to_channels_last(weight, self.dtype)
 
     def forward(self, terms: Terms) -> Tensor:
         """z (n, out, h, w) of terms (x, weight)."""
@@ -66,7 +66,7 @@ class Convolution:
         return dx, dweight
 
 
-def channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
+def to_channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
     """A copy of this type in channels-last memory.
 
     `contiguous` is not used: with one channel it leaves strides from which a convolution infers the other layout.

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
+from limbeck.core.events import Listener
 from limbeck.core.files import content_key, write_json
 from limbeck.core.folders import home_folder
 from limbeck.core.record_files import read_record
 from limbeck.core.records import BaselineRecord, ResultRow
 from limbeck.core.rng import derive_seed
-from limbeck.core.types import Listener
 from limbeck.evaluation.protocol import EvalConfig, SetForSeed, best_lr, evaluate_set, result_row
 from limbeck.select import select_per_class
 from limbeck.task import Task

@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from limbeck.core.errors import UserError
+from limbeck.core.events import Listener
 from limbeck.core.parallel import CheckCancelled, parallel_map
 from limbeck.core.records import ResultRow
 from limbeck.core.rng import derive_seed
-from limbeck.core.types import Listener
 from limbeck.data import ImageData, load_data
 from limbeck.networks.registry import ModelConfig
 from limbeck.synthetic.distilled import DistilledSet, load

@@ -95,7 +95,7 @@ SMOOTHING = {
     ),
 }
 
-Schedule = Callable[[Tensor, tuple[int, ...]], Tensor]
+BetaSchedule = Callable[[Tensor, tuple[int, ...]], Tensor]
 """(path lengths (K, L), waypoint epochs) -> beta (K, L)."""
 
 
@@ -211,7 +211,7 @@ def decreasing(lengths: Tensor, epochs: tuple[int, ...]) -> Tensor:
     return torch.cat(parts).float().expand(len(lengths), lengths.shape[1]).contiguous()
 
 
-SCHEDULES: dict[str, Schedule] = {"arc": arc_length, "uniform": uniform, "decreasing": decreasing}
+SCHEDULES: dict[str, BetaSchedule] = {"arc": arc_length, "uniform": uniform, "decreasing": decreasing}
 
 
 def convexify(

@@ -7,7 +7,8 @@ from functools import cached_property
 from pathlib import Path
 
 from limbeck.core.errors import UserError
-from limbeck.core.types import Listener, Trajectory
+from limbeck.core.events import Listener
+from limbeck.core.types import Trajectory
 from limbeck.experts.make import default_store, describe_experts, make_experts
 from limbeck.experts.store import Expert, ExpertConfig, Kind, Store
 from limbeck.task import Task

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limbeck.core.events import Listener
 from limbeck.core.files import content_key
 from limbeck.core.folders import home_folder
 from limbeck.core.parallel import CheckCancelled, parallel_map, synchronized
 from limbeck.core.rng import derive_seed
-from limbeck.core.types import Listener
 from limbeck.experts.store import Expert, ExpertConfig, Store
 from limbeck.experts.train import train_expert
 from limbeck.task import Task
@@ -53,8 +53,8 @@ def make_experts(
     listen = synchronized(listen)
     seeds, pair = {index: derive_seed(seed, "expert", index) for index in missing}, task.train
     starts = {index: task.model.init(seeds[index]).to(task.device) for index in missing}
-    jobs = [partial(_train, task, pair, config, index, seeds[index], starts[index], listen) for index in missing]
-    for place, expert in parallel_map(jobs, task.max_workers):
+    functions = [partial(_train, task, pair, config, index, seeds[index], starts[index], listen) for index in missing]
+    for place, expert in parallel_map(functions, task.max_workers):
         store.write(missing[place], expert)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.errors import UserError
-from limbeck.core.types import Listener
+from limbeck.core.events import Listener
 from limbeck.data import ImageData, Preprocess, load_data
 from limbeck.experts.convexified import Convexified, start_at_zero, waypoint_epochs
 from limbeck.experts.make import describe_experts
@@ -181,12 +181,11 @@ def _points(value: Any, layout: Layout, where: str) -> Tensor:
 
 def _config(training: ExpertConfig, expert: Expert, kind: str) -> ExpertConfig:
     """The configuration that the store records: `training` with length, waypoints and schedule of the expert."""
-    path = expert.convex or expert.recorded
-    assert path is not None
-    options: dict[str, Any] = {"epochs": path.end, "keep": "recorded", "dtype": "float32"}
+    end = len(expert.validation) - 1
+    options: dict[str, Any] = {"epochs": end, "keep": "recorded", "dtype": "float32"}
     if expert.convex is not None:
         epochs = expert.convex.epochs
-        at = () if epochs == waypoint_epochs(len(epochs), path.end) else epochs
+        at = () if epochs == waypoint_epochs(len(epochs), end) else epochs
         options |= {"keep": "convex", "waypoints": len(epochs), "waypoint_at": at}
         options |= {"smoothing": "mct" if len(epochs) > 2 else "none", "schedule": SCHEDULE.get(kind, "arc")}
     return training.model_copy(update=options)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 
 from limbeck.core.errors import UserError
+from limbeck.core.events import Listener
 from limbeck.core.records import LoopProgress, StepLine, ValidationLine
-from limbeck.core.types import Listener
 from limbeck.jobs.record import RunFolder
 from limbeck.synthetic.loop import Hook, StatefulHook
 from limbeck.synthetic.set import SyntheticSet

@@ -1,4 +1,4 @@
-"""Configuration of a run beside its method's own options."""
+"""The options of a run beside those of its method."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Config = TypeVar("Config", bound=BaseModel)
 
 
 class JobConfig(BaseModel):
-    """What a run is made of beside its method's own options; its fields are keywords of `distill`.
+    """The options of a run beside those of its method; its fields are keywords of `distill`.
 
     >>> JobConfig(ipc=10, model=ModelConfig(width=32)).model.width
     32
@@ -48,8 +48,8 @@ class JobConfig(BaseModel):
     eval: EvalConfig = EvalConfig()
 
 
-def checked(config: type[Config], options: dict[str, Any]) -> Config:
-    """A config from keyword options; UserError that names the option at fault."""
+def check_options(config: type[Config], options: dict[str, Any]) -> Config:
+    """Make a config of keyword options; UserError that names the option at fault."""
     try:
         return config(**options)
     except ValidationError as error:

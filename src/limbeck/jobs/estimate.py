@@ -1,6 +1,6 @@
 """How long a job will take, from a few of its own steps: an epoch of an expert, an outer step, an epoch of evaluation.
 
-What was timed is multiplied by how often the job does it; a factor of two is good enough. Nothing is written.
+Each time is multiplied by how often the job does that step. A factor of two is good enough. Nothing is written.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ STAGES = {"experts": "experts", "distill": "distillation", "evaluate": "evaluati
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is left of a job: seconds by stage, as results.json names them, and bytes of experts yet to be stored.
+    """The remaining work of a job: seconds by stage, as results.json names them, and bytes of experts yet to be stored.
 
     >>> Estimate({"experts": 360.0, "distill": 120.0}).total
     480.0
@@ -85,7 +85,7 @@ class Estimate:
 
 
 def estimate(job: Job) -> Estimate:
-    """What is left of a job, for the state that its run folder and its store are in.
+    """Estimate the remaining work of a job, from the present state of its run folder and its store.
 
     >>> from limbeck.jobs.job import prepare
     >>> estimate(prepare("digits", method="random", ipc=1)).total > 0
@@ -112,7 +112,7 @@ def estimate(job: Job) -> Estimate:
 
 
 def estimate_experts(experts: Experts) -> Estimate:
-    """What it takes to train the experts that are missing."""
+    """Estimate the training of the experts that are missing."""
     task, config, missing = experts.task, experts.config, len(experts.missing())
     if not missing:
         return Estimate({"experts": 0.0})
@@ -122,7 +122,7 @@ def estimate_experts(experts: Experts) -> Estimate:
 
 
 def estimate_evaluation(evaluations: Sequence[Evaluation]) -> Estimate:
-    """What it takes to evaluate sets."""
+    """Estimate the evaluation of sets."""
     seconds = 0.0
     for evaluation in evaluations:
         task, config, distilled = evaluation.task, evaluation.config, evaluation.distilled
@@ -171,7 +171,7 @@ def _networks_seconds(
 
 
 def _rehearse(job: Job) -> tuple[Plan, float, float]:
-    """A plan of few real images on stand-ins, the seconds that the job's own takes, and how many more images it has."""
+    """Build a plan on few real images and stand-ins: (plan, seconds to build the job's own, ratio of their images)."""
     task, options, config = job.task, job.options, job.config
     paths = [] if job.experts is None else [stand_in(task, job.experts.config.epochs, config.seed)]
     most = 2 * max(options.initial_images(config.ipc), options.real_images_per_step(), 16)
@@ -183,7 +183,10 @@ def _rehearse(job: Job) -> tuple[Plan, float, float]:
 
 
 def _step_seconds(plan: Plan, scale: float, seed: int) -> float:
-    """Seconds of one outer step and its hooks; what a hook does now and then counts by how often, and by `scale`."""
+    """Seconds of one outer step and its hooks.
+
+    A hook's expensive work is divided by its cycle, and multiplied by `scale`: how many more images the job has.
+    """
     if not plan.iterations:
         return 0.0
     steps = iter(range(sys.maxsize))

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limbeck.core.events import Listener
 from limbeck.core.files import write_json
 from limbeck.core.record_files import parse_record
 from limbeck.core.records import InspectionRecord, PathCurves, PlaneRecord, StorageRow
-from limbeck.core.types import Listener, Trajectory
+from limbeck.core.types import Trajectory
 from limbeck.data import ImageData, Preprocess, load_data
 from limbeck.experts.convexified import SCHEDULES, SMOOTHING, convexify, waypoint_epochs
 from limbeck.experts.store import Expert, Store

@@ -22,7 +22,7 @@ from limbeck.core.user_code import source_key
 from limbeck.data import ImageData, load_data
 from limbeck.data.sources import DATA_NAMES
 from limbeck.experts.handle import Experts
-from limbeck.jobs.config import JobConfig, checked
+from limbeck.jobs.config import JobConfig, check_options
 from limbeck.jobs.record import RunFolder, versions
 from limbeck.jobs.rehearsal import check_plan
 from limbeck.methods import DataFacts, Method, MethodInputs, Plan, find_method
@@ -91,7 +91,7 @@ class Job:
 
     @property
     def learns_lr(self) -> bool:
-        """Whether the step size comes with the set; otherwise one is chosen on validation, as for real images."""
+        """Whether the method learns the step size; otherwise one is chosen on validation, as for real images."""
         return "log_lr" in self.method.learns
 
     def record(self) -> RunRecord:
@@ -144,8 +144,8 @@ def prepare(
     chosen = find_method(method)
     options = rename_keywords(options, {*chosen.config.model_fields, *JobConfig.model_fields})
     own = {key: value for key, value in options.items() if key in chosen.config.model_fields}
-    config = checked(JobConfig, {key: value for key, value in options.items() if key not in own})
-    requested = checked(chosen.config, own)
+    config = check_options(JobConfig, {key: value for key, value in options.items() if key not in own})
+    requested = check_options(chosen.config, own)
     images = _load(data, config.seed, resize)
     task = make_task(images, config.model, config.preprocess, config.augment, device, config.precision)
     task.check_ipc(config.ipc)
@@ -186,7 +186,7 @@ def prepare_experts(
     **options: Any,
 ) -> Experts:
     """Read and check experts that are to be trained; the arguments are those of `train_experts`."""
-    config = checked(JobConfig, rename_keywords(options, JobConfig.model_fields))
+    config = check_options(JobConfig, rename_keywords(options, JobConfig.model_fields))
     images = _load(data, config.seed, resize)
     task = make_task(images, config.model, config.preprocess, config.augment, device, config.precision)
     count = config.num_experts or DEFAULT_NUM_EXPERTS

@@ -1,4 +1,4 @@
-"""The run folder: what made a run, one JSON line per measurement, and enough to take it up again bit for bit."""
+"""The run folder: the record of a run, a log of one JSON line a measurement, and the state to resume it bit for bit."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run folder that is open for writing."""
+    """A run folder, to read and to write."""
 
     path: Path
 
     @classmethod
     def begin(cls, path: Path, record: RunRecord) -> RunFolder:
-        """Make the folder, or open the run in it, for `take_up`; UserError when it holds something else."""
+        """Make the folder and write run.json, or open the run in it; UserError where it holds something else."""
         run = cls(path)
         if run.has_begun():
             return run
@@ -115,8 +115,8 @@ class RunFolder:
         if self.has_steps_left(config) or not (self.path / "results.json").exists():
             require_same_conditions(str(self.path), earlier.computed, record.computed)
 
-    def take_up(self, record: RunRecord) -> None:
-        """Let the run go on as `record` says, and record more iterations at once; UserError as `check` raises it."""
+    def resume(self, record: RunRecord) -> None:
+        """Check that the run can go on as `record` says, and record its iterations; UserError as `check` raises it."""
         self.check(record)
         config = dict(record.config)
         recorded = rename_options(self.config(), config)
@@ -145,10 +145,10 @@ class RunFolder:
             write_json(self.path / "run.json", changed.to_json())
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes off this run: two that write the same files leave the run of neither.
+    def lock(self) -> Iterator[None]:
+        """Lock the run against other processes, inside a `with` block: two that write the same files would damage it.
 
-        The lock ends with its process, however that ends; on a file system without locks there is none. Raises
+        The lock ends with its process, however that ends. On a file system without locks this does nothing. Raises
         UserError where another process holds it.
         """
         lock = FileLock(self.path / ".lock")
@@ -174,7 +174,7 @@ class RunFolder:
             file.write((("" if whole else "\n") + json.dumps(line.to_json()) + "\n").encode())
 
     def lines(self, kind: type[L]) -> list[L]:
-        """The measurements of one kind so far; a line that a crash cut off, or that is damaged, is passed over."""
+        """The measurements of one kind so far; a line that a crash cut off, or that is damaged, is skipped."""
         path, lines = self.path / "log.jsonl", []
         for text in path.read_bytes().splitlines() if path.exists() else ():
             with suppress(ValidationError):
@@ -189,7 +189,7 @@ class RunFolder:
         progress: LoopProgress,
         hooks: Mapping[str, Tensor],
     ) -> None:
-        """Write where the outer loop is: raw parameters, optimisers, tensors of hooks; replaces the state before."""
+        """Write the state of the outer loop: raw parameters, optimisers, tensors of hooks. It replaces the last one."""
         tensors = {f"set.{name}": tensor for name, tensor in synthetic.state().items()}
         tensors |= {f"extra.{name}": tensor for name, tensor in hooks.items()}
         scalars: dict[str, JsonValue] = {}

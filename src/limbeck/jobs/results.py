@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 
+from limbeck.core.events import Listener
 from limbeck.core.files import content_key, write_json
 from limbeck.core.folders import size_of
 from limbeck.core.record_files import read_record
@@ -24,7 +25,6 @@ from limbeck.core.records import (
     StageLine,
 )
 from limbeck.core.rng import derive_seed
-from limbeck.core.types import Listener
 from limbeck.evaluation.baselines import count_networks, evaluate_baselines, real_images
 from limbeck.evaluation.protocol import EvalConfig, best_lr, evaluate_distilled
 from limbeck.evaluation.regression import RegressionConfig, regression_rows
@@ -44,7 +44,7 @@ def evaluation_key(task: Task, config: EvalConfig, steps: int) -> str:
 def evaluate_run(job: Job, listen: Listener) -> list[ResultRow]:
     """Rows of results.json: last and chosen set, real images, full data. The test part is used here and nowhere else.
 
-    Rows that an earlier try left in the log are taken from there.
+    Rows that are in the log already are read from there.
     """
     folder, config = job.folder, job.config
     sets = {which: _load_set(job, which) for which in ("last", "chosen")}
@@ -126,8 +126,8 @@ def _rows_by_targets(job: Job, sets: dict[str, DistilledSet], key: str, listen: 
 
 
 @contextmanager
-def timed(job: Job, stage: str) -> Iterator[None]:
-    """Add the seconds of a stage to the log, also when it is cut short."""
+def stage_timer(job: Job, stage: str) -> Iterator[None]:
+    """Log the seconds of the `with` block as those of a stage, also where it is interrupted."""
     start = time.perf_counter()
     try:
         yield
@@ -136,7 +136,7 @@ def timed(job: Job, stage: str) -> Iterator[None]:
 
 
 def stage_seconds(job: Job) -> dict[str, float]:
-    """Seconds by stage, earlier tries included."""
+    """Seconds by stage, summed over all sessions of the run."""
     total: dict[str, float] = {}
     for line in job.folder.lines(StageLine):
         total[line.name] = round(total.get(line.name, 0.0) + line.seconds, 2)

@@ -1,4 +1,4 @@
-"""A job from its experts to its results: run the stages; each takes up what an earlier try left."""
+"""Runs the stages of a job, from its experts to its results; a stage that was interrupted is resumed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from limbeck.core.events import Listener
 from limbeck.core.files import write_json
 from limbeck.core.records import ExpertBytes, ExpertsRecord, WarningLine
 from limbeck.core.rng import derive_seed
-from limbeck.core.types import Listener, Trajectory
+from limbeck.core.types import Trajectory
 from limbeck.data import ImageData
 from limbeck.evaluation.protocol import evaluate_set
 from limbeck.experts.handle import Experts
@@ -20,7 +21,7 @@ from limbeck.experts.store import Store
 from limbeck.jobs.checkpoint import Checkpoint, KeepBest, Log
 from limbeck.jobs.job import Job, prepare, prepare_experts
 from limbeck.jobs.record import RunFolder
-from limbeck.jobs.results import evaluate_run, timed, write_results
+from limbeck.jobs.results import evaluate_run, stage_timer, write_results
 from limbeck.methods import Plan
 from limbeck.report.page import write_report
 from limbeck.synthetic.distilled import DistilledSet
@@ -33,12 +34,12 @@ from limbeck.task import Task, restore_switches, set_switches
 
 @restore_switches()
 def run(job: Job, listen: Listener = lambda event: None) -> Path:
-    """Do a job and return its run folder; what an earlier try left is taken up.
+    """Do a job and return its run folder; an interrupted run is resumed.
 
     A finished run is left alone, continued where more iterations are asked for, and evaluated again where `eval` is
     another. Raises UserError where the folder holds another job's run.
 
-    listen: hears of progress, see `limbeck.core.types.Listener`.
+    listen: hears of progress, see `limbeck.core.events.Listener`.
 
     >>> from tempfile import TemporaryDirectory
     >>> from limbeck import EvalConfig, prepare
@@ -52,8 +53,8 @@ def run(job: Job, listen: Listener = lambda event: None) -> Path:
     folder, record = job.folder, job.record()
     if not folder.has_begun():
         RunFolder.begin(job.path, record)
-    with folder.locked():
-        folder.take_up(record)
+    with folder.lock():
+        folder.resume(record)
         if job.is_finished:
             folder.record(job.resolved)
             listen({"event": "note", "text": f"{job.path} is finished; nothing was done."})
@@ -66,17 +67,17 @@ def run(job: Job, listen: Listener = lambda event: None) -> Path:
 
 
 def _run_stages(job: Job, listen: Listener) -> None:
-    """The stages of a run, each taking up what an earlier try left."""
+    """Run the stages; a stage that was interrupted is resumed."""
     if job.folder.has_steps_left(job.resolved):
         trajectories: list[Trajectory] = []
         if job.experts is not None:
-            with timed(job, "experts"):
+            with stage_timer(job, "experts"):
                 job.experts.train(listen)
                 trajectories = job.experts.trajectories()
             inspect_experts(job, job.experts)
-        with timed(job, "distill"):
+        with stage_timer(job, "distill"):
             run_outer_loop(job, job.plan(trajectories), listen)
-    with timed(job, "evaluate"):
+    with stage_timer(job, "evaluate"):
         rows = evaluate_run(job, listen)
     write_results(job, rows)
 
@@ -97,10 +98,10 @@ def distill(
     data:    what `load_data` takes: a name, a path, an `ImageData`.
     out:     the run folder; by default runs/DATA-METHOD-ipcN-seedS.
     experts: a store of experts; by default they are trained, or found again, in a store named by its content.
-    listen:  hears of progress, see `limbeck.core.types.Listener`.
+    listen:  hears of progress, see `limbeck.core.events.Listener`.
     options: fields of `JobConfig`, and of the method's own config (for MCT `limbeck.methods.mct.MCTConfig`).
 
-    An interrupted run is taken up where it stopped, by the same call. Raises UserError for input that cannot work,
+    The same call resumes an interrupted run where it stopped. Raises UserError for input that cannot work,
     before anything is written.
 
     >>> from tempfile import TemporaryDirectory
@@ -174,7 +175,7 @@ def inspect_experts(job: Job, experts: Experts) -> None:
 
 
 def run_outer_loop(job: Job, plan: Plan, listen: Listener) -> None:
-    """The outer loop from where it stood; leaves set-last, set-chosen and their pictures in the run folder."""
+    """Run the outer loop from the saved step on; write set-last, set-chosen and their pictures to the run folder."""
     config, folder = job.config, job.folder
     every = config.validate_every or max(1, plan.iterations // 10)
     validate, keep = partial(_validate, job), partial(write_set, job, "chosen")
@@ -228,7 +229,7 @@ def _validate(job: Job, synthetic: SyntheticSet) -> tuple[float, float | None, i
 
 
 def write_set(job: Job, which: str, synthetic: SyntheticSet, step: int) -> None:
-    """The set of one outer step as a file, and its picture; of the initial set, which is real images, the picture."""
+    """Write the set of one outer step and its picture; of the initial set, which is real images, the picture alone."""
     task = job.task
     images, labels = synthetic.training_pair()
     distilled = DistilledSet(

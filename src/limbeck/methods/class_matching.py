@@ -12,7 +12,7 @@ from torch import Tensor
 from limbeck.core.errors import UserError
 from limbeck.core.rng import derive_seed, make_generator
 from limbeck.data import Preprocess
-from limbeck.methods.coreset import Init, select_real
+from limbeck.methods.coreset import InitName, select_real
 from limbeck.methods.plan import MethodConfig, MethodInputs
 from limbeck.objectives.classes import RowSampler
 from limbeck.objectives.online_network import OnlineNetwork
@@ -36,7 +36,7 @@ class ClassMatchingConfig(MethodConfig):
     """Real images per class and outer step."""
     momentum: float = Field(default=0.5, ge=0, lt=1)
     """Momentum of SGD on the images."""
-    init: Init | Literal["dream", "noise"] = "random"
+    init: InitName | Literal["dream", "noise"] = "random"
     """A coreset, real images by clusters of an untrained network's features (dream), or noise."""
     policy: Literal["random", "dream", "centre", "boundary"] = "random"
     """Real images: random, by clusters of features (dream), or by distance to the class mean (centre, boundary)."""
@@ -118,10 +118,10 @@ def mean_pixel_variance(preprocess: Preprocess) -> float:
     same pixels. One number serves all channels: the mean of their std^2 (exact where they agree; CIFAR-10's are within
     8 %), or the mean squared gain of ZCA's inverse.
     """
-    if preprocess.std is not None:
-        return float(preprocess.std.double().square().mean())
-    assert preprocess.colour is not None
-    return float(preprocess.colour.double().square().sum(1).mean())
+    tensors = preprocess.state()
+    if preprocess.kind == "normalise":
+        return float(tensors["std"].double().square().mean())
+    return float(tensors["colour"].double().square().sum(1).mean())
 
 
 def make_image_optimiser(synthetic: SyntheticSet, lr: float, momentum: float) -> torch.optim.Optimizer:

@@ -133,7 +133,9 @@ CORESETS: dict[str, Coreset] = {
 }
 
 
-Init = Literal["random", "kmeans", "kmeans-features", "herding", "kcentre", "forgetting", "el2n", "grand", "correct"]
+InitName = Literal[
+    "random", "kmeans", "kmeans-features", "herding", "kcentre", "forgetting", "el2n", "grand", "correct"
+]
 """The names in `CORESETS`, as the type of an option."""
 
 

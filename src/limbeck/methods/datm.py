@@ -10,7 +10,7 @@ from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.experts.segments import GrowingEpochs
-from limbeck.methods.coreset import Init
+from limbeck.methods.coreset import InitName
 from limbeck.methods.ftd import FLAT
 from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
 from limbeck.methods.trajectory_matching import (
@@ -42,7 +42,7 @@ class DATMConfig(RecordedConfig):
     """Momentum of SGD on the label logits."""
     gradient: Literal["exact", "backprop", "tesla-corrected"] = "exact"
     """exact and backprop are the same; tesla-corrected is that of the authors' second script."""
-    init: Init = "correct"
+    init: InitName = "correct"
     """Coreset of real images to start from; correct takes random ones that an expert classifies correctly."""
 
 

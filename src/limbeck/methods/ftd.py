@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from limbeck.experts.segments import WholeEpochs
-from limbeck.methods.coreset import Init
+from limbeck.methods.coreset import InitName
 from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
 from limbeck.methods.trajectory_matching import (
     RecordedConfig,
@@ -30,7 +30,7 @@ class FTDConfig(RecordedConfig):
     """Decay of the average of the images, which is the result (the authors: 0.999 to 0.9999 over 5000 outer steps)."""
     gradient: Literal["exact", "backprop"] = "exact"
     """The same gradient in two ways: exact keeps the graph of one step at a time, backprop of all (as the authors)."""
-    init: Init = "random"
+    init: InitName = "random"
     """Coreset of real images to start from."""
 
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from limbeck.core.errors import UserError
 from limbeck.core.types import Sampler
 from limbeck.experts.segments import Continuous, WholeEpochs
-from limbeck.methods.coreset import Init
+from limbeck.methods.coreset import InitName
 from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
 from limbeck.methods.trajectory_matching import (
     StartNoise,
@@ -53,7 +53,7 @@ class MCTConfig(TrajectoryConfig):
     """Halve the step size of the images after every so many outer steps (the authors' --lr_decay: 2000)."""
     lr_teacher: float = Field(default=0.02, gt=0)
     """The student's step size at the start."""
-    init: Init = "random"
+    init: InitName = "random"
     """Coreset of real images to start from."""
     canvas: int = Field(default=1, ge=1)
     """Images are canvases of so many image sides, cropped at random (MTT's textures)."""

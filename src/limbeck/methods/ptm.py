@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 
 from limbeck.core.rng import derive_seed
-from limbeck.methods.coreset import Init
+from limbeck.methods.coreset import InitName
 from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
 from limbeck.methods.ptm_overlap import OverlapRepair
 from limbeck.methods.ptm_progress import ProgressiveWindow
@@ -51,7 +51,7 @@ class PTMConfig(RecordedConfig):
     """Outer step of the last check for overlap; the default is four fifths of all."""
     retrain: int = Field(default=10, ge=1)
     """Outer steps in which only replaced images are trained."""
-    init: Init = "random"
+    init: InitName = "random"
     """Coreset of real images to start from."""
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from limbeck.methods.coreset import Init
+from limbeck.methods.coreset import InitName
 from limbeck.methods.plan import Method, MethodConfig, MethodInputs, Plan
 from limbeck.methods.rcig_pool import Pool
 from limbeck.methods.trajectory_matching import init_synthetic_set
@@ -74,7 +74,7 @@ class RCIGConfig(MethodConfig):
     """Common protocol: labels are softmax(label_scale x targets); on digits 2 to 5 beat exp(tau)."""
     lr_net: float = Field(default=0.01, gt=0)
     """Step size of the networks that evaluate the set until one is chosen on validation (--eval.baseline-lrs)."""
-    init: Init = "random"
+    init: InitName = "random"
     """Coreset of real images to start from."""
 
     def real_images_per_step(self) -> int:

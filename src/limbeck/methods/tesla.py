@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from limbeck.experts.segments import WholeEpochs
-from limbeck.methods.coreset import Init
+from limbeck.methods.coreset import InitName
 from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
 from limbeck.methods.trajectory_matching import (
     RecordedConfig,
@@ -26,7 +26,7 @@ class TESLAConfig(RecordedConfig):
     """The gradient of the paper (tesla-corrected), or of the released code, which halves it for the images (tesla)."""
     teacher_labels: bool = False
     """Train the student on the expert's probabilities at the end of the segment, computed anew at every outer step."""
-    init: Init = "random"
+    init: InitName = "random"
     """Coreset of real images to start from."""
 
 

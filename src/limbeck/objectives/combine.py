@@ -1,4 +1,4 @@
-"""Objectives made of another objective: the mean over several draws, and one that is always finite."""
+"""Objectives that wrap another one: the mean over several draws, and one that is always finite."""
 
 from __future__ import annotations
 

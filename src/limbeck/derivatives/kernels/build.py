@@ -100,7 +100,7 @@ def library(compiler: Compiler, instructions: str) -> Path:
     key = hashlib.sha256(inputs.encode()).hexdigest()[:16]
     folder = private_folder()
     path = folder / f"kernels-{instructions}-{key}.so"
-    with locked(folder):
+    with lock_folder(folder):
         if not _is_intact(path):
             log.info("compiling the kernels for this processor, once: this takes 5 to 20 seconds")
             compile_source((*compiler.command, *flags), (SOURCE,), path)
@@ -117,7 +117,7 @@ def compile_source(command: tuple[str, ...], sources: tuple[Path, ...], path: Pa
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Lock the folder against other processes of this user.
 
     On a file system without locks two processes may do the same work; either way files are renamed into place.
