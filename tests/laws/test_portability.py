@@ -1,7 +1,7 @@
-"""The compiled network is the same function on every processor it is built for, and by every compiler that is here.
+"""The compiled network is accurate for every supported instruction set and every installed compiler.
 
-Builds for x86-64 are loaded where this processor has their instructions; that for aarch64 is run by an emulator. What
-is not installed is skipped, and `make portability` says what that is.
+Builds for x86-64 are loaded if this processor has their instructions; the build for aarch64 runs in an emulator. Tests
+without their compiler or emulator are skipped, and `make portability` lists the reasons.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from limbeck.derivatives.kernels.library import Library
 from limbeck.networks.flat import FlatModel
 from limbeck.networks.registry import ModelConfig, flat_model
 
-CAPABLE = {"AVX512": ["sse", "avx2", "avx512"], "AVX2": ["sse", "avx2"]}
-HERE = (
-    CAPABLE.get(torch.backends.cpu.get_cpu_capability(), ["sse"])
+INSTRUCTIONS = {"AVX512": ["sse", "avx2", "avx512"], "AVX2": ["sse", "avx2"]}
+AVAILABLE = (
+    INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), ["sse"])
     if platform.machine().lower() in ("x86_64", "amd64")
     else ["neon"]
 )
@@ -36,10 +36,10 @@ CASES = [((1, 28, 28), 32, None, 7), ((3, 20, 26), 5, 3, 23)]  # shape, width, d
 CLOSE = {torch.float64: 1e-13, torch.float32: 1e-5}
 
 
-def inputs(
+def make_inputs(
     case: tuple[tuple[int, int, int], int, int | None, int], dtype: torch.dtype
 ) -> tuple[FlatModel, list[Tensor]]:
-    """The network, and theta, images, labels and direction."""
+    """A network, and its theta, images, labels and direction."""
     shape, width, depth, count = case
     model, generator = flat_model(ModelConfig(width=width, depth=depth), shape, 5), torch.Generator().manual_seed(0)
     draw = [
@@ -52,9 +52,9 @@ def inputs(
 
 
 @cache
-def exact(index: int, dtype: torch.dtype) -> list[Tensor]:
-    """In torch's operations and float64, of inputs as they are in `dtype`."""
-    model, tensors = inputs(CASES[index], dtype)
+def exact_results(index: int, dtype: torch.dtype) -> list[Tensor]:
+    """Results in float64 by torch's operations, for the inputs rounded to `dtype`."""
+    model, tensors = make_inputs(CASES[index], dtype)
     theta, images, labels, direction = (tensor.double() for tensor in tensors)
     reference = torch_derivatives(model, torch.float64)
     assert reference is not None
@@ -63,31 +63,33 @@ def exact(index: int, dtype: torch.dtype) -> list[Tensor]:
     return [tensor for tensor in (*results, second.labels) if tensor is not None]
 
 
-def compiled(library: Library, model: FlatModel, dtype: torch.dtype) -> CompiledDerivatives:
-    described = _blocks(model)
-    assert described is not None
-    blocks, eps = described
+def make_derivatives(library: Library, model: FlatModel, dtype: torch.dtype) -> CompiledDerivatives:
+    architecture = _blocks(model)
+    assert architecture is not None
+    blocks, eps = architecture
     classes, features = model.layout.shapes[-2]
     return CompiledDerivatives(library, blocks, classes, features, model.layout.count, eps, dtype)
 
 
-def check(results: list[Tensor], index: int, dtype: torch.dtype) -> None:
-    for result, expected in zip(results, exact(index, dtype), strict=True):
+def check_results(results: list[Tensor], index: int, dtype: torch.dtype) -> None:
+    for result, expected in zip(results, exact_results(index, dtype), strict=True):
         assert float((result.double() - expected).norm() / expected.norm()) < CLOSE[dtype]
 
 
 @pytest.fixture(scope="session")
-def builds(request: pytest.FixtureRequest) -> Path:
+def build_folder(request: pytest.FixtureRequest) -> Path:
     return Path(request.config.cache.mkdir("portability"))
 
 
 @pytest.mark.parametrize("compiler", ["g++", "clang++"])
-@pytest.mark.parametrize("instructions", HERE)
-def test_every_build_for_this_processor_computes_the_same(instructions: str, compiler: str, builds: Path) -> None:
-    """Once a vector wider than the registers was four times as slow as none, and two builds shared their tables."""
+@pytest.mark.parametrize("instructions", AVAILABLE)
+def test_builds_for_this_processor_are_accurate_and_independent_of_threads(
+    instructions: str, compiler: str, build_folder: Path
+) -> None:
+    """Two builds once shared their tables."""
     if shutil.which(compiler) is None:
         pytest.skip(f"{compiler} is not installed")
-    path = builds / f"{instructions}-{compiler}-{digest()}.so"
+    path = build_folder / f"{instructions}-{compiler}-{source_key()}.so"
     if not path.exists():
         try:
             compile_source((compiler, *FLAGS, *LIBRARY, *TARGETS[instructions]), (SOURCE,), path)
@@ -100,33 +102,33 @@ def test_every_build_for_this_processor_computes_the_same(instructions: str, com
     try:
         for index, case in enumerate(CASES):
             for dtype in CLOSE:
-                model, (theta, images, labels, direction) = inputs(case, dtype)
-                network, results = compiled(library, model, dtype), []
+                model, (theta, images, labels, direction) = make_inputs(case, dtype)
+                network, results = make_derivatives(library, model, dtype), []
                 for threads in (1, 2, 5):
                     torch.set_num_threads(threads)
                     second = network.hvp(theta, images, labels, direction, NeedsGrad(True, True, True))
                     tensors = [network.gradient(theta, images, labels), network.logits(theta, images), *second[1:]]
                     results.append([tensor for tensor in tensors if tensor is not None])
-                check(results[0], index, dtype)
+                check_results(results[0], index, dtype)
                 assert all(a.equal(b) for one, other in pairwise(results) for a, b in zip(one, other))
     finally:
         torch.set_num_threads(before)
 
 
-def test_the_build_for_aarch64_computes_the_same(builds: Path, tmp_path: Path) -> None:
+def test_the_build_for_aarch64_is_accurate_and_independent_of_threads(build_folder: Path, tmp_path: Path) -> None:
     compiler = "aarch64-linux-gnu-g++"
     emulator = next((path for name in ("qemu-aarch64-static", "qemu-aarch64") if (path := shutil.which(name))), None)
     if shutil.which(compiler) is None:
         pytest.skip(f"{compiler} is not installed; Debian's package is called g++-aarch64-linux-gnu")
     if emulator is None:
         pytest.skip("qemu-aarch64-static is not installed; Debian's package is called qemu-user-static")
-    program = builds / f"aarch64-{digest()}"
+    program = build_folder / f"aarch64-{source_key()}"
     if not program.exists():
         compile_source((compiler, *FLAGS, "-static"), (SOURCE, MAIN), program)
     for index, case in enumerate(CASES):
         for dtype in CLOSE:
-            model, (theta, images, labels, direction) = inputs(case, dtype)
-            network = compiled(_FourLanes(), model, dtype)
+            model, (theta, images, labels, direction) = make_inputs(case, dtype)
+            network = make_derivatives(_NeonLibrary(), model, dtype)
             wide, direction = network._pad(theta), network._pad(direction)
             head = [dtype.itemsize, len(network.blocks), len(images), len(wide), images.numel(), labels.numel()]
             tensors = [torch.tensor(head), torch.tensor([network.eps], dtype=torch.float64), network._sizes(images)]
@@ -141,11 +143,11 @@ def test_the_build_for_aarch64_computes_the_same(builds: Path, tmp_path: Path) -
             lengths = [len(wide), labels.numel(), len(wide), images.numel(), labels.numel()]
             gradient, logits, dtheta, dimages, dlabels = outputs.split(lengths)
             results = [network._unpad(gradient), logits.view_as(labels), network._unpad(dtheta)]
-            check([*results, dimages.view_as(images), dlabels.view_as(labels)], index, dtype)
+            check_results([*results, dimages.view_as(images), dlabels.view_as(labels)], index, dtype)
 
 
-class _FourLanes(Library):
-    """Stands for a library with vectors of 16 bytes, to lay parameters out for it."""
+class _NeonLibrary(Library):
+    """Stands for a library with vectors of 16 bytes, for the layout of its parameters."""
 
     def __init__(self) -> None:
         super().__init__(Path(), "neon", None)  # type: ignore[arg-type]
@@ -155,8 +157,8 @@ class _FourLanes(Library):
 
 
 @cache
-def digest() -> str:
-    """Of the sources and flags, so that a build in pytest's cache is not taken for another."""
+def source_key() -> str:
+    """A key of the sources and flags, which names the builds in pytest's cache."""
     from limbeck.core.files import content_key
     from limbeck.derivatives.kernels.build import HEADERS
 
@@ -166,5 +168,5 @@ def digest() -> str:
     )
 
 
-def test_the_library_that_this_machine_uses_is_among_those_tested() -> None:
-    assert target() in HERE
+def test_the_library_of_this_machine_is_among_the_tested_builds() -> None:
+    assert target() in AVAILABLE

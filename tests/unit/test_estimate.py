@@ -1,4 +1,4 @@
-"""What a job will take: what is counted and what is not, that nothing is written, and that results stay the same."""
+"""Estimates of a job: which stages count, agreement with a run, and that they change no file and no result."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ TRAJECTORY: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty home for every test, but for what was compiled once."""
+    """An empty home for every test."""
     monkeypatch.setenv("LIMBECK_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
 
 
-def job_of(out: Path, method: str = "mct", **options: Any) -> Job:
+def make_job(out: Path, method: str = "mct", **options: Any) -> Job:
     trajectory = TRAJECTORY if METHODS[method].experts else {}
     own = {"iterations": 4} if "iterations" in METHODS[method].config.model_fields else {}
     common = {name: value for name, value in trajectory.items() if name in ("num_experts", "expert") or method == "mct"}
     return prepare("digits", method=method, out=out, **{**SMALL, **own, **common, **options})
 
 
-def files(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     """All files below a folder, without compiled code."""
     paths = (path for path in folder.rglob("*") if path.is_file() and "kernels" not in path.parts)
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
-def test_an_estimate_in_words_and_as_json() -> None:
+def test_an_estimate_as_text_and_as_json() -> None:
     estimated = Estimate({"experts": 360.0, "distill": 120.0, "evaluate": 240.0}, 18_200_000)
     value = estimated.to_json()
     assert json.loads(json.dumps(value)) == value
@@ -65,35 +65,35 @@ def test_an_estimate_in_words_and_as_json() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.usefixtures("untouched_generators")
-def test_every_method_is_estimated_without_a_trace(method: str, tmp_path: Path) -> None:
-    estimated = estimate(job_of(tmp_path / "run", method))
+def test_an_estimate_of_every_method_writes_nothing(method: str, tmp_path: Path) -> None:
+    estimated = estimate(make_job(tmp_path / "run", method))
     assert set(estimated.seconds) == {"distill", "evaluate"} | ({"experts"} if METHODS[method].experts else set())
     assert all(seconds > 0 for seconds in estimated.seconds.values())
     assert (estimated.store_bytes > 0) == bool(METHODS[method].experts)
-    assert files(tmp_path) == {}
+    assert read_files(tmp_path) == {}
 
 
-def test_what_is_there_is_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where every call takes a second, so that the load of the machine is no part of it."""
+def test_stored_experts_and_finished_stages_are_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock by which every call takes a second, so that the load of the machine does not matter."""
     monkeypatch.setattr("limbeck.jobs.estimate._seconds", lambda call, device: 1.0)
     out = tmp_path / "run"
-    before = estimate(job_of(out))
+    before = estimate(make_job(out))
     limbeck.distill("digits", out=out, **SMALL, **TRAJECTORY)
-    content = files(tmp_path)
-    after = estimate(job_of(tmp_path / "other"))  # the experts and the baselines are there, the run is not
+    content = read_files(tmp_path)
+    after = estimate(make_job(tmp_path / "other"))  # experts and baselines are stored, the run is new
     assert after.seconds["experts"] == 0
     assert 0 < after.seconds["evaluate"] < before.seconds["evaluate"]
     (store,) = (tmp_path / "home" / "experts").iterdir()
     assert before.store_bytes - after.store_bytes == pytest.approx(size_of(store), rel=0.2)
-    assert estimate(job_of(out)) == Estimate({})
-    longer = estimate(job_of(out, iterations=600)).seconds["distill"]
-    assert longer > 10 * estimate(job_of(out, iterations=12)).seconds["distill"] > 0
-    again = estimate(job_of(out, eval=SMALL["eval"].model_copy(update={"epochs": 9})))
+    assert estimate(make_job(out)) == Estimate({})
+    longer = estimate(make_job(out, iterations=600)).seconds["distill"]
+    assert longer > 10 * estimate(make_job(out, iterations=12)).seconds["distill"] > 0
+    again = estimate(make_job(out, eval=SMALL["eval"].model_copy(update={"epochs": 9})))
     assert set(again.seconds) == {"evaluate"}
-    assert files(tmp_path) == content
+    assert read_files(tmp_path) == content
 
 
-def test_a_named_store_has_nothing_to_train(tmp_path: Path) -> None:
+def test_a_store_folder_needs_no_training(tmp_path: Path) -> None:
     store = limbeck.train_experts(
         "digits", out=tmp_path / "store", num_experts=1, model=SMALL["model"], expert=ExpertConfig(epochs=2)
     )
@@ -112,7 +112,7 @@ def test_a_named_store_has_nothing_to_train(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_bytes_of_experts(config: dict[str, Any], tmp_path: Path) -> None:
+def test_estimated_bytes_of_experts(config: dict[str, Any], tmp_path: Path) -> None:
     options = {"out": tmp_path / "store", "num_experts": 2, "model": SMALL["model"]}
     experts = prepare_experts("digits", expert=ExpertConfig(epochs=4, **config), **options)
     estimated = estimate_experts(experts)
@@ -122,22 +122,24 @@ def test_bytes_of_experts(config: dict[str, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["mct", "herding"])
-def test_it_agrees_with_a_real_run(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within a generous factor, and in processor time: other processes may be at work."""
+def test_an_estimate_agrees_with_a_run_within_a_factor_of_four(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In processor time, since other processes may be running."""
 
     class ProcessorTime:
         perf_counter = staticmethod(time.process_time)
 
     monkeypatch.setattr("limbeck.jobs.estimate.time", ProcessorTime)
     long = {**SMALL, "eval": EvalConfig(networks=2, epochs=60, full_epochs=1, full_networks=1), "validate_epochs": 30}
-    job = job_of(tmp_path / "run", method, **long)
+    job = make_job(tmp_path / "run", method, **long)
     estimated = estimate(job)
     start = time.process_time()
     limbeck.run(job)
     assert 0.25 < estimated.total / (time.process_time() - start) < 4
 
 
-def test_a_stand_in_answers_as_an_expert_does(task: Task) -> None:
+def test_a_stand_in_is_a_trajectory_and_a_subset_is_balanced(task: Task) -> None:
     first = stand_in(task, 5, 0)
     assert first.at(0).equal(first.start)
     assert first.at(5).equal(first.stop)
@@ -151,89 +153,95 @@ def test_a_stand_in_answers_as_an_expert_does(task: Task) -> None:
 # --- the command line
 
 
-WORDS = ["--model.width", "4", "--num-experts", "1", "--expert.epochs", "2", "--iterations", "4", "--syn-steps", "2"]
-WORDS += ["--validate-networks", "1", "--validate-epochs", "2", "--eval.epochs", "2", "--eval.networks", "1"]
-WORDS += ["--eval.full-epochs", "1", "--eval.full-networks", "1"]
+OPTIONS = ["--model.width", "4", "--num-experts", "1", "--expert.epochs", "2", "--iterations", "4", "--syn-steps", "2"]
+OPTIONS += ["--validate-networks", "1", "--validate-epochs", "2", "--eval.epochs", "2", "--eval.networks", "1"]
+OPTIONS += ["--eval.full-epochs", "1", "--eval.full-networks", "1"]
 
 
-def call(*words: object, status: int = 0) -> None:
+def run_command(*options: object, status: int = 0) -> None:
     with pytest.raises(SystemExit) as end:
-        main([str(word) for word in words])
+        main([str(option) for option in options])
     assert end.value.code == status
 
 
-def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_estimate_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    call("estimate", "digits", *WORDS)
+    run_command("estimate", "digits", *OPTIONS)
     captured = capsys.readouterr()
     assert captured.out.startswith("about ")
     assert captured.err == ""
-    call("estimate", "digits", *WORDS, "--json")
+    run_command("estimate", "digits", *OPTIONS, "--json")
     value = json.loads(capsys.readouterr().out)
     assert list(value["stages"]) == ["experts", "distill", "evaluate"]
     assert value["seconds"] == pytest.approx(sum(value["stages"].values()), abs=0.1)
-    call("estimate", "digits", "--method", "dream", "--factor", "2", *WORDS[6:8], *WORDS[10:], "--json")
+    run_command("estimate", "digits", "--method", "dream", "--factor", "2", *OPTIONS[6:8], *OPTIONS[10:], "--json")
     assert "experts" not in json.loads(capsys.readouterr().out)["stages"]
-    assert files(tmp_path) == {}
+    assert read_files(tmp_path) == {}
 
 
-@pytest.mark.parametrize("words", [["--ipc", "0"], ["--method", "nope"], ["--init", "forgetting", "--method", "dream"]])
-def test_the_command_refuses_what_distill_refuses(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    call("estimate", "digits", *words, status=2)
+@pytest.mark.parametrize(
+    "options", [["--ipc", "0"], ["--method", "nope"], ["--init", "forgetting", "--method", "dream"]]
+)
+def test_estimate_command_refuses_invalid_options(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    run_command("estimate", "digits", *options, status=2)
     captured = capsys.readouterr()
     assert (captured.out, captured.err.count("\n")) == ("", 1)
 
 
-def test_long_commands_say_first_how_long(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_commands_print_an_estimate_first(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    call("distill", "digits", *WORDS, "--out", first)
+    run_command("distill", "digits", *OPTIONS, "--out", first)
     assert "about " in capsys.readouterr().err.split("experts:")[0]
-    call("distill", "digits", *WORDS, "--out", first)  # nothing is left to do
+    run_command("distill", "digits", *OPTIONS, "--out", first)  # nothing is left to do
     assert "about " not in capsys.readouterr().err
-    call("evaluate", first)
-    assert "about " in capsys.readouterr().err[:120]  # after how derivatives are computed, where that is said
-    call("experts", "digits", "--model.width", "4", "--num-experts", "1", "--epochs", "2", "--out", tmp_path / "store")
-    assert "about " in capsys.readouterr().err[:120]  # after how derivatives are computed, where that is said
-    call("experts", "digits", "--model.width", "4", "--num-experts", "1", "--epochs", "2", "--out", tmp_path / "store")
+    run_command("evaluate", first)
+    assert "about " in capsys.readouterr().err[:120]  # a note on derivatives may precede it
+    run_command(
+        "experts", "digits", "--model.width", "4", "--num-experts", "1", "--epochs", "2", "--out", tmp_path / "store"
+    )
+    assert "about " in capsys.readouterr().err[:120]  # a note on derivatives may precede it
+    run_command(
+        "experts", "digits", "--model.width", "4", "--num-experts", "1", "--epochs", "2", "--out", tmp_path / "store"
+    )
     assert "about " not in capsys.readouterr().err
 
-    call("distill", "digits", *WORDS, "--out", second, "--no-estimate")
+    run_command("distill", "digits", *OPTIONS, "--out", second, "--no-estimate")
     assert "about " not in capsys.readouterr().err.splitlines()[0]
     for name in ("set-last.safetensors", "set-chosen.safetensors", "previews/last.png"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
-    call("evaluate", first, "--no-estimate", "--json")
+    run_command("evaluate", first, "--no-estimate", "--json")
     captured = capsys.readouterr()
     assert not captured.err.startswith("about ")
-    call("evaluate", first, "--json")
+    run_command("evaluate", first, "--json")
     assert json.loads(capsys.readouterr().out) == json.loads(captured.out)
 
 
-def test_results_are_the_same_with_and_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Experts, baselines, losses and sets, each made anew: bit for bit."""
+def test_results_do_not_depend_on_the_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experts, baselines, losses and sets are computed twice and equal bit for bit."""
     results = []
-    for name, words in (("with", []), ("without", ["--no-estimate"])):
+    for name, options in (("with", []), ("without", ["--no-estimate"])):
         monkeypatch.setenv("LIMBECK_HOME", str(tmp_path / name / "home"))
-        call("distill", "digits", *WORDS, "--out", tmp_path / name / "run", *words)
-        content = files(tmp_path / name)
+        run_command("distill", "digits", *OPTIONS, "--out", tmp_path / name / "run", *options)
+        content = read_files(tmp_path / name)
         log = [json.loads(line) for line in content["run/log.jsonl"].decode().splitlines()]
         steps = [(line["step"], line["loss"], line["lr"]) for line in log if line["event"] == "step"]
         same = {file: data for file, data in content.items() if file.endswith((".safetensors", ".png"))}
         same |= {file: data for file, data in content.items() if "home" in file and file.endswith(".json")}
-        same.pop("run/state.safetensors")  # it holds the seconds
+        same.pop("run/state.safetensors")  # it contains times
         results.append((steps, same))
     assert results[0][0] == results[1][0]
     assert {file for file in results[0][1] if results[0][1][file] != results[1][1].get(file)} == set()
     assert len(results[0][1]) >= 9
 
 
-def test_an_estimate_that_fails_does_not_stop_the_work() -> None:
+def test_a_failing_estimate_is_ignored() -> None:
     events: list[dict[str, Any]] = []
 
     def fail() -> Estimate:
         raise UserError("no")
 
     announce(fail, events.append)
-    announce(lambda: Estimate({}), events.append)  # nothing to do, nothing to say
+    announce(lambda: Estimate({}), events.append)  # no event without work
     assert events == []
     announce(lambda: Estimate({"evaluate": 2.0}), events.append)
     assert [event["event"] for event in events] == ["estimate"]

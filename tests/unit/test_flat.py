@@ -1,4 +1,4 @@
-"""Networks as pure functions: what is random or keeps state is refused, and attention can be differentiated twice."""
+"""Networks as pure functions: random and stateful layers are refused, and attention has second derivatives."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from limbeck.training import Backprop, CrossEntropy, Replay, linearised, unroll
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 
 
-def batch(count: int = 2) -> Tensor:
+def make_images(count: int = 2) -> Tensor:
     return torch.randn(count, 1, 8, 8, generator=make_generator(0, "images"))
 
 
-class Called(nn.Module):
-    """A layer without parameters, from a function of its images and itself."""
+class FunctionLayer(nn.Module):
+    """A layer without parameters: a function of the layer and its images."""
 
     def __init__(self, function: Callable[[nn.Module, Tensor], Tensor]):
         super().__init__()
@@ -65,40 +65,40 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_impure_modules_are_refused(name: str) -> None:
+def test_random_or_stateful_layers_are_refused_by_name(name: str) -> None:
     with pytest.raises(UserError, match=name):
         FlatModel(REFUSED[name])
 
 
 IMPURE: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "functional dropout": lambda layer, x: F.dropout(x, 0.3),
-    "dropout that drops nothing this time": lambda layer, x: F.dropout(x, 1e-9),
+    "dropout with a tiny probability": lambda layer, x: F.dropout(x, 1e-9),
     "attention's dropout": lambda layer, x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.3),
-    "noise of its own generator": lambda layer, x: x + torch.rand((), generator=layer.generator),
-    "a random leak": lambda layer, x: F.rrelu(x, training=True),
-    "a count": lambda layer, x: x * layer.calls,
+    "noise of a generator of the layer": lambda layer, x: x + torch.rand((), generator=layer.generator),
+    "random slope": lambda layer, x: F.rrelu(x, training=True),
+    "a counter": lambda layer, x: x * layer.calls,
     "running statistics": lambda layer, x: F.batch_norm(x, layer.mean, layer.var, training=True),
 }
 
 
 @pytest.mark.parametrize("name", IMPURE)
-def test_whatever_is_random_or_keeps_state_is_refused(name: str) -> None:
-    """By calling it: when it is built if the shape is known, else before the first result, and every time."""
+def test_random_or_stateful_functions_are_refused(name: str) -> None:
+    """FlatModel calls the network to find out: at once if the shape is known, otherwise at every call."""
 
     def build() -> nn.Module:
-        return nn.Sequential(Called(IMPURE[name]), nn.Flatten(), nn.Linear(64, 3))
+        return nn.Sequential(FunctionLayer(IMPURE[name]), nn.Flatten(), nn.Linear(64, 3))
 
     with pytest.raises(UserError, match=r"buffer|random or keeps state"):
         FlatModel(build, (1, 8, 8))
     model = FlatModel(build)
     for _ in range(2):
         with pytest.raises(UserError, match=r"buffer|random or keeps state"):
-            model(model.init(0), batch())
+            model(model.init(0), make_images())
 
 
-def test_a_registered_network_is_refused_by_its_task(digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_make_task_refuses_a_random_network(digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
     def build(channels: int, size: tuple[int, int], classes: int) -> nn.Module:
-        return nn.Sequential(Called(IMPURE["functional dropout"]), nn.Flatten(), nn.Linear(64, classes))
+        return nn.Sequential(FunctionLayer(IMPURE["functional dropout"]), nn.Flatten(), nn.Linear(64, classes))
 
     monkeypatch.setitem(MODELS, "noisy", build)
     with pytest.raises(UserError, match="Sequential is random"):
@@ -107,41 +107,43 @@ def test_a_registered_network_is_refused_by_its_task(digits: ImageData, monkeypa
 
 PURE: dict[str, Callable[[], nn.Module]] = {
     "layers": lambda: nn.Sequential(nn.Dropout(0.0), nn.BatchNorm2d(1, track_running_stats=False)),
-    "NaN": lambda: Called(lambda layer, x: x.log()),
+    "NaN": lambda: FunctionLayer(lambda layer, x: x.log()),
     "attention in evaluation": lambda: Attention(0.3).eval(),
-    "noise of a fixed seed": lambda: Called(lambda layer, x: x + torch.rand(8, generator=torch.manual_seed(3))),
+    "noise with a fixed seed": lambda: FunctionLayer(
+        lambda layer, x: x + torch.rand(8, generator=torch.manual_seed(3))
+    ),
 }
 
 
 @pytest.mark.parametrize("build", PURE.values(), ids=PURE)
-def test_layers_that_do_no_harm_are_taken(build: Callable[[], nn.Module]) -> None:
+def test_pure_layers_are_accepted(build: Callable[[], nn.Module]) -> None:
     FlatModel(build, (1, 8, 8))
 
 
-def small() -> nn.Module:
+def make_mlp() -> nn.Module:
     return MLP(1, (8, 8), 3, width=16)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own, at its first jvp
 def test_the_first_call_may_be_inside_a_transform() -> None:
-    images = batch()
+    images = make_images()
     for call in (
         lambda model, theta: torch.func.jvp(lambda t: model(t, images), (theta,), (theta,))[1],
         lambda model, theta: torch.func.vmap(lambda t: model(t, images))(theta[None])[0],
         lambda model, theta: torch.func.jacrev(lambda t: model(t, images))(theta),
     ):
-        first, later = FlatModel(small), FlatModel(small, (1, 8, 8))
-        theta = first.init(0)
-        assert torch.equal(call(first, theta), call(later, theta))
+        unchecked, checked = FlatModel(make_mlp), FlatModel(make_mlp, (1, 8, 8))
+        theta = unchecked.init(0)
+        assert torch.equal(call(unchecked, theta), call(checked, theta))
 
 
-def test_a_module_or_a_misfit_is_refused_in_words() -> None:
+def test_invalid_modules_are_refused_with_a_reason() -> None:
     with pytest.raises(UserError, match=r"not the Flatten itself.*FlatModel\(lambda: Network"):
         FlatModel(nn.Flatten())  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"Linear cannot be called on images of shape \(3,\)"):
         FlatModel(lambda: nn.Linear(2, 2), (3,))
     with pytest.raises(UserError, match="returns tuple, expected logits"):
-        FlatModel(lambda: Called(lambda layer, x: (x, x)), (1, 8, 8))  # type: ignore[arg-type, return-value]
+        FlatModel(lambda: FunctionLayer(lambda layer, x: (x, x)), (1, 8, 8))  # type: ignore[arg-type, return-value]
     with pytest.raises(UserError, match="track_running_stats=False"):
         FlatModel(lambda: nn.BatchNorm2d(1))
 
@@ -149,13 +151,13 @@ def test_a_module_or_a_misfit_is_refused_in_words() -> None:
 # --- attention
 
 
-def patches(images: Tensor) -> Tensor:
+def extract_patches(images: Tensor) -> Tensor:
     """(n, 1, h, w) -> (n, tokens, 16)."""
     return F.unfold(images, 4, stride=4).transpose(1, 2)
 
 
 class Transformer(nn.Module):
-    """One block of attention over patches of 4 x 4, in four ways that torch has; `by hand` is products and softmax."""
+    """A block of attention over patches of 4 x 4, in three ways of torch, or `by hand` by products and softmax."""
 
     def __init__(self, kind: str, classes: int = 3):
         super().__init__()
@@ -177,14 +179,14 @@ class Transformer(nn.Module):
         return layer.out_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def forward(self, images: Tensor) -> Tensor:
-        tokens = self.embed(patches(images))
+        tokens = self.embed(extract_patches(images))
         mixed = self.block(tokens) if self.kind == "block" else tokens + self.attend(tokens)
         return self.classifier(mixed.mean(1))  # type: ignore[no-any-return]
 
 
-def gradients(model: FlatModel, adjoint: Any) -> list[Tensor]:
-    """Of the end of a student of five steps, in images, step size and start."""
-    images = batch(4).double().requires_grad_()
+def student_gradients(model: FlatModel, adjoint: Any) -> list[Tensor]:
+    """Gradients of the final parameters of a student of five steps in images, step size and initial parameters."""
+    images = make_images(4).double().requires_grad_()
     theta0 = model.init(0).requires_grad_()
     lr = torch.tensor(0.3, dtype=torch.double, requires_grad=True)
     end = unroll(CrossEntropy(model), theta0, [Batch(images, torch.arange(4) % 3)] * 5, lr, adjoint)
@@ -193,10 +195,10 @@ def gradients(model: FlatModel, adjoint: Any) -> list[Tensor]:
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("kind", ["layer", "function", "block"])
-def test_a_student_with_attention_has_exact_gradients(kind: str, training: bool) -> None:
+def test_gradients_through_a_student_with_attention_are_exact(kind: str, training: bool) -> None:
     model = FlatModel(lambda: Transformer(kind).double().train(training))
-    replayed, backprop = gradients(model, Replay()), gradients(model, Backprop())
-    reference = gradients(FlatModel(lambda: Transformer("by hand").double()), Backprop())
+    replayed, backprop = student_gradients(model, Replay()), student_gradients(model, Backprop())
+    reference = student_gradients(FlatModel(lambda: Transformer("by hand").double()), Backprop())
     for actual, exact, by_hand in zip(replayed, backprop, reference):
         torch.testing.assert_close(actual, exact, rtol=1e-10, atol=1e-12)
         if kind != "block":
@@ -205,32 +207,32 @@ def test_a_student_with_attention_has_exact_gradients(kind: str, training: bool)
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("kind", ["layer", "function", "block"])
-def test_attention_has_a_derivative_forwards(kind: str, training: bool) -> None:
-    """Without a graph too, where torch would take its fused path."""
+def test_forward_derivative_of_attention(kind: str, training: bool) -> None:
+    """Without a graph as well, where torch would use its fused implementation."""
     model = FlatModel(lambda: Transformer(kind).double().train(training))
-    theta, images, h = model.init(0), batch(4).double(), 1e-5
-    v = torch.randn(theta.shape, generator=make_generator(0, "v"), dtype=torch.double)
+    theta, images, step = model.init(0), make_images(4).double(), 1e-5
+    direction = torch.randn(theta.shape, generator=make_generator(0, "v"), dtype=torch.double)
     with torch.no_grad():
-        slope = (model(theta + h * v, images) - model(theta - h * v, images)) / (2 * h)
-        torch.testing.assert_close(linearised(model, theta, v, images), slope, rtol=1e-6, atol=1e-8)
+        slope = (model(theta + step * direction, images) - model(theta - step * direction, images)) / (2 * step)
+        torch.testing.assert_close(linearised(model, theta, direction, images), slope, rtol=1e-6, atol=1e-8)
 
 
-def test_the_settings_of_attention_are_as_they_were() -> None:
+def test_attention_settings_are_restored() -> None:
     def settings() -> tuple[bool, ...]:
         fused = torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled()
         return *fused, torch.backends.cuda.math_sdp_enabled(), torch.backends.mha.get_fastpath_enabled()
 
-    torch.backends.mha.set_fastpath_enabled(True)  # torch's default, whatever ran before
+    torch.backends.mha.set_fastpath_enabled(True)  # torch's default, since other tests may change it
     initial = settings()
     model = FlatModel(lambda: Transformer("layer"))
-    model(model.init(0), batch())
+    model(model.init(0), make_images())
     with pytest.raises(RuntimeError):
         model(model.init(0), torch.zeros(1, 2, 3, 3))
     assert settings() == initial
 
 
 def test_a_transformer_is_distilled(digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Experts, student and evaluation by a registered network whose attention is torch's own layer."""
+    """Experts, student and evaluation use a registered network with torch's layer of attention."""
 
     def build(channels: int, size: tuple[int, int], classes: int) -> nn.Module:
         return Transformer("block", classes)
@@ -252,7 +254,7 @@ def test_a_transformer_is_distilled(digits: ImageData, tmp_path: Path, monkeypat
 
 
 def test_group_norm_refuses_a_width_that_it_cannot_divide() -> None:
-    """`--model.norm group --model.width 33` ended in torch's own error, with a traceback."""
+    """`--model.norm group --model.width 33` once ended in an error of torch with a traceback."""
     with pytest.raises(UserError, match="width of 33"):
         flat_model(ModelConfig(width=33, norm="group"), (1, 8, 8), 3)
 
@@ -278,10 +280,10 @@ UNFIT: dict[str, tuple[Callable[..., Any], str]] = {
 
 @pytest.mark.parametrize("name", UNFIT)
 @pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
-def test_what_cannot_be_trained_is_refused_before_anything_is_written(
+def test_networks_that_cannot_be_trained_are_refused_before_anything_is_written(
     name: str, digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They ended in torch's own errors, some of them after the run was begun."""
+    """They once ended in errors of torch, some after the start of the run."""
     build, sentence = UNFIT[name]
     monkeypatch.setitem(MODELS, "unfit", build)
     with pytest.raises(UserError, match=sentence):

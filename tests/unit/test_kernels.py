@@ -1,4 +1,4 @@
-"""Compiling the kernels, where they lie, and the choice between them and autograd."""
+"""Building the kernels, the folder of the library, and the choice between kernels and autograd."""
 
 from __future__ import annotations
 
@@ -45,34 +45,37 @@ def model() -> FlatModel:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A user's cache without kernels; whatever is loaded from it is forgotten afterwards."""
+    """An empty cache; the library that is loaded from it is dropped after the test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     kernels._loaded.cache_clear()
     yield tmp_path / "cache" / "limbeck" / "kernels"
     kernels._loaded.cache_clear()
 
 
-def script(path: Path, text: str) -> str:
+def write_script(path: Path, text: str) -> str:
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
     return str(path)
 
 
-VERSION = 'if [ "$1" = --version ]; then echo "g++ (made up) 1.2.3"; exit 0; fi\n'
+PRINT_VERSION = 'if [ "$1" = --version ]; then echo "g++ (fake) 1.2.3"; exit 0; fi\n'
 
 
 @pytest.mark.parametrize(
     ("compiler", "reason"),
     [
         (None, "there is no C++ compiler"),
-        (VERSION + "echo 'x.cpp:1: error: it does not like this' >&2; exit 1", "could not build them: x.cpp:1: error"),
-        (VERSION + "echo \"clang: error: unsupported option '-fopenmp'\" >&2; exit 1", "has no OpenMP"),
+        (
+            PRINT_VERSION + "echo 'x.cpp:1: error: it does not like this' >&2; exit 1",
+            "could not build them: x.cpp:1: error",
+        ),
+        (PRINT_VERSION + "echo \"clang: error: unsupported option '-fopenmp'\" >&2; exit 1", "has no OpenMP"),
         ("exit 1", "could not build them"),
         ("exit 0", "does not say its version"),
         ("exec sleep 100", "did not end within"),
     ],
 )
-def test_without_kernels_autograd_is_chosen_with_the_reason(
+def test_autograd_is_chosen_with_a_reason_if_the_kernels_cannot_be_built(
     compiler: str | None,
     reason: str,
     cache: Path,
@@ -84,7 +87,7 @@ def test_without_kernels_autograd_is_chosen_with_the_reason(
         monkeypatch.setenv("PATH", str(tmp_path))
         monkeypatch.delenv("CXX", raising=False)
     else:
-        monkeypatch.setenv("CXX", script(tmp_path / "compiler", compiler))
+        monkeypatch.setenv("CXX", write_script(tmp_path / "compiler", compiler))
         monkeypatch.setattr(build, "COMPILER_SECONDS", 1.0)
     selected = choose(model, SHAPE, torch.float32, "cpu")
     assert selected.derivatives is None
@@ -94,37 +97,39 @@ def test_without_kernels_autograd_is_chosen_with_the_reason(
     assert not list(cache.glob("*.so")) if cache.exists() else True
 
 
-def test_a_compiler_whose_name_cannot_be_read_is_no_error(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_compiler_variable_is_no_error(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "'g++")
     assert kernels.load() is None
     assert "quotation" in kernels.unavailable_reason()
 
 
-def test_switched_off_says_so(cache: Path, monkeypatch: pytest.MonkeyPatch, model: FlatModel) -> None:
+def test_kernels_are_disabled_by_an_environment_variable(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, model: FlatModel
+) -> None:
     monkeypatch.setenv("LIMBECK_KERNELS", "0")
     assert "switched off" in choose(model, SHAPE, torch.float32, "cpu").reason
     mlp = flat_model(ModelConfig(name="mlp"), SHAPE, 3)
-    assert choose(mlp, SHAPE, torch.float32, "cpu").reason == ""  # they have nothing to do with it
-    monkeypatch.setenv("LIMBECK_KERNELS", "off")  # which left them on
+    assert choose(mlp, SHAPE, torch.float32, "cpu").reason == ""  # there are no kernels for an MLP
+    monkeypatch.setenv("LIMBECK_KERNELS", "off")  # which once did not disable them
     with pytest.raises(UserError, match="give 0 for autograd"):
         choose(model, SHAPE, torch.float32, "cpu")
 
 
 @pytest.mark.parametrize("system", ["Windows", "Plan9"])
-def test_other_systems_go_on_by_autograd(
+def test_autograd_is_chosen_on_unsupported_systems(
     system: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: FlatModel
 ) -> None:
-    """The reason is the system, not the compiler that is missing there as well."""
+    """The reason names the system, although the compiler is missing as well."""
     monkeypatch.setattr(build.platform, "system", lambda: system)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     assert f"not built on {system}" in choose(model, SHAPE, torch.float32, "cpu").reason
 
 
-def test_the_library_lies_in_a_folder_that_is_the_users_alone(
+def test_the_library_is_in_a_private_folder_and_rebuilt_if_damaged(
     cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not in $LIMBECK_HOME, which a group may share: a library planted there with a right checksum was run."""
+    """Not in $LIMBECK_HOME, which a group may share: a library planted there with a valid checksum was once loaded."""
     monkeypatch.setenv("LIMBECK_HOME", str(tmp_path / "shared"))
     with caplog.at_level(logging.INFO, "limbeck"):
         library = kernels.load()
@@ -134,8 +139,8 @@ def test_the_library_lies_in_a_folder_that_is_the_users_alone(
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
     assert not (tmp_path / "shared").exists()
     content = library.path.read_bytes()
-    library.path.unlink()  # as a new file: what is loaded must not change
-    library.path.write_bytes(content[: len(content) // 2])  # a disk that was full, say
+    library.path.unlink()  # as a new file, since the loaded one must not change
+    library.path.write_bytes(content[: len(content) // 2])  # as on a full disk
     kernels._loaded.cache_clear()
     reloaded = kernels.load()
     assert reloaded is not None
@@ -145,17 +150,17 @@ def test_the_library_lies_in_a_folder_that_is_the_users_alone(
     assert kernels.load() is not None
     assert "compiling" not in caplog.text
     assert build._is_intact(reloaded.path)
-    monkeypatch.setattr(build.os, "getuid", lambda: 12345)  # another user's file, from when others could write here
+    monkeypatch.setattr(build.os, "getuid", lambda: 12345)  # a file of another user
     assert not build._is_intact(reloaded.path)
 
 
-def test_a_folder_that_others_can_write_to_or_own_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_others_own_or_can_write_to_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.mkdir(parents=True)
     cache.chmod(0o770)
     assert kernels.load() is None
     assert "you alone can write to" in kernels.unavailable_reason()
     cache.chmod(0o755)
-    assert build.private_folder() == cache  # others could only read: it is closed
+    assert build.private_folder() == cache  # others can only read, and lose this right
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
     monkeypatch.setattr(build.os, "getuid", lambda: 12345)
     with pytest.raises(build.Unavailable, match="you alone"):
@@ -169,7 +174,7 @@ def test_a_folder_that_others_can_write_to_or_own_is_refused(cache: Path, monkey
         build.private_folder()
 
 
-def test_a_home_that_cannot_be_written_to_leaves_temporary_files(
+def test_the_temporary_folder_is_used_if_the_cache_is_not_writable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -181,8 +186,8 @@ def test_a_home_that_cannot_be_written_to_leaves_temporary_files(
         build.private_folder()
 
 
-def test_a_user_without_a_home_has_a_folder_of_his_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a container that runs under a number, say, which no list of users knows."""
+def test_the_temporary_folder_is_used_without_a_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose user number has no name."""
 
     def unknown_user(number: int) -> None:
         raise KeyError(number)
@@ -214,10 +219,10 @@ def test_waiting_for_another_process_is_logged(cache: Path, caplog: pytest.LogCa
 
 
 @pytest.mark.parametrize("error", [NotImplementedError, OSError])
-def test_a_file_system_without_locks_has_kernels_too(
+def test_kernels_are_built_on_file_systems_without_locks(
     error: type[Exception], cache: Path, monkeypatch: pytest.MonkeyPatch, model: FlatModel
 ) -> None:
-    """filelock raises where flock is missing; that once ended the command."""
+    """filelock raises if flock is missing, which once ended the command."""
 
     def refuse(*_arguments: object, **_options: object) -> None:
         raise error("no locks")
@@ -229,18 +234,19 @@ def test_a_file_system_without_locks_has_kernels_too(
 LOAD = "from limbeck.derivatives.kernels.build import find_compiler, library; library(find_compiler(), 'avx2')"
 
 
-def test_two_processes_compile_once(cache: Path, tmp_path: Path) -> None:
+def test_concurrent_processes_compile_once(cache: Path, tmp_path: Path) -> None:
     slow_compiler = (
-        VERSION + f'echo once >> "{tmp_path}/log"; sleep 2; while [ "$1" != -o ]; do shift; done; echo library > "$2"'
+        PRINT_VERSION
+        + f'echo once >> "{tmp_path}/log"; sleep 2; while [ "$1" != -o ]; do shift; done; echo library > "$2"'
     )
-    environment = {**os.environ, "CXX": script(tmp_path / "compiler", slow_compiler)}
+    environment = {**os.environ, "CXX": write_script(tmp_path / "compiler", slow_compiler)}
     processes = [subprocess.Popen([sys.executable, "-c", LOAD], env=environment) for _ in range(2)]
     assert [process.wait(120) for process in processes] == [0, 0]
     assert (tmp_path / "log").read_text() == "once\n"
 
 
-def test_kernels_that_are_wrong_here_are_refused(model: FlatModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A compiler's mistake, say: here a network with another eps."""
+def test_inaccurate_kernels_are_refused(model: FlatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a defect of a compiler, here by another eps."""
 
     def make_wrong(*arguments: object) -> object:
         accurate = convnet_derivatives(*arguments)  # type: ignore[arg-type]
@@ -249,7 +255,7 @@ def test_kernels_that_are_wrong_here_are_refused(model: FlatModel, monkeypatch: 
 
     monkeypatch.setattr(choice, "convnet_derivatives", make_wrong)
     monkeypatch.setattr(choice, "_load_or_measure", choice.measure)
-    monkeypatch.setenv("LIMBECK_KERNELS", "1")  # not even then
+    monkeypatch.setenv("LIMBECK_KERNELS", "1")  # even if they are required
     selected = choose(model, SHAPE, torch.float32, "cpu")
     assert selected.derivatives is None
     assert selected.could_be_faster
@@ -257,14 +263,14 @@ def test_kernels_that_are_wrong_here_are_refused(model: FlatModel, monkeypatch: 
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
-def test_a_result_that_is_not_a_number_is_wrong_wherever_it_is(index: int, digits: ImageData) -> None:
-    """The largest of the errors once passed over a NaN behind a number."""
+def test_a_nan_in_any_result_is_inaccurate(index: int, digits: ImageData) -> None:
+    """The maximum of the errors once ignored a NaN after a number."""
     task = make_task(digits, ModelConfig(width=32))
     accurate = task.choice.derivatives
     assert accurate is not None
 
     class WithNan:
-        """The right derivatives, one of them NaN: the gradient, H v, or that in the images."""
+        """Accurate derivatives but for one that is NaN: the gradient, H v, or the derivative in the images."""
 
         dtype = torch.float32
 
@@ -280,10 +286,10 @@ def test_a_result_that_is_not_a_number_is_wrong_wherever_it_is(index: int, digit
     assert not choice.measure(WithNan(), task.model, digits.shape).is_accurate  # type: ignore[arg-type]
 
 
-def test_another_processor_and_another_torch_measure_anew(
+def test_measurements_belong_to_a_processor_and_a_torch_version(
     model: FlatModel, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
-    """Machines that share a home folder share the library, and may not agree on what is faster."""
+    """Machines may share a home folder, and on each another implementation may be the faster one."""
     ratios = iter((5.0, 0.5, 3.0))
     monkeypatch.setattr(choice, "measure", lambda *_: Measurement(1e-6, next(ratios)))
     initial = choose(model, SHAPE, torch.float32, "cpu")
@@ -296,17 +302,17 @@ def test_another_processor_and_another_torch_measure_anew(
     assert choose(model, SHAPE, torch.float32, "cpu").reason == initial.reason
 
 
-def test_the_faster_one_is_used_and_its_measurement_stored(
+def test_the_faster_implementation_is_chosen_and_the_measurement_stored(
     model: FlatModel, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
-    """Kernels were once four times as slow as autograd on processors without the vectors they were written for."""
+    """Kernels were once four times as slow as autograd on processors without the vector instructions they used."""
     measured = [Measurement(1e-6, 0.25), Measurement(1e-6, 5.2)]
     monkeypatch.setattr(choice, "measure", lambda *_: measured.pop(0))
     slow_choice = choose(model, SHAPE, torch.float32, "cpu")
     assert slow_choice.derivatives is None
     assert not slow_choice.could_be_faster
     assert slow_choice.reason == "autograd is 4.0 times as fast as compiled kernels for this network"
-    assert choose(model, SHAPE, torch.float32, "cpu") == slow_choice  # as it was, in the middle of a run too
+    assert choose(model, SHAPE, torch.float32, "cpu") == slow_choice  # from the stored measurement
     monkeypatch.setenv("LIMBECK_KERNELS", "1")
     assert isinstance(choose(model, SHAPE, torch.float32, "cpu").derivatives, CompiledDerivatives)
     monkeypatch.delenv("LIMBECK_KERNELS")
@@ -317,15 +323,15 @@ def test_the_faster_one_is_used_and_its_measurement_stored(
     assert selected.implementation == f"compiled ({selected.derivatives.library.name})"
     files = sorted(cache.glob("measured-*.json"))
     assert len(files) == 2
-    files[0].write_text("{")  # damaged: measured again
+    files[0].write_text("{")  # damaged, so that it is measured again
     files[1].write_text('{"other": 1}')
     measured += [Measurement(1e-6, 2.0)] * 2
     for network in (model, second_model):
         assert "2.0 times" in choose(network, SHAPE, torch.float32, "cpu").reason
 
 
-def test_a_real_measurement_takes_the_kernels_on_the_default_path(digits: ImageData) -> None:
-    """At the width where they matter; without a network's name, a switch or a folder that a test prepared."""
+def test_the_kernels_are_chosen_by_a_real_measurement(digits: ImageData) -> None:
+    """At width 32, without any environment variable or stored measurement of a test."""
     task = make_task(digits, ModelConfig(width=32))
     derivatives = task.choice.derivatives
     assert isinstance(derivatives, CompiledDerivatives)

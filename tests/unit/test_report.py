@@ -1,3 +1,5 @@
+"""The report of a run and the comparison of runs: their text, plots and safety, and damaged or missing files."""
+
 from __future__ import annotations
 
 import json
@@ -45,7 +47,9 @@ EXPERTS: dict[str, Any] = {
 }
 
 
-def _row(name: str, which: str | None, mean: float | None, std: float | None = 0.01, **fields: Any) -> dict[str, Any]:
+def make_row(
+    name: str, which: str | None, mean: float | None, std: float | None = 0.01, **fields: Any
+) -> dict[str, Any]:
     row = {"set": name, "which": which, "model": "convnet", "split": "test", "n": 5}
     return {**row, "accuracy_mean": mean, "accuracy_std": std, **fields}
 
@@ -54,27 +58,27 @@ RESULTS: dict[str, Any] = {
     "method": "mct",
     "ipc": 1,
     "results": [
-        _row("distilled", "last", 0.884, 0.009),
-        _row("distilled", "chosen", 0.889, 0.0068, step=20),
-        _row("random", None, 0.67, 0.021),
-        _row("full", None, 0.971, None),
+        make_row("distilled", "last", 0.884, 0.009),
+        make_row("distilled", "chosen", 0.889, 0.0068, step=20),
+        make_row("random", None, 0.67, 0.021),
+        make_row("full", None, 0.971, None),
     ],
     "seconds": {"experts": 41.2, "distill": 133.0},
     "bytes": {"experts": 1000, "set": 555},
 }
 LOG = [{"event": "step", "step": s, "loss": 1 / s, "lr": 0.01 * s, "seconds": s} for s in range(1, 31)]
-CHECK = {"event": "validate", "step": 20, "which": "distilled", "accuracy_mean": 0.7, "accuracy_std": 0.01, "n": 2}
+VALIDATION = {"event": "validate", "step": 20, "which": "distilled", "accuracy_mean": 0.7, "accuracy_std": 0.01, "n": 2}
 
 
-def _minimal(folder: Path, **changes: Any) -> Path:
+def make_minimal_run(folder: Path, **changes: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.json").write_text(json.dumps({**META, **changes}))
     return folder
 
 
-def _complete(folder: Path, **changes: Any) -> Path:
-    _minimal(folder, **changes)
-    (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in [*LOG, CHECK]))
+def make_complete_run(folder: Path, **changes: Any) -> Path:
+    make_minimal_run(folder, **changes)
+    (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in [*LOG, VALIDATION]))
     (folder / "experts.json").write_text(json.dumps(EXPERTS))
     (folder / "results.json").write_text(json.dumps(RESULTS))
     (folder / "previews").mkdir(exist_ok=True)
@@ -85,8 +89,8 @@ def _complete(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-class _Page(HTMLParser):
-    """Tags and addresses of a page, its words outside style and SVG, and whether every tag is closed."""
+class ParsedPage(HTMLParser):
+    """Tags, addresses and text of a page, without styles and SVG; fails if a tag is not closed."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -116,14 +120,14 @@ class _Page(HTMLParser):
             self.words += data
 
 
-def _page(path: Path) -> _Page:
-    return _Page(path.read_text(encoding="utf-8"))
+def parse_page(path: Path) -> ParsedPage:
+    return ParsedPage(path.read_text(encoding="utf-8"))
 
 
-def test_complete_run(tmp_path: Path) -> None:
-    run = _complete(tmp_path / "run")
+def test_report_of_a_complete_run(tmp_path: Path) -> None:
+    run = make_complete_run(tmp_path / "run")
     assert write_report(run) == run / "report.html"
-    page = _page(run / "report.html")
+    page = parse_page(run / "report.html")
     assert (
         "2 images (1 per class) of digits train a convnet to 88.9 ± 0.7 % (n = 5) on test; "
         "2 random real images 67.0 ± 2.1 %; all 1,294 training images 97.1 ± – %." in page.words
@@ -139,8 +143,8 @@ def test_complete_run(tmp_path: Path) -> None:
     assert not list(run.glob(".*"))
 
 
-def test_minimal_run_says_what_is_missing(tmp_path: Path) -> None:
-    page = _page(write_report(_minimal(tmp_path / "run"), tmp_path / "deep" / "page.html"))
+def test_report_of_a_minimal_run_lists_missing_files(tmp_path: Path) -> None:
+    page = parse_page(write_report(make_minimal_run(tmp_path / "run"), tmp_path / "deep" / "page.html"))
     assert "No result yet for digits: no step is logged." in page.words
     for name in ("log.jsonl", "experts.json", "results.json", "previews", "set-last.safetensors"):
         assert f"{name}: no" in page.words
@@ -148,20 +152,20 @@ def test_minimal_run_says_what_is_missing(tmp_path: Path) -> None:
     assert "svg" not in page.tags
 
 
-def test_run_json_with_hardly_anything(tmp_path: Path) -> None:
+def test_report_of_an_almost_empty_run_json(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"format": "limbeck-run", "version": 1, "data": [], "config": null}')
-    assert "No result yet" in _page(write_report(tmp_path)).words
+    assert "No result yet" in parse_page(write_report(tmp_path)).words
 
 
-def test_unfinished_run_reports_how_far_it_got(tmp_path: Path) -> None:
-    run = _complete(tmp_path / "run")
+def test_report_of_an_unfinished_run(tmp_path: Path) -> None:
+    run = make_complete_run(tmp_path / "run")
     (run / "results.json").unlink()
-    words = _page(write_report(run)).words
+    words = parse_page(write_report(run)).words
     assert "step 30 is the last logged; validation accuracy was 70.0 ± 1.0 % at step 20." in words
 
 
-def test_truncated_last_log_line_is_no_error(tmp_path: Path) -> None:
-    run = _complete(tmp_path / "run")
+def test_a_damaged_log_line_is_skipped(tmp_path: Path) -> None:
+    run = make_complete_run(tmp_path / "run")
     with (run / "log.jsonl").open("ab") as log:
         log.write(b'{"event": "step", "step": 31, "lo')
     content = read_run(run)
@@ -172,40 +176,50 @@ def test_truncated_last_log_line_is_no_error(tmp_path: Path) -> None:
     content = read_run(run)
     assert (content.steps[32].loss, content.steps[32].lr) == (0.5, 1.0)
     assert content.missing == ["log.jsonl: lines that could not be read and were skipped: 3."]
-    assert "skipped: 3" in _page(write_report(run)).words
+    assert "skipped: 3" in parse_page(write_report(run)).words
 
 
-def test_after_a_resume_the_later_line_counts(tmp_path: Path) -> None:
-    run = _complete(tmp_path / "run")
+def test_the_later_of_two_log_lines_of_a_step_counts(tmp_path: Path) -> None:
+    run = make_complete_run(tmp_path / "run")
     with (run / "log.jsonl").open("a") as log:
         log.write(json.dumps({"event": "step", "step": 3, "loss": 9.0, "lr": 0.5}) + "\n")
-        log.write(json.dumps({**CHECK, "accuracy_mean": 0.75}) + "\n")
+        log.write(json.dumps({**VALIDATION, "accuracy_mean": 0.75}) + "\n")
     content = read_run(run)
     assert (content.steps[3].loss, content.steps[3].lr) == (9.0, 0.5)
     assert list(content.steps) == list(range(1, 31))
     assert [line.accuracy_mean for line in content.validations["distilled"]] == [0.75]
 
 
-def test_hostile_text_is_harmless(tmp_path: Path) -> None:
-    evil = "<script>alert(1)</script>\"' onload='x' {{ 7 * 7 }} $\\frac{1$ & ]]>\x00\ud800"
-    data = {**META["data"], "name": evil, "classes": [evil, "b"], "notes": [evil], "fingerprint": evil}
-    run = _complete(tmp_path / "run", data=data, command=evil, config={evil: evil}, versions={evil: evil}, device=evil)
-    rows = [_row(evil, evil, 0.5, model=evil, split=evil)]
-    (run / "results.json").write_text(json.dumps({"method": evil, "protocol": evil, "results": rows}))
+def test_hostile_text_is_escaped(tmp_path: Path) -> None:
+    hostile = "<script>alert(1)</script>\"' onload='x' {{ 7 * 7 }} $\\frac{1$ & ]]>\x00\ud800"
+    data = {**META["data"], "name": hostile, "classes": [hostile, "b"], "notes": [hostile], "fingerprint": hostile}
+    run = make_complete_run(
+        tmp_path / "run",
+        data=data,
+        command=hostile,
+        config={hostile: hostile},
+        versions={hostile: hostile},
+        device=hostile,
+    )
+    rows = [make_row(hostile, hostile, 0.5, model=hostile, split=hostile)]
+    (run / "results.json").write_text(json.dumps({"method": hostile, "protocol": hostile, "results": rows}))
     with (run / "log.jsonl").open("a") as log:
-        log.write(json.dumps({**CHECK, "which": evil}) + "\n")
-    for out in (write_report(run), write_comparison([run, _complete(tmp_path / "<b>&$x")], tmp_path / "c.html")):
-        page = _page(out)
+        log.write(json.dumps({**VALIDATION, "which": hostile}) + "\n")
+    for out in (
+        write_report(run),
+        write_comparison([run, make_complete_run(tmp_path / "<b>&$x")], tmp_path / "c.html"),
+    ):
+        page = parse_page(out)
         assert "script" not in page.tags
         assert "b" not in page.tags
         assert "{{ 7 * 7 }}" in page.words
         assert "default-src 'none'" in out.read_text(encoding="utf-8")
 
 
-def test_nothing_is_loaded_from_anywhere(tmp_path: Path) -> None:
-    runs = [_complete(tmp_path / "a"), _complete(tmp_path / "b")]
+def test_pages_load_no_external_resource(tmp_path: Path) -> None:
+    runs = [make_complete_run(tmp_path / "a"), make_complete_run(tmp_path / "b")]
     for out in (write_report(runs[0]), write_comparison(runs, tmp_path / "c.html")):
-        page = _page(out)
+        page = parse_page(out)
         assert page.addresses
         assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.addresses)
         assert not {"script", "link", "iframe", "object", "base"} & set(page.tags)
@@ -215,31 +229,35 @@ def test_nothing_is_loaded_from_anywhere(tmp_path: Path) -> None:
         assert not re.search(r"url\((?!#)|@import", outside)
 
 
-def test_references_inside_the_page_meet_exactly_one_target(tmp_path: Path) -> None:
-    page = write_report(_complete(tmp_path / "run")).read_text(encoding="utf-8")
+def test_every_reference_in_the_page_has_one_target(tmp_path: Path) -> None:
+    page = write_report(make_complete_run(tmp_path / "run")).read_text(encoding="utf-8")
     ids = re.findall(r'\bid="([^"]*)"', page)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', page)) <= {(i, "") for i in ids} | {("", i) for i in ids}
 
 
-def test_values_that_are_not_numbers(tmp_path: Path) -> None:
-    run = _complete(tmp_path / "run")
+def test_missing_and_nan_values(tmp_path: Path) -> None:
+    run = make_complete_run(tmp_path / "run")
     nan = float("nan")
     log = [{**entry, "loss": nan if entry["step"] % 2 else 1e300, "lr": None} for entry in LOG[:10]]
-    log += [{**LOG[11], "loss": 0.5}, {**LOG[12], "step": "x"}, {**CHECK, "accuracy_mean": nan, "accuracy_std": None}]
+    log += [
+        {**LOG[11], "loss": 0.5},
+        {**LOG[12], "step": "x"},
+        {**VALIDATION, "accuracy_mean": nan, "accuracy_std": None},
+    ]
     (run / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
     rows = [
-        _row("distilled", "chosen", nan, nan),
-        _row("distilled", "last", 0.5, None),
-        _row("kmeans", None, 0.5, None, n=None),
-        _row("random", None, None),
+        make_row("distilled", "chosen", nan, nan),
+        make_row("distilled", "last", 0.5, None),
+        make_row("kmeans", None, 0.5, None, n=None),
+        make_row("random", None, None),
     ]
     (run / "results.json").write_text(
         json.dumps({**RESULTS, "ipc": None, "results": rows, "seconds": {"distill": nan}})
     )
     paths = {"t": [0, 1, 2], "accuracy": [[nan, None, 0.5], [0.1]]}
     (run / "experts.json").write_text(json.dumps({**EXPERTS, "convexified_path": paths, "bytes": {"experts": 0}}))
-    page = _page(write_report(run))
+    page = parse_page(write_report(run))
     assert "2 images (1 per class) of digits train a convnet to 50.0 ± – % (n = 5) on test." in page.words
     assert "nan" not in page.words.lower()
     assert "None" not in page.words
@@ -252,17 +270,17 @@ def test_values_that_are_not_numbers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["[]", "{", "null", '{"results": 3, "seconds": [], "bytes": "x"}', "\x00"])
 def test_damaged_optional_files(tmp_path: Path, content: str) -> None:
-    run = _complete(tmp_path / "run")
+    run = make_complete_run(tmp_path / "run")
     for name in ("results.json", "experts.json", "log.jsonl"):
         (run / name).write_text(content)
     for path in (run / "previews").iterdir():
         path.write_text(content)
-    words = _page(write_report(run)).words
+    words = parse_page(write_report(run)).words
     assert "No result yet" in words
     assert "previews: no readable picture of the chosen, initial, last set" in words
 
 
-def test_not_a_run_folder(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "absent"):
         with pytest.raises(UserError, match="not a run folder"):
             write_report(path)
@@ -279,77 +297,77 @@ def test_not_a_run_folder(tmp_path: Path) -> None:
         ('{"format": "limbeck-run", "version": 2}', "upgrade limbeck"),
     ],
 )
-def test_bad_run_json(tmp_path: Path, content: str, words: str) -> None:
+def test_an_invalid_run_json_is_refused(tmp_path: Path, content: str, words: str) -> None:
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(UserError, match=words):
         write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
 
 
-def test_unwritable_place(tmp_path: Path) -> None:
+def test_an_unwritable_path_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert write_report(_minimal(tmp_path / "run"), tmp_path) == tmp_path / "report.html"
+    assert write_report(make_minimal_run(tmp_path / "run"), tmp_path) == tmp_path / "report.html"
     with pytest.raises(UserError, match="cannot write"):
-        write_report(_minimal(tmp_path / "run"), tmp_path / "file" / "report.html")
+        write_report(make_minimal_run(tmp_path / "run"), tmp_path / "file" / "report.html")
 
 
-def test_same_input_same_bytes(tmp_path: Path) -> None:
-    run = _complete(tmp_path / "run")
+def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
+    run = make_complete_run(tmp_path / "run")
     first = write_report(run).read_bytes()
     assert write_report(run).read_bytes() == first
     other = write_comparison([run, run], tmp_path / "c.html").read_bytes()
     assert write_comparison([run, run], tmp_path / "c.html").read_bytes() == other
 
 
-def test_balanced_accuracy_and_several_networks(tmp_path: Path) -> None:
-    run = _complete(tmp_path / "run")
-    rows = [*RESULTS["results"], _row("distilled", "chosen", 0.5, model="mlp", balanced_accuracy_mean=0.456)]
-    rows.append(_row("random", None, 0.6, model="mlp"))
+def test_rows_of_balanced_accuracy_and_of_several_networks(tmp_path: Path) -> None:
+    run = make_complete_run(tmp_path / "run")
+    rows = [*RESULTS["results"], make_row("distilled", "chosen", 0.5, model="mlp", balanced_accuracy_mean=0.456)]
+    rows.append(make_row("random", None, 0.6, model="mlp"))
     (run / "results.json").write_text(json.dumps({**RESULTS, "results": rows}))
-    words = _page(write_report(run)).words
+    words = parse_page(write_report(run)).words
     assert "Balanced accuracy" in words
     assert "45.6 ± – %" in words.replace("\u00a0", " ")
-    assert "−10.0" in words  # against random images with the same network
+    assert "−10.0" in words  # compared with random images, by the same network
 
 
 def test_one_network_has_no_deviation(tmp_path: Path) -> None:
-    """Older files say 0.0 there, which claims to know it."""
-    run = _complete(tmp_path / "run")
-    rows = [{**_row("distilled", "chosen", 0.5, std), "n": 1, "balanced_accuracy_mean": 0.4} for std in (0.0, None)]
+    """Older files have 0.0 instead of null."""
+    run = make_complete_run(tmp_path / "run")
+    rows = [{**make_row("distilled", "chosen", 0.5, std), "n": 1, "balanced_accuracy_mean": 0.4} for std in (0.0, None)]
     pages = set()
     for row in ({**rows[0], "balanced_accuracy_std": 0.0}, {**rows[1], "balanced_accuracy_std": None}):
         (run / "results.json").write_text(json.dumps({**RESULTS, "results": [row]}))
-        (run / "log.jsonl").write_text(json.dumps({**CHECK, "n": 1, "accuracy_std": row["accuracy_std"]}))
+        (run / "log.jsonl").write_text(json.dumps({**VALIDATION, "n": 1, "accuracy_std": row["accuracy_std"]}))
         pages.add(write_report(run).read_text())
         write_comparison([run, run], tmp_path / "both.html")
         pages.add((tmp_path / "both.html").read_text())
         (run / "results.json").unlink()
         pages.add(write_report(run).read_text())
-    assert len(pages) == 3  # the same pages from both
+    assert len(pages) == 3  # both give the same pages
     for page in pages:
         assert "± –" in page.replace("\u00a0", " ")
         assert "± 0.0" not in page.replace("\u00a0", " ")
 
 
 def test_comparison_of_two_runs(tmp_path: Path) -> None:
-    one = _complete(tmp_path / "one")
-    two = _complete(tmp_path / "two", config={"ipc": 1, "student": {"steps": 20, "lr": 0.02}})
-    page = _page(write_comparison([one, two], tmp_path / "out" / "c.html"))
+    one = make_complete_run(tmp_path / "one")
+    two = make_complete_run(tmp_path / "two", config={"ipc": 1, "student": {"steps": 20, "lr": 0.02}})
+    page = parse_page(write_comparison([one, two], tmp_path / "out" / "c.html"))
     assert "2 runs side by side" in page.words
     assert "student.steps" in page.words
     assert "student.lr" not in page.words
     assert page.tags.count("svg") == 3
     assert page.tags.count("img") == 6
     assert "do not share their data" not in page.words
-    other = _minimal(tmp_path / "deep" / "one", data={**META["data"], "fingerprint": "other"})
-    words = _page(write_comparison([one, other], tmp_path / "c.html")).words
+    other = make_minimal_run(tmp_path / "deep" / "one", data={**META["data"], "fingerprint": "other"})
+    words = parse_page(write_comparison([one, other], tmp_path / "c.html")).words
     assert "do not share their data" in words
     assert "2: one" in words
     with pytest.raises(UserError, match="nothing to compare"):
         write_comparison([], tmp_path / "c.html")
 
 
-def test_plots_of_long_and_odd_curves() -> None:
+def test_plots_of_long_and_degenerate_curves() -> None:
     assert plot("t", [Line("a", [1, 2], [None, float("nan")])], "step", salt="s") is None
     steps = list(range(20_000))
     long = plot("t", [Line("a", steps, [1e-9 + s for s in steps])], "step", salt="s")
@@ -361,7 +379,7 @@ def test_plots_of_long_and_odd_curves() -> None:
     assert plot("t", [Line("_a$", [1], [2.0], colour=7)], "step", salt="s") is not None
 
 
-def test_the_report_needs_no_torch() -> None:
+def test_the_report_loads_no_torch() -> None:
     code = "import sys, limbeck.report.page; assert 'torch' not in sys.modules, 'torch'"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -369,8 +387,8 @@ def test_the_report_needs_no_torch() -> None:
 @pytest.mark.parametrize(
     ("form", "sentence"), [("convex", "Experts, convexified"), ("recorded", "Experts, every epoch")]
 )
-def test_the_report_says_what_of_the_experts_was_kept(tmp_path: Path, form: str, sentence: str) -> None:
-    run = _complete(tmp_path / "run")
+def test_the_report_names_the_form_of_stored_experts(tmp_path: Path, form: str, sentence: str) -> None:
+    run = make_complete_run(tmp_path / "run")
     experts = json.loads((run / "experts.json").read_text())
     (run / "experts.json").write_text(json.dumps({**experts, "kept": form}))
     page = write_report(run).read_text()

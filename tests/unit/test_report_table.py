@@ -16,11 +16,11 @@ from limbeck.report.page import write_comparison
 from limbeck.report.table import pool_runs, write_table
 
 
-def row_of(mean: float, std: float | None, n: int) -> ResultRow:
+def make_row(mean: float, std: float | None, n: int) -> ResultRow:
     return ResultRow(set="random", model="convnet", split="test", accuracy_mean=mean, accuracy_std=std, n=n)
 
 
-def run(path: Path, method: str, mean: float, seed: int = 0, **config: Any) -> Path:
+def make_run(path: Path, method: str, mean: float, seed: int = 0, **config: Any) -> Path:
     path.mkdir(parents=True)
     rows = [
         {
@@ -48,9 +48,9 @@ def run(path: Path, method: str, mean: float, seed: int = 0, **config: Any) -> P
     return path
 
 
-def test_a_line_per_setting_and_the_number_of_seeds(tmp_path: Path) -> None:
-    runs = [run(tmp_path / f"mct{seed}", "mct", 0.7 + seed / 10, seed) for seed in range(2)]
-    runs += [run(tmp_path / "mtt", "mtt", 0.6), run(tmp_path / "mtt-long", "mtt", 0.65, iterations=9)]
+def test_the_table_has_a_line_per_setting_with_the_number_of_seeds(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"mct{seed}", "mct", 0.7 + seed / 10, seed) for seed in range(2)]
+    runs += [make_run(tmp_path / "mtt", "mtt", 0.6), make_run(tmp_path / "mtt-long", "mtt", 0.65, iterations=9)]
     text = write_table(runs, tmp_path / "out" / "results.md", "A note.").read_text()
     lines = [line for line in text.splitlines() if line.startswith("| digits")]
     assert len(lines) == 3
@@ -64,9 +64,9 @@ def test_a_line_per_setting_and_the_number_of_seeds(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_runs_of_before_options_were_renamed_share_the_line_of_runs_since(tmp_path: Path) -> None:
-    runs = [run(tmp_path / "before", "mct", 0.7, draws=2, count=5)]
-    runs += [run(tmp_path / "since", "mct", 0.8, seed=1, grad_accum=2, num_experts=5)]
+def test_runs_with_old_option_names_share_the_line_of_new_runs(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "before", "mct", 0.7, draws=2, count=5)]
+    runs += [make_run(tmp_path / "since", "mct", 0.8, seed=1, grad_accum=2, num_experts=5)]
     (line,) = [text for text in write_table(runs, tmp_path / "out.md").read_text().splitlines() if "| digits" in text]
     assert "| mct |  | 2 |" in line
     page = write_comparison(runs, tmp_path / "out.html").read_text()
@@ -74,49 +74,49 @@ def test_runs_of_before_options_were_renamed_share_the_line_of_runs_since(tmp_pa
     assert not any(name in page for name in ("draws", "grad_accum", "num_experts"))
 
 
-def test_pooling_is_the_spread_of_all_networks() -> None:
-    """Against the networks themselves, of three seeds with the same number each, in the limit of many."""
+def test_pooled_mean_and_deviation_of_many_networks() -> None:
+    """Against the accuracies of all networks, of three seeds with 400 networks each."""
     seeds = [[0.1 * s + 0.01 * (i % 2) for i in range(400)] for s in range(3)]
-    cell = pool_runs([row_of(fmean(seed), stdev(seed), 400) for seed in seeds])
+    cell = pool_runs([make_row(fmean(seed), stdev(seed), 400) for seed in seeds])
     means = [fmean(accuracies) for accuracies in seeds]
     assert cell.mean == pytest.approx(fmean([value for accuracies in seeds for value in accuracies]))
     assert cell.std**2 == pytest.approx(0.005**2 + stdev(means) ** 2, rel=1e-2)
 
 
 @pytest.mark.parametrize(("between", "networks"), [(0.03, 2), (0.03, 5), (0.01, 1), (0.0, 4)])
-def test_pooled_variance_is_that_of_one_network_of_one_seed(between: float, networks: int) -> None:
-    """On average over many experiments; deviation 0.02 within a seed, `between` between seeds."""
-    draw, variances = random.Random(0), []
+def test_pooled_variance_is_unbiased(between: float, networks: int) -> None:
+    """Averaged over 3000 experiments with a deviation of 0.02 within a seed and of `between` between seeds."""
+    generator, variances = random.Random(0), []
     for _ in range(3000):
-        seeds = [draw.gauss(0.5, between) for _ in range(10)]
-        accuracies = [[draw.gauss(mean, 0.02) for _ in range(networks)] for mean in seeds]
-        rows = [row_of(fmean(values), stdev(values) if networks > 1 else None, networks) for values in accuracies]
+        seeds = [generator.gauss(0.5, between) for _ in range(10)]
+        accuracies = [[generator.gauss(mean, 0.02) for _ in range(networks)] for mean in seeds]
+        rows = [make_row(fmean(values), stdev(values) if networks > 1 else None, networks) for values in accuracies]
         std = pool_runs(rows).std
         assert std is not None
         variances.append(std**2)
     low = 0.02**2 + between**2
-    # Where seeds do not differ, a variance between them that is never negative is a little too large on average.
+    # If seeds do not differ, clipping the variance between them at 0 makes it slightly too large on average.
     assert low * 0.98 < fmean(variances) < low * (1.02 if between else 1.05)
 
 
-def test_the_means_of_a_few_networks_scatter_by_themselves() -> None:
-    """A deviation of 0.0224 of four networks, and means as far apart as those networks explain."""
+def test_the_scatter_of_means_is_not_counted_twice() -> None:
+    """Four networks with a deviation of 0.0224, and two means whose distance follows from it."""
     means = [0.5 - 0.0224 / 8**0.5, 0.5 + 0.0224 / 8**0.5]
-    cell = pool_runs([row_of(mean, 0.0224, 4) for mean in means])
+    cell = pool_runs([make_row(mean, 0.0224, 4) for mean in means])
     assert cell.std == pytest.approx(0.0224)
-    alike = pool_runs([row_of(0.5, 0.0224, 4)] * 2)
-    assert alike.std == pytest.approx(0.0224)  # a variance between seeds is not negative
+    equal_means = pool_runs([make_row(0.5, 0.0224, 4)] * 2)
+    assert equal_means.std == pytest.approx(0.0224)  # the variance between seeds is clipped at 0
 
 
 def test_one_network_has_no_deviation(tmp_path: Path) -> None:
-    """Of one seed it is unknown, as null and as the 0.0 of older files; of several it is that between them."""
+    """For one seed it is unknown (null, or 0.0 in older files); for several seeds it is that between them."""
     for std in (None, 0.0):
-        assert str(pool_runs([row_of(0.5, std, 1)])) == "50.0 ± – (n = 1)"
-        assert pool_runs([row_of(0.5, std, 1), row_of(0.6, std, 1)]).std == pytest.approx(stdev([0.5, 0.6]))
+        assert str(pool_runs([make_row(0.5, std, 1)])) == "50.0 ± – (n = 1)"
+        assert pool_runs([make_row(0.5, std, 1), make_row(0.6, std, 1)]).std == pytest.approx(stdev([0.5, 0.6]))
 
 
 def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
-    unfinished = run(tmp_path / "run", "mct", 0.7)
+    unfinished = make_run(tmp_path / "run", "mct", 0.7)
     (unfinished / "results.json").unlink()
     for folder in (unfinished, tmp_path / "nothing"):
         with pytest.raises(UserError, match="not a finished run"):
@@ -126,9 +126,9 @@ def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "results.md").exists()
 
 
-def test_uneven_classes_get_a_line_of_balanced_accuracy(tmp_path: Path) -> None:
-    """Where the two measures differ; elsewhere it would say the same twice."""
-    runs = [run(tmp_path / name, "mct", 0.7, name=name) for name in ("even", "uneven")]
+def test_a_line_of_balanced_accuracy_where_it_differs(tmp_path: Path) -> None:
+    """Both lines would be equal for balanced classes."""
+    runs = [make_run(tmp_path / name, "mct", 0.7, name=name) for name in ("even", "uneven")]
     for path, off in zip(runs, (0.001, -0.1)):
         results = json.loads((path / "results.json").read_text())
         results["data"]["name"] = path.name
