@@ -43,13 +43,7 @@ def model() -> FlatModel:
     return flat_model(ModelConfig(width=4, depth=2), SHAPE, 3)
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty cache; the library that is loaded from it is dropped after the test."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    kernels._loaded.cache_clear()
-    yield tmp_path / "cache" / "limbeck" / "kernels"
-    kernels._loaded.cache_clear()
+PRINT_VERSION = 'if [ "$1" = --version ]; then echo "g++ (fake) 1.2.3"; exit 0; fi\n'
 
 
 def write_script(path: Path, text: str) -> str:
@@ -58,7 +52,17 @@ def write_script(path: Path, text: str) -> str:
     return str(path)
 
 
-PRINT_VERSION = 'if [ "$1" = --version ]; then echo "g++ (fake) 1.2.3"; exit 0; fi\n'
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache, and a compiler that copies the library of the session instead of compiling for 8 seconds."""
+    library = kernels.load()
+    assert library is not None
+    copy = PRINT_VERSION + f'while [ "$1" != -o ]; do shift; done; cp "{library.path}" "$2"'
+    monkeypatch.setenv("CXX", write_script(tmp_path / "copy", copy))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    kernels._loaded.cache_clear()
+    yield tmp_path / "cache" / "limbeck" / "kernels"
+    kernels._loaded.cache_clear()
 
 
 @pytest.mark.parametrize(
