@@ -78,7 +78,10 @@ def choose_defaults(options: type[RunOptions], prog: str, arguments: Sequence[st
     values = {} if choice.preset is None else preset_options(choice.preset)
     method = find_method(choice.method or values.get("method", "mct"))
     if values and method.name != values["method"]:
-        raise UserError(f"'{choice.preset}' is a setting of {values['method']}, not of {method.name}.")
+        raise UserError(
+            f"'{choice.preset}' is a setting of {values['method']}, not of {method.name}; leave out --method, or name "
+            "another preset."
+        )
     if choice.experts is not None:  # the store says how many there are
         values.pop("num_experts", None)
     job = {name: value for name, value in values.items() if name in JobConfig.model_fields}

@@ -56,9 +56,11 @@ def read_json(path: Path, format: str, version: int = 1) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
     except (OSError, ValueError, RecursionError) as error:  # the last two: no text, no JSON, nested too deeply
-        raise UserError(f"{path} cannot be read as JSON ({error}); it is damaged or not ours.") from None
+        raise UserError(
+            f"{path} cannot be read as JSON ({error}); it is damaged or not ours; restore it, or name another."
+        ) from None
     if not isinstance(value, dict):
-        raise UserError(f"{path} is not a {format}.")
+        raise UserError(f"{path} is not a {format}; name a file that limbeck wrote.")
     check_format(path, value, format, version)
     return value
 
@@ -66,7 +68,7 @@ def read_json(path: Path, format: str, version: int = 1) -> dict[str, Any]:
 def check_format(path: Path, header: dict[str, Any], format: str, version: int) -> None:
     """Raise UserError unless a header says that the file is of this format and version."""
     if header.get("format") != format:
-        raise UserError(f"{path} is not a {format} (it says '{header.get('format')}').")
+        raise UserError(f"{path} is not a {format} (it says '{header.get('format')}'); name another file.")
     if header.get("version") != version:
         raise UserError(
             f"{path} is a {format} of version {header.get('version')}; this program reads version {version}: "
@@ -96,4 +98,4 @@ def refuse_own_folder(folder: Path) -> None:
     """Raise UserError where a folder that should hold images is a run or a store of experts."""
     for file, content in (("run.json", "a run of limbeck"), ("store.json", "a store of experts")):
         if (folder / file).exists():
-            raise UserError(f"{folder}: {content} and no images; name the data set that it was made from")
+            raise UserError(f"{folder}: {content} and no images; name the data set that it was made from.")

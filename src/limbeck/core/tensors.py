@@ -84,9 +84,11 @@ def read_header(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read as safetensors ({error}); it is damaged or not ours.") from None
+        raise UserError(
+            f"{path} cannot be read as safetensors ({error}); it is damaged or not ours; restore it, or name another."
+        ) from None
     if text is None:
-        raise UserError(f"{path} is a safetensors file, but was not written by limbeck.")
+        raise UserError(f"{path} is a safetensors file, but was not written by limbeck; name one that was.")
     try:
         header = json.loads(text)
     except (ValueError, RecursionError):

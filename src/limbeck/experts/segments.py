@@ -11,7 +11,9 @@ from limbeck.core.errors import UserError
 
 def _require_length(max_start: float, span: float) -> None:
     if not (max_start > 0 and span > 1e-6):  # a shorter segment has no length to divide by; NaN fails too
-        raise UserError(f"start epochs below {max_start} and a span of {span} epochs leave nothing to match.")
+        raise UserError(
+            f"start epochs below {max_start} and a span of {span} epochs leave nothing to match; raise them."
+        )
 
 
 @dataclass(frozen=True)
@@ -73,14 +75,15 @@ class WholeEpochs:
     def __post_init__(self) -> None:
         _require_length(self.max_start, self.span)
         if self.min_start < 0:
-            raise UserError(f"start epochs begin at 0, not at {self.min_start}.")
+            raise UserError(f"start epochs begin at 0, not at {self.min_start}; give 0 or more.")
 
     def __call__(self, step: int, end: int, generator: torch.Generator) -> tuple[float, float]:
         """Return the first and last epoch of the segment, for an expert of `end` epochs."""
         bound = min(self.max_start, end - self.span + 1)
         if bound <= self.min_start:
             raise UserError(
-                f"experts of {end} epochs have no segment of {self.span} epochs from epoch {self.min_start} on."
+                f"experts of {end} epochs have no segment of {self.span} epochs from epoch {self.min_start} on; "
+                "lower --expert-epochs, or train them longer (--expert.epochs)."
             )
         t0 = int(torch.randint(self.min_start, bound, (), generator=generator))
         return float(t0), float(t0 + self.span)
@@ -105,7 +108,7 @@ class GrowingEpochs:
         if not self.min_start < self.first <= self.last or self.steps < 1:
             raise UserError(
                 f"a start range [{self.min_start}, {self.first}) cannot grow to [{self.min_start}, {self.last}) "
-                f"in {self.steps} steps."
+                f"in {self.steps} steps; the bound grows from above the first start epoch, and never falls."
             )
         WholeEpochs(self.first, self.span, self.min_start)
 

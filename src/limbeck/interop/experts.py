@@ -147,7 +147,10 @@ def _experts(buffers: list[Buffer], task: Task, measure: int, listen: Listener) 
         if buffer.steps is not None:
             steps = as_list(open_pt(buffer.steps), str(buffer.steps), "experts")
             if len(steps) != len(experts):
-                raise UserError(f"{buffer.path} holds {len(experts)} experts, {buffer.steps.name} {len(steps)}.")
+                raise UserError(
+                    f"{buffer.path} holds {len(experts)} experts, {buffer.steps.name} {len(steps)}; "
+                    "one of the two files was cut."
+                )
         for number in range(len(experts)):
             where = f"{buffer.path.name}, expert {number}"
             checkpoints, experts[number] = experts[number], None  # frees each expert once it is written

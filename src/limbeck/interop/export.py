@@ -80,7 +80,8 @@ def _export_convex(store: Store, indices: list[int], folder: Path, number: int) 
         steps.append(segments[0] if len(segments) == 1 else segments)
     if len(counts) > 1:
         raise UserError(
-            f"the experts of {store.path} have {sorted(counts)} waypoints; one file has one number of them."
+            f"the experts of {store.path} have {sorted(counts)} waypoints, and a file has one number of them; "
+            "'limbeck convexify' the recorded experts anew."
         )
     (count,) = counts
     name = str(number) if count == 2 else f"ip{count}_{number}"

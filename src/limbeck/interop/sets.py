@@ -132,7 +132,7 @@ def _images(path: Path, data: ImageData) -> Tensor:
 def _labels(path: Path, count: int, classes: int, notes: list[str]) -> Tensor:
     """Labels as int64 classes (n,) or probabilities (n, classes)."""
     if not path.exists():
-        raise UserError(f"there is no {path}: without labels the images are of no use.")
+        raise UserError(f"there is no {path}: without labels the images are of no use; add it.")
     labels = _tensor(open_pt(path), path)
     if len(labels.shape) < 1 or len(labels) != count:
         raise UserError(f"{path} holds labels of shape {tuple(labels.shape)}, for {count} images.")

@@ -97,7 +97,9 @@ def plan(options: MCTOptions, inputs: MethodInputs) -> Plan:
     """Match convexified experts from continuous start epochs by the exact gradient."""
     task, t = inputs.task, options.max_start_epoch
     if options.teacher_labels and options.canvas > 1:
-        raise UserError("--teacher-labels and --canvas do not go together: a label is of an image, not of its crops.")
+        raise UserError(
+            "--teacher-labels and --canvas do not go together, since a label is of an image: leave out one."
+        )
     synthetic = init_synthetic_set(options.init, inputs, options.lr_teacher, options.canvas)
     optimisers = make_optimisers(options, synthetic)
     labels = TeacherLabels(task.logits, t) if options.teacher_labels else None

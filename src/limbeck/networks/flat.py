@@ -207,7 +207,7 @@ class FlatModel:
         """
         classifier = getattr(self.module, "classifier", None)
         if classifier is None:
-            raise UserError(f"{type(self.module).__name__} has no layer called 'classifier', so no features to read.")
+            raise UserError(f"{type(self.module).__name__} has no layer called 'classifier'; call its last layer that.")
         features: list[Tensor] = []
         handle = classifier.register_forward_pre_hook(lambda _module, inputs: features.append(inputs[0].flatten(1)))
         try:

@@ -53,7 +53,8 @@ class ModelConfig(BaseModel):
         parameters = inspect.signature(MODELS[self.name]).parameters
         for key in options:
             if key not in parameters:
-                raise UserError(f"the network '{self.name}' has no option '{key}'.")
+                own = ", ".join(name for name in type(self).model_fields if name != "name" and name in parameters)
+                raise UserError(f"the network '{self.name}' has no option '{key}'; it has {own or 'none'}.")
         return options
 
     def resolved(self, size: tuple[int, int]) -> ModelConfig:

@@ -85,7 +85,7 @@ def _read_meta(folder: Path, missing: list[str]) -> RunRecord:
     except UNREADABLE as error:
         raise UserError(f"{str(path)!r} is damaged and cannot be read ({error}); restore it or run again.") from error
     if not isinstance(value, dict) or value.get("format") != FORMAT:
-        raise UserError(f"{str(path)!r} is not the record of a run: its format is not {FORMAT!r}.")
+        raise UserError(f"{str(path)!r} is not the record of a run: its format is not {FORMAT!r}; name a run folder.")
     try:
         meta, faults = salvage(RunRecord, value)
     except ValidationError:

@@ -33,7 +33,9 @@ def tile_sides(size: tuple[int, int], factor: int) -> tuple[int, int]:
     """
     sides = (-(-size[0] // max(factor, 1)), -(-size[1] // max(factor, 1)))
     if factor < 1 or any(tile * (factor - 1) >= side for tile, side in zip(sides, size)):
-        raise UserError(f"images of {size[0]} x {size[1]} pixels cannot be cut by a factor of {factor}.")
+        raise UserError(
+            f"images of {size[0]} x {size[1]} pixels cannot be cut by a factor of {factor}; use a lower one."
+        )
     return sides
 
 
