@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from itertools import pairwise
+from contextlib import contextmanager
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -89,26 +90,31 @@ def import_experts(
     if not len(images.validation):
         raise UserError(f"{images.name} has no validation images to measure on; give it more images per class.")
     task = make_task(images, model or _network(buffers[0], images), preprocess, augment, device)
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
     listen({"event": "stage", "name": "import", "total": len(buffers), "unit": "file"})
     facts = {"kind": buffers[0].kind, "files": [[b.path.name, b.path.stat().st_size] for b in buffers]}
-    try:
+    with _new_folder(out) as part:
         store: Store | None = None
-        for index, expert in enumerate(_experts(buffers, task, measure, listen)):
-            if index == num_experts:
-                break
+        for index, expert in enumerate(islice(_experts(buffers, task, measure, listen), num_experts)):
             config = _config(training or ExpertConfig(), expert, buffers[0].kind)
             _check_length(config, epochs, store, f"{buffers[0].path.parent}, expert {index}")
             origin = {"computed": None, "imported": facts}  # the conditions of their training are unknown
             store = store or Store.create(part, {**describe_experts(task, config, seed), **origin})
             store.write(index, expert)
+    return Store.open(out)
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that replaces it at the end of a `with` block, and is removed where that raises."""
+    part = out.with_name(f".{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        yield part
         if out.exists():
             out.rmdir()
         part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return Store.open(out)
 
 
 def _check_length(config: ExpertConfig, epochs: int | None, store: Store | None, where: str) -> None:

@@ -19,6 +19,12 @@ from limbeck.synthetic.distilled import DistilledSet
 
 NAME = re.compile(r"(?P<ema>ema_)?images(?P<ipc>_ipc-\d+)?_(?P<which>\d+|best)\.pt")
 
+FITTED = {
+    "zca": ("its ZCA matrix was not in the files: fitted anew on our train part with eps 0.1",),
+    "normalise": ("its normalising constants were not in the files: fitted anew on our train part",),
+}
+"""Notes on a preprocessing that the files do not hold, by its kind."""
+
 
 def import_set(
     source: str | Path,
@@ -51,10 +57,7 @@ def import_set(
     notes: list[str] = []
     labels = _labels(_sibling(path, "labels"), len(images), loaded.num_classes, notes)
     step_size = _step_size(_sibling(path, "lr"), lr, notes)
-    if preprocess == "zca":
-        notes.append("its ZCA matrix was not in the files: fitted anew on our train part with eps 0.1")
-    elif preprocess == "normalise":
-        notes.append("its normalising constants were not in the files: fitted anew on our train part")
+    notes += FITTED.get(preprocess, ())
     input_space = fit_preprocess(preprocess, loaded.train.images)
     match = NAME.fullmatch(path.name)
     step_name = match["which"] if match else "best"

@@ -146,14 +146,13 @@ def prepare(
     own = {key: value for key, value in options.items() if key in chosen.config.model_fields}
     config = check_options(JobConfig, {key: value for key, value in options.items() if key not in own})
     requested = check_options(chosen.config, own)
-    images = _load(data, config.seed, resize)
-    task = make_task(images, config.model, config.preprocess, config.augment, device, config.precision)
+    task = _make_task(data, config, device, resize)
     task.check_ipc(config.ipc)
 
     handle = _experts(config, chosen, task, experts)
     expert = config.expert if handle is None else handle.config
-    resolved_options = chosen.resolve_options(requested, DataFacts(len(images.train), config.ipc, expert))
-    name = f"{images.name}-{chosen.name}-ipc{config.ipc}-seed{config.seed}"
+    resolved_options = chosen.resolve_options(requested, DataFacts(len(task.data.train), config.ipc, expert))
+    name = f"{task.data.name}-{chosen.name}-ipc{config.ipc}-seed{config.seed}"
     path = Path(out) if out is not None else Path("runs") / name
     recorded = RunFolder(path).config()
     every = config.validate_every or recorded.get("validate_every")
@@ -187,17 +186,16 @@ def prepare_experts(
 ) -> Experts:
     """Read and check experts that are to be trained; the arguments are those of `train_experts`."""
     config = check_options(JobConfig, rename_keywords(options, JobConfig.model_fields))
-    images = _load(data, config.seed, resize)
-    task = make_task(images, config.model, config.preprocess, config.augment, device, config.precision)
+    task = _make_task(data, config, device, resize)
     count = config.num_experts or DEFAULT_NUM_EXPERTS
     return Experts.to_train(task, config.expert, count, config.seed, path=None if out is None else Path(out))
 
 
-def _load(data: str | Path | ImageData, seed: int, resize: int | None) -> ImageData:
-    images = load_data(data, seed=seed, resize=resize)
+def _make_task(data: str | Path | ImageData, config: JobConfig, device: str, resize: int | None) -> Task:
+    images = load_data(data, seed=config.seed, resize=resize)
     if not len(images.validation):
         raise UserError(f"{images.name} has no validation images to choose by; give it more images per class.")
-    return images
+    return make_task(images, config.model, config.preprocess, config.augment, device, config.precision)
 
 
 def _experts(config: JobConfig, method: Method, task: Task, store: str | Path | None) -> Experts | None:

@@ -41,8 +41,7 @@ def image_grid(
     max_columns: images of a class that are shown, the first ones; the row says how many there are.
     Raises ValueError for images or options of another shape or range.
     """
-    if images.ndim != 4 or len(images) == 0 or len(images) != len(labels):
-        raise ValueError(f"need images (n, c, h, w) and n labels, got {tuple(images.shape)} and {tuple(labels.shape)}")
+    _check_shapes(images, labels)
     if max_columns < 1 or (upscale is not None and upscale < 1):
         raise ValueError(f"max_columns and upscale must be at least 1, got {max_columns} and {upscale}")
     hard = hard_labels(labels).tolist()
@@ -70,9 +69,7 @@ def image_grid(
             middle = top + cell_height / 2 + (number - (len(lines) - 1) / 2) * (_TEXT_SIZE + 3)
             draw.text((left - 2 * _GAP, middle), line, fill=_GREY, font=font, anchor="rm")
         for column, index in enumerate(members[:columns]):
-            picture = Image.fromarray(pixels[index].numpy()).convert("RGBA")
-            picture = picture.resize((cell_width, height * scale), Image.Resampling.NEAREST)
-            grid.paste(picture, (left + column * (cell_width + _GAP), top))
+            grid.paste(_enlarge(pixels[index], scale), (left + column * (cell_width + _GAP), top))
     return grid
 
 
@@ -96,15 +93,24 @@ def image_strip(
     for index, label in enumerate(hard):
         left, top = index % columns * step_x, index // columns * step_y
         draw.text((left, top), _name(label, classes, font, step_x - 2 * _GAP), fill=_GREY, font=font)
-        picture = Image.fromarray(pixels[index].numpy()).convert("RGBA")
-        picture = picture.resize((width * scale, height * scale), Image.Resampling.NEAREST)
-        sheet.paste(picture, (left, top + _TEXT_SIZE + _GAP))
+        sheet.paste(_enlarge(pixels[index], scale), (left, top + _TEXT_SIZE + _GAP))
     return sheet
 
 
 def save_png(image: Image.Image, path: Path) -> None:
     """Write a PNG file atomically: to a temporary name beside `path`, which is then renamed."""
     write_atomically(path, lambda temporary: image.save(temporary, format="PNG"))
+
+
+def _check_shapes(images: Tensor, labels: Tensor) -> None:
+    if images.ndim != 4 or len(images) == 0 or len(images) != len(labels):
+        raise ValueError(f"need images (n, c, h, w) and n labels, got {tuple(images.shape)} and {tuple(labels.shape)}")
+
+
+def _enlarge(pixels: Tensor, scale: int) -> Image.Image:
+    """Pixels of one image, (h, w) or (h, w, 3), as a picture in which each is scale x scale."""
+    picture = Image.fromarray(pixels.numpy()).convert("RGBA")
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
 def _to_bytes(images: Tensor, sigma: float | None) -> Tensor:
