@@ -79,7 +79,7 @@ class Task:
 
     @property
     def max_workers(self) -> int | None:
-        """How many networks may be trained at the same time; None stands for one per thread.
+        """The number of networks that may be trained at the same time; None stands for one per thread.
 
         It is 1 under autograd, because functional_call swaps a module's parameters, so that one module serves one
         thread; and on a GPU, which one network keeps busy.
@@ -115,7 +115,7 @@ class Task:
         return self.preprocess.apply(split.images.to(self.device)), split.labels.to(self.device)
 
     def check_ipc(self, ipc: int) -> None:
-        """Raises UserError unless every class has at least `ipc` >= 1 training images."""
+        """Raise UserError unless every class has at least `ipc` >= 1 training images."""
         if ipc < 1:
             raise UserError(f"images per class must be at least 1, not {ipc}.")
         counts = self.data.train.counts(self.data.num_classes)

@@ -41,7 +41,7 @@ def sizes(folder: Path) -> dict[str, int]:
 
 
 def run_cache(args: Cache, listen: Listener) -> Any:
-    """Clear what is to be cleared; then return the rest as data with --json, else print a few lines a kind."""
+    """Remove the kinds that --clear names; then return the sizes of all kinds with --json, else print them."""
     for kind in args.clear:
         if folder_of(kind).is_dir():
             shutil.rmtree(folder_of(kind))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 
 class Entry(NamedTuple):
-    """What the catalogue says of a method; the fields mean what those of `limbeck.methods.Method` mean."""
+    """A method in the catalogue; the fields are those of `limbeck.methods.Method`."""
 
     name: str
     summary: str

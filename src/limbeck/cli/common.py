@@ -1,4 +1,4 @@
-"""What commands share: the shape of a command, and the options that several of them have."""
+"""Parts that commands share: `Command`, and the options that several of them have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which exceptions are the user's or the machine's, and what the command line says of them."""
+"""Turns exceptions that the user or the machine caused into one sentence and an exit status."""
 
 from __future__ import annotations
 

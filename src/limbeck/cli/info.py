@@ -1,4 +1,4 @@
-"""What a file or folder is, in facts."""
+"""Describes files and folders: data sets, stores, distilled sets, runs, and files of other code."""
 
 from __future__ import annotations
 

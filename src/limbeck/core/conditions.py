@@ -1,4 +1,4 @@
-"""Conditions of a computation: what changes the last bits of a result while its settings stay the same."""
+"""Conditions of a computation, which change the last bits of a result under the same settings."""
 
 from __future__ import annotations
 

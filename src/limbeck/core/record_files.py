@@ -18,7 +18,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def read_record(path: Path, model: type[R], format: str, version: int = 1) -> R:
-    """A record from a JSON file; UserError where it is none of this format and version, or damaged."""
+    """Read a record from a JSON file; UserError where the file is damaged, or of another format or version."""
     return parse_record(path, model, read_json(path, format, version))
 
 
@@ -57,7 +57,7 @@ def salvage(model: type[R], value: object) -> tuple[R, list[str]]:
 
 
 def _places(error: ValidationError) -> Iterator[tuple[str | int, ...]]:
-    """Where a value does not fit; where a field is missing, the object that lacks it."""
+    """The places of values that do not fit; for a missing field, the place of the object that lacks it."""
     for fault in error.errors(include_input=False, include_url=False):
         yield fault["loc"][:-1] if fault["type"] == "missing" else fault["loc"]
 

@@ -315,7 +315,7 @@ class SetData(DataName):
 
 
 class Provenance(Record):
-    """Where a set comes from, as its header says; step: outer steps done, None where nobody knows."""
+    """Where a set comes from, as its header says; step: outer steps done, None where it is unknown."""
 
     config: dict[str, JsonValue] = {}
     data: SetData = SetData()

@@ -128,7 +128,7 @@ class CompiledDerivatives:
 
     @cached_property
     def _padded_places(self) -> tuple[Tensor | None, int]:
-        """Where each parameter lies in the padded vector, None where nothing is padded; and that vector's length."""
+        """The indices of the parameters in the padded vector (None where nothing is padded), and its length."""
         places, count = list[Tensor](), 0
 
         def add(shape: tuple[int, ...], used: tuple[slice, ...]) -> None:

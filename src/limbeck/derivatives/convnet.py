@@ -52,7 +52,7 @@ class Parameters(NamedTuple):
 
 
 class BlockTape(NamedTuple):
-    """What the tangent needs of a forward and backward pass through one block; the names are those of block.hpp."""
+    """Tensors of a forward and backward pass through one block, for the tangent; named as in block.hpp."""
 
     x: Tensor
     z: Tensor
@@ -63,7 +63,7 @@ class BlockTape(NamedTuple):
 
 
 class Tape(NamedTuple):
-    """What the tangent needs of a forward and backward pass of n images.
+    """Tensors of a forward and backward pass of n images, for the tangent.
 
     features (n, d), probabilities (n, classes), label_sums (n, 1) and dlogits (n, classes) are of the last layer.
     """
@@ -144,7 +144,7 @@ class TorchDerivatives:
             yield to_channels_last(part, self.dtype), target
 
     def _part_size(self, images: Tensor) -> int:
-        """How many images a part has."""
+        """The number of images in a part."""
         bytes_per_image = self.layout.shapes[0][0] * images.shape[2] * images.shape[3] * self.dtype.itemsize
         return max(MIN_PART, self.max_bytes // bytes_per_image)
 

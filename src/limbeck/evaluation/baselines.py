@@ -80,7 +80,7 @@ def evaluate_baselines(task: Task, ipc: int, config: EvalConfig, seed: int, list
 
 
 def baseline_path(task: Task, name: str, ipc: int, config: EvalConfig, seed: int) -> tuple[Path, dict[str, Any]]:
-    """Where `evaluate_baselines` keeps the row of this name, and all that it depends on."""
+    """The file in which `evaluate_baselines` stores the row of this name, and the description in its key."""
     if name == "full":  # shared by runs that differ in anything else
         options = config.model_dump(mode="json", include={"momentum", "weight_decay", *FULL})
     else:

@@ -322,7 +322,7 @@ def load_sets(source: DistilledSet | str | Path) -> list[tuple[str | None, Disti
 
 
 def require_same_data(images: ImageData, distilled: DistilledSet) -> None:
-    """UserError unless a set was made from these images: on others its accuracy would mean nothing."""
+    """Raise UserError unless a set was made from these images: on others its accuracy means nothing."""
     if tuple(images.classes) != distilled.classes:
         raise UserError(
             f"{images.name} has the classes {', '.join(images.classes[:5])} ..., the set was made for "

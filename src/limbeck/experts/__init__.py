@@ -1,4 +1,4 @@
-"""Trajectories: what an expert's training leaves behind, and which part of it to match."""
+"""Experts: training them, their trajectories and store, and the segments that a student matches."""
 
 from limbeck.experts.convexified import (
     SCHEDULES,

@@ -162,7 +162,7 @@ class Store:
 
     @classmethod
     def check(cls, path: Path, description: dict[str, Any]) -> None:
-        """UserError unless `path` is a store of this description, or can become one; nothing is written."""
+        """Raise UserError unless `path` is a store of this description, or can become one; this writes nothing."""
         if (path / "store.json").exists():
             cls.open(path).require({name: value for name, value in description.items() if name != "computed"})
         else:
@@ -271,7 +271,7 @@ class Store:
         return Expert(convex, recorded, tuple(header.validation), header.test)
 
     def _check_shapes(self, path: Path, header: ExpertHeader, tensors: Mapping[str, Tensor | LazyRows]) -> None:
-        """UserError unless the tensors of an expert fit each other, its header and the layout."""
+        """Raise UserError unless the tensors of an expert fit each other, its header and the layout."""
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         layout, epochs = self.layout, header.waypoint_epochs or []
         expected: dict[str, tuple[int, ...]] = {}

@@ -1,4 +1,4 @@
-"""How long a job will take, from a few of its own steps: an epoch of an expert, an outer step, an epoch of evaluation.
+"""Estimates the time of a job from a few timed steps: of an expert, of the outer loop, of evaluation.
 
 Each time is multiplied by how often the job does that step. A factor of two is good enough. Nothing is written.
 """

@@ -85,7 +85,7 @@ class Job:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """How a set of this job is meant to be trained on, as its file says."""
+        """The recipe in the header of a set: how a network is trained on it."""
         recipe = self.config.eval.model_dump(include={"networks", "epochs", *VALIDATION})
         return {**recipe, "augment": self.task.augment.strategy, "model": self.task.model_config.model_dump()}
 
@@ -95,7 +95,7 @@ class Job:
         return "log_lr" in self.method.learns
 
     def record(self) -> RunRecord:
-        """What run.json holds of this job."""
+        """The content of run.json for this job."""
         task = self.task
         threads = {"threads": torch.get_num_threads()} if self.method.depends_on_threads(self.options) else {}
         is_command = Path(sys.argv[0]).name == "limbeck"
@@ -212,7 +212,7 @@ def _experts(config: JobConfig, method: Method, task: Task, store: str | Path | 
 
 
 def _source(source: object) -> str | None:
-    """Where the data came from, so that a set can be evaluated again without saying so.
+    """The name or path of the data, so that a set can be evaluated later without naming them.
 
     A data set that is known by name stays a name, though a folder, perhaps that of the run, has the same one.
     """

@@ -1,4 +1,4 @@
-"""The last stage of a run: evaluate its sets and what they are compared with, and write results.json."""
+"""The last stage of a run: evaluates its sets and the baselines, and writes results.json."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def evaluation_key(task: Task, config: EvalConfig, steps: int) -> str:
 
 
 def evaluate_run(job: Job, listen: Listener) -> list[ResultRow]:
-    """Rows of results.json: last and chosen set, real images, full data. The test part is used here and nowhere else.
+    """Compute the rows of results.json: last and chosen set, real images, full data. Only this uses the test part.
 
     Rows that are in the log already are read from there.
     """
@@ -71,7 +71,7 @@ def evaluate_run(job: Job, listen: Listener) -> list[ResultRow]:
 
 
 def _load_set(job: Job, which: str) -> DistilledSet:
-    """A set of the run; its file is brought up to this job's configuration where that has changed since."""
+    """Load a set of the run, and update recipe and configuration in its file where those of the job differ."""
     path = job.path / f"set-{which}.safetensors"
     stored = load(path)
     current = replace(stored, recipe=job.recipe, provenance={**stored.provenance, "config": job.resolved})
@@ -144,7 +144,7 @@ def stage_seconds(job: Job) -> dict[str, float]:
 
 
 def write_results(job: Job, rows: list[ResultRow]) -> None:
-    """results.json, then the configuration that it is of in run.json; a report of other results is removed first."""
+    """Remove the old report, write results.json, and then its configuration to run.json."""
     config, task = job.config.eval, job.task
     set_bytes, stored = size_of(job.path / "set-chosen.safetensors"), ResultBytes()
     if (job.path / "experts.json").exists():  # the store may be gone by now

@@ -1,4 +1,4 @@
-"""What a method is handed, what it hands back, and how it is listed."""
+"""The interface of a method: its options, its inputs, the plan that it returns, and its line in the registry."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from limbeck.task import Task
 
 
 class MethodInputs(NamedTuple):
-    """What a method works on.
+    """The inputs of a plan.
 
-    trajectories: of the experts, of the kind that the method needs. A method that needs none is given some only where
-        the user named a store of experts.
+    trajectories: of the experts, of the kind that the method needs. A method that needs none gets some only where the
+        user named a store of experts.
     ipc: images per class of the synthetic set.
     seed: of everything random.
     """
@@ -32,7 +32,7 @@ class MethodInputs(NamedTuple):
 
 
 class DataFacts(NamedTuple):
-    """What the defaults of a method may depend on.
+    """Facts on which the defaults of a method may depend.
 
     train_images: how many there are, over all classes.
     ipc: images per class of the synthetic set.

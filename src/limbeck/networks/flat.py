@@ -71,7 +71,7 @@ def lecun_normal(layout: Layout, generator: torch.Generator) -> Tensor:
 
 
 def _refuse_unfinished(module: object) -> None:
-    """Raises UserError for a value that is no module, and for a module whose parameters have no shape yet."""
+    """Raise UserError for a value that is no module, and for a module whose parameters have no shape yet."""
     if not isinstance(module, nn.Module):
         raise UserError(
             f"the function that builds a network returns {type(module).__name__}, expected torch.nn.Module."
@@ -85,7 +85,7 @@ def _refuse_unfinished(module: object) -> None:
 
 
 def _refuse_impure_layers(module: nn.Module) -> None:
-    """Raises UserError for a module with a layer of torch that is random or keeps statistics, and names the layer."""
+    """Raise UserError for a module with a layer of torch that is random or keeps statistics, and names the layer."""
     for name, part in module.named_modules():
         if getattr(part, "running_mean", None) is not None:
             raise UserError(
@@ -132,7 +132,7 @@ def _call_twice(module: nn.Module, images: Tensor) -> list[tuple[Tensor, Tensor]
 
 
 def _refuse_impure_calls(module: nn.Module, shape: Sequence[int]) -> None:
-    """Raises UserError where two calls on two images of `shape` differ, draw random numbers or change a buffer."""
+    """Raise UserError where two calls on two images of `shape` differ, draw random numbers or change a buffer."""
     name, count = type(module).__name__, 2 * prod(shape)
     images = torch.arange(float(count)).cos().view(2, *shape).to(next(module.parameters(), torch.empty(0)))
     buffers = {buffer: tensor.clone() for buffer, tensor in module.named_buffers()}

@@ -281,7 +281,7 @@ def _experts(run: Run) -> list[tuple[str, str]]:
 
 
 def _storage(run: Run) -> list[tuple[str, str, str]]:
-    """(what, size, remark) of all that the run stored."""
+    """One (name, size, remark) for everything that the run stored."""
     expert_bytes = run.experts.bytes.experts or run.summary.bytes.experts
     recorded = run.experts.bytes.recorded_would_be
     rows = []

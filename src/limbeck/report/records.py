@@ -35,7 +35,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder holds; `missing` says in sentences what was absent or unreadable.
+    """The content of a run folder; `missing` has one sentence for each part that was absent or unreadable.
 
     steps, validations: lines of the log by step, validations also by which set; sets: (file, bytes).
     """
@@ -57,7 +57,7 @@ def finite(value: float | None) -> float | None:
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run folder; a UserError unless it holds a run.json that this version understands."""
+    """Read a run folder; UserError unless it holds a run.json that this version can read."""
     missing: list[str] = []
     meta = _read_meta(folder, missing)
     steps, validations = _read_log(folder / "log.jsonl", missing)

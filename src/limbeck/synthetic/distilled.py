@@ -126,7 +126,7 @@ def load(path: str | Path) -> DistilledSet:
 
 
 def _check_tensors(path: Path, tensors: Mapping[str, Tensor], classes: int) -> None:
-    """UserError unless there are images, with a label each and perhaps with targets."""
+    """Raise UserError unless there are images with one label each, and targets of their shape if any."""
     images, labels = tensors.get("images"), tensors.get("labels")
     if images is None or images.ndim != 4 or images.dtype != torch.float32 or not len(images):
         raise UserError(f"{path} is damaged: it holds no float32 images (n, channels, height, width); make it again.")

@@ -1,4 +1,4 @@
-"""Hooks: what acts on a synthetic set between outer steps, as averages, decays and a monitor of the student."""
+"""Hooks, called between outer steps: an average, a step-size decay, a monitor of the student, a clamp."""
 
 from __future__ import annotations
 

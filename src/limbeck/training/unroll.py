@@ -135,7 +135,7 @@ REPEAT_TOLERANCE = 1e-3
 
 
 def _verify_repeat(directional: Tensor, adjoint: Tensor, gradient: Tensor) -> None:
-    """Raises UserError where adjoint . (gradient computed again) = `directional` is not adjoint . gradient.
+    """Raise UserError where adjoint . (gradient computed again) = `directional` is not adjoint . gradient.
 
     It costs one scalar product. Weak randomness, such as dropout of 0.01, can pass; `FlatModel` refuses that exactly.
     """
