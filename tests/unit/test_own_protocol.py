@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from limbeck.cli.comparison import comparison
 from limbeck.cli.screen import results_table
 from limbeck.core.files import read_json
 from limbeck.core.records import ResultRow
+from limbeck.evaluation.regression import RegressionConfig
 from limbeck.jobs.presets import load_preset
 from limbeck.report.table import write_table
 
@@ -31,6 +33,9 @@ TINY: dict[str, Any] = {
 def run(digits: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIMBECK_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setattr(
+            "limbeck.jobs.results.RegressionConfig", partial(RegressionConfig, steps=40, warmup=20)
+        )  # of 1000
         return distill(digits, method="rcig", out=tmp_path_factory.mktemp("run") / "rcig", **TINY)
 
 
