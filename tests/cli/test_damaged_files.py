@@ -130,6 +130,7 @@ STATES: list[Callable[[dict[str, Any], dict[str, Any]], object]] = [
     lambda header, tensors: header.update(more={}),
     lambda header, tensors: tensors.pop("set.images"),
     lambda header, tensors: tensors.update({"set.images": torch.zeros(())}),
+    lambda header, tensors: tensors.update({name: torch.zeros(0) for name in tensors if name.startswith("extra.")}),
 ]
 
 

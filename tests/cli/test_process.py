@@ -33,7 +33,7 @@ def test_the_package_is_a_command() -> None:
     assert real.stdout == f"limbeck {__version__}\n"
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["methods", "--json"]])
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["methods", "--json"], ["info", "--help"]])
 def test_a_reader_that_goes_away_is_no_error(words: list[str]) -> None:
     """`limbeck --help | head -1` printed a traceback."""
     read, write = os.pipe()

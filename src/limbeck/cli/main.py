@@ -30,6 +30,9 @@ def main(argv: list[str] | None = None) -> None:
         from limbeck.cli.interrupt import SENTENCE, STATUS
 
         status = _fail(SENTENCE, STATUS, arguments)
+    except BrokenPipeError:  # `limbeck info --help | head -1`: nobody reads on, and Python is not to flush at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
     except Exception as error:
         from limbeck.cli.failures import explain
 

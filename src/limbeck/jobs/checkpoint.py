@@ -90,7 +90,14 @@ class Checkpoint:
         """
         try:
             return self._restore(synthetic)
-        except (LookupError, TypeError, RuntimeError) as error:  # tensors that hooks and optimisers cannot use
+        except UserError:
+            raise
+        except (
+            LookupError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+        ) as error:  # tensors that hooks and optimisers cannot use
             path, (reason, *_) = self.run.path / "state.safetensors", str(error).splitlines()
             raise UserError(f"{path} is damaged ({reason}); delete it to begin the distillation again.") from None
 
