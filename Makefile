@@ -13,8 +13,9 @@ run: $(VENV)/.installed
 		--num-experts 10 --expert.epochs 30 --expert.lr 0.05 --expert.batch-size 64 \
 		--iterations 200 --syn-steps 30 --lr-img 0.05
 
+# threads of the tests about threads do not spin for each other while other tests want the cores, as in the command line
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check
