@@ -45,3 +45,11 @@ def test_report_and_info_refuse_what_they_do_not_know(refused: Any, artifacts: d
     refused("info", tmp_path / "odd.txt")
     (tmp_path / "odd.safetensors").write_bytes(b"?")
     refused("info", tmp_path / "odd.safetensors")
+
+
+def test_info_of_a_folder_of_runs_names_them(refused: Any, artifacts: dict[str, Path], tmp_path: Path) -> None:
+    """The pictures in `previews` are not taken for a data set."""
+    shutil.copytree(artifacts["run"], tmp_path / "runs" / "first")
+    sentence = refused("info", tmp_path / "runs")
+    assert "folder of runs" in sentence
+    assert str(tmp_path / "runs" / "first") in sentence

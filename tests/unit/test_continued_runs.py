@@ -89,6 +89,16 @@ def test_old_option_names_warn_and_take_effect(run: Path) -> None:
         distill_minimal(run, draws=1, grad_accum=1)
 
 
+def test_a_refusal_names_the_option_that_was_given_not_one_that_follows_from_it(tmp_path: Path) -> None:
+    options = {name: value for name, value in MINIMAL.items() if name not in ("max_start_epoch", "expert_epochs")}
+    path = limbeck.distill("digits", out=tmp_path / "run", **options)
+    options["expert"] = MINIMAL["expert"].model_copy(update={"lr": 0.02})
+    resolved = prepare("digits", out=tmp_path / "other", **options).resolved
+    assert resolved["expert_epochs"] != read_json(path / "run.json")["config"]["expert_epochs"]
+    with pytest.raises(UserError, match=r"with expert lr 0\.05, not lr 0\.02;"):
+        limbeck.distill("digits", out=path, **options)
+
+
 # --- more iterations
 
 

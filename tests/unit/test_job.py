@@ -340,6 +340,26 @@ def test_experts_weaker_than_the_initial_set_cause_a_warning(tmp_path: Path) -> 
     assert not [event for event in events if event["event"] == "warning"]
 
 
+def test_a_validation_part_with_nothing_to_gain_is_not_blamed_on_the_experts(tmp_path: Path) -> None:
+    """Black and white images: any network learns them from two images."""
+    pixels = torch.zeros(40, 1, 8, 8, dtype=torch.uint8)
+    pixels[::2, :, :4] = 255
+    data = limbeck.load_data(TensorDataset(pixels, torch.arange(40) % 2), name="easy")
+    events: list[dict[str, Any]] = []
+    limbeck.distill(
+        data,
+        out=tmp_path / "run",
+        expert=limbeck.ExpertConfig(epochs=4, lr=0.05, batch_size=8),
+        eval=limbeck.EvalConfig(networks=1, epochs=2, full_networks=0),
+        model=limbeck.ModelConfig(width=8),
+        listen=events.append,
+        **{"num_experts": 1, "iterations": 1, "syn_steps": 1, "validate_epochs": 60, "validate_networks": 2},
+    )
+    warning = next(event["text"] for event in events if "the experts reach" in event.get("text", ""))
+    assert "nothing to gain" in warning
+    assert "longer" not in warning
+
+
 def test_the_full_data_baseline_is_shared_between_runs(own_home: Path, tmp_path: Path) -> None:
     """It is the most expensive row, and is computed again only for another protocol."""
 

@@ -119,7 +119,7 @@ def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
     unfinished = make_run(tmp_path / "run", "mct", 0.7)
     (unfinished / "results.json").unlink()
     for folder in (unfinished, tmp_path / "nothing"):
-        with pytest.raises(UserError, match="not a finished run"):
+        with pytest.raises(UserError, match=r"not a finished run .*[^.]\); run"):
             write_table([folder], tmp_path / "results.md")
     with pytest.raises(UserError, match="needs runs"):
         write_table([], tmp_path / "results.md")

@@ -20,8 +20,8 @@ from limbeck.synthetic.distilled import load
 def describe(source: str, resize: int | None = None) -> dict[str, Any]:
     """Facts of a data set, a store of experts, a distilled set, a run or a .pt file of the field, JSON-able.
 
-    "kind" says which of these it is. resize: pixels a side of a data set. Raises UserError where it is none of these or
-    damaged.
+    "kind" says which of these it is. resize: pixels a side of a data set. Raises UserError where it is none of these,
+    damaged, or a folder of runs.
     """
     path = Path(source)
     if source in DATA_NAMES:
@@ -36,6 +36,9 @@ def describe(source: str, resize: int | None = None) -> dict[str, Any]:
         return _tensors(path)
     if path.suffix == ".pt":
         return describe_pt(path)
+    if runs := sorted(str(file.parent) for file in path.glob("*/run.json")):
+        # their previews would be read as the images of a data set
+        raise UserError(f"{source} is a folder of runs; name one of them: {', '.join(runs)}.")
     return {"kind": "data set", **load_data(source, resize=resize).describe()}
 
 

@@ -96,7 +96,7 @@ class Experts:
         store = self.store
         experts = [store.read(index, lazy=True) for index in self.indices]
         if any(expert.trajectory(self.kind) is None for expert in experts):
-            remedy = "'limbeck convexify' it" if self.kind == "convex" else "train with '--keep recorded'"
+            remedy = "'limbeck convexify' it" if self.kind == "convex" else "run 'limbeck experts --keep recorded'"
             raise UserError(f"the store {self.path} holds no {self.kind} trajectories; {remedy}.")
         return experts
 

@@ -310,5 +310,6 @@ class Store:
     def _read_recorded(self, index: int) -> tuple[Expert, Recorded]:
         expert = self.read(index, lazy=True)
         if expert.recorded is None:
-            raise UserError(f"{self.file(index)} holds no recorded trajectory; train with '--keep recorded'.")
+            remedy = "run 'limbeck experts --keep recorded'"
+            raise UserError(f"{self.file(index)} holds no recorded trajectory; {remedy}.")
         return expert, expert.recorded

@@ -24,6 +24,7 @@ from limbeck.core.files import content_key, require_new_folder, write_json
 from limbeck.core.record_files import parse_record, read_record
 from limbeck.core.records import LogLine, LoopProgress, Provenance, ResultsRecord, RunRecord, SetHeader, StateHeader
 from limbeck.core.tensors import read_header, read_tensors, write_tensors
+from limbeck.jobs.config import JobConfig
 from limbeck.synthetic.set import SyntheticSet
 
 FORMAT = "limbeck-run"
@@ -125,7 +126,9 @@ class RunFolder:
 
     def _require_same(self, recorded: dict[str, Any], config: dict[str, Any]) -> None:
         fewer = config.get("iterations", 0) < recorded.get("iterations", 0)
-        for name in {**recorded, **config}:
+        # the options that a user gives first: defaults that methods derive from them differ with them
+        names = dict.fromkeys(("data", "method", *JobConfig.model_fields, *recorded, *config))
+        for name in names:
             if recorded.get(name) == config.get(name) or name == "eval" or (name == "iterations" and not fewer):
                 continue
             before, now = first_difference(recorded.get(name), config.get(name))

@@ -208,9 +208,12 @@ def _warn_of_weak_experts(job: Job, initial_accuracy: float, warn: Callable[[str
         return
     expert_accuracy = fmean(expert.validation[-1] for expert in job.experts.loaded)
     if expert_accuracy <= initial_accuracy:
+        remedy = "train the experts longer, or with a larger step size."
+        if initial_accuracy == 1:
+            remedy = "validation leaves nothing to gain; use fewer images per class, or more validation images."
         warn(
             f"the experts reach {100 * expert_accuracy:.1f} % on validation, networks trained on the images that the "
-            f"set starts from {100 * initial_accuracy:.1f} %: train the experts longer, or with a larger step size."
+            f"set starts from {100 * initial_accuracy:.1f} %: {remedy}"
         )
 
 

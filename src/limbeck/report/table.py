@@ -74,7 +74,7 @@ def _read(run: Path) -> FinishedRun:
         results = read_record(run / "results.json", ResultsRecord, "limbeck-results")
         return FinishedRun(results, read_record(run / "run.json", RunRecord, "limbeck-run").config)
     except UserError as error:
-        raise UserError(f"{run} is not a finished run ({error}); run its command again.") from None
+        raise UserError(f"{run} is not a finished run ({str(error).rstrip('.')}); run its command again.") from None
 
 
 def write_table(runs: Sequence[Path], out: Path, note: str = "") -> Path:
