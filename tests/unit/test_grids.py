@@ -118,6 +118,15 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("last.png", b"old")]
 
 
+@pytest.mark.parametrize(
+    ("name", "drawn"), [("Käse Straße", "Kase Strasse"), ("猫", "0"), ("łoś", "?os"), ("cat", "cat")]
+)
+def test_names_are_drawn_in_letters_that_the_font_has(name: str, drawn: str) -> None:
+    """The font draws every letter beyond ASCII as the same empty box."""
+    image, label = torch.rand(1, 1, 8, 8), torch.tensor([0])
+    assert image_grid(image, label, [name]).tobytes() == image_grid(image, label, [drawn]).tobytes()
+
+
 def test_a_strip_shows_every_image_below_its_name() -> None:
     images = torch.linspace(0, 1, 7)[:, None, None, None].expand(7, 1, 8, 8)
     sheet = image_strip(images, torch.arange(7), [f"class {i}" for i in range(7)], columns=5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from unicodedata import combining, normalize
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -128,10 +129,18 @@ def _to_bytes(images: Tensor, sigma: float | None) -> Tensor:
     return pixels.permute(0, 2, 3, 1) if pixels.shape[1] == 3 else pixels[:, 0]
 
 
+def _to_ascii(text: str) -> str:
+    """The text as Pillow's own font can draw it, which has no letters beyond ASCII: no accents, "?" for the others."""
+    letters = (c for c in normalize("NFKD", text.replace("ß", "ss")) if not combining(c))
+    return "".join(letters).encode("ascii", "replace").decode()
+
+
 def _name(label: int, classes: Sequence[str], font: Font, max_width: float = _MAX_NAME_WIDTH) -> str:
-    """The name of a class on one line, shortened to `max_width` pixels."""
+    """The name of a class on one line, shortened to `max_width` pixels; its number where no letter can be drawn."""
     full = str(classes[label]) if 0 <= label < len(classes) else str(label)
     full = " ".join("".join(c if c.isprintable() else " " for c in full[:200]).split())
+    letters = _to_ascii(full)
+    full = letters if full.isascii() or any(c.isalnum() for c in letters) else str(label)
     name = full
     while font.getlength(name) > max_width and len(full) > 1:
         full = full[:-1]
