@@ -106,7 +106,7 @@ def test_changed_code_of_a_user_method_makes_another_run(
     assert (distill() / "results.json").stat().st_mtime_ns == stamp  # a comment is no change
     assert before in METHOD
     write_method(METHOD.replace(before, after))
-    with pytest.raises(UserError, match=r"a run with code \w{12}, not \w{12}"):
+    with pytest.raises(UserError, match=r"a method whose source code has the hash \w{12}, not \w{12}"):
         distill()
 
 

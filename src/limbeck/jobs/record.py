@@ -132,11 +132,12 @@ class RunFolder:
             if recorded.get(name) == config.get(name) or name == "eval" or (name == "iterations" and not fewer):
                 continue
             before, now = first_difference(recorded.get(name), config.get(name))
+            option = "a method whose source code has the hash" if name == "code" else name
             hint = ""
             if name != "iterations" and config.get("iterations") != recorded.get("iterations"):
                 hint = f" A run can go on to more iterations only with its other options; {name} was {before}."
             raise UserError(
-                f"{self.path} holds a run with {name} {before}, not {now}; repeat its command, or name a new folder "
+                f"{self.path} holds a run with {option} {before}, not {now}; repeat its command, or name a new folder "
                 f"with --out.{hint}"
             )
 
