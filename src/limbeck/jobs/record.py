@@ -126,8 +126,8 @@ class RunFolder:
 
     def _require_same(self, recorded: dict[str, Any], config: dict[str, Any]) -> None:
         fewer = config.get("iterations", 0) < recorded.get("iterations", 0)
-        # the options that a user gives first: defaults that methods derive from them differ with them
-        names = dict.fromkeys(("data", "method", *JobConfig.model_fields, *recorded, *config))
+        # the options that a user gives first: what is derived from them differs with them, as the split with the seed
+        names = dict.fromkeys(("seed", "data", "method", *JobConfig.model_fields, *recorded, *config))
         for name in names:
             if recorded.get(name) == config.get(name) or name == "eval" or (name == "iterations" and not fewer):
                 continue
