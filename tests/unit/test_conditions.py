@@ -19,23 +19,7 @@ from limbeck.core import files
 from limbeck.jobs.inspection import inspect_store
 from limbeck.task import Task, make_task
 
-
-@pytest.fixture(scope="module")
-def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(autouse=True)
-def _home(shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LIMBECK_HOME", str(shared_home))
-
-
-@pytest.fixture(scope="module")
-def finished(shared_home: Path, _one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, which tests copy and do not change."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LIMBECK_HOME", str(shared_home))
-        return distill_minimal(tmp_path_factory.mktemp("finished") / "run")
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture

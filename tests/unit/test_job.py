@@ -19,33 +19,7 @@ from limbeck.core.records import ValidationLine
 from limbeck.data import Split
 from limbeck.jobs.record import RunFolder
 
-
-@pytest.fixture(scope="module")
-def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home whose experts and baselines are shared by the tests."""
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(autouse=True)
-def home(shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("LIMBECK_HOME", str(shared_home))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of children
-    return shared_home
-
-
-@pytest.fixture
-def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty home, for tests that count its files."""
-    monkeypatch.setenv("LIMBECK_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
-
-
-@pytest.fixture(scope="module")
-def run(shared_home: Path, _one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run with which others are compared; no test changes it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LIMBECK_HOME", str(shared_home))
-        return distill_with_baselines(tmp_path_factory.mktemp("runs") / "run")
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def set_tensors(run: Path) -> list[torch.Tensor]:

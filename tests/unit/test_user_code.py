@@ -11,29 +11,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from small_runs import EVAL, MINIMAL, distill_minimal, read_json
+from small_runs import EVAL, MINIMAL, read_json
 
 import limbeck
 from limbeck import ModelConfig, UserError
 from limbeck.core.user_code import source_key
 
-
-@pytest.fixture(scope="module")
-def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(autouse=True)
-def _home(shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LIMBECK_HOME", str(shared_home))
-
-
-@pytest.fixture(scope="module")
-def finished(shared_home: Path, _one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, which no test changes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LIMBECK_HOME", str(shared_home))
-        return distill_minimal(tmp_path_factory.mktemp("finished") / "run")
+pytestmark = pytest.mark.usefixtures("home")
 
 
 METHOD = '''
