@@ -49,11 +49,11 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 
 def test_a_run_with_old_option_names_is_found_and_continued(run: Path, tmp_path: Path) -> None:
-    """The previous release wrote `draws` into run.json and into the key of results.json."""
+    """The previous release wrote `draws` and `count` into run.json and into the key of results.json."""
     names = ("run.json", "results.json")
     head, results = (read_json(run / name) for name in names)
     config = old_config(head["config"])
-    assert "draws" in config
+    assert {"draws", "count"} <= set(config)
     for name, value in zip(names, ({**head, "config": config}, results)):
         (run / name).write_text(json.dumps({**value, "key": content_key(config)}))
     before = set_bytes(run)
@@ -72,6 +72,9 @@ def test_old_option_names_warn_and_take_effect(run: Path) -> None:
         distill_minimal(run, draws=2)
     with pytest.raises(UserError, match="option draws: Extra inputs"):
         distill_minimal(run, draws=1, grad_accum=1)
+    others = {name: value for name, value in MINIMAL.items() if name != "num_experts"}
+    with pytest.warns(DeprecationWarning, match="count is now"), pytest.raises(UserError, match="num_experts 2, not 3"):
+        limbeck.distill("digits", out=run, **others, count=3)
 
 
 def test_a_refusal_names_the_option_that_was_given_not_one_that_follows_from_it(tmp_path: Path) -> None:

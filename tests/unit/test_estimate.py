@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import limbeck
 from limbeck import EvalConfig, ExpertConfig, Job, ModelConfig, UserError, estimate, prepare
 from limbeck.cli.common import announce
 from limbeck.cli.main import main
 from limbeck.core.folders import size_of
-from limbeck.jobs.estimate import Estimate, estimate_experts
+from limbeck.jobs.estimate import Estimate, _seconds, estimate_experts
 from limbeck.jobs.job import prepare_experts
 from limbeck.jobs.rehearsal import StandIn, stand_in, subset
 from limbeck.methods import METHODS
@@ -119,6 +120,25 @@ def test_estimated_bytes_of_experts(config: dict[str, Any], tmp_path: Path) -> N
     store = experts.train(lambda event: None)
     assert estimated.store_bytes == pytest.approx(store.bytes_of(store.indices()), rel=0.2)
     assert set(estimated.seconds) == {"experts"}
+
+
+@pytest.mark.parametrize(("durations", "seconds"), [([5.0, 1.0], 1.0), ([0.1] * 9, 0.1), ([11.0, 1.0], 11.0)], ids=str)
+def test_the_call_that_warms_up_is_not_timed(
+    durations: list[float], seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It said 19 minutes for 4; only where the first call takes very long is there no second."""
+    clock, calls = [0.0], iter(durations)
+
+    class Clock:
+        @staticmethod
+        def perf_counter() -> float:
+            return clock[0]
+
+    def call() -> None:
+        clock[0] += next(calls)
+
+    monkeypatch.setattr("limbeck.jobs.estimate.time", Clock)
+    assert _seconds(call, torch.device("cpu")) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("method", ["mct", "herding"])
