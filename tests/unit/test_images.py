@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from image_files import colour, grey, labelled_arrays, make_class_folders, refuses, save_npz
 
 from limbeck.core.rng import make_generator
-from limbeck.data import Split, load_data
-from limbeck.data.images import compute_fingerprint, split_off
+from limbeck.data import ImageData, Split, load_data
+from limbeck.data.images import RawData, assemble, compute_fingerprint, split_off
 
 
 def test_a_split_counts_and_selects() -> None:
@@ -80,3 +81,32 @@ def test_validation_is_a_fraction_and_may_be_nothing(tmp_path: Path) -> None:
     bare = load_data(file, validation=0)
     assert (len(bare.train), len(bare.validation), bare.validation.images.shape[1:]) == (40, 0, (1, 6, 5))
     refuses(file, "validation is a fraction", "not 1", validation=1)
+
+
+def _load_with_counts(*counts: int, **options: object) -> ImageData:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    names = [f"n{label}" for label in range(len(counts))]
+    images = np.random.default_rng(0).integers(0, 256, (len(labels), 4, 4), dtype=np.uint8)
+    raw = RawData("x", {"train": images}, {"train": labels}, names)
+    return assemble(raw, **{"validation": 0.1, "seed": 0, "resize": None, **options})  # type: ignore[arg-type]
+
+
+def test_a_class_that_is_too_small_for_a_split_is_named() -> None:
+    notes = _load_with_counts(5, 1, 2, 3).notes
+    assert notes[2:] == (
+        "class n1 has one image: it has no validation and no test image",
+        "class n2 has 2 images: it has no validation image",
+    )
+    assert _load_with_counts(5, 3).notes[2:] == ()
+    assert _load_with_counts(5, 1, 1).notes[2:] == (
+        "classes n1, n2 have one image each: they have no validation and no test image",
+    )
+    assert _load_with_counts(9, *[1] * 7).notes[2].startswith("classes n1, n2, n3, n4, n5 and 2 more have one image")
+    assert _load_with_counts(9, 1, validation=0).notes[2:] == ("class n1 has one image: it has no test image",)
+
+
+def test_a_split_of_the_source_is_not_missed_in_a_small_class() -> None:
+    images, labels = np.zeros((6, 4, 4), np.uint8), np.array([0, 0, 0, 0, 0, 1])
+    raw = RawData("x", {"train": images, "test": images[:2]}, {"train": labels, "test": labels[-2:]}, ["a", "b"])
+    notes = assemble(raw, validation=0.1, seed=0, resize=None).notes
+    assert notes[-1] == "class b has one image: it has no validation image"

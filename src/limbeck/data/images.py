@@ -234,6 +234,7 @@ def assemble(raw: RawData, *, validation: float, seed: int, resize: Size | None)
         split: Split(_as_tensor(resize_images(array, resize)), torch.from_numpy(labels[split]))
         for split, array in images.items()
     }
+    held_out = [split for split in ("validation", "test") if split not in splits and (split == "test" or validation)]
     if "test" not in splits:
         generator = make_generator(seed, "data", "test")
         splits["train"], splits["test"] = split_off(splits["train"], len(classes), TEST_FRACTION, generator)
@@ -247,8 +248,31 @@ def assemble(raw: RawData, *, validation: float, seed: int, resize: Size | None)
         splits["train"], splits["validation"] = split_off(splits["train"], len(classes), validation, generator)
         number = len(splits["validation"])
         notes.append(f"no validation split: {number} images ({validation:.4g} of every class) held out of train")
+    notes += _describe_small_classes(splits, held_out, classes)
     parts = splits["train"], splits["validation"], splits["test"]
     return ImageData(raw.name, *parts, classes, tuple(notes), compute_fingerprint(parts, classes))
+
+
+MAX_NAMES = 5  # class names in one note
+
+
+def _describe_small_classes(splits: dict[str, Split], held_out: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """Notes on the classes that were too small to give an image to every split in `held_out`."""
+    counts = {split: part.counts(len(classes)) for split, part in splits.items()}
+    groups: dict[tuple[int, str], list[str]] = {}
+    for label, name in enumerate(classes):
+        missing = " and ".join(f"no {split}" for split in held_out if not counts[split][label])
+        if missing:
+            number = sum(counts[split][label] for split in ("train", *held_out))
+            groups.setdefault((number, missing), []).append(name)
+    notes = []
+    for (number, missing), names in sorted(groups.items()):
+        listed = ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if names[MAX_NAMES:] else "")
+        subject = f"class {listed} has" if len(names) == 1 else f"classes {listed} have"
+        size = "one image" if number == 1 else f"{number} images"
+        size += "" if len(names) == 1 else " each"
+        notes.append(f"{subject} {size}: {'it has' if len(names) == 1 else 'they have'} {missing} image")
+    return notes
 
 
 def _renumber_labels(raw: RawData, labels: dict[str, Array]) -> tuple[dict[str, Array], tuple[str, ...], list[str]]:
