@@ -39,6 +39,27 @@ def test_normalise_holds_the_mean_and_std_of_every_channel() -> None:
     torch.testing.assert_close(out.double().std((0, 2, 3), correction=0), torch.ones(3).double(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "mean", "std"),
+    [
+        ("cifar", [0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]),
+        ("cifar100", [0.5071, 0.4866, 0.4409], [0.2673, 0.2564, 0.2762]),
+        ("svhn", [0.4377, 0.4438, 0.4728], [0.1980, 0.2010, 0.1970]),
+        ("imagenet", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ("mnist", [0.1307], [0.3081]),
+        ("fashion", [0.2861], [0.3530]),
+    ],
+)
+def test_constants_are_those_of_the_authors_code(name: str, mean: list[float], std: list[float]) -> None:
+    images = pixels(5, c=len(mean))
+    columns = [(images[:, c].double() / 255 - mean[c]) / std[c] for c in range(len(mean))]
+    torch.testing.assert_close(
+        fit_preprocess(name, images).apply(images).double(), torch.stack(columns, 1), atol=1e-5, rtol=1e-5
+    )
+    with pytest.raises(UserError, match=f"the constants '{name}' are for {len(mean)}"):
+        fit_preprocess(name, pixels(5, c=4 - len(mean)))
+
+
 def test_a_constant_channel_is_left_finite_and_comes_back() -> None:
     images = pixels()
     images[:, 1] = 93

@@ -41,7 +41,7 @@ class Experts(Data, Device, Options, WithEstimate):
     seed: int = 0
     """The seed of everything random."""
     preprocess: PreprocessName = "normalise"
-    """Mean and deviation per channel, or ZCA whitening, fitted on train; cifar, imagenet: the authors' constants."""
+    """Mean and deviation per channel, or ZCA whitening, fitted on train; cifar and so on: the authors' constants."""
     augment: str | None = None
     """DSA families joined by '_', or none; the default is all, without flip where mirror images are wrong."""
     precision: Precision = "float32"

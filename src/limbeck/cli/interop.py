@@ -13,7 +13,7 @@ from limbeck.cli.info import describe
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.data import fit_preprocess, load_data
-from limbeck.data.preprocess import PreprocessName
+from limbeck.data.preprocess import CONSTANTS, PreprocessName
 from limbeck.experts.store import ExpertConfig, Store
 from limbeck.interop import EXPERT_STYLES, export_experts, export_set, import_experts, import_set
 from limbeck.networks.registry import ModelConfig
@@ -32,7 +32,7 @@ class ImportOptions(OptionGroup):
     out: Annotated[str, PATH]
     """Where to write what was read."""
     preprocess: PreprocessName = "normalise"
-    """The space of the images: fitted on our train, or the constants of the authors' code (cifar, imagenet)."""
+    """The space of the images: fitted on our train, or the constants of the authors' code (cifar and so on)."""
     augment: str | None = None
     """DSA families joined by '_', or none; the default is all."""
     resize: int | None = Field(default=None, ge=1)
@@ -99,7 +99,7 @@ def run_import_experts(args: ImportExperts, listen: Listener) -> Any:
     notes = ["these experts were trained on all of train, so their validation accuracy is too high"]
     if args.preprocess == "zca":
         notes.append("the files hold no ZCA matrix; it was fitted on our train part with eps 0.1")
-    if args.preprocess in ("cifar", "imagenet"):
+    if args.preprocess in CONSTANTS:
         notes.append(
             "accuracies are by the authors' constants; 'limbeck distill' normalises by those of our train part"
         )

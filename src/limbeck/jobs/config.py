@@ -30,7 +30,7 @@ class JobConfig(BaseModel):
     seed: int = 0
     """Seed of everything random."""
     preprocess: PreprocessName = "normalise"
-    """Mean and deviation per channel, or ZCA whitening, fitted on train; cifar, imagenet: the authors' constants."""
+    """Mean and deviation per channel, or ZCA whitening, fitted on train; cifar and so on: the authors' constants."""
     augment: str | None = None
     """DSA families joined by '_', or none; the default is all, without flip where mirror images are wrong."""
     num_experts: int | None = Field(default=None, ge=1)
