@@ -34,7 +34,7 @@ ARROWS = {
     "objectives": "synthetic training derivatives networks select data",
     "methods": "objectives experts select synthetic training task networks data",
     "evaluation": "task training derivatives select synthetic networks data",
-    "jobs": "methods evaluation experts report synthetic task training derivatives networks data",
+    "jobs": "methods evaluation experts select report synthetic task training derivatives networks data",
     "interop": "experts evaluation synthetic task training networks data",
     "cli": "jobs interop methods evaluation experts report synthetic task training derivatives networks data",
     "__main__": "cli",

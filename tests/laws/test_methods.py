@@ -8,14 +8,17 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from limbeck import METHODS, JobConfig
+from limbeck import METHODS, JobConfig, UserError
 from limbeck.core.records import RunRecord
 from limbeck.experts import Expert, ExpertConfig
 from limbeck.jobs.checkpoint import Checkpoint, KeepBest, Log
 from limbeck.jobs.record import RunFolder
+from limbeck.jobs.rehearsal import subset
 from limbeck.methods import DataFacts, Method, MethodConfig, MethodInputs, Plan, find_method
+from limbeck.methods.initial import draw_noise
+from limbeck.select import FillName
 from limbeck.synthetic.loop import StatefulHook, outer_loop
-from limbeck.synthetic.set import SyntheticSet
+from limbeck.synthetic.set import SyntheticSet, hard_labels
 from limbeck.task import Task
 
 pytestmark = [
@@ -256,3 +259,58 @@ def test_a_run_is_taken_up_bit_for_bit(method: Method, task: Task, expert: Exper
         for recipe in (again, whole)
     ]
     assert rates[0] == rates[1]
+
+
+STARTS_FROM_IMAGES = (
+    "mct",
+    "mtt",
+    "tesla",
+    "ftd",
+    "datm",
+    "ptm",
+    "dc",
+    "dsa",
+    "dm",
+    "idc",
+    "dream",
+    "dream-plus",
+    "rcig",
+)
+
+
+def test_it_runs_from_noise(method: Method, task: Task, expert: Expert) -> None:
+    """Two steps from N(0, 1) in network input space, which is the same for every method."""
+    assert ("init" in method.config.model_fields) == (method.name in STARTS_FROM_IMAGES) == bool(method.learns)
+    if not method.learns:
+        pytest.skip("a coreset is real images")
+    trajectories = [] if method.experts is None else [expert.trajectory(method.experts)]
+    options = method.resolve_options(method.config(init="noise"), DataFacts(300, 2, ExpertConfig(epochs=3)))
+    inputs = MethodInputs(task, [path for path in trajectories if path is not None], 2, 0)
+    recipe, noise = method.plan(options, inputs), draw_noise(inputs)
+    start = recipe.synthetic.snapshot()
+    assert torch.equal(start.images, noise[0])
+    assert torch.equal(hard_labels(start.labels), noise[1])
+    assert noise[1].tolist() == [label for label in range(10) for _ in range(2)]
+    assert abs(float(noise[0].mean())) < 0.1
+    assert float(noise[0].std()) == pytest.approx(1, abs=0.1)
+    outer_loop(recipe.objective, recipe.synthetic, recipe.optimisers, range(2), 0, None, recipe.hooks)
+    assert torch.isfinite(recipe.synthetic.images).all()
+    assert not torch.equal(recipe.synthetic.images, start.images)
+
+
+@pytest.mark.parametrize("fill", ["repeat", "augment", "noise"])
+def test_it_starts_from_classes_that_are_filled_up(method: Method, fill: FillName, task: Task, expert: Expert) -> None:
+    """One class has two training images and the set three; it is refused where it is not to be filled up."""
+    small = subset(task, 2)
+    trajectory = None if method.experts is None else expert.trajectory(method.experts)
+    options = resolved(method, small, expert, 3)
+    inputs = MethodInputs(small, [] if trajectory is None else [trajectory], 3, 0, fill)
+    start = method.plan(options, inputs).synthetic
+    assert hard_labels(start.labels).bincount().tolist() == [3] * 10
+    assert torch.isfinite(start.images).all()
+    with pytest.raises(UserError, match="--fill repeat, augment or noise"):
+        method.plan(options, inputs._replace(fill="none"))
+    repeat = method.plan(options, inputs._replace(fill="repeat")).synthetic
+    assert torch.equal(start.images, repeat.images) == (fill == "repeat")
+    again = method.plan(options, inputs).synthetic
+    assert torch.equal(start.images, again.images)

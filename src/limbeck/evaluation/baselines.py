@@ -14,7 +14,7 @@ from limbeck.core.record_files import read_record
 from limbeck.core.records import BaselineRecord, ResultRow
 from limbeck.core.rng import derive_seed
 from limbeck.evaluation.protocol import EvalConfig, SetForSeed, best_lr, evaluate_set, result_row
-from limbeck.select import select_per_class
+from limbeck.select import FillName, select_per_class, take_images
 from limbeck.task import Task
 
 FORMAT = "limbeck-baseline"
@@ -23,20 +23,27 @@ FULL = {"full_epochs", "full_batch_size", "full_networks"}
 """Fields of `EvalConfig` that concern the full-data accuracy alone."""
 
 
-def real_images(task: Task, selector: str, ipc: int) -> SetForSeed:
-    """`ipc` real images a class, chosen anew for every network's seed."""
+def real_images(task: Task, selector: str, ipc: int, fill: FillName = "none") -> SetForSeed:
+    """`ipc` real images a class, chosen anew for every network's seed.
+
+    fill: what to do about a class with fewer images; see `limbeck.select.fill`.
+    """
     images, labels = task.train
 
     def draw_set(seed: int) -> tuple[Tensor, Tensor]:
-        rows = select_per_class(selector, images, labels, task.data.num_classes, ipc, seed).to(images.device)
-        return images[rows], labels[rows]
+        repeat = fill != "none"
+        rows = select_per_class(selector, images, labels, task.data.num_classes, ipc, seed, repeat=repeat)
+        rows = rows.to(images.device)
+        return take_images(images, rows, fill, task.augment, seed), labels[rows]
 
     return draw_set
 
 
-def evaluate_coreset(task: Task, selector: str, ipc: int, config: EvalConfig, seed: int, listen: Listener) -> ResultRow:
+def evaluate_coreset(
+    task: Task, selector: str, ipc: int, config: EvalConfig, seed: int, listen: Listener, fill: FillName = "none"
+) -> ResultRow:
     """The row of a coreset: its step size is chosen on validation, its accuracy is measured on test."""
-    draw_set = real_images(task, selector, ipc)
+    draw_set = real_images(task, selector, ipc, fill)
 
     def advance() -> None:
         listen({"event": "advance", "text": f"{selector} images"})
@@ -61,30 +68,36 @@ def evaluate_full(task: Task, config: EvalConfig, seed: int, listen: Listener) -
     return result_row("full", task, summary, lr=FULL_LR)
 
 
-def evaluate_baselines(task: Task, ipc: int, config: EvalConfig, seed: int, listen: Listener) -> list[ResultRow]:
+def evaluate_baselines(
+    task: Task, ipc: int, config: EvalConfig, seed: int, listen: Listener, fill: FillName = "none"
+) -> list[ResultRow]:
     """Rows for random, k-means and full data. They are stored for reuse, since they do not depend on the method."""
     rows = []
     for name in ("random", "kmeans", *(("full",) if config.full_networks else ())):
-        path, description = baseline_path(task, name, ipc, config, seed)
+        path, description = baseline_path(task, name, ipc, config, seed, fill)
         if path.exists():
             rows.append(read_record(path, BaselineRecord, FORMAT).row)
             continue
         if name == "full":
             row = evaluate_full(task, config, seed, listen)
         else:
-            row = evaluate_coreset(task, name, ipc, config, seed, listen)
+            row = evaluate_coreset(task, name, ipc, config, seed, listen, fill)
         record = BaselineRecord(format=FORMAT, version=1, description=description, row=row)
         write_json(path, record.to_json())
         rows.append(row)
     return rows
 
 
-def baseline_path(task: Task, name: str, ipc: int, config: EvalConfig, seed: int) -> tuple[Path, dict[str, Any]]:
+def baseline_path(
+    task: Task, name: str, ipc: int, config: EvalConfig, seed: int, fill: FillName = "none"
+) -> tuple[Path, dict[str, Any]]:
     """The file in which `evaluate_baselines` stores the row of this name, and the description in its key."""
     if name == "full":  # shared by runs that differ in anything else
         options = config.model_dump(mode="json", include={"momentum", "weight_decay", *FULL})
     else:
         options = {"ipc": ipc, **config.model_dump(mode="json", exclude=FULL)}
+        if min(task.data.train.counts(task.data.num_classes)) < ipc:  # else it has no effect
+            options["fill"] = fill
     description = {
         **task.describe(),
         "computed": task.conditions(),

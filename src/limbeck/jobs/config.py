@@ -11,6 +11,7 @@ from limbeck.data.preprocess import PreprocessName
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.experts.store import ExpertConfig
 from limbeck.networks.registry import ModelConfig
+from limbeck.select import FillName
 from limbeck.task import Precision
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -33,6 +34,8 @@ class JobConfig(BaseModel):
     """Mean and deviation per channel, or ZCA whitening, fitted on train; cifar and so on: the authors' constants."""
     augment: str | None = None
     """DSA families joined by '_', or none; the default is all, without flip where mirror images are wrong."""
+    fill: FillName = "none"
+    """Fill classes with too few images up by repeating these: as they are, augmented, or with noise."""
     num_experts: int | None = Field(default=None, ge=1)
     """Number of experts; the default is 10, or all of the store that --experts names."""
     validate_every: int | None = Field(default=None, ge=1)

@@ -177,7 +177,7 @@ def _rehearse(job: Job) -> tuple[Plan, float, float]:
     most = 2 * max(options.initial_images(config.ipc), options.real_images_per_step(), 16)
     part = subset(task, most)
     start = time.perf_counter()
-    plan = job.method.plan(options, MethodInputs(part, paths, config.ipc, config.seed))
+    plan = job.method.plan(options, MethodInputs(part, paths, config.ipc, config.seed, config.fill))
     scale = len(task.data.train) / len(part.data.train)
     return plan, (time.perf_counter() - start) * scale, scale
 
@@ -234,16 +234,17 @@ def _evaluation_seconds(job: Job, synthetic: SyntheticSet) -> float:
 
 def _baseline_seconds(job: Job) -> float:
     """Seconds of the baselines whose rows are not stored yet."""
-    task, config, ipc, seed = job.task, job.config.eval, job.config.ipc, job.config.seed
+    task, config, ipc, seed, fill = job.task, job.config.eval, job.config.ipc, job.config.seed, job.config.fill
     seconds = 0.0
     for name in ("random", "kmeans"):
-        if baseline_path(task, name, ipc, config, seed)[0].exists():
+        if baseline_path(task, name, ipc, config, seed, fill)[0].exists():
             continue
         networks = config.networks * (1 + len(config.baseline_lrs))
         part = subset(task, max(100, 2 * ipc))
-        select = _seconds(lambda: real_images(part, name, ipc)(derive_seed(seed, "estimate")), task.device)  # noqa: B023
+        draw_set = real_images(part, name, ipc, fill)
+        select = _seconds(lambda: draw_set(derive_seed(seed, "estimate")), task.device)  # noqa: B023
         seconds += networks * select * len(task.data.train) / len(part.data.train)
-        pair = real_images(part, "random", ipc)(seed)
+        pair = real_images(part, "random", ipc, fill)(seed)
         seconds += _networks_seconds(task, pair, config.schedule(0.01), networks, len(task.data.test))
     if config.full_networks and not baseline_path(task, "full", ipc, config, seed)[0].exists():
         seconds += _networks_seconds(

@@ -74,6 +74,8 @@ class Job:
             resolved["experts"] = "none"
         elif self.experts.is_user_store:
             resolved["experts"] = self.experts.store.header.key
+        if self.config.fill == "none":  # as runs were recorded before there was the option
+            del resolved["fill"]
         code = source_key(self.method.plan, self.method.resolve, self.method.config, MODELS[self.config.model.name])
         resolved = {**resolved, "code": code} if code else resolved
         return cast("dict[str, Any]", json.loads(json.dumps(resolved)))  # as a file holds it
@@ -118,7 +120,10 @@ class Job:
 
     def plan(self, trajectories: list[Trajectory]) -> Plan:
         """The method composed for these trajectories: objective, initial set, optimisers and hooks."""
-        return self.method.plan(self.options, MethodInputs(self.task, trajectories, self.config.ipc, self.config.seed))
+        config = self.config
+        return self.method.plan(
+            self.options, MethodInputs(self.task, trajectories, config.ipc, config.seed, config.fill)
+        )
 
 
 @restore_switches()
@@ -147,7 +152,7 @@ def prepare(
     config = check_options(JobConfig, {key: value for key, value in options.items() if key not in own})
     requested = check_options(chosen.config, own)
     task = _make_task(data, config, device, resize)
-    task.check_ipc(config.ipc)
+    _check_ipc(task, config)
 
     handle = _experts(config, chosen, task, experts)
     expert = config.expert if handle is None else handle.config
@@ -169,7 +174,7 @@ def prepare(
     )
     if not recorded:
         epochs = None if handle is None else expert.epochs
-        check_plan(chosen, resolved_options, task, config.ipc, config.seed, epochs)
+        check_plan(chosen, resolved_options, task, config.ipc, config.seed, epochs, config.fill)
     job = Job(task, chosen, resolved_options, config, handle, path, {"source": _source(data), "resize": resize})
     job.folder.check(job.record())
     return job
@@ -196,6 +201,13 @@ def _make_task(data: str | Path | ImageData, config: JobConfig, device: str, res
     if not len(images.validation):
         raise UserError(f"{images.name} has no validation images to choose by; give it more images per class.")
     return make_task(images, config.model, config.preprocess, config.augment, device, config.precision)
+
+
+def _check_ipc(task: Task, config: JobConfig) -> None:
+    """Raise UserError where a class has too few images and is not to be filled up, or with nothing to vary it by."""
+    task.check_ipc(config.ipc, few_are_enough=config.fill != "none")
+    if config.fill == "augment" and not task.augment.families:
+        raise UserError("--fill augment needs an augmentation, and --augment is none; use --fill repeat or noise.")
 
 
 def _experts(config: JobConfig, method: Method, task: Task, store: str | Path | None) -> Experts | None:

@@ -11,6 +11,7 @@ from limbeck.core.errors import UserError
 from limbeck.core.rng import make_generator
 from limbeck.data import Split
 from limbeck.methods import Method, MethodConfig, MethodInputs
+from limbeck.select import FillName
 from limbeck.task import Task
 
 
@@ -39,7 +40,15 @@ def subset(task: Task, most: int) -> Task:
     return replace(task, data=replace(task.data, train=Split(train.images[rows], train.labels[rows])))
 
 
-def check_plan(method: Method, options: MethodConfig, task: Task, ipc: int, seed: int, epochs: int | None) -> None:
+def check_plan(
+    method: Method,
+    options: MethodConfig,
+    task: Task,
+    ipc: int,
+    seed: int,
+    epochs: int | None,
+    fill: FillName = "none",
+) -> None:
     """Raise the UserError by which the method's plan refuses its options, before anything is trained.
 
     epochs: those of the experts that will be trained; None for a method without experts.
@@ -49,7 +58,7 @@ def check_plan(method: Method, options: MethodConfig, task: Task, ipc: int, seed
     paths = [] if epochs is None else [stand_in(task, epochs, seed)]
 
     def build(part: Task) -> None:
-        plan = method.plan(options, MethodInputs(part, paths, ipc, seed))
+        plan = method.plan(options, MethodInputs(part, paths, ipc, seed, fill))
         plan.evaluated_set().training_pair()
 
     try:

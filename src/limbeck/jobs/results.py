@@ -66,7 +66,7 @@ def evaluate_run(job: Job, listen: Listener) -> list[ResultRow]:
                 row = evaluate_distilled(job.task, distilled, config.eval, config.seed, which, listen)
             folder.line(ResultLine(**row.to_json(), evaluation=key))
         rows.append(row)
-    rows += evaluate_baselines(job.task, config.ipc, config.eval, config.seed, listen)
+    rows += evaluate_baselines(job.task, config.ipc, config.eval, config.seed, listen, config.fill)
     return rows + _rows_by_targets(job, sets, key, listen)
 
 
@@ -109,7 +109,9 @@ def _rows_by_targets(job: Job, sets: dict[str, DistilledSet], key: str, listen: 
     logged = {(line.set, line.which): line.rows for line in folder.lines(ProtocolLine) if line.evaluation == key}
     config = RegressionConfig(networks=job.config.eval.networks)
     listen({"event": "stage", "name": "own protocol", "total": 6 * config.networks, "unit": "network"})
-    images, labels = real_images(task, "random", job.config.ipc)(derive_seed(seed, "regression", "random"))
+    images, labels = real_images(task, "random", job.config.ipc, job.config.fill)(
+        derive_seed(seed, "regression", "random")
+    )
     one_hot = torch.eye(task.data.num_classes, device=labels.device)[labels] - 1 / task.data.num_classes
     subjects: list[tuple[str, str | None, DistilledSet]] = [("distilled", which, sets[which]) for which in sets]
     subjects.append(("random", None, replace(sets["last"], images=images, targets=one_hot)))

@@ -10,14 +10,16 @@ from pydantic import Field
 from torch import Tensor
 
 from limbeck.core.errors import UserError
-from limbeck.core.rng import derive_seed, make_generator
+from limbeck.core.rng import derive_seed
 from limbeck.data import Preprocess
-from limbeck.methods.coreset import InitName, select_real
+from limbeck.methods.coreset import select_real, take_real
+from limbeck.methods.initial import InitName, draw_noise
 from limbeck.methods.plan import MethodConfig, MethodInputs
 from limbeck.objectives.classes import RowSampler
 from limbeck.objectives.online_network import OnlineNetwork
 from limbeck.objectives.query import Query, RandomRows
 from limbeck.select.coresets import Selector, rows_by_class
+from limbeck.select.fill import repeat_rows
 from limbeck.select.policy import POLICIES, Dream
 from limbeck.select.scores import extract_features
 from limbeck.synthetic.loop import Hook
@@ -36,7 +38,7 @@ class ClassMatchingConfig(MethodConfig):
     """Real images per class and outer step."""
     momentum: float = Field(default=0.5, ge=0, lt=1)
     """Momentum of SGD on the images."""
-    init: InitName | Literal["dream", "noise"] = "random"
+    init: Literal[InitName, "dream"] = "random"
     """A coreset, real images by clusters of an untrained network's features (dream), or noise."""
     policy: Literal["random", "dream", "centre", "boundary"] = "random"
     """Real images: random, by clusters of features (dream), or by distance to the class mean (centre, boundary)."""
@@ -90,24 +92,24 @@ def init_synthetic_set(
 
     Raises UserError for a class with too few images, and for tiles of whitened images.
     """
-    factor = decode.factor if isinstance(decode, Partition) else 1
-    task, classes, count = inputs.task, inputs.task.data.num_classes, inputs.ipc * factor**2
-    train_images, labels = task.train[0], torch.arange(classes, device=task.device).repeat_interleave(inputs.ipc)
     if options.init == "noise":
-        generator = make_generator(inputs.seed, "noise")
-        images = torch.randn(len(labels), *task.data.shape, generator=generator).to(train_images)
-        return SyntheticSet.from_images(images, labels, LR_NET, ("images",), decode=decode)
+        return SyntheticSet.from_images(*draw_noise(inputs), LR_NET, ("images",), decode=decode)
+    factor = decode.factor if isinstance(decode, Partition) else 1
+    count = inputs.ipc * factor**2
     if options.init == "dream":
         seed, features = derive_seed(inputs.seed, "start"), make_feature_fn(inputs, network)
-        query = Query(train_images, find_class_rows(inputs), Dream(), count, features, seed, pool=options.pool)
-        rows_of_classes = query.rows
-        if any(len(rows) < count for rows in rows_of_classes):
+        class_rows = find_class_rows(inputs)
+        query = Query(inputs.task.train[0], class_rows, Dream(), count, features, seed, pool=options.pool)
+        if inputs.fill == "none" and any(len(rows) < count for rows in query.rows):
             raise UserError(
-                f"a class has fewer than {count} training images; ask for fewer images or a lower --factor."
+                f"a class has fewer than {count} training images; ask for fewer images or a lower --factor, or fill it "
+                "up with --fill repeat, augment or noise."
             )
+        rows = torch.cat([repeat_rows(rows, count) for rows in query.rows])
     else:
-        rows_of_classes = list(select_real(options.init, inputs, count).view(classes, count))
-    images = torch.cat([make_mosaic(train_images[rows], factor) for rows in rows_of_classes])
+        rows = select_real(options.init, inputs, count)
+    images = torch.cat([make_mosaic(images, factor) for images in take_real(rows, inputs).split(count)])
+    labels = inputs.task.train[1][rows[:: factor**2]]
     return SyntheticSet.from_images(images, labels, LR_NET, ("images",), decode=decode)
 
 

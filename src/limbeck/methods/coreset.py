@@ -16,6 +16,7 @@ from limbeck.methods.plan import Method, MethodConfig, MethodInputs, Plan
 from limbeck.networks.losses import CrossEntropy
 from limbeck.select import herding, kcentre, kmeans, random, topk
 from limbeck.select.coresets import Selector, select_correct, select_per_class
+from limbeck.select.fill import take_images
 from limbeck.select.scores import early_checkpoints, el2n, extract_features, forgetting, grand
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.training.plain import predict
@@ -58,8 +59,9 @@ def grand_scores(inputs: MethodInputs) -> Tensor:
 
 def select_by(selector: Selector, feature_fn: FeatureFn, inputs: MethodInputs, ipc: int) -> Tensor:
     """Return `ipc` rows of every class by a selector of these features."""
-    task = inputs.task
-    return select_per_class(selector, feature_fn(inputs), task.train[1], task.data.num_classes, ipc, inputs.seed)
+    task, repeat = inputs.task, inputs.fill != "none"
+    features = feature_fn(inputs)
+    return select_per_class(selector, features, task.train[1], task.data.num_classes, ipc, inputs.seed, repeat=repeat)
 
 
 def select_random_correct(inputs: MethodInputs, ipc: int) -> Tensor:
@@ -67,7 +69,7 @@ def select_random_correct(inputs: MethodInputs, ipc: int) -> Tensor:
     task = inputs.task
     thetas = [path.at(path.end).to(task.device) for path in inputs.trajectories]
     experts = [partial(predict, task.model, theta) for theta in thetas]
-    return select_correct(*task.train, task.data.num_classes, ipc, experts, inputs.seed)
+    return select_correct(*task.train, task.data.num_classes, ipc, experts, inputs.seed, repeat=inputs.fill != "none")
 
 
 class Coreset(NamedTuple):
@@ -133,7 +135,7 @@ CORESETS: dict[str, Coreset] = {
 }
 
 
-InitName = Literal[
+CoresetName = Literal[
     "random", "kmeans", "kmeans-features", "herding", "kcentre", "forgetting", "el2n", "grand", "correct"
 ]
 """The names in `CORESETS`, as the type of an option."""
@@ -142,13 +144,20 @@ InitName = Literal[
 def select_real(name: str, inputs: MethodInputs, ipc: int) -> Tensor:
     """Return rows (classes * ipc,) of real images, `ipc` of every class, by the coreset of this name.
 
-    Raises UserError for an unknown name, and for scores by experts where there are none.
+    With `inputs.fill`, a class with fewer images gives all of them, again and again. Otherwise this raises UserError
+    for such a class. Raises UserError for an unknown name, and for scores by experts where there are none.
     """
     if name not in CORESETS:
         raise UserError(f"there is no way to choose real images called '{name}'; use one of {', '.join(CORESETS)}.")
     if not inputs.trajectories and name in ("forgetting", "el2n", "grand", "correct"):
         raise UserError(f"'{name}' judges images by trained experts; name a store of them with --experts.")
     return CORESETS[name].select(inputs, ipc).to(inputs.task.device)
+
+
+def take_real(rows: Tensor, inputs: MethodInputs) -> Tensor:
+    """Return the training images of rows (n,); where an image comes again, it is varied as `inputs.fill` says."""
+    task = inputs.task
+    return take_images(task.train[0], rows, inputs.fill, task.augment, inputs.seed)
 
 
 class CoresetConfig(MethodConfig):
@@ -160,9 +169,9 @@ class CoresetConfig(MethodConfig):
 
 def plan(name: str, config: CoresetConfig, inputs: MethodInputs) -> Plan:
     """Return real images and no outer steps."""
-    images, labels = inputs.task.train
     rows = select_real(name, inputs, inputs.ipc)
-    synthetic = SyntheticSet.from_images(images[rows], labels[rows], config.lr_net, learned=())
+    images, labels = take_real(rows, inputs), inputs.task.train[1][rows]
+    synthetic = SyntheticSet.from_images(images, labels, config.lr_net, learned=())
     return Plan(zero_objective, synthetic, [], iterations=0)
 
 

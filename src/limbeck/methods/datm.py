@@ -10,8 +10,8 @@ from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.experts.segments import GrowingEpochs
-from limbeck.methods.coreset import InitName
 from limbeck.methods.ftd import FLAT
+from limbeck.methods.initial import InitName
 from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
 from limbeck.methods.trajectory_matching import (
     RecordedConfig,
@@ -43,7 +43,7 @@ class DATMConfig(RecordedConfig):
     gradient: Literal["exact", "backprop", "tesla-corrected"] = "exact"
     """exact and backprop are the same; tesla-corrected is that of the authors' second script."""
     init: InitName = "correct"
-    """Coreset of real images to start from; correct takes random ones that an expert classifies correctly."""
+    """Images to start from: a coreset (correct: random ones that an expert classifies correctly), or noise."""
 
 
 class DATMOptions(RecordedOptions, DATMConfig):
@@ -83,7 +83,7 @@ def init_label_logits(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def init_with_soft_labels(options: DATMOptions, inputs: MethodInputs) -> SyntheticSet:
-    """Return real images with label logits by the experts at their ends; images, labels and step size are learned."""
+    """Return the initial images, real or noise, with label logits by the experts; all and the step size are learned."""
     hard = init_synthetic_set(options.init, inputs, options.lr_teacher)
     images, labels = hard.images.detach(), hard.labels
     thetas = [path.at(path.end).to(images.device) for path in inputs.trajectories]

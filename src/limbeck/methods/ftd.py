@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from limbeck.experts.segments import WholeEpochs
-from limbeck.methods.coreset import InitName
+from limbeck.methods.initial import InitName
 from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
 from limbeck.methods.trajectory_matching import (
     RecordedConfig,
@@ -31,7 +31,7 @@ class FTDConfig(RecordedConfig):
     gradient: Literal["exact", "backprop"] = "exact"
     """The same gradient in two ways: exact keeps the graph of one step at a time, backprop of all (as the authors)."""
     init: InitName = "random"
-    """Coreset of real images to start from."""
+    """Images to start from: a coreset of real ones, or noise."""
 
 
 class FTDOptions(RecordedOptions, FTDConfig):

@@ -10,7 +10,7 @@ from pydantic import Field
 from limbeck.core.errors import UserError
 from limbeck.core.types import Sampler
 from limbeck.experts.segments import Continuous, WholeEpochs
-from limbeck.methods.coreset import InitName
+from limbeck.methods.initial import InitName
 from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
 from limbeck.methods.trajectory_matching import (
     StartNoise,
@@ -54,7 +54,7 @@ class MCTConfig(TrajectoryConfig):
     lr_teacher: float = Field(default=0.02, gt=0)
     """The student's step size at the start."""
     init: InitName = "random"
-    """Coreset of real images to start from."""
+    """Images to start from: a coreset of real ones, or noise."""
     canvas: int = Field(default=1, ge=1)
     """Images are canvases of so many image sides, cropped at random (MTT's textures)."""
     teacher_labels: bool = False

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from limbeck.experts.segments import WholeEpochs
-from limbeck.methods.coreset import InitName
+from limbeck.methods.initial import InitName
 from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
 from limbeck.methods.trajectory_matching import (
     RecordedConfig,
@@ -25,7 +25,7 @@ class MTTConfig(RecordedConfig):
     gradient: Literal["exact", "backprop"] = "exact"
     """The same gradient in two ways: exact keeps the graph of one step at a time, backprop of all (as the authors)."""
     init: InitName = "random"
-    """Coreset of real images to start from."""
+    """Images to start from: a coreset of real ones, or noise."""
     canvas: int = Field(default=1, ge=1)
     """Images are canvases of so many image sides, cropped at random (the authors' textures)."""
 

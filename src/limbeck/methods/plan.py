@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from limbeck.core.types import Trajectory
 from limbeck.experts.store import ExpertConfig, Kind
+from limbeck.select.fill import FillName
 from limbeck.synthetic.loop import Hook, Objective
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task
@@ -23,12 +24,14 @@ class MethodInputs(NamedTuple):
         user named a store of experts.
     ipc: images per class of the synthetic set.
     seed: of everything random.
+    fill: what to do about classes with fewer images than the set starts from.
     """
 
     task: Task
     trajectories: Sequence[Trajectory]
     ipc: int
     seed: int
+    fill: FillName = "none"
 
 
 class DataFacts(NamedTuple):

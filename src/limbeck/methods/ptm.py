@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 
 from limbeck.core.rng import derive_seed
-from limbeck.methods.coreset import InitName
+from limbeck.methods.initial import InitName
 from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
 from limbeck.methods.ptm_overlap import OverlapRepair
 from limbeck.methods.ptm_progress import ProgressiveWindow
@@ -52,7 +52,7 @@ class PTMConfig(RecordedConfig):
     retrain: int = Field(default=10, ge=1)
     """Outer steps in which only replaced images are trained."""
     init: InitName = "random"
-    """Coreset of real images to start from."""
+    """Images to start from: a coreset of real ones, or noise."""
 
 
 class PTMOptions(RecordedOptions, PTMConfig):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from limbeck.methods.coreset import InitName
+from limbeck.methods.initial import InitName
 from limbeck.methods.plan import Method, MethodConfig, MethodInputs, Plan
 from limbeck.methods.rcig_pool import Pool
 from limbeck.methods.trajectory_matching import init_synthetic_set
@@ -75,7 +75,7 @@ class RCIGConfig(MethodConfig):
     lr_net: float = Field(default=0.01, gt=0)
     """Step size of the networks that evaluate the set until one is chosen on validation (--eval.baseline-lrs)."""
     init: InitName = "random"
-    """Coreset of real images to start from."""
+    """Images to start from: a coreset of real ones, or noise."""
 
     def real_images_per_step(self) -> int:
         """Return the batch of real images, which may all be of one class."""
@@ -120,7 +120,7 @@ def set_for_both_protocols(average: Ema | None, scale: float, synthetic: Synthet
 
 
 def init_with_targets(options: RCIGConfig, inputs: MethodInputs) -> SyntheticSet:
-    """Return real images with targets, one-hot less 1/classes, and tau = 0."""
+    """Return the initial images, real or noise, with targets, one-hot less 1/classes, and tau = 0."""
     real = init_synthetic_set(options.init, inputs, options.lr_net)
     classes = inputs.task.data.num_classes
     targets = F.one_hot(real.labels, classes).to(real.images) - 1 / classes

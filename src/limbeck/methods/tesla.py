@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from limbeck.experts.segments import WholeEpochs
-from limbeck.methods.coreset import InitName
+from limbeck.methods.initial import InitName
 from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
 from limbeck.methods.trajectory_matching import (
     RecordedConfig,
@@ -27,7 +27,7 @@ class TESLAConfig(RecordedConfig):
     teacher_labels: bool = False
     """Train the student on the expert's probabilities at the end of the segment, computed anew at every outer step."""
     init: InitName = "random"
-    """Coreset of real images to start from."""
+    """Images to start from: a coreset of real ones, or noise."""
 
 
 class TESLAOptions(RecordedOptions, TESLAConfig):

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.core.types import Sampler, Segment
-from limbeck.methods.coreset import select_real
+from limbeck.methods.coreset import select_real, take_real
+from limbeck.methods.initial import draw_noise
 from limbeck.methods.plan import DataFacts, MethodConfig, MethodInputs
 from limbeck.networks.flat import Layout
 from limbeck.objectives.combine import average_draws
@@ -96,26 +97,28 @@ def resolve_lengths(config: RecordedConfig, facts: DataFacts) -> dict[str, int]:
 
 
 def init_synthetic_set(init: str, inputs: MethodInputs, lr: float, canvas: int = 1) -> SyntheticSet:
-    """Return a set of real images with their classes, chosen by the coreset `init`.
+    """Return a set with its classes: real images that the coreset `init` chooses, or noise.
 
     lr: the student's step size.
-    canvas: an image is a mosaic of canvas x canvas real images.
-    Raises UserError for mosaics of whitened images: whitening is fitted to images of one size.
+    canvas: an image is a mosaic of canvas x canvas real images, or noise of that size.
+    Raises UserError for canvases of whitened images: whitening is fitted to images of one size.
     """
-    task = inputs.task
-    images, labels = task.train
-    count = inputs.ipc * canvas**2
-    rows = select_real(init, inputs, count)
-    if canvas == 1:
-        return SyntheticSet.from_images(images[rows], labels[rows], lr)
-    if task.preprocess.kind == "zca":
+    if canvas > 1 and inputs.task.preprocess.kind == "zca":
         raise UserError(
             "--canvas needs --preprocess normalise: whitening is of whole images, a crop of a canvas is none."
         )
-    channels, height, width = task.data.shape
-    tiles = images[rows].view(-1, canvas, canvas, channels, height, width)
-    mosaics = tiles.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, canvas * height, canvas * width)
-    return SyntheticSet.from_images(mosaics, labels[rows][:: canvas**2], lr)
+    if init == "noise":
+        return SyntheticSet.from_images(*draw_noise(inputs, canvas), lr)
+    rows = select_real(init, inputs, inputs.ipc * canvas**2)
+    labels = inputs.task.train[1][rows[:: canvas**2]]
+    return SyntheticSet.from_images(make_canvases(take_real(rows, inputs), canvas), labels, lr)
+
+
+def make_canvases(images: Tensor, canvas: int) -> Tensor:
+    """Put images (canvas^2 n, c, h, w) into mosaics (n, c, canvas h, canvas w), row by row."""
+    channels, height, width = images.shape[1:]
+    tiles = images.view(-1, canvas, canvas, channels, height, width)
+    return tiles.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, canvas * height, canvas * width)
 
 
 MAX_LOG_CHANGE = log(2)  # of the step size in one outer step; healthy runs change it by 0.06 at most (docs/LOG.md)

@@ -10,6 +10,7 @@ from torch import Tensor
 from limbeck.core.errors import UserError
 from limbeck.core.rng import derive_seed, make_generator
 from limbeck.select.clusters import append_random, nearest_to_centres, random_order
+from limbeck.select.fill import repeat_rows
 
 Selector = Callable[[Tensor, int, int], Tensor]
 """(features of one class (m, d), count, seed) -> `count` distinct rows, int64 (count,). Needs count <= m."""
@@ -84,43 +85,60 @@ def rows_by_class(labels: Tensor, classes: int, ipc: int = 0) -> tuple[Tensor, .
     for label, members in enumerate(rows):
         if len(members) < ipc:
             raise UserError(
-                f"class {label} has {len(members)} training images, fewer than {ipc}; ask for fewer images per class."
+                f"class {label} has {len(members)} training images, fewer than {ipc}; ask for fewer images per class, "
+                "or fill it up with --fill repeat, augment or noise."
             )
     return rows
 
 
 def select_per_class(
-    selector: str | Selector, features: Tensor, labels: Tensor, classes: int, ipc: int, seed: int
+    selector: str | Selector,
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    ipc: int,
+    seed: int,
+    *,
+    repeat: bool = False,
 ) -> Tensor:
     """Rows of `ipc` images of every class, class by class: int64 (classes * ipc,) on the CPU.
 
     selector: a name in `SELECTORS`, or a function like those.
     features: (n, ...), one row per image; labels: int64 (n,).
-    Raises UserError for an unknown selector and for a class with fewer than `ipc` images.
+    repeat: a class with fewer than `ipc` images gives all of them, in the selector's order, again and again.
+    Raises UserError for an unknown selector and, without `repeat`, for a class with fewer than `ipc` images.
     """
     if isinstance(selector, str):
         if selector not in SELECTORS:
             raise UserError(f"there is no selector called '{selector}'; choose one of {', '.join(SELECTORS)}.")
         selector = SELECTORS[selector]
     rows = []
-    for label, members in enumerate(rows_by_class(labels, classes, ipc)):
+    for label, members in enumerate(rows_by_class(labels, classes, 1 if repeat else ipc)):
         members = members.cpu()
         class_features = features[members.to(features.device)].flatten(1)
-        rows.append(members[selector(class_features, ipc, derive_seed(seed, "select", label))])
+        chosen = selector(class_features, min(ipc, len(members)), derive_seed(seed, "select", label))
+        rows.append(repeat_rows(members[chosen], ipc))
     return torch.cat(rows)
 
 
 def select_correct(
-    images: Tensor, labels: Tensor, classes: int, ipc: int, experts: Sequence[Classifier], seed: int
+    images: Tensor,
+    labels: Tensor,
+    classes: int,
+    ipc: int,
+    experts: Sequence[Classifier],
+    seed: int,
+    *,
+    repeat: bool = False,
 ) -> Tensor:
     """Random rows of `ipc` images of every class that an expert classifies correctly, class by class (classes * ipc,).
 
     A class takes correct images of the first expert, then of the next one where those are too few, and so on. What is
     still missing after the last expert is filled up with random images of the class, so that a hard class does not
-    stop the run. Raises UserError for a class with fewer than `ipc` images.
+    stop the run. repeat, and the UserError for a class with fewer than `ipc` images: as for `select_per_class`.
     """
     rows = []
-    for label, members in enumerate(rows_by_class(labels, classes, ipc)):
+    for label, members in enumerate(rows_by_class(labels, classes, 1 if repeat else ipc)):
         order = torch.randperm(len(members), generator=make_generator(seed, "correct", label)).to(members.device)
         candidates = members[order]
         correct = candidates[:0]
@@ -129,5 +147,5 @@ def select_correct(
                 if len(correct) < ipc:
                     correct = torch.cat([correct, part[expert(images[part]) == label]])
             candidates = candidates[~torch.isin(candidates, correct)]
-        rows.append(torch.cat([correct, candidates])[:ipc])
+        rows.append(repeat_rows(torch.cat([correct, candidates])[:ipc], ipc))
     return torch.cat(rows)
