@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from limbeck.core.errors import UserError
-from limbeck.data import ImageData, cache, load_data, parquet, sources
+from limbeck.data import ImageData, cache, load_data, pictures, sources
 
 
 @pytest.fixture(autouse=True)
@@ -86,12 +86,8 @@ def no_cache(path: Path, **options: Any) -> ImageData:
 def decodes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Where the pictures come from that are decoded from now on."""
     sources_decoded: list[str] = []
-    for module in (sources, parquet):
-        monkeypatch.setattr(
-            module,
-            "decode_picture",
-            lambda *args, of=module.decode_picture: sources_decoded.append(args[1]) or of(*args),
-        )
+    plain = pictures.decode_picture
+    monkeypatch.setattr(pictures, "decode_picture", lambda *args: sources_decoded.append(args[0].where) or plain(*args))
     return sources_decoded
 
 
@@ -121,7 +117,7 @@ def test_the_same_file_under_another_name_is_another_entry(tmp_path: Path) -> No
     """Also where renaming changes no time: both names are of one inode here."""
     (tmp_path / "a").write_text("a")
     os.link(tmp_path / "a", tmp_path / "b")
-    first, second = (cache._description(tmp_path, lambda name=name: [tmp_path / name], None) for name in "ab")
+    first, second = (sources.open_tree(tmp_path / name).root.digest() for name in "ab")
     assert first != second
 
 
@@ -196,8 +192,8 @@ def test_an_empty_class_is_refused_whatever_is_kept(tmp_path: Path) -> None:
 
 def test_files_that_change_while_they_are_decoded_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = a_folder(tmp_path / "pictures")
-    plain = sources.decode_picture
-    monkeypatch.setattr(sources, "decode_picture", lambda *args: os.utime(source / "dog" / "01.png") or plain(*args))
+    plain = pictures.decode_picture
+    monkeypatch.setattr(pictures, "decode_picture", lambda *args: os.utime(source / "dog" / "01.png") or plain(*args))
     load_data(source)
     assert not (tmp_path / "home").exists()
 
@@ -331,7 +327,7 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
 def test_many_images_are_announced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(cache, "ANNOUNCED", 20)
+    monkeypatch.setattr(sources, "ANNOUNCED", 20)
     caplog.set_level(logging.INFO, "limbeck")
     for source in (a_folder(tmp_path / "pictures"), a_table(tmp_path / "t.parquet")):
         load_data(source)

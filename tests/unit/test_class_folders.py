@@ -60,7 +60,7 @@ def test_sixteen_bits_are_scaled_to_eight(tmp_path: Path) -> None:
     wide = np.linspace(0, 65535, 30).reshape(6, 5).astype(np.uint16)
     pixels, data = load_odd_picture(tmp_path, Image.fromarray(wide))
     assert np.array_equal(pixels[0], np.rint(wide / 257).astype(np.uint8))
-    assert data.notes[0] == "1 images of 16 bits were scaled to 8 (65535 is 255)"
+    assert "1 images have more than 8 bits: pixels run from 0 to 65535: 0 to 65535 became 0 to 255" in data.notes[0]
 
 
 def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
@@ -107,9 +107,12 @@ def test_an_animation_gives_its_first_frame_and_exif_turns(tmp_path: Path) -> No
     assert (decoded[0, :, -1] == 255).all()
 
 
-def test_floating_point_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"odd.tif: 32-bit pixels \(mode F\) have no fixed range"):
-        load_odd_picture(tmp_path, Image.fromarray(np.ones((6, 5), np.float32)), "tif")
+def test_floating_point_files_are_refused_but_in_0_to_1(tmp_path: Path) -> None:
+    levels = np.linspace(0, 1, 30, dtype=np.float32).reshape(6, 5)
+    pixels, _ = load_odd_picture(tmp_path / "unit", Image.fromarray(levels), "tif")
+    assert np.array_equal(pixels[0], np.rint(levels * 255))
+    with pytest.raises(UserError, match=r"floating-point pixels run from 0 to 255; .*pass --pixel-range LOW HIGH"):
+        load_odd_picture(tmp_path / "bytes", Image.fromarray(levels * 255), "tif")
 
 
 def test_sizes_that_differ_are_named_and_resize_mends_them(tmp_path: Path) -> None:
@@ -151,7 +154,7 @@ def test_folders_that_are_no_data_are_refused(tmp_path: Path) -> None:
     make_class_folders(tmp_path / "half")
     (tmp_path / "half" / "c").mkdir()
     (tmp_path / "half" / "c" / "a.txt").write_text("x")
-    refuses(tmp_path / "half", "half/c: a class folder without images", ".png")
+    refuses(tmp_path / "half", "half/c: a class folder without images")
     refuses(make_class_folders(tmp_path / "one", "a"), "only one class (a)")
     make_class_folders(tmp_path / "tests" / "test")
     refuses(tmp_path / "tests", "has test/ but no train/")
@@ -167,7 +170,7 @@ def test_class_folders_of_train_and_test_must_agree(tmp_path: Path) -> None:
     make_class_folders(tmp_path / "two" / "train")
     make_class_folders(tmp_path / "two" / "val")
     make_class_folders(tmp_path / "two" / "valid")
-    refuses(tmp_path / "two", "two folders for one split", "valid")
+    refuses(tmp_path / "two", "two names for the split validation", "valid")
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
@@ -188,10 +191,11 @@ def test_an_image_that_does_not_open_is_named(tmp_path: Path, content: bytes | N
 
 def test_files_that_are_not_images_are_counted_and_hidden_ones_are_not(tmp_path: Path) -> None:
     make_class_folders(tmp_path)
+    (tmp_path / "a" / "notes.txt").write_text("x")
     (tmp_path / "a" / "Thumbs.db").write_text("x")
     (tmp_path / "a" / "._0.png").write_text("x")
     (tmp_path / ".cache").mkdir()
-    assert "1 files that are not images were left out" in load_data(tmp_path).notes
+    assert "1 files that are not images were left out (1 .txt)" in load_data(tmp_path).notes
 
 
 def test_pictures_in_hidden_folders_are_left_out(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from image_files import colour, grey, labelled_arrays, refuses, save_npz
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from limbeck.data import load_data, sources
+from limbeck.data import load_data
+from limbeck.data.readers import builtin
 
 
 def test_digits_fill_the_range_of_a_byte() -> None:
@@ -25,7 +26,7 @@ def test_digits_fill_the_range_of_a_byte() -> None:
     assert ["no test split" in note for note in data.notes] == [True, False]
 
 
-@pytest.mark.skipif(not sources.FASHION_FOLDER.is_dir(), reason="dataset-fashion-mnist is not installed")
+@pytest.mark.skipif(not builtin.FASHION_FOLDER.is_dir(), reason="dataset-fashion-mnist is not installed")
 def test_fashion_mnist_is_read_whole() -> None:
     data = load_data("fashion-mnist")
     assert data.train.counts(10) == [5400] * 10
@@ -38,7 +39,7 @@ def test_fashion_mnist_is_read_whole() -> None:
 
 
 def test_fashion_mnist_missing_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sources, "FASHION_FOLDER", tmp_path / "gone")
+    monkeypatch.setattr(builtin, "FASHION_FOLDER", tmp_path / "gone")
     refuses("fashion-mnist", "install the Debian package dataset-fashion-mnist", "folder with the idx files")
 
 
@@ -54,7 +55,7 @@ def test_data_already_loaded_comes_back_as_it_is() -> None:
     data = load_data("digits")
     assert load_data(data) is data
     assert load_data(data, resize=8) is data
-    refuses(data, "resize and test do nothing", resize=9)
+    refuses(data, "resize, pixel_range and test do nothing", resize=9)
 
 
 def test_medmnist_layout_is_used_as_it_is(tmp_path: Path) -> None:
@@ -76,7 +77,7 @@ def test_arrays_may_have_their_channels_first_last_or_float(tmp_path: Path) -> N
     real = load_data(save_npz(tmp_path / "real.npz", x_train=(images / 255).astype(np.float32), y_train=labels))
     assert last.shape == (3, 6, 5)
     assert last.fingerprint == first.fingerprint == real.fingerprint
-    assert "train: floating-point pixels were rounded to 8 bits" in real.notes
+    assert "floating-point pixels were rounded to 8 bits" in real.notes
     assert load_data(save_npz(tmp_path / "one.npz", x_train=images[..., :1], y_train=labels)).shape == (1, 6, 5)
 
 
@@ -102,9 +103,17 @@ def test_labels_with_gaps_are_renumbered_and_keep_their_names(tmp_path: Path) ->
         ({**labelled_arrays(), "y_train": np.full(10, 4)}, ["only one class (4)"]),
         ({**labelled_arrays(), "x_test": grey(2), "y_test": [0, 5]}, ["class 5 is in test and not in train"]),
         ({**labelled_arrays(), "x_test": grey(2, 7), "y_test": [0, 1]}, ["(1, 6, 5)", "(1, 7, 5)"]),
-        ({**labelled_arrays(), "x_train": grey(10).astype(np.int64)}, ["pixels are int64", "uint8"]),
-        ({**labelled_arrays(), "x_train": grey(10).astype(np.float32)}, ["run from 0 to 25", "in 0..1"]),
-        ({**labelled_arrays(), "x_train": np.full((10, 6, 5), np.nan)}, ["run from nan"]),
+        ({**labelled_arrays(), "x_train": grey(10) - 9.0}, ["pixels run from -9 to 24", "in 0..1", "--pixel-range"]),
+        (
+            {**labelled_arrays(), "x_train": grey(10).astype(np.int64) - 9},
+            ["pixels run from -9 to 24", "--pixel-range"],
+        ),
+        (
+            {**labelled_arrays(), "x_train": grey(10).astype(np.float32)},
+            ["run from 0 to 25", "in 0..1", "--pixel-range"],
+        ),
+        ({**labelled_arrays(), "x_train": np.full((10, 6, 5), np.nan)}, ["300 of 300 pixels are NaN"]),
+        ({**labelled_arrays(), "x_train": grey(10) + 1j}, ["pixels are complex128"]),
         ({**labelled_arrays(), "x_train": np.zeros((10, 6, 5, 7), np.uint8)}, ["(10, 6, 5, 7)", "not that of flat"]),
         ({"x_train": grey(0), "y_train": np.zeros(0, int)}, ["no images"]),
         ({"x_train": grey(2), "y_train": [0, 1]}, ["no class has a second image"]),
@@ -177,7 +186,7 @@ def test_idx_files_that_are_damaged_are_named(tmp_path: Path) -> None:
     labels.unlink()
     refuses(folder, "no idx file of train labels")
     labels.mkdir()
-    refuses(folder, "train-labels-idx1-ubyte: cannot be read")
+    refuses(folder, "no idx file of train labels")
 
 
 class Pairs(Dataset[Any]):

@@ -8,11 +8,10 @@ removed first.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -28,12 +27,11 @@ from limbeck.core.errors import UserError
 from limbeck.core.files import content_key
 from limbeck.core.folders import home_folder
 from limbeck.core.tensors import read_tensors, write_tensors
-from limbeck.data.images import Array, RawData, Size
+from limbeck.data.images import Array, RawData, ReadOptions
 
 FORMAT, VERSION = "limbeck-images", 1
-READER = 2  # the version of our reader; raise it whenever the pixels or the notes of the same files change
+READER = 3  # the version of our reader; raise it whenever the pixels or the notes of the same files change
 LIMIT = 20.0  # GB of all entries together; $LIMBECK_CACHE_GB sets another limit, and 0 turns the cache off
-ANNOUNCED = 1000  # images whose decoding takes long enough to be announced
 
 log = logging.getLogger("limbeck")
 
@@ -44,31 +42,33 @@ def images_folder() -> Path:
 
 
 def read_with_cache(
-    source: Path, files: Callable[[], Iterable[Path]], size: Size | None, read: Callable[[], RawData]
+    source: Path, digest: Callable[[], str], options: ReadOptions, read: Callable[[], RawData]
 ) -> RawData:
     """The result of `read`, taken from the cache where it has an entry, and stored there otherwise.
 
-    source: the file or folder that is read. size: (h, w) to which images are resized while they are read.
-    files:  returns all files and folders at or below `source` on which the result depends.
+    source: the file or folder that is read.
+    digest: returns a digest of all files and folders at or below `source` on which the result depends.
     A cache that cannot be written to costs one warning, and a damaged entry is replaced. Raises UserError for a limit
     that is no number, and whatever `read` raises.
     """
-    description = _description(source, files, size)
-    if description is None or _limit() == 0:
+    if _limit() == 0:
         return read()
+    description = _description(source, digest(), options)
     path = images_folder() / f"{source.resolve().name}-{content_key(description)}.safetensors"
     raw = _load_entry(path, description)
     if raw is None:
         raw = read()
-        if _description(source, files, size) == description:  # the files have not changed meanwhile
+        if _is_unchanged(source, digest, options, description):
             _store_entry(path, raw, description)
     return raw
 
 
-def announce_decoding(count: int, source: Path) -> None:
-    """Log that `count` images are about to be decoded, where they are many."""
-    if count >= ANNOUNCED:
-        log.info("reading %s images of %s", f"{count:,}", source)
+def _is_unchanged(source: Path, digest: Callable[[], str], options: ReadOptions, description: dict[str, Any]) -> bool:
+    """Whether the files are those of before."""
+    try:
+        return _description(source, digest(), options) == description
+    except (OSError, UserError):
+        return False
 
 
 def _limit() -> float:
@@ -83,20 +83,16 @@ def _limit() -> float:
     return limit
 
 
-def _description(source: Path, files: Callable[[], Iterable[Path]], size: Size | None) -> dict[str, Any] | None:
-    """Everything on which an entry depends; None where a file cannot be examined, which the reader reports."""
-    digest = hashlib.sha256()
-    try:
-        for path in files():
-            status = path.stat()
-            # The change time of the inode counts too, since tools that copy files may set the other time back.
-            state = (status.st_size, status.st_mtime_ns, status.st_ctime_ns) if path.is_file() else ()
-            digest.update(repr((str(path.relative_to(source)), state)).encode("utf-8", "surrogateescape"))
-        resolved = str(source.resolve())
-    except OSError:
-        return None
-    versions = {"reader": READER, "pillow": PIL.__version__}
-    return {"source": resolved, "files": digest.hexdigest(), "size": None if size is None else list(size), **versions}
+def _description(source: Path, digest: str, options: ReadOptions) -> dict[str, Any]:
+    """Everything on which an entry depends."""
+    return {
+        "source": str(source.resolve()),
+        "files": digest,
+        "size": None if options.size is None else list(options.size),
+        "pixel_range": None if options.pixel_range is None else list(options.pixel_range),
+        "reader": READER,
+        "pillow": PIL.__version__,
+    }
 
 
 def _load_entry(path: Path, description: dict[str, Any]) -> RawData | None:
@@ -135,7 +131,9 @@ def _store_entry(path: Path, raw: RawData, description: dict[str, Any]) -> None:
         "description": description,
         "name": raw.name,
         "splits": list(raw.images),
-        "names": None if raw.names is None else list(raw.names),
+        "names": {split: list(names) for split, names in raw.names.items()}
+        if isinstance(raw.names, Mapping)
+        else raw.names and list(raw.names),
         "notes": list(raw.notes),
     }
     size = sum(tensor.nbytes for tensor in tensors.values())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,11 +16,11 @@ from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.core.rng import make_generator
+from limbeck.data.pixels import PixelRange, describe_darkness, scale_arrays
 
 Array = npt.NDArray[Any]
 Size = tuple[int, int]  # height, width
 TEST_FRACTION = 0.2  # of every class, where the source has no test split
-SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,21 +100,34 @@ class ImageData:
         }
 
 
+class ReadOptions(NamedTuple):
+    """How images are read.
+
+    size:        (h, w) to which images are resized; None leaves them as they are.
+    pixel_range: the pixel values that become 0 and 255; None: see `limbeck.data.pixels.choose_range`.
+    announce:    (number of images, source) -> a function to call after each of them.
+    """
+
+    size: Size | None = None
+    pixel_range: PixelRange | None = None
+    announce: Callable[[int, str], Callable[[], None]] = lambda count, where: lambda: None
+
+
 class RawData(NamedTuple):
     """The result of a reader: images and labels as they are in the source, before they are checked.
 
     name:   of the data set.
-    images: by split ("train", and perhaps "validation" and "test"): uint8, or float in 0..1, of shape (n, h, w),
-            (n, h, w, c) or (n, c, h, w) with c 1 or 3.
+    images: by split ("train", and perhaps "validation" and "test"): real numbers of shape (n, h, w), (n, h, w, c) or
+            (n, c, h, w) with c 1 or 3.
     labels: by split: whole numbers, (n,) or (n, 1).
-    names:  class names indexed by label value; None where the source has none.
+    names:  class names indexed by label value, of all splits or by split; None where the source has none.
     notes:  sentences on what the reader did to the source.
     """
 
     name: str
     images: dict[str, Array]
     labels: dict[str, Array]
-    names: Sequence[str] | None = None
+    names: Sequence[str] | Mapping[str, Sequence[str]] | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -127,23 +141,8 @@ def compute_fingerprint(splits: Sequence[Split], classes: Sequence[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def as_uint8(array: Array, where: str) -> Array:
-    """Pixels as uint8; floats in 0..1 are multiplied by 255 and rounded. Raises UserError for anything else."""
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype.kind != "f":
-        raise UserError(f"{where}: pixels are {array.dtype}; give uint8 in 0..255 or floating point in 0..1")
-    low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
-    if not (low >= 0 and high <= 1):  # also true of NaN
-        raise UserError(
-            f"{where}: floating-point pixels run from {low:.4g} to {high:.4g}; give them in 0..1, not normalised"
-        )
-    pixels: Array = np.rint(array * 255).astype(np.uint8)
-    return pixels
-
-
 def as_images(array: Array, where: str) -> Array:
-    """Images as `RawData.images` may be, as uint8 (n, c, h, w). Raises UserError for other shapes and types."""
+    """Images as `RawData.images` may be, as (n, c, h, w). Raises UserError for other shapes."""
     if array.ndim == 3:
         array = array[:, None]
     elif array.ndim == 4 and array.shape[3] in (1, 3):
@@ -154,7 +153,7 @@ def as_images(array: Array, where: str) -> Array:
         )
     if 0 in array.shape:
         raise UserError(f"{where}: no images (shape {array.shape}); give at least one image per class")
-    return as_uint8(array, where)
+    return array
 
 
 def as_labels(array: Array, count: int, where: str) -> Array:
@@ -207,11 +206,14 @@ def split_off(split: Split, classes: int, fraction: float, generator: torch.Gene
     return split.subset(~mask), split.subset(mask)
 
 
-def assemble(raw: RawData, *, validation: float, seed: int, resize: Size | None) -> ImageData:
+def assemble(
+    raw: RawData, *, validation: float, seed: int, resize: Size | None, pixel_range: PixelRange | None = None
+) -> ImageData:
     """Check the result of a reader and make it one data set; splits that it lacks are split off train.
 
-    validation: fraction of every class to split off train where there is no validation split.
-    seed:       of these random splits. resize: (h, w) of the result; None leaves the size as it is.
+    validation:  fraction of every class to split off train where there is no validation split.
+    seed:        of these random splits. resize: (h, w) of the result; None leaves the size as it is.
+    pixel_range: of pixels that become 0 and 255; None for pixels that are right as they are.
     Raises UserError where images, labels or classes are not what `RawData` says, or where splits do not agree.
     """
     images = {split: as_images(array, f"{raw.name} ({split})") for split, array in raw.images.items()}
@@ -221,13 +223,10 @@ def assemble(raw: RawData, *, validation: float, seed: int, resize: Size | None)
         if array.shape[1:] != train_shape and (resize is None or array.shape[1] != train_shape[0]):
             shapes = f"train images are (c, h, w) {train_shape} and {split} images {array.shape[1:]}"
             raise UserError(f"{raw.name}: {shapes}; give both in one size and colour")
-    labels, classes, notes = _renumber_labels(raw, labels)
-    notes = [*raw.notes, *notes]
-    notes += [
-        f"{split}: floating-point pixels were rounded to 8 bits"
-        for split, array in raw.images.items()
-        if array.dtype.kind == "f"
-    ]
+    names, labels, label_notes = _align_labels(raw, labels)
+    labels, classes, class_notes = _renumber_labels(raw.name, names, labels)
+    images, range_notes = scale_arrays(images, pixel_range, raw.name)
+    notes = [*raw.notes, *label_notes, *class_notes, *range_notes]
     if resize is not None and (count := sum(len(array) for array in images.values() if array.shape[2:] != resize)):
         notes.append(f"{count} images {describe_resize(resize)}")
     splits = {
@@ -235,6 +234,8 @@ def assemble(raw: RawData, *, validation: float, seed: int, resize: Size | None)
         for split, array in images.items()
     }
     held_out = [split for split in ("validation", "test") if split not in splits and (split == "test" or validation)]
+    levels = [int(level) for split in splits.values() for level in split.images.aminmax()]
+    notes += [note] if (note := describe_darkness(min(levels), max(levels))) else []
     if "test" not in splits:
         generator = make_generator(seed, "data", "test")
         splits["train"], splits["test"] = split_off(splits["train"], len(classes), TEST_FRACTION, generator)
@@ -275,27 +276,56 @@ def _describe_small_classes(splits: dict[str, Split], held_out: Sequence[str], c
     return notes
 
 
-def _renumber_labels(raw: RawData, labels: dict[str, Array]) -> tuple[dict[str, Array], tuple[str, ...], list[str]]:
+def _align_labels(raw: RawData, labels: dict[str, Array]) -> tuple[Sequence[str] | None, dict[str, Array], list[str]]:
+    """The class names of train, the labels of all splits as indices of these names, and notes."""
+    if not isinstance(raw.names, Mapping):
+        return raw.names, labels, []
+    names = list(raw.names["train"])
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise UserError(f"{raw.name}: {count} classes of train are called {name!r}; give each a name of its own")
+    aligned, notes = dict(labels), []
+    for split, own_names in raw.names.items():
+        if split not in labels or list(own_names) == names:
+            continue
+        _check_names(f"{raw.name} ({split})", own_names, labels[split])
+        for label in np.unique(labels[split]):
+            if own_names[label] not in names:
+                raise UserError(
+                    f"{raw.name}: class {own_names[label]} is in {split} and not in train; give it training images"
+                )
+        position = np.array([names.index(name) if name in names else -1 for name in own_names])
+        aligned[split] = position[labels[split]]
+        notes.append(f"{split} orders its classes otherwise: its labels were matched to those of train by name")
+    return names, aligned, notes
+
+
+def _check_names(where: str, names: Sequence[str], labels: Array) -> None:
+    if len(labels) and labels.max() >= len(names):
+        raise UserError(f"{where}: label {labels.max()} has no name among the {len(names)} class names; add one")
+
+
+def _renumber_labels(
+    name: str, names: Sequence[str] | None, labels: dict[str, Array]
+) -> tuple[dict[str, Array], tuple[str, ...], list[str]]:
     """Labels by split as 0..C-1 for the C classes that train has, the names of these classes, and notes."""
     values = np.unique(labels["train"])
     all_values = np.unique(np.concatenate(list(labels.values())))
-    if raw.names is not None and all_values[-1] >= len(raw.names):
-        raise UserError(
-            f"{raw.name}: label {all_values[-1]} has no name among the {len(raw.names)} class names; add one"
-        )
-    names = {int(value): raw.names[value] if raw.names is not None else str(value) for value in all_values}
+    if names is not None:
+        _check_names(name, names, all_values)
+    name_of = {int(value): names[value] if names is not None else str(value) for value in all_values}
     for split, array in labels.items():
         for value in np.setdiff1d(array, values)[:1]:
-            raise UserError(f"{raw.name}: class {names[value]} is in {split} and not in train; give it training images")
+            raise UserError(f"{name}: class {name_of[value]} is in {split} and not in train; give it training images")
     if len(values) < 2:
-        raise UserError(f"{raw.name}: only one class ({names[int(values[0])]}) in train; give at least two")
+        raise UserError(f"{name}: only one class ({name_of[int(values[0])]}) in train; give at least two")
     notes = []
-    if raw.names is not None and len(values) < len(raw.names):
-        unused = [name for value, name in enumerate(raw.names) if value not in names]
+    if names is not None and len(values) < len(names):
+        unused = [class_name for value, class_name in enumerate(names) if value not in name_of]
         notes.append(f"classes without images were left out: {', '.join(unused)}")
     elif values[-1] != len(values) - 1:
         notes.append(f"labels were renumbered 0..{len(values) - 1}; class names keep the source's values")
-    return {split: np.searchsorted(values, array) for split, array in labels.items()}, tuple(names.values()), notes
+    return {split: np.searchsorted(values, array) for split, array in labels.items()}, tuple(name_of.values()), notes
 
 
 def _as_tensor(array: Array) -> Tensor:

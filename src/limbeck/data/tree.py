@@ -1,0 +1,192 @@
+"""A data source on disk as a tree: the visible files of a folder, of an archive, or one file alone."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from limbeck.core.errors import UserError
+
+MAX_FILE = 1 << 30  # bytes of a file that is read whole: one picture, one idx or csv file
+HIDDEN = (".", "__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "__pycache__")
+HIDDEN_FILES = ("thumbs.db", "desktop.ini", "icon\r")
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name belongs to the system or to a tool, and never to a data set."""
+    return name.lower().startswith(HIDDEN) or name.lower() in HIDDEN_FILES
+
+
+class File(NamedTuple):
+    """One file of a tree.
+
+    where: its place, for messages.
+    size:  its bytes.
+    open:  opens it for reading; the result is seekable.
+    state: numbers that change when the file does.
+    path:  its place on disk; None inside an archive.
+    """
+
+    where: str
+    size: int
+    open: Callable[[], BinaryIO]
+    state: tuple[int, ...] = ()
+    path: Path | None = None
+
+    def read(self, limit: int = MAX_FILE) -> bytes:
+        """The whole content. Raises UserError for a file of more than `limit` bytes."""
+        if self.size > limit:
+            raise UserError(f"{self.where}: {self.size:,} bytes, where at most {limit:,} are read; split or shrink it")
+        with self.open() as stream:
+            return stream.read(limit + 1)[: self.size]
+
+    def head(self, count: int) -> bytes:
+        """The first `count` bytes."""
+        with self.open() as stream:
+            return stream.read(count)
+
+
+@dataclass(frozen=True, eq=False)
+class Folder:
+    """A folder of a tree, without what is hidden.
+
+    name:    of the folder, or of the archive or the file without its suffix.
+    where:   its place, for messages.
+    folders: by name, in order. files: likewise.
+    """
+
+    name: str
+    where: str
+    folders: dict[str, Folder] = field(default_factory=dict)
+    files: dict[str, File] = field(default_factory=dict)
+
+    def walk(self) -> Iterator[tuple[str, File]]:
+        """(path below this folder, file) of all files at every depth, in order of their paths, folder by folder."""
+        yield from self.files.items()
+        for name, folder in self.folders.items():
+            for path, file in folder.walk():
+                yield f"{name}/{path}", file
+
+    def all_folders(self) -> Iterator[tuple[str, Folder]]:
+        """(path below this folder, folder) of all folders at every depth, the nearer ones of a branch first."""
+        for name, folder in self.folders.items():
+            yield name, folder
+            for path, inner in folder.all_folders():
+                yield f"{name}/{path}", inner
+
+    def find(self, path: str) -> File | None:
+        """The file at this path below the folder, with / between its parts; None where there is none."""
+        folder: Folder | None = self
+        *parents, name = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".")] or [""]
+        for parent in parents:
+            folder = folder.folders.get(parent) if folder else None
+        return folder.files.get(name) if folder else None
+
+    def digest(self) -> str:
+        """A digest of the names of all files and folders, and of the states of the files."""
+        digest = hashlib.sha256()
+        for path, _ in self.all_folders():
+            digest.update(repr(path).encode("utf-8", "surrogateescape"))
+        for path, file in self.walk():
+            digest.update(repr((path, file.size, file.state)).encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+
+class Tree(NamedTuple):
+    """A source on disk: its folder, and notes on what of it was left out."""
+
+    root: Folder
+    notes: tuple[str, ...] = ()
+
+
+def sort_entries(folder: Folder) -> Folder:
+    """The folder with its entries in order of their names, at every depth."""
+    folders = {name: sort_entries(folder.folders[name]) for name in sorted(folder.folders)}
+    return Folder(folder.name, folder.where, folders, {name: folder.files[name] for name in sorted(folder.files)})
+
+
+def file_on_disk(path: Path, status: os.stat_result | None = None) -> File:
+    """A file on disk. Its change time counts as well, since tools that copy files may set the other time back."""
+    status = status or path.stat()
+    state = (status.st_mtime_ns, status.st_ctime_ns)
+    return File(str(path), status.st_size, partial(_open_file, path), state, path)
+
+
+def _open_file(path: Path) -> BinaryIO:
+    return path.open("rb")
+
+
+def read_folder_tree(path: Path, follow_links: bool = False) -> Tree:
+    """The tree of a folder on disk, hidden entries left out.
+
+    Links to files are followed. A link to a folder is followed where that folder lies inside `path` and is not reached
+    otherwise, so that every folder is visited once; a link that leads out of `path` is followed with `follow_links`.
+    Broken links, links to folders that are visited anyway, and what is neither file nor folder are left out and noted.
+    Raises UserError for a link to a folder outside `path` without `follow_links`, and OSError as the disk does.
+    """
+    visitor = _Visitor(path, follow_links)
+    root = visitor.visit(path)
+    while visitor.links:  # last, so that a folder is read at its own place
+        visitor.follow(*visitor.links.pop(0))
+    notes = tuple(f"{count} {reason} left out" for reason, count in visitor.left_out.items())
+    return Tree(sort_entries(root), notes)
+
+
+class _Visitor:
+    def __init__(self, path: Path, follow_links: bool) -> None:
+        self.root, self.follow_links = path, follow_links
+        self.target = path.resolve()
+        self.visited: set[tuple[int, int]] = set()
+        self.links: list[tuple[Folder, Path]] = []
+        self.left_out: Counter[str] = Counter()
+
+    def visit(self, path: Path) -> Folder:
+        status = path.stat()
+        self.visited.add((status.st_dev, status.st_ino))
+        folder = Folder(path.resolve().name, str(path))
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if not is_hidden(entry.name):
+                    self._add(folder, entry)
+        return folder
+
+    def _add(self, folder: Folder, entry: os.DirEntry[str]) -> None:
+        path = Path(entry.path)
+        try:
+            status = entry.stat()
+        except FileNotFoundError:
+            self.left_out["broken links were"] += 1
+            return
+        except OSError as error:
+            if not entry.is_symlink():
+                raise
+            self.left_out[f"links that cannot be followed ({error.strerror}) were"] += 1
+            return
+        if stat.S_ISREG(status.st_mode):
+            folder.files[entry.name] = file_on_disk(path, status)
+        elif not stat.S_ISDIR(status.st_mode):
+            self.left_out["entries that are neither files nor folders were"] += 1
+        elif entry.is_symlink():
+            self.links.append((folder, path))
+        else:
+            folder.folders[entry.name] = self.visit(path)
+
+    def follow(self, folder: Folder, link: Path) -> None:
+        target = link.resolve()
+        if not (target.is_relative_to(self.target) or self.follow_links):
+            raise UserError(
+                f"{link}: a link to a folder outside {self.root} ({target}); pass --follow-links (follow_links=True in "
+                "Python) where it belongs to the data, else remove it"
+            )
+        status = target.stat()
+        if (status.st_dev, status.st_ino) in self.visited or self.target.is_relative_to(target):
+            self.left_out["links to folders that are read at another place were"] += 1
+        else:
+            folder.folders[link.name] = self.visit(link)
