@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from limbeck.cli.interrupt import raise_on_interrupt
@@ -98,6 +99,11 @@ def _run_command(name: str, arguments: list[str]) -> int:
         import torch
 
         torch.set_num_threads(args.threads)
+    out = getattr(args, "out", None)
+    if out is not None:
+        from limbeck.core.files import require_writable
+
+        require_writable(Path(out))
     from limbeck.cli.allocator import keep_freed_memory  # after parsing, so that --help does not wait for rich
     from limbeck.cli.screen import Screen
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from typing import NamedTuple
 
 from safetensors import SafetensorError
 
 from limbeck.core.errors import UserError
+from limbeck.core.files import shorten_path
 
 
 class Failure(NamedTuple):
@@ -16,12 +18,20 @@ class Failure(NamedTuple):
     status: int
 
 
+PATH_ERRORS = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+    *(errno.ENAMETOOLONG, errno.ELOOP),
+}
+"""Numbers of errors of the system about a path that the user can choose."""
+
+
 def explain(error: Exception) -> Failure | None:
     """The sentence and status of a mistake of the user (2) or of a fault of the machine (1); None for a defect."""
     if isinstance(error, UserError):
         return Failure(str(error), 2)
-    if isinstance(error, NotADirectoryError | FileExistsError):
-        return Failure(f"{error}; name another folder.", 2)
+    if isinstance(error, OSError) and error.errno in PATH_ERRORS and error.filename is not None:
+        reason = (error.strerror or str(error)).lower()
+        return Failure(f"{shorten_path(error.filename)} cannot be used ({reason}); name another path.", 2)
     if isinstance(error, OSError | SafetensorError):  # a full disk is a SafetensorError while tensors are written
         return Failure(str(error), 1)
     return None

@@ -5,11 +5,13 @@ A file says its format and its version. Files of tensors are in `core.tensors`.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary path beside `path`, then rename that file, so that no reader ever sees half a file.
 
     Folders that are missing are made. The file gets the permissions of a new file. Whatever `write` raises is raised
-    here, and the file that was there before stays.
+    here, and the file that was there before stays. Raises IsADirectoryError where `path` is a folder.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -87,15 +91,59 @@ def content_key(description: dict[str, Any]) -> str:
 
 def require_new_folder(path: Path, meaning: str) -> None:
     """Raise UserError unless `path` can become a new folder, or is an empty one. meaning: what was expected there."""
+    require_writable(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists and is not {meaning}; name a new folder with --out.")
-    parent = next(parent for parent in path.absolute().parents if parent.exists())
-    if not parent.is_dir():
-        raise UserError(f"{parent} is a file, so {path} cannot be made; name another folder with --out.")
+
+
+RECORDS = {"run.json": "a run of limbeck", "store.json": "a store of experts"}
+"""The file by which a folder of limbeck's own is recognised, and what the folder is."""
+
+
+def require_writable(path: Path, remedy: str = "name another path with --out") -> None:
+    """Raise UserError unless a file or folder can be written at `path`. remedy: what to do next.
+
+    A temporary folder is made in the nearest folder that exists, and removed: permissions say little, since root
+    passes them, and a file system may refuse all the same. A run or a store that exists is not tried: one that is
+    finished can lie where nothing is written any more.
+    """
+    path = path.absolute()
+    place = next(place for place in (path, *path.parents) if os.path.lexists(place))
+    if not place.exists():
+        raise UserError(f"{shorten_path(place)} is a link to nothing; {remedy}.")
+    if place.is_dir():
+        if place == path and any((path / name).exists() for name in RECORDS):
+            return
+        folder = place
+    elif place != path:
+        raise UserError(f"{shorten_path(place)} is a file, so {shorten_path(path)} cannot be made; {remedy}.")
+    elif not place.is_file():
+        raise UserError(f"{shorten_path(path)} is a device or the like, not a file or folder; {remedy}.")
+    else:
+        folder = place.parent
+    try:
+        for name in (path, *(folder / name for name in path.relative_to(folder).parts)):
+            with suppress(FileNotFoundError):
+                name.lstat()  # raises where a name, or all of the path, is too long
+        with tempfile.TemporaryDirectory(prefix=".limbeck-", dir=folder):
+            pass
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"{shorten_path(path)} cannot be written to ({reason}); {remedy}.") from None
+
+
+def shorten_path(path: str | Path) -> str:
+    """A path as an error names it: of a long one its beginning and its end.
+
+    >>> shorten_path("runs/digits"), len(shorten_path("x" * 300))
+    ('runs/digits', 83)
+    """
+    text = str(path)
+    return text if len(text) <= 83 else f"{text[:40]}...{text[-40:]}"
 
 
 def refuse_own_folder(folder: Path) -> None:
     """Raise UserError where a folder that should hold images is a run or a store of experts."""
-    for file, content in (("run.json", "a run of limbeck"), ("store.json", "a store of experts")):
+    for file, content in RECORDS.items():
         if (folder / file).exists():
             raise UserError(f"{folder}: {content} and no images; name the data set that it was made from.")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
+from limbeck.core.files import require_writable
 from limbeck.core.types import Trajectory
 from limbeck.experts.make import default_store, describe_experts, make_experts
 from limbeck.experts.store import Expert, ExpertConfig, Kind, Store
@@ -47,7 +48,9 @@ class Experts:
         description = describe_experts(task, config, seed)
         if path is not None:
             Store.check(path, description)
-        return cls(task, config, count, seed, kind, path or default_store(description))
+        elif not (path := default_store(description)).exists():
+            require_writable(path, "set LIMBECK_HOME to another folder")
+        return cls(task, config, count, seed, kind, path)
 
     @classmethod
     def of_store(cls, task: Task, path: Path, count: int | None, seed: int, kind: Kind) -> Experts:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from limbeck.core.conditions import first_difference, require_same_conditions
 from limbeck.core.errors import UserError
-from limbeck.core.files import content_key, require_new_folder, write_json
+from limbeck.core.files import content_key, require_new_folder, require_writable, write_json
 from limbeck.core.folders import size_of
 from limbeck.core.record_files import parse_record, read_record
 from limbeck.core.records import ExpertFacts, ExpertHeader, StoreHeader
@@ -163,6 +163,7 @@ class Store:
     @classmethod
     def check(cls, path: Path, description: dict[str, Any]) -> None:
         """Raise UserError unless `path` is a store of this description, or can become one; this writes nothing."""
+        require_writable(path)
         if (path / "store.json").exists():
             cls.open(path).require({name: value for name, value in description.items() if name != "computed"})
         else:

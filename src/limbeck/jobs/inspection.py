@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.core.files import write_json
 from limbeck.core.record_files import parse_record
@@ -41,6 +42,8 @@ def inspect_store(
     Update directions, plane and straightness need recorded trajectories ('--keep recorded' or 'both').
     Raises UserError for an empty store, and for data that is not the store's.
     """
+    if Path(out).is_file():
+        raise UserError(f"{out} is a file; name a folder with --out.")
     store = Store.open(Path(path))
     experts = [store.read(index) for index in store.require_experts()[:MOST_EXPERTS]]
     task = None if data is None else _task(store, data, resize, device)

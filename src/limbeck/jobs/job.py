@@ -15,7 +15,7 @@ import torch
 
 from limbeck.core.aliases import rename_keywords
 from limbeck.core.errors import UserError
-from limbeck.core.files import content_key
+from limbeck.core.files import content_key, require_writable
 from limbeck.core.records import DataRecord, RunRecord
 from limbeck.core.types import Trajectory
 from limbeck.core.user_code import source_key
@@ -159,6 +159,7 @@ def prepare(
     resolved_options = chosen.resolve_options(requested, DataFacts(len(task.data.train), config.ipc, expert))
     name = f"{task.data.name}-{chosen.name}-ipc{config.ipc}-seed{config.seed}"
     path = Path(out) if out is not None else Path("runs") / name
+    require_writable(path)
     recorded = RunFolder(path).config()
     every = config.validate_every or recorded.get("validate_every")
     if every is None and "iterations" in type(resolved_options).model_fields:
