@@ -1,12 +1,15 @@
-"""Files in the formats of MTT, DATM and MCT, written by separate code after the description of these formats."""
+"""Files in the formats of the authors' code, written by separate code after the description of these formats."""
 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -103,6 +106,7 @@ def refuse(message: str, call: Callable[[], Any]) -> None:
     with pytest.raises(UserError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+    assert len(re.sub(r"/\S*/", "", str(caught.value))) <= 300  # without the folders of the test
 
 
 def save_set(folder: Path, labels: Tensor, name: str = "best", prefix: str = "", lr: float | None = None) -> Tensor:
@@ -112,3 +116,41 @@ def save_set(folder: Path, labels: Tensor, name: str = "best", prefix: str = "",
     if lr is not None:
         save(torch.tensor(lr), folder / f"{prefix}lr_{name}.pt")
     return images
+
+
+def synthetic_pair(seed: int, ipc: int = 1, shape: tuple[int, int, int] = (1, 8, 8), classes: int = 10) -> list[Tensor]:
+    """Images and labels in the order in which DC, DSA, DM, DataDAM and IDC hold them: class by class."""
+    images = torch.randn(classes * ipc, *shape, generator=torch.Generator().manual_seed(seed), requires_grad=True)
+    labels = torch.tensor(np.array([np.ones(ipc) * i for i in range(classes)]), dtype=torch.long).view(-1)
+    return [images.detach(), labels]
+
+
+def save_results(path: Path, experiments: int, networks: tuple[str, ...] = ("ConvNet",), **options: Any) -> Any:
+    """A file of DC, DSA or DM: saved after every experiment, when 20 accuracies of each network have been added."""
+    accuracies: dict[str, list[Any]] = {network: [] for network in networks}
+    data = []
+    for experiment in range(experiments):
+        for network in networks:
+            counts = np.random.default_rng(experiment).integers(2000, 3000, 20)
+            accuracies[network] += [count / 10000 for count in counts]  # np.float64, as sums of matches over images
+        data.append(deepcopy(synthetic_pair(experiment, **options)))
+        save({"data": data, "accs_all_exps": accuracies}, path)
+    return data
+
+
+def save_snapshots(path: Path, evaluations: int, **options: Any) -> Any:
+    """A file of DataDAM: a run adds its set at every evaluation; accuracies are added after the last file is saved."""
+    data = []
+    for evaluation in range(evaluations):
+        data.append(deepcopy(synthetic_pair(evaluation, **options)))
+        save({"data": data, "accs_all_exps": {"ConvNet": []}}, path)
+    return data
+
+
+def save_idc(path: Path, ipc: int = 1, shape: tuple[int, int, int] = (1, 8, 8)) -> list[Tensor]:
+    """A file of IDC or DREAM: pixels in 0..1, which the steps since the last clamp leave by a little, and labels."""
+    images, labels = synthetic_pair(3, ipc, shape)
+    pixels = (images / 4 + 0.5).clamp(0, 1)
+    pixels[0, 0, 0, :2] = torch.tensor([-0.03, 1.02])
+    save([pixels, labels], path)
+    return [pixels, labels]

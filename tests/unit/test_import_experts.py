@@ -26,7 +26,7 @@ from limbeck.core.errors import UserError
 from limbeck.data import ImageData
 from limbeck.experts import Convexified, ExpertConfig, Store
 from limbeck.interop import import_experts
-from limbeck.interop.read import guess_network
+from limbeck.interop.expert_files import guess_network
 from limbeck.networks.registry import ModelConfig, flat_model
 
 

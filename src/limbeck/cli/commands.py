@@ -45,7 +45,10 @@ COMMANDS = {
     "info": Entry("records", "Describe a file or folder: data set, store of experts, distilled set or run."),
     "cache": Entry("cache", "Show what limbeck keeps for reuse and how large it is, or clear it."),
     "import-experts": Entry("interop", "Import experts of MTT, TESLA, FTD, DATM or MCT (.pt files) into a store."),
-    "import-set": Entry("interop", "Import a distilled set of MTT, TESLA, FTD, DATM or MCT (.pt files) into one file."),
+    "import-set": Entry(
+        "interop",
+        "Import a distilled set of MTT and its kin, DC, DSA, DM, DataDAM, IDC or DREAM (.pt files) into one file.",
+    ),
     "export": Entry("interop", "Export a store of experts, a distilled set or a run as .pt files of other code."),
     "presets": Entry("presets", "List the published settings, with their sources and accuracies."),
 }

@@ -85,6 +85,7 @@ def _tensors(path: Path) -> dict[str, Any]:
         facts = {name: header[name] for name in names if name in header}
         return {"kind": str(header.get("format")).replace("limbeck-", ""), **facts, "bytes": size_of(path)}
     distilled = load(path)
+    imported = distilled.provenance.get("imported")
     return {
         "kind": "distilled set",
         "images": list(distilled.images.shape),
@@ -96,5 +97,6 @@ def _tensors(path: Path) -> dict[str, Any]:
         "method": distilled.provenance.get("method"),
         "step": distilled.provenance.get("step"),
         "data": distilled.provenance.get("data"),
+        **({"notes": imported.get("notes")} if isinstance(imported, dict) else {}),
         "bytes": size_of(path),
     }

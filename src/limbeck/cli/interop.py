@@ -31,8 +31,6 @@ class ImportOptions(OptionGroup):
     """The data they were trained on: a name or a path, as for 'limbeck distill'."""
     out: Annotated[str, PATH]
     """Where to write what was read."""
-    preprocess: PreprocessName = "normalise"
-    """The space of the images: fitted on our train, or the constants of the authors' code (cifar and so on)."""
     augment: str | None = None
     """DSA families joined by '_', or none; the default is all."""
     resize: int | None = Field(default=None, ge=1)
@@ -45,6 +43,8 @@ class ImportOptions(OptionGroup):
 class ImportExperts(ImportOptions, Device, Options):
     """Import experts of MTT, TESLA, FTD, DATM or MCT (.pt files) into a store."""
 
+    preprocess: PreprocessName = "normalise"
+    """The space of the images: fitted on our train, or the constants of the authors' code (cifar and so on)."""
     kind: str | None = None
     """Which files to read where a folder holds several kinds, waypoint_buffer_ip4 for example."""
     num_experts: int | None = Field(default=None, ge=1)
@@ -60,10 +60,16 @@ class ImportExperts(ImportOptions, Device, Options):
 
 
 class ImportSet(ImportOptions, Threads, Options):
-    """Import a distilled set of MTT, TESLA, FTD, DATM or MCT (.pt files) into one file."""
+    """Import a distilled set of MTT and its kin, DC, DSA, DM, DataDAM, IDC or DREAM (.pt files) into one file."""
 
     lr: float | None = Field(default=None, gt=0)
-    """The learned step size, where no lr_*.pt has it."""
+    """The step size, where no lr_*.pt has it; 0.01 for sets that have none of their own (DC, DSA, DM, DataDAM, IDC)."""
+    preprocess: PreprocessName | None = None
+    """The space of the images: fitted on our train, or constants of the authors' code; the default is by file name."""
+    experiment: int | None = Field(default=None, ge=0)
+    """Which set of a file of several, from 0; the default is the first, and the last of the snapshots of one run."""
+    factor: int | None = Field(default=None, ge=1)
+    """Tiles along each side of IDC's images; the default is as the folder's name says."""
 
 
 class Export(Options):
@@ -116,8 +122,10 @@ def run_import_set(args: ImportSet, listen: Listener) -> Any:
         args.data,
         preprocess=args.preprocess,
         lr=args.lr,
-        model=args.model,
+        model=None if args.model == NO_NETWORK else args.model,
         augment=args.augment,
+        experiment=args.experiment,
+        factor=args.factor,
         seed=args.seed,
         resize=args.resize,
     )

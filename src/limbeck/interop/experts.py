@@ -19,7 +19,7 @@ from limbeck.experts.convexified import Convexified, start_at_zero, waypoint_epo
 from limbeck.experts.make import describe_experts
 from limbeck.experts.recorded import Recorded
 from limbeck.experts.store import Expert, ExpertConfig, Store
-from limbeck.interop.read import (
+from limbeck.interop.expert_files import (
     Buffer,
     are_identical,
     as_list,
@@ -27,8 +27,8 @@ from limbeck.interop.read import (
     find_buffers,
     flat_parameters,
     guess_network,
-    open_pt,
 )
+from limbeck.interop.pt_files import open_pt
 from limbeck.networks.flat import Layout
 from limbeck.networks.registry import ModelConfig
 from limbeck.task import Task, make_task, restore_switches

@@ -1,8 +1,7 @@
-"""Reading of the authors' .pt files: found by name, opened without running code and checked tensor by tensor."""
+"""The authors' files of experts: found by name, and checked tensor by tensor."""
 
 from __future__ import annotations
 
-import pickle
 import re
 from math import prod
 from pathlib import Path
@@ -33,29 +32,6 @@ class Buffer(NamedTuple):
     number: int
     path: Path
     steps: Path | None
-
-
-def open_pt(path: Path) -> Any:
-    """The content of a file of torch.save. Its tensors are mapped into memory, or read where that is not possible.
-
-    Nothing in the file is run. Raises UserError where there is no such file, where it is not of torch.save, and where
-    it contains anything but tensors, numbers, strings and containers of these.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist or is not a file.")
-    try:
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (RuntimeError, OSError):  # files of torch before 1.6 cannot be mapped
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError) as error:
-        if "Unsupported global" in str(error) or "weights_only" in str(error).lower():
-            raise UserError(
-                f"{path} holds pickled code or objects other than tensors, lists and dictionaries, or is not a file of "
-                "torch.save; it is refused, since opening it would run what it says."
-            ) from None
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is not a file of torch.save, or is cut short ({reason}).") from None
 
 
 def find_buffers(source: Path | list[Path], kind: str | None = None) -> list[Buffer]:
