@@ -215,7 +215,7 @@ def small_dataset(data: ImageData, n: int = 60) -> TensorDataset:
 def test_image_data_gives_the_same_set_as_its_name(run: Path, tmp_path: Path) -> None:
     path = distill_with_baselines(tmp_path / "run", limbeck.load_data("digits"))
     assert all(map(torch.equal, set_tensors(path), set_tensors(run)))
-    assert limbeck.load(path).provenance["data"]["source"] is None
+    assert limbeck.load(path).provenance["data"]["source"] == "digits"  # so that evaluate finds the images again
     with pytest.raises(UserError, match="--data"):
         limbeck.evaluate(path)
     assert [row.to_json() for row in limbeck.evaluate(path, data="digits", networks=2)] == result_rows(run)[:2]

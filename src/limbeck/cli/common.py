@@ -51,18 +51,27 @@ class WithEstimate(OptionGroup):
     """Do not say first how long the command will take."""
 
 
-class Resize(OptionGroup):
-    """The option of commands that may read images of different sizes."""
+class Reading(OptionGroup):
+    """How images are read."""
 
     resize: int | None = Field(default=None, ge=1)
     """Resize every image to this many pixels a side."""
+    pixel_range: Annotated[tuple[float, float] | None, tyro.conf.arg(metavar="LOW HIGH")] = None
+    """The pixel values that are black and white; the default follows from the whole data set."""
+    follow_links: Annotated[FlagCreatePairsOff[bool], SWITCH] = False
+    """Follow links to folders outside the data folder."""
 
 
-class Data(Resize):
+def load_keywords(options: Reading) -> dict[str, Any]:
+    """The options as keywords of `load_data`."""
+    return {"resize": options.resize, "pixel_range": options.pixel_range, "follow_links": options.follow_links}
+
+
+class Data(Reading):
     """Options of commands that read images."""
 
     data: Annotated[Positional[str], DATA]
-    """The images: digits, fashion-mnist, or the path of a folder of class folders, an .npz, idx or parquet files."""
+    """The images: digits, fashion-mnist, or a path: a folder of class folders, an archive, a file ('limbeck info')."""
 
 
 class Command(NamedTuple):

@@ -21,11 +21,13 @@ from limbeck.cli.common import (
     Options,
     WithEstimate,
     announce,
+    load_keywords,
 )
 from limbeck.cli.comparison import changed_options, compare_with_published
 from limbeck.cli.parse import make_default, parse_known
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
+from limbeck.data import load_data
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.experts.store import ExpertConfig
 from limbeck.jobs.config import JobConfig
@@ -99,14 +101,13 @@ def _job_options(args: RunOptions) -> dict[str, Any]:
     return {**dict(args.settings), **{name: getattr(args, name) for name in JobConfig.model_fields}}
 
 
-def _prepare(args: Any) -> Job:
+def _prepare(args: Any, listen: Listener) -> Job:
     return prepare(
-        args.data,
+        load_data(args.data, seed=args.seed, listen=listen, **load_keywords(args)),
         method=args.method,
         out=args.out,
         experts=args.experts,
         device=args.device,
-        resize=args.resize,
         **_job_options(args),
     )
 
@@ -116,7 +117,7 @@ def run_distill(args: Any, listen: Listener) -> Any:
 
     Returns results.json with the paths of run and report, and with the published number of a preset.
     """
-    job = _prepare(args)
+    job = _prepare(args, listen)
     if args.estimate and not job.is_finished:
         announce(lambda: estimate(job), listen)
     path = run(job, listen)
@@ -127,7 +128,7 @@ def run_distill(args: Any, listen: Listener) -> Any:
 
 def run_estimate(args: Any, listen: Listener) -> Any:
     """Prepare the job and call `limbeck.estimate`; returns its numbers with --json, else prints a sentence."""
-    result = estimate(_prepare(args))
+    result = estimate(_prepare(args, listen))
     if args.as_json:
         return result.to_json()
     Console(highlight=False).print(result.text, soft_wrap=True)
@@ -139,7 +140,9 @@ def _compare(args: RunOptions, name: str, results: dict[str, Any]) -> dict[str, 
     experts = [] if args.experts is None else ["--experts", args.experts]
     preset = choose_defaults(Distill, "limbeck distill", ["--preset", name, *experts])
     changes = changed_options(_job_options(args), _job_options(preset))
-    changes |= {name: getattr(args, name) for name in ("experts", "resize") if getattr(args, name) is not None}
+    changes |= {
+        name: getattr(args, name) for name in ("experts", "resize", "pixel_range") if getattr(args, name) is not None
+    }
     return compare_with_published(name, results, changes)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from tyro.conf import Positional, arg
 
-from limbeck.cli.common import DATA, Command, Device, Options, Resize, WithEstimate, announce
+from limbeck.cli.common import DATA, Command, Device, Options, Reading, WithEstimate, announce, load_keywords
 from limbeck.core.events import Listener
 from limbeck.evaluation.protocol import OWN_NETWORK, prepare_evaluation, run_evaluations
 from limbeck.jobs.estimate import estimate_evaluation
@@ -15,7 +15,7 @@ from limbeck.networks.registry import ModelConfig
 from limbeck.task import Precision
 
 
-class Evaluate(Resize, Device, Options, WithEstimate):
+class Evaluate(Reading, Device, Options, WithEstimate):
     """Train fresh networks on a distilled set and measure their test accuracy."""
 
     what: Annotated[Positional[str], arg(metavar="SET")]
@@ -43,8 +43,8 @@ def run_evaluate(args: Evaluate, listen: Listener) -> Any:
         epochs=args.epochs,
         model=args.model,
         device=args.device,
-        resize=args.resize,
         precision=args.precision,
+        **load_keywords(args),
     )
     if args.estimate:
         announce(lambda: estimate_evaluation(evaluations), listen)

@@ -16,12 +16,15 @@ from limbeck.cli.common import (
     Data,
     Device,
     Options,
+    Reading,
     Threads,
     WithEstimate,
     announce,
+    load_keywords,
 )
 from limbeck.cli.info import describe
 from limbeck.core.events import Listener
+from limbeck.data import load_data
 from limbeck.data.preprocess import PreprocessName
 from limbeck.experts.store import ExpertConfig, Store
 from limbeck.jobs.estimate import estimate_experts
@@ -69,7 +72,7 @@ class Convexify(Threads, Options):
     """Number format of the stored parameters."""
 
 
-class Inspect(Device, Options):
+class Inspect(Reading, Device, Options):
     """Analyse the experts of a store: accuracy along paths, update directions, straightness, storage."""
 
     store: Annotated[Positional[str], STORE]
@@ -77,18 +80,15 @@ class Inspect(Device, Options):
     out: Annotated[str, PATH]
     """The folder for inspect.json and inspect.html."""
     data: Annotated[str | None, DATA] = None
-    """The images they were trained on, for accuracies."""
-    resize: int | None = Field(default=None, ge=1)
-    """Resize every image to this many pixels a side; the default is the size that the experts were trained on."""
+    """The images they were trained on, for accuracies; by default they are resized as for the experts."""
 
 
 def run_experts(args: Experts, listen: Listener) -> Any:
     """Train the experts that the store lacks; the result describes the store."""
     experts = prepare_experts(
-        args.data,
+        load_data(args.data, seed=args.seed, listen=listen, **load_keywords(args)),
         out=args.out,
         device=args.device,
-        resize=args.resize,
         num_experts=args.num_experts,
         seed=args.seed,
         preprocess=args.preprocess,
@@ -118,7 +118,7 @@ def run_convexify(args: Convexify, listen: Listener) -> Any:
 
 def run_inspect(args: Inspect, listen: Listener) -> Any:
     """Call `limbeck.jobs.inspection.inspect_store`."""
-    page = inspect_store(args.store, args.out, data=args.data, resize=args.resize, device=args.device, listen=listen)
+    page = inspect_store(args.store, args.out, data=args.data, device=args.device, listen=listen, **load_keywords(args))
     return {"report": str(page)}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.core.errors import UserError
+from limbeck.core.events import Listener
 from limbeck.core.folders import size_of
 from limbeck.core.record_files import parse_record, read_record
 from limbeck.core.records import ExpertHeader, ResultsRecord, RunRecord
@@ -17,15 +18,15 @@ from limbeck.interop import describe_pt
 from limbeck.synthetic.distilled import load
 
 
-def describe(source: str, resize: int | None = None) -> dict[str, Any]:
+def describe(source: str, listen: Listener | None = None, **reading: Any) -> dict[str, Any]:
     """Facts of a data set, a store of experts, a distilled set, a run or a .pt file of the field, JSON-able.
 
-    "kind" says which of these it is. resize: pixels a side of a data set. Raises UserError where it is none of these,
+    "kind" says which of these it is. reading: keywords of `load_data`. Raises UserError where it is none of these,
     damaged, or a folder of runs.
     """
     path = Path(source)
     if source in DATA_NAMES:
-        return {"kind": "data set", **load_data(source, resize=resize).describe()}
+        return {"kind": "data set", **load_data(source, listen=listen, **reading).describe()}
     if not path.exists():
         raise UserError(f"{source} does not exist, and is not a data set known by name ({', '.join(DATA_NAMES)}).")
     if (path / "store.json").exists():
@@ -39,7 +40,7 @@ def describe(source: str, resize: int | None = None) -> dict[str, Any]:
     if runs := sorted(str(file.parent) for file in path.glob("*/run.json")):
         # their previews would be read as the images of a data set
         raise UserError(f"{source} is a folder of runs; name one of them: {', '.join(runs)}.")
-    return {"kind": "data set", **load_data(source, resize=resize).describe()}
+    return {"kind": "data set", **load_data(source, listen=listen, **reading).describe()}
 
 
 def _store(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from tyro.conf import Positional
 
-from limbeck.cli.common import DATA, PATH, Command, Device, OptionGroup, Options, Threads
+from limbeck.cli.common import DATA, PATH, Command, Device, Options, Reading, Threads, load_keywords
 from limbeck.cli.info import describe
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
@@ -22,7 +22,7 @@ from limbeck.synthetic.distilled import load
 NO_NETWORK = ModelConfig()  # no option given: find out what fits
 
 
-class ImportOptions(OptionGroup):
+class ImportOptions(Reading):
     """Options of commands that read files of other code."""
 
     source: Annotated[Positional[str], PATH]
@@ -33,8 +33,6 @@ class ImportOptions(OptionGroup):
     """Where to write what was read."""
     augment: str | None = None
     """DSA families joined by '_', or none; the default is all."""
-    resize: int | None = Field(default=None, ge=1)
-    """Resize every image to this many pixels a side."""
     seed: int = 0
     """The seed by which the data are split."""
     model: ModelConfig = NO_NETWORK
@@ -85,7 +83,7 @@ class Export(Options):
 
 def run_import_experts(args: ImportExperts, listen: Listener) -> Any:
     """Call `limbeck.interop.import_experts`; the result describes the store."""
-    images = load_data(args.data, seed=args.seed, resize=args.resize)
+    images = load_data(args.data, seed=args.seed, listen=listen, **load_keywords(args))
     store = import_experts(
         args.source,
         args.out,
@@ -119,7 +117,7 @@ def run_import_set(args: ImportSet, listen: Listener) -> Any:
         raise UserError(f"--out is the file to write and ends in .safetensors, unlike {out}.")
     distilled = import_set(
         args.source,
-        args.data,
+        load_data(args.data, seed=args.seed, listen=listen, **load_keywords(args)),
         preprocess=args.preprocess,
         lr=args.lr,
         model=None if args.model == NO_NETWORK else args.model,
@@ -127,7 +125,6 @@ def run_import_set(args: ImportSet, listen: Listener) -> Any:
         experiment=args.experiment,
         factor=args.factor,
         seed=args.seed,
-        resize=args.resize,
     )
     distilled.save(out)
     return {**describe(str(out)), "set": str(out), "notes": distilled.provenance["imported"]["notes"]}

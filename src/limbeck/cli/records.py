@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from limbeck.cli.common import PATH, Command, Options, Resize
+from limbeck.cli.common import PATH, Command, Options, Reading, load_keywords
 from limbeck.core.events import Listener
 
 RUNS = arg(metavar="RUN [RUN ...]", help_behavior_hint="(required)")
@@ -33,7 +33,7 @@ class Table(Options):
     """A paragraph to put above the table."""
 
 
-class Info(Resize, Options):
+class Info(Reading, Options):
     """Describe a file or folder: data set, store of experts, distilled set or run."""
 
     source: Annotated[Positional[str], PATH]
@@ -61,7 +61,7 @@ def run_info(args: Info, listen: Listener) -> Any:
     """Call `limbeck.cli.info.describe`."""
     from limbeck.cli.info import describe
 
-    return describe(args.source, args.resize)
+    return describe(args.source, listen, **load_keywords(args))
 
 
 COMMANDS = {

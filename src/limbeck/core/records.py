@@ -308,10 +308,14 @@ class ExpertHeader(ExpertFacts):
 
 
 class SetData(DataName):
-    """The data that a set was distilled from, where it lies, and the pixels a side that its images were resized to."""
+    """The data that a set was distilled from, where it lies, and how it was read: arguments of `load_data`."""
 
     source: str | None = None
     resize: int | list[int] | None = None
+    pixel_range: tuple[float, float] | None = None
+    follow_links: bool = False
+    validation: float = 0.1
+    seed: int | None = None
 
 
 class Provenance(Record):

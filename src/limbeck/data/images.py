@@ -42,6 +42,26 @@ class Split:
         return Split(self.images[rows], self.labels[rows])
 
 
+class Origin(NamedTuple):
+    """Where an image set lies and how it was read: the arguments of `load_data`.
+
+    source: a name or an absolute path; None for Python objects, which cannot be read again.
+    """
+
+    source: str | None = None
+    resize: int | tuple[int, int] | None = None
+    pixel_range: PixelRange | None = None
+    follow_links: bool = False
+    validation: float = 0.1
+    seed: int = 0
+
+    def describe(self) -> dict[str, Any]:
+        """Source and resize as JSON values, and what else differs from its default."""
+        values = {name: value for name, value in self._asdict().items() if value != self._field_defaults[name]}
+        values = {"source": self.source, "resize": self.resize, **values}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
 @dataclass(frozen=True, eq=False)
 class ImageData:
     """A labelled image set with three splits, as `load_data` returns it.
@@ -51,6 +71,7 @@ class ImageData:
     classes:     class names, in the order of the labels.
     notes:       sentences on what was done to the source: splits held out of train, images resized, classes left out.
     fingerprint: 16 hex digits that name these pixels, labels, splits and class names.
+    origin:      where it lies and how it was read.
 
     >>> from limbeck.data import load_data
     >>> data = load_data("digits")
@@ -65,6 +86,7 @@ class ImageData:
     classes: tuple[str, ...]
     notes: tuple[str, ...]
     fingerprint: str
+    origin: Origin = Origin()  # noqa: RUF009 (a tuple, which cannot change)
 
     @property
     def shape(self) -> tuple[int, int, int]:

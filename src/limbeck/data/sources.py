@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from limbeck.core.events import Listener
 from limbeck.core.files import refuse_own_folder
 from limbeck.data.archives import archive_suffix, read_archive_tree
 from limbeck.data.cache import read_with_cache
-from limbeck.data.images import ImageData, RawData, ReadOptions, Size, assemble
+from limbeck.data.images import ImageData, Origin, RawData, ReadOptions, Size, assemble
 from limbeck.data.pixels import PixelRange, check_pixel_range
 from limbeck.data.readers import builtin, class_folders, idx, npz, parquet
 from limbeck.data.readers.objects import MapDataset, TrainTest, is_dataset, read_datasets
@@ -94,7 +95,16 @@ def load_data(
     except OSError as error:
         raise UserError(f"{error.filename or source}: cannot be read ({error.strerror or error}); check it") from error
     raw = raw._replace(name=name or raw.name)
-    return assemble(raw, validation=validation, seed=seed, resize=options.size, pixel_range=remaining_range)
+    data = assemble(raw, validation=validation, seed=seed, resize=options.size, pixel_range=remaining_range)
+    origin = Origin(_absolute(source), resize, options.pixel_range, follow_links, validation, seed)
+    return replace(data, origin=origin)
+
+
+def _absolute(source: object) -> str | None:
+    """The source as it is found again from another folder: a name that is known stays a name, a path gets absolute."""
+    if isinstance(source, str) and source in NAMES:
+        return source
+    return str(Path(source).resolve()) if isinstance(source, str | Path) else None
 
 
 def describe_kinds() -> str:

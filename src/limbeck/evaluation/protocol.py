@@ -17,6 +17,7 @@ from limbeck.core.parallel import CheckCancelled, parallel_map
 from limbeck.core.records import ResultRow
 from limbeck.core.rng import derive_seed
 from limbeck.data import ImageData, load_data
+from limbeck.data.pixels import PixelRange
 from limbeck.networks.registry import ModelConfig
 from limbeck.synthetic.distilled import DistilledSet, load
 from limbeck.task import Precision, Task, make_task, restore_switches, set_switches
@@ -197,6 +198,8 @@ def prepare_evaluation(
     model: ModelConfig | None = None,
     device: str = "cpu",
     resize: int | None = None,
+    pixel_range: PixelRange | None = None,
+    follow_links: bool = False,
     precision: Precision = "float32",
 ) -> list[Evaluation]:
     """Read and check what `evaluate` takes, one evaluation for each set; nothing is trained.
@@ -204,6 +207,7 @@ def prepare_evaluation(
     Raises UserError when there is no set, or when the data is not what the set was made from.
     """
     changes = {"networks": networks, "epochs": epochs}
+    reading = {"resize": resize, "pixel_range": pixel_range, "follow_links": follow_links}
     evaluations: list[Evaluation] = []
     for which, one in load_sets(distilled):
         origin = one.provenance.get("data", {})
@@ -214,7 +218,11 @@ def prepare_evaluation(
             images: ImageData = evaluations[0].task.data  # both sets of a run are of one data set
         else:
             seed = one.provenance.get("config", {}).get("seed", 0)
-            images = load_data(source, seed=seed, resize=resize or origin.get("resize"))
+            explicit: dict[str, Any] = {name: value for name, value in reading.items() if value}
+            if not isinstance(source, ImageData):
+                recorded = {name: origin[name] for name in (*reading, "validation", "seed") if name in origin}
+                explicit = {"seed": seed, **recorded, **explicit}
+            images = load_data(source, **explicit)
         require_same_data(images, one)
         network, augment, config = _read_recipe(one, model, changes)
         task = make_task(images, network, one.preprocess, augment, device, precision)
@@ -262,6 +270,8 @@ def evaluate(
     model: ModelConfig | None = None,
     device: str = "cpu",
     resize: int | None = None,
+    pixel_range: PixelRange | None = None,
+    follow_links: bool = False,
     precision: Precision = "float32",
 ) -> list[ResultRow]:
     """Rows for a distilled set, its file, or both sets of a run folder, on the test part of its data.
@@ -270,6 +280,7 @@ def evaluate(
     data:   where the images are; by default where the set says it came from.
     model:  another network than the one it was distilled with, see `evaluated_network`.
     networks, epochs: by default the set's own.
+    resize, pixel_range, follow_links: as in `load_data`; by default as the set's data was read.
     Raises UserError when there is no set, or when the data is not what the set was made from.
 
     >>> from tempfile import TemporaryDirectory
@@ -289,6 +300,8 @@ def evaluate(
         model=model,
         device=device,
         resize=resize,
+        pixel_range=pixel_range,
+        follow_links=follow_links,
         precision=precision,
     )
     return run_evaluations(evaluations, seed, listen)

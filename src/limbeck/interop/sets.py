@@ -129,8 +129,7 @@ def import_set(
             "data": {
                 "name": loaded.name,
                 "fingerprint": loaded.fingerprint,
-                "source": str(data) if isinstance(data, str | Path) else None,
-                "resize": resize,
+                **loaded.origin.describe(),
             },
             "which": which,
             "step": int(which) if sets is None and which and which.isdecimal() else None,

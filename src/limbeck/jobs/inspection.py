@@ -15,6 +15,7 @@ from limbeck.core.record_files import parse_record
 from limbeck.core.records import InspectionRecord, PathCurves, PlaneRecord, StorageRow
 from limbeck.core.types import Trajectory
 from limbeck.data import ImageData, Preprocess, load_data
+from limbeck.data.pixels import PixelRange
 from limbeck.experts.convexified import SCHEDULES, SMOOTHING, convexify, waypoint_epochs
 from limbeck.experts.store import Expert, Store
 from limbeck.networks.registry import ModelConfig
@@ -32,6 +33,8 @@ def inspect_store(
     *,
     data: str | Path | ImageData | None = None,
     resize: int | None = None,
+    pixel_range: PixelRange | None = None,
+    follow_links: bool = False,
     device: str = "cpu",
     listen: Listener = lambda event: None,
 ) -> Path:
@@ -39,6 +42,7 @@ def inspect_store(
 
     data: the images the experts were trained on, for accuracies on the validation part; without it, geometry only.
     resize: pixels a side of those images; by default they are brought to the size that the store was trained on.
+    pixel_range, follow_links: as in `load_data`.
     Update directions, plane and straightness need recorded trajectories ('--keep recorded' or 'both').
     Raises UserError for an empty store, and for data that is not the store's.
     """
@@ -46,7 +50,9 @@ def inspect_store(
         raise UserError(f"{out} is a file; name a folder with --out.")
     store = Store.open(Path(path))
     experts = [store.read(index) for index in store.require_experts()[:MOST_EXPERTS]]
-    task = None if data is None else _task(store, data, resize, device)
+    task = (
+        None if data is None else _task(store, data, resize, device, pixel_range=pixel_range, follow_links=follow_links)
+    )
     total = len(experts) * (1 if task is None else len(_paths(store, experts[0])))
     listen({"event": "stage", "name": "inspect", "total": total, "unit": "path"})
     record = InspectionRecord(
@@ -65,11 +71,11 @@ def inspect_store(
     return write_inspection(Path(out))
 
 
-def _task(store: Store, data: str | Path | ImageData, resize: int | None, device: str) -> Task:
+def _task(store: Store, data: str | Path | ImageData, resize: int | None, device: str, **reading: Any) -> Task:
     header = store.header
     _, height, width = header.data.shape
     size = (height, width) if resize is None else resize
-    images = load_data(data, seed=header.seed, resize=None if isinstance(data, ImageData) else size)
+    images = data if isinstance(data, ImageData) else load_data(data, seed=header.seed, resize=size, **reading)
     preprocess = Preprocess.from_description(header.preprocess)
     network = parse_record(store.path / "store.json", ModelConfig, header.model)
     task = make_task(images, network, preprocess, header.augment, device)

@@ -20,7 +20,6 @@ from limbeck.core.records import DataRecord, RunRecord
 from limbeck.core.types import Trajectory
 from limbeck.core.user_code import source_key
 from limbeck.data import ImageData, load_data
-from limbeck.data.sources import DATA_NAMES
 from limbeck.experts.handle import Experts
 from limbeck.jobs.config import JobConfig, check_options
 from limbeck.jobs.record import RunFolder, versions
@@ -43,7 +42,6 @@ class Job:
     config:  the options beside the method's own, resolved; `num_experts` is None where the method needs none.
     experts: a handle of the experts; None where the method needs none. They are trained by `run`.
     path:    the run folder.
-    source:  where the data lies and how it was read, as the set's file records it.
 
     >>> job = prepare("digits", method="dm", ipc=1, iterations=100)
     >>> job.method.name, job.experts, job.options.iterations, job.config.validate_every
@@ -56,7 +54,6 @@ class Job:
     config: JobConfig
     experts: Experts | None
     path: Path
-    source: dict[str, Any]
 
     @property
     def folder(self) -> RunFolder:
@@ -109,7 +106,7 @@ class Job:
             versions=versions(),
             command=shlex.join(["limbeck", *sys.argv[1:]]) if is_command else "(from Python)",
             data=DataRecord.model_validate(task.data.describe()),
-            source=self.source["source"],
+            source=task.data.origin.source,
             device=str(task.device),
             threads=torch.get_num_threads(),
             implementation_because=task.choice.reason,
@@ -176,7 +173,7 @@ def prepare(
     if not recorded:
         epochs = None if handle is None else expert.epochs
         check_plan(chosen, resolved_options, task, config.ipc, config.seed, epochs, config.fill)
-    job = Job(task, chosen, resolved_options, config, handle, path, {"source": _source(data), "resize": resize})
+    job = Job(task, chosen, resolved_options, config, handle, path)
     job.folder.check(job.record())
     return job
 
@@ -222,15 +219,3 @@ def _experts(config: JobConfig, method: Method, task: Task, store: str | Path | 
     defaults = {name: value for name, value in method.expert_defaults.items() if name not in explicit}
     expert = config.expert.model_copy(update=defaults)
     return Experts.to_train(task, expert, config.num_experts or DEFAULT_NUM_EXPERTS, config.seed, kind)
-
-
-def _source(source: object) -> str | None:
-    """The name or path of the data, so that a set can be evaluated later without naming them.
-
-    A data set that is known by name stays a name, though a folder, perhaps that of the run, has the same one.
-    """
-    if isinstance(source, str) and source in DATA_NAMES:
-        return source
-    if isinstance(source, str | Path):
-        return str(Path(source).resolve()) if Path(source).exists() else str(source)
-    return None

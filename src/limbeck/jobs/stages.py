@@ -245,7 +245,7 @@ def write_set(job: Job, which: str, synthetic: SyntheticSet, step: int) -> None:
         {
             "method": job.method.name,
             "config": job.resolved,
-            "data": {"name": task.data.name, "fingerprint": task.data.fingerprint, **job.source},
+            "data": {"name": task.data.name, "fingerprint": task.data.fingerprint, **task.data.origin.describe()},
             "which": which,
             "step": step,
         },
