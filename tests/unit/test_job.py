@@ -216,9 +216,7 @@ def test_image_data_gives_the_same_set_as_its_name(run: Path, tmp_path: Path) ->
     path = distill_with_baselines(tmp_path / "run", limbeck.load_data("digits"))
     assert all(map(torch.equal, set_tensors(path), set_tensors(run)))
     assert limbeck.load(path).provenance["data"]["source"] == "digits"  # so that evaluate finds the images again
-    with pytest.raises(UserError, match="--data"):
-        limbeck.evaluate(path)
-    assert [row.to_json() for row in limbeck.evaluate(path, data="digits", networks=2)] == result_rows(run)[:2]
+    assert [row.to_json() for row in limbeck.evaluate(path, networks=2)] == result_rows(run)[:2]
 
 
 def test_a_torch_dataset_is_distilled_and_evaluated(tmp_path: Path) -> None:
@@ -226,6 +224,8 @@ def test_a_torch_dataset_is_distilled_and_evaluated(tmp_path: Path) -> None:
     path = distill_with_baselines(tmp_path / "run", dataset, num_experts=1, ipc=1)
     assert limbeck.load(path).provenance["data"]["source"] is None
     assert result_rows(path)[0]["n"] == 2
+    with pytest.raises(UserError, match="--data"):
+        limbeck.evaluate(path)
     assert limbeck.evaluate(path, data=dataset, networks=1, epochs=1)[0].n == 1
 
 
