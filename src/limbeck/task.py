@@ -13,6 +13,7 @@ from torch import Tensor
 
 from limbeck.core.conditions import NUMERICS
 from limbeck.core.errors import UserError
+from limbeck.core.events import Listener
 from limbeck.core.user_code import source_key
 from limbeck.data import ImageData, Preprocess, Split, fit_preprocess
 from limbeck.data.augment import DSA, CanvasCrop, default_strategy
@@ -158,6 +159,25 @@ class Task:
         if self.device.type == "cpu" and not self.choice.is_compiled:
             conditions["threads"] = torch.get_num_threads()
         return conditions
+
+
+MAX_NOTES, MAX_NOTE = 10, 300  # notes to emit, and characters of one
+
+
+def announce_task(task: Task, listen: Listener) -> None:
+    """Emit what was done to the data, how derivatives are computed, and a warning where these could be faster.
+
+    Of a long list the first notes are emitted, and of a long note its beginning; `limbeck info DATA` has all of it.
+    """
+    data = task.data
+    for note in data.notes[:MAX_NOTES]:
+        end = "..." if len(note) > MAX_NOTE else ""
+        listen({"event": "note", "text": f"{data.name}: {note[:MAX_NOTE]}{end}"})
+    if data.notes[MAX_NOTES:]:
+        count = len(data.notes) - MAX_NOTES
+        listen({"event": "note", "text": f"{data.name}: {count} more notes, which 'limbeck info' on it shows"})
+    if task.choice.reason:
+        listen({"event": "warning" if task.choice.could_be_faster else "note", "text": task.choice.reason})
 
 
 def allow_tf32(allowed: bool) -> None:

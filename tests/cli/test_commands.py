@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Result
+from command_line import EXPERTS, TINY, Result
 
 import limbeck as limbeck_package
 from limbeck import METHODS, __version__
@@ -103,3 +103,22 @@ def test_no_such_path(distill: Any, refused: Any) -> None:
     refused("report", "no/such/place")
     refused("convexify", "no/such/place", "--out", "nor/here")
     assert not Path("nor").exists()
+
+
+@pytest.mark.parametrize("command", ["distill", "experts", "evaluate"])
+def test_a_job_says_first_what_was_done_to_the_data(
+    command: str, limbeck: Any, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    """On standard error, once; standard output is one JSON document."""
+    words: dict[str, list[Any]] = {
+        "distill": ["digits", *TINY, "--out", tmp_path / "run"],
+        "experts": ["digits", *EXPERTS, "--out", tmp_path / "store"],
+        "evaluate": [artifacts["run"], "--networks", 1, "--epochs", 1],
+    }
+    result = limbeck(command, *words[command], "--no-estimate", "--json")
+    assert result.status == 0
+    assert isinstance(result.json, dict)
+    lines = result.err.splitlines()
+    assert lines[0].startswith("digits: no test split: ")
+    assert lines[1].startswith("digits: no validation split: ")
+    assert result.err.count("digits: no test split: ") == 1

@@ -31,7 +31,7 @@ from limbeck.jobs.estimate import estimate_experts
 from limbeck.jobs.inspection import inspect_store
 from limbeck.jobs.job import prepare_experts
 from limbeck.networks.registry import ModelConfig
-from limbeck.task import Precision
+from limbeck.task import Precision, announce_task
 
 
 class Experts(Data, Device, Options, WithEstimate):
@@ -97,6 +97,7 @@ def run_experts(args: Experts, listen: Listener) -> Any:
         model=args.model,
         expert=args.expert,
     )
+    announce_task(experts.task, listen)
     if args.estimate:
         announce(lambda: estimate_experts(experts), listen)
     store = experts.train(listen)

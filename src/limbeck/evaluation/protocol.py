@@ -20,7 +20,7 @@ from limbeck.data import ImageData, load_data
 from limbeck.data.pixels import PixelRange
 from limbeck.networks.registry import ModelConfig
 from limbeck.synthetic.distilled import DistilledSet, load
-from limbeck.task import Precision, Task, make_task, restore_switches, set_switches
+from limbeck.task import Precision, Task, announce_task, make_task, restore_switches, set_switches
 from limbeck.training.plain import Schedule, Score, final_parameters, score, train
 
 
@@ -252,6 +252,8 @@ def run_evaluations(
 ) -> list[ResultRow]:
     """The rows of prepared evaluations: fresh networks trained on each set, and tested."""
     rows = []
+    if evaluations:  # all of one data set and one network
+        announce_task(evaluations[0].task, listen)
     for task, distilled, which, config in evaluations:
         set_switches(task.device, task.precision)
         listen({"event": "stage", "name": "evaluate", "total": config.networks, "unit": "network"})

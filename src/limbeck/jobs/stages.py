@@ -29,7 +29,7 @@ from limbeck.synthetic.grids import image_grid, image_strip, save_png
 from limbeck.synthetic.hooks import StudentMonitor
 from limbeck.synthetic.loop import outer_loop
 from limbeck.synthetic.set import SyntheticSet
-from limbeck.task import Task, restore_switches, set_switches
+from limbeck.task import announce_task, restore_switches, set_switches
 
 
 @restore_switches()
@@ -59,7 +59,8 @@ def run(job: Job, listen: Listener = lambda event: None) -> Path:
             folder.record(job.resolved)
             listen({"event": "note", "text": f"{job.path} is finished; nothing was done."})
         else:
-            announce_derivatives(job.task, listen)
+            announce_task(job.task, listen)
+            _announce_fill(job, listen)
             _run_stages(job, listen)
         if not (job.path / "report.html").exists():
             write_report(job.path)
@@ -140,14 +141,19 @@ def train_experts(
     2
     """
     experts = prepare_experts(data, out=out, device=device, resize=resize, **options)
-    announce_derivatives(experts.task, listen)
+    announce_task(experts.task, listen)
     return experts.train(listen)
 
 
-def announce_derivatives(task: Task, listen: Listener) -> None:
-    """Say how derivatives are computed, and warn where that is slow for a reason that can be mended."""
-    if task.choice.reason:
-        listen({"event": "warning" if task.choice.could_be_faster else "note", "text": task.choice.reason})
+def _announce_fill(job: Job, listen: Listener) -> None:
+    """Say which classes are filled up, where some are."""
+    need, fill, data = job.options.initial_images(job.config.ipc), job.config.fill, job.task.data
+    counts = zip(data.classes, data.train.counts(data.num_classes))
+    scarce = [f"{name} ({count})" for name, count in counts if count < need]
+    if fill != "none" and scarce:
+        names = ", ".join(scarce[:5]) + (f" and {len(scarce) - 5} more" if scarce[5:] else "")
+        text = f"filled up to {need} images a class for the set to start from, by --fill {fill}: {names}"
+        listen({"event": "note", "text": text})
 
 
 def inspect_experts(job: Job, experts: Experts) -> None:
