@@ -120,6 +120,19 @@ def test_the_single_set_of_datadam(tmp_path: Path, colour: ImageData) -> None:
     assert "was assumed" not in notes_of(zca)
 
 
+def test_labels_may_be_whole_numbers_in_floating_point(tmp_path: Path, digits: ImageData) -> None:
+    images, labels = synthetic_pair(5)
+    path = save({"data": [images, labels.float()]}, tmp_path / "set.pt")
+    distilled = import_set(path, digits)
+    assert distilled.labels.dtype == torch.int64
+    assert torch.equal(distilled.labels, labels)
+    for wrong in (labels + 0.5, labels * float("inf"), labels / 0):
+        save({"data": [images, wrong]}, path)
+        refuse("soft labels of shape .10,", lambda: import_set(path, digits))
+    save({"data": [images, labels.double() * 1e300]}, path)
+    refuse("classes 0 to 10; the data has 10", lambda: import_set(path, digits))
+
+
 def test_a_renamed_file_of_results_says_what_was_assumed(tmp_path: Path, digits: ImageData) -> None:
     save_results(tmp_path / "from-a-friend.pt", 2)
     distilled = import_set(tmp_path / "from-a-friend.pt", digits)

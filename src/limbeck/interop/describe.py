@@ -81,7 +81,7 @@ def _describe_sets(sets: SetFile, path: Path) -> dict[str, Any]:
         "images": list(images.shape),
         "dtype": str(images.dtype),
         "range": _find_range(images, FLOATS),
-        "labels": _find_range(labels, INTEGERS) or list(labels.shape),
+        "labels": _find_range(labels, (*FLOATS, *INTEGERS)) if labels.ndim == 1 else list(labels.shape),
         "class order": ORDER,
         "named": {name: value for name, value in facts.items() if value is not None},
         "accuracies": {network: _summarise(values) for network, values in sets.accuracies.items() if values},

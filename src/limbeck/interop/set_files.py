@@ -219,6 +219,8 @@ def check_labels(value: Any, count: int, classes: int, where: str, note: Callabl
         raise UserError(f"{where} holds labels that are {actual}, not numbers.")
     if value.ndim < 1 or len(value) != count:
         raise UserError(f"{where} holds labels of shape {tuple(value.shape)[:6]}, for {count} images.")
+    if value.ndim == 1 and value.dtype in FLOATS and bool((value.double().frac() == 0).all()):
+        value = value.double().clamp(-1, classes).long()  # DataDAM's initial sets have whole numbers in float32
     if value.dtype in INTEGERS:
         if value.ndim != 1:
             raise UserError(f"{where} holds labels of shape {tuple(value.shape)[:6]}, for {count} images.")
