@@ -130,7 +130,7 @@ def test_labels_may_be_whole_numbers_in_floating_point(tmp_path: Path, digits: I
         save({"data": [images, wrong]}, path)
         refuse("soft labels of shape .10,", lambda: import_set(path, digits))
     save({"data": [images, labels.double() * 1e300]}, path)
-    refuse("classes 0 to 10; the data has 10", lambda: import_set(path, digits))
+    refuse("classes 0 to 10, of shape .10,.; the data has 10", lambda: import_set(path, digits))
 
 
 def test_a_renamed_file_of_results_says_what_was_assumed(tmp_path: Path, digits: ImageData) -> None:

@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 import torch
 from authors_files import refuse, save
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from limbeck.core.errors import UserError
 from limbeck.interop.pt_files import open_pt
 
 
@@ -108,7 +111,38 @@ def test_containers_that_hold_themselves_end(tmp_path: Path) -> None:
     assert isinstance(open_pt(save(values, tmp_path / "x.pt")), list)
 
 
-@pytest.mark.parametrize("content", [b"", b"abc", b"PK\x03\x04", b"\x80\x02]q\x00.", pickle.dumps([1.0])])
+@pytest.fixture(scope="module")
+def sound_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pair = [torch.zeros(3, 1, 4, 4), torch.arange(3)]
+    return save({"data": [pair, pair], "accs": [np.float64(0.5)]}, tmp_path_factory.mktemp("pt") / "x.pt")
+
+
+@settings(deadline=None, max_examples=300)
+@given(place=st.floats(0, 1), value=st.binary(min_size=0, max_size=5), width=st.integers(0, 5))
+def test_a_changed_pickle_is_read_or_refused_in_a_sentence(
+    sound_file: Path, place: float, value: bytes, width: int
+) -> None:
+    changed = sound_file.with_name("changed.pt")
+    with zipfile.ZipFile(sound_file) as archive, zipfile.ZipFile(changed, "w") as copy:
+        for name in archive.namelist():
+            content = archive.read(name)
+            if name.endswith("data.pkl"):
+                start = int(place * len(content))
+                content = content[:start] + value + content[start + width :]
+            copy.writestr(name, content)
+    sentence = ""
+    try:
+        open_pt(changed)
+    except UserError as error:
+        sentence = str(error)
+    assert "\n" not in sentence
+    assert len(sentence) <= 300 + len(str(changed))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"abc", b"PK\x03\x04", b"\x80\x02]q\x00.", b"\x80\x02J\x00", b"\x80\x02h\x07.", pickle.dumps([1.0])],
+)
 def test_other_files_are_refused_in_a_sentence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.pt").write_bytes(content)
     refuse("torch.save", lambda: open_pt(tmp_path / "x.pt"))

@@ -217,20 +217,20 @@ def check_labels(value: Any, count: int, classes: int, where: str, note: Callabl
     if not isinstance(value, Tensor) or value.dtype not in (*FLOATS, *INTEGERS):
         actual = f"of type {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise UserError(f"{where} holds labels that are {actual}, not numbers.")
-    if value.ndim < 1 or len(value) != count:
-        raise UserError(f"{where} holds labels of shape {tuple(value.shape)[:6]}, for {count} images.")
-    if value.ndim == 1 and value.dtype in FLOATS and bool((value.double().frac() == 0).all()):
-        value = value.double().clamp(-1, classes).long()  # DataDAM's initial sets have whole numbers in float32
-    if value.dtype in INTEGERS:
-        if value.ndim != 1:
-            raise UserError(f"{where} holds labels of shape {tuple(value.shape)[:6]}, for {count} images.")
-        low, high = int(value.min()), int(value.max())
-        if low < 0 or high >= classes:
-            raise UserError(f"{where} holds classes {low} to {high}; the data has {classes}, from 0.")
-        return value.detach().to(torch.int64, copy=True)
-    if value.ndim != 2 or value.shape[1] != classes:
-        raise UserError(f"{where} holds soft labels of shape {tuple(value.shape)[:6]}; the data has {classes} classes.")
-    labels = check_finite(value.detach().to(torch.float32, copy=True), where)
+    labels: Tensor = value.detach()
+    shape = tuple(labels.shape)[:6]
+    if labels.ndim < 1 or len(labels) != count:
+        raise UserError(f"{where} holds labels of shape {shape}, for {count} images.")
+    if labels.ndim == 1 and labels.dtype in FLOATS and bool((labels.double().frac() == 0).all()):
+        labels = labels.double().clamp(-1, classes).long()  # DataDAM's initial sets have whole numbers in float32
+    if labels.dtype in INTEGERS:
+        low, high = int(labels.min()), int(labels.max())
+        if labels.ndim != 1 or low < 0 or high >= classes:
+            raise UserError(f"{where} holds classes {low} to {high}, of shape {shape}; the data has {classes}, from 0.")
+        return labels.to(torch.int64, copy=True)
+    if labels.ndim != 2 or labels.shape[1] != classes:
+        raise UserError(f"{where} holds soft labels of shape {shape}; the data has {classes} classes.")
+    labels = check_finite(labels.to(torch.float32, copy=True), where)
     if bool((labels >= 0).all()) and bool(((labels.sum(1) - 1).abs() < 1e-3).all()):
         return labels
     note("its labels are logits: their softmax was taken")
