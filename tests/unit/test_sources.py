@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 from typing import Any
 
@@ -136,57 +135,6 @@ def test_npz_files_that_are_none_are_refused(tmp_path: Path) -> None:
     refuses(file, "bad.npz: not a readable .npz", "cut short")
     file.write_bytes(whole[:500] + bytes(100) + whole[600:])  # damaged inside: the checksum tells
     refuses(file, "bad.npz: not a readable .npz")
-
-
-def idx(path: Path, values: Any, pack: bool = True) -> None:
-    head = bytes([0, 0, 8, values.ndim]) + b"".join(int(n).to_bytes(4, "big") for n in values.shape)
-    content = head + values.astype(np.uint8).tobytes()
-    path.write_bytes(gzip.compress(content) if pack else content)
-
-
-def idx_folder(folder: Path, pack: bool = True) -> Path:
-    folder.mkdir()
-    end = ".gz" if pack else ""
-    for name, n in (("train", 20), ("t10k", 6)):
-        idx(folder / f"{name}-images-idx3-ubyte{end}", grey(n, seed=n), pack)
-        idx(folder / f"{name}-labels-idx1-ubyte{end}", np.arange(n) % 2, pack)
-    return folder
-
-
-@pytest.mark.parametrize("pack", [True, False])
-def test_idx_folders_are_read(tmp_path: Path, pack: bool) -> None:
-    data = load_data(idx_folder(tmp_path / "mnist", pack))
-    assert data.name == "mnist"
-    assert np.array_equal(data.test.images.numpy()[:, 0], grey(6, seed=6))
-    assert data.test.labels.tolist() == [0, 1, 0, 1, 0, 1]
-    assert (len(data.train), len(data.validation)) == (18, 2)
-    unpacked = grey(6, seed=99)  # an unpacked file wins over the packed one, whichever came first
-    idx(tmp_path / "mnist" / "t10k-images-idx3-ubyte.gz", grey(6, seed=6))
-    idx(tmp_path / "mnist" / "t10k-images-idx3-ubyte", unpacked, pack=False)
-    assert np.array_equal(load_data(tmp_path / "mnist").test.images.numpy()[:, 0], unpacked)
-
-
-def test_idx_files_that_are_damaged_are_named(tmp_path: Path) -> None:
-    folder = idx_folder(tmp_path / "mnist", pack=False)
-    images, labels = folder / "train-images-idx3-ubyte", folder / "train-labels-idx1-ubyte"
-    whole = images.read_bytes()
-    images.write_bytes(whole[:-1])
-    refuses(folder, "train-images-idx3-ubyte: header says [20, 6, 5] but 599 bytes follow")
-    images.write_bytes(whole[:7])
-    refuses(folder, "train-images-idx3-ubyte: starts with 00000803")
-    images.write_bytes(labels.read_bytes())
-    refuses(folder, "starts with 00000801, not 00000803")
-    images.unlink()
-    packed = gzip.compress(whole)
-    (folder / "train-images-idx3-ubyte.gz").write_bytes(packed[:-20])
-    refuses(folder, "train-images-idx3-ubyte.gz: truncated or not gzip")
-    (folder / "train-images-idx3-ubyte.gz").write_bytes(packed)
-    idx(labels, np.arange(19) % 2, pack=False)
-    refuses(folder, "20 images but 19 labels")
-    labels.unlink()
-    refuses(folder, "no idx file of train labels")
-    labels.mkdir()
-    refuses(folder, "no idx file of train labels")
 
 
 class Pairs(Dataset[Any]):

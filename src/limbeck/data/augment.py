@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, radians, sin
@@ -278,17 +279,20 @@ def toroidal_crop(images: Tensor, size: tuple[int, int], generator: torch.Genera
     return linear_call(images, lambda x: _gather(x, *sources), lambda g: _gather_or_zero(g, *targets))
 
 
-ORIENTED_DATA = ("digits", "mnist", "emnist", "svhn")
+ORIENTED_DATA = ("digits", "mnist", "emnist", "kmnist", "qmnist", "svhn", "usps")
 """Data sets in which a mirror image shows something else."""
 
 
 def default_strategy(data_name: str) -> str:
-    """The default strategy for a data set: all six families, without flip for those in `ORIENTED_DATA`.
+    """The default strategy for a data set: all six families, without flip where its first word is in `ORIENTED_DATA`.
 
-    >>> default_strategy("digits")
-    'color_crop_cutout_scale_rotate'
+    >>> default_strategy("digits"), default_strategy("EMNIST-letters")
+    ('color_crop_cutout_scale_rotate', 'color_crop_cutout_scale_rotate')
+    >>> default_strategy("fashion-mnist")
+    'color_crop_cutout_flip_scale_rotate'
     """
-    return "color_crop_cutout_scale_rotate" if data_name in ORIENTED_DATA else DSA.strategy
+    first, *_ = re.split("[^a-z]+", data_name.lower())
+    return "color_crop_cutout_scale_rotate" if first in ORIENTED_DATA else DSA.strategy
 
 
 def append_mirror_images(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from io import BytesIO
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from limbeck.core.errors import UserError
 from limbeck.data.images import Array, ReadOptions, Size, as_images, describe_resize
+from limbeck.data.memory import refuse_beyond_memory
 from limbeck.data.pixels import (
     HINT,
     PixelRange,
@@ -244,22 +245,12 @@ def _allocate(count: int, pixels: Array) -> Array:
     """An array (count, c, h, w) for images like the first. Raises UserError where memory does not hold them."""
     height, width = pixels.shape[:2]
     shape = (count, 3 if pixels.ndim == 3 else 1, height, width)
-    needed = count * shape[1] * height * width
-    memory = _memory()
-    if memory is not None and needed > memory:
-        raise UserError(
-            f"{count:,} images of {width}x{height} pixels need {needed / 1e9:.1f} GB, and this machine has "
-            f"{memory / 1e9:.1f} GB of memory; pass --resize (resize= in Python) to make them smaller"
-        )
+    refuse_beyond_memory(
+        prod(shape),
+        f"{count:,} images of {width}x{height} pixels",
+        "pass --resize (resize= in Python) to make them smaller",
+    )
     return np.empty(shape, np.uint8)
-
-
-def _memory() -> int | None:
-    """Bytes of memory of this machine; None where the system does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return None
 
 
 class _Collection:

@@ -21,6 +21,7 @@ from limbeck.data.pixels import PixelRange, check_pixel_range
 from limbeck.data.readers import builtin, class_folders, idx, npz, parquet
 from limbeck.data.readers.objects import MapDataset, TrainTest, is_dataset, read_datasets
 from limbeck.data.readers.reader import Reader
+from limbeck.data.splits import NEUTRAL, SPLIT_OF, name_parts
 from limbeck.data.tree import Folder, Tree, file_on_disk, read_folder_tree
 
 DataSource = str | Path | ImageData | Dataset[Any] | MapDataset
@@ -144,13 +145,23 @@ def _read_named(source: str | Path, options: ReadOptions, follow_links: bool) ->
             f"no data called {str(source)!r}; give a path that exists or a known name: {', '.join(DATA_NAMES)}"
         )
     tree = open_tree(path, follow_links)
-    folder, reader, notes = _find_data(tree.root)
+    inner, folder, reader = _find_data(tree.root)
+    notes = [f"read from the folder {inner}"] if inner else []
+    place = next(filter(_is_telling, reversed(inner.split("/"))), tree.root.name)
     read = partial(reader.read, folder, options)
     if not reader.decodes:
         raw = read()
-        return raw._replace(name=tree.root.name, notes=(*tree.notes, *notes, *raw.notes)), options.pixel_range
-    raw = read_with_cache(path, lambda: open_tree(path, follow_links).root.digest(), options, read)
-    return raw._replace(name=tree.root.name, notes=(*tree.notes, *notes, *raw.notes)), None
+        remaining_range = options.pixel_range
+    else:
+        raw = read_with_cache(path, lambda: open_tree(path, follow_links).root.digest(), options, read)
+        remaining_range = None
+    name = place if raw.name == folder.name else raw.name
+    return raw._replace(name=name, notes=(*tree.notes, *notes, *raw.notes)), remaining_range
+
+
+def _is_telling(name: str) -> bool:
+    """Whether the name of a folder says what lies in it, unlike "data" or "raw"."""
+    return not all(word in NEUTRAL or word in SPLIT_OF or word == "raw" for word in name_parts(name))
 
 
 def open_tree(path: Path, follow_links: bool = False) -> Tree:
@@ -168,26 +179,26 @@ def open_tree(path: Path, follow_links: bool = False) -> Tree:
     return Tree(Folder(path.resolve().stem, str(path), {}, {path.name: file_on_disk(path)}))
 
 
-def _find_data(root: Folder) -> tuple[Folder, Reader, list[str]]:
-    """The folder in which the data lies, its reader, and a note where that is not `root`.
+def _find_data(root: Folder) -> tuple[str, Folder, Reader]:
+    """The path below `root` of the folder in which the data lies, this folder, and its reader.
 
     That is `root`, or a folder inside it that is the only one with data. Raises UserError where there is none, or more.
     """
     if reader := _find_reader(root):
-        return root, reader, []
+        return "", root, reader
     places: dict[str, tuple[Folder, Reader]] = {}
     for path, folder in root.all_folders():
         if not any(path.startswith(f"{place}/") for place in places) and (reader := _find_reader(folder)):
             places[path] = folder, reader
     if len(places) == 1:
         ((path, (folder, reader)),) = places.items()
-        return folder, reader, [f"read from the folder {path}"]
+        return path, folder, reader
     if places:
         shown = ", ".join(list(places)[:3]) + (" and others" if len(places) > 3 else "")
         raise UserError(f"{root.where}: several data sets lie in it, in {shown}; name one of them")
     if len(root.files) == 1 and not root.folders and root.where.endswith(next(iter(root.files))):
         raise UserError(f"{root.where}: unknown file type {Path(root.where).suffix!r}; give one of: {describe_kinds()}")
-    return root, class_folders.READER, []  # which says what is missing
+    return "", root, class_folders.READER  # which says what is missing
 
 
 def _find_reader(folder: Folder) -> Reader | None:

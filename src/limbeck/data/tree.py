@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO, NamedTuple
 
 from limbeck.core.errors import UserError
@@ -22,6 +22,15 @@ HIDDEN_FILES = ("thumbs.db", "desktop.ini", "icon\r")
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name belongs to the system or to a tool, and never to a data set."""
     return name.lower().startswith(HIDDEN) or name.lower() in HIDDEN_FILES
+
+
+def folder_name(path: PurePath) -> str:
+    """The name of a folder; "raw", into which torchvision downloads, is called as the folder around it.
+
+    >>> folder_name(PurePath("data/MNIST/raw")), folder_name(PurePath("data/cats"))
+    ('MNIST', 'cats')
+    """
+    return path.parent.name or path.name if path.name.lower() == "raw" else path.name
 
 
 class File(NamedTuple):
@@ -57,7 +66,7 @@ class File(NamedTuple):
 class Folder:
     """A folder of a tree, without what is hidden.
 
-    name:    of the folder, or of the archive or the file without its suffix.
+    name:    of the folder by `folder_name`, or of the archive or the file without its suffix.
     where:   its place, for messages.
     folders: by name, in order. files: likewise.
     """
@@ -150,7 +159,7 @@ class _Visitor:
     def visit(self, path: Path) -> Folder:
         status = path.stat()
         self.visited.add((status.st_dev, status.st_ino))
-        folder = Folder(path.resolve().name, str(path))
+        folder = Folder(folder_name(path.resolve()), str(path))
         with os.scandir(path) as entries:
             for entry in entries:
                 if not is_hidden(entry.name):

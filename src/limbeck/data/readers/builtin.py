@@ -8,11 +8,10 @@ import numpy as np
 
 from limbeck.core.errors import UserError
 from limbeck.data.images import RawData, ReadOptions
-from limbeck.data.readers.idx import read_idx
+from limbeck.data.readers.idx import CLASSES, read_idx
 from limbeck.data.tree import read_folder_tree
 
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
 
 def read_digits(_options: ReadOptions) -> RawData:
@@ -32,4 +31,4 @@ def read_fashion_mnist(options: ReadOptions) -> RawData:
             "the folder with the idx files"
         )
     raw = read_idx(read_folder_tree(FASHION_FOLDER).root, options)
-    return raw._replace(name="fashion-mnist", names=FASHION)
+    return raw._replace(name="fashion-mnist", names=CLASSES["fashionmnist"])

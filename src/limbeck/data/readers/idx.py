@@ -1,70 +1,139 @@
-"""Reader of idx files, the format of MNIST."""
+"""Reader of idx files, the format of MNIST, Fashion-MNIST, KMNIST, EMNIST and QMNIST."""
 
 from __future__ import annotations
 
 import gzip
 import re
 import zlib
-from io import BytesIO
 from math import prod
+from string import ascii_lowercase, ascii_uppercase, digits
+from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 
 from limbeck.core.errors import UserError
 from limbeck.data.images import Array, RawData, ReadOptions
+from limbeck.data.memory import refuse_beyond_memory
 from limbeck.data.readers.reader import Reader
+from limbeck.data.splits import SPLIT_OF
 from limbeck.data.tree import File, Folder
 
-IDX_FILE = re.compile(r"(train|t10k|test)-(images|labels)[-.]idx[13]-ubyte(\.gz)?")
-MAX_BYTES = 1 << 33  # of one unpacked file
+IDX_FILE = re.compile(
+    r"(?:(?P<set>.+)-)?(?P<split>[a-z0-9]+)-(?P<kind>images|labels)[-.]idx[1-4][-.](?:ubyte|int)(\.gz)?", re.I
+)
+DTYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+DIMENSIONS = {"images": (3, 4), "labels": (1, 2)}
+GZIP_RATIO = 1100  # unpacked to packed bytes; DEFLATE reaches 1032
+CHUNK = 1 << 20
+
+# Characters of the labels by NIST: its merged sets have one class for a letter whose two cases look alike.
+MERGED = digits + ascii_uppercase + "abdefghnqrt"
+CLASSES: dict[str, tuple[str, ...]] = {
+    "fashionmnist": (
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    ),
+    "kmnist": ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
+    "emnistletters": tuple(ascii_uppercase),
+    "emnistbalanced": tuple(MERGED),
+    "emnistbymerge": tuple(MERGED),
+    "emnistbyclass": tuple(digits + ascii_uppercase + ascii_lowercase),
+}
+"""Class names of known sets in the order of the labels; the others count digits."""
 
 
-def _idx_files(folder: Folder) -> dict[tuple[str, str], File]:
-    """The idx files of a folder by (split, "images" or "labels"); an unpacked file wins over the .gz beside it."""
-    files: dict[tuple[str, str], File] = {}
-    for name in sorted(folder.files, reverse=True):
-        if match := IDX_FILE.fullmatch(name):
-            files["train" if match[1] == "train" else "test", match[2]] = folder.files[name]
-    return files
+class IdxFiles(NamedTuple):
+    """The idx files of one data set.
+
+    name:  what stands before the split in their names, as in emnist-letters-train-images; "" for nothing.
+    files: by (split, "images" or "labels").
+    """
+
+    name: str
+    files: dict[tuple[str, str], File]
+
+
+def _find_idx_files(folder: Folder) -> dict[str, IdxFiles]:
+    """The data sets of idx files in a folder by name; an unpacked file wins over the .gz beside it."""
+    sets: dict[str, IdxFiles] = {}
+    for file_name in sorted(folder.files, reverse=True):
+        match = IDX_FILE.fullmatch(file_name)
+        split = SPLIT_OF.get(match["split"].lower()) if match else None
+        if match and split:
+            name = (match["set"] or "").lower()
+            files = sets.setdefault(name, IdxFiles(name, {})).files
+            files[split, match["kind"].lower()] = folder.files[file_name]
+    return sets
 
 
 def read_idx(folder: Folder, _options: ReadOptions) -> RawData:
-    """Read the idx files of train and, where there are some, of test. Raises UserError for files that do not fit."""
-    files = _idx_files(folder)
-    images, labels = {}, {}
-    for split in ("train", "test"):
-        pair = [files.get((split, kind)) for kind in ("images", "labels")]
+    """Read the idx files of a folder. EMNIST, which stores its images transposed, is turned upright.
+
+    Raises UserError for files of several data sets, and for files that do not fit.
+    """
+    sets = _find_idx_files(folder)
+    if len(sets) > 1:
+        names = ", ".join(name or "files without a name before the split" for name in sorted(sets))
+        raise UserError(f"{folder.where}: idx files of several data sets, {names}; give one set a folder of its own")
+    ((name, files),) = sets.values()
+    images, labels, notes = {}, {}, []
+    for split in ("train", "validation", "test"):
+        pair = [files.get((split, kind)) for kind in DIMENSIONS]
         if pair[0] and pair[1]:
-            images[split], labels[split] = _idx_array(pair[0], 3), _idx_array(pair[1], 1)
+            images[split], labels[split] = (_read_array(file, kind) for file, kind in zip(pair, DIMENSIONS) if file)
         elif split == "train" or any(pair):
             missing = "images" if pair[0] is None else "labels"
             raise UserError(f"{folder.where}: no idx file of {split} {missing}; add it, with the name it has in MNIST")
-    return RawData(folder.name, images, labels)
+    if name.startswith("emnist"):
+        images = {split: np.swapaxes(array, 1, 2) for split, array in images.items()}
+        notes.append("EMNIST's files hold transposed images, which were turned upright")
+    if name.endswith("letters") and all(array.min(initial=1) > 0 for array in labels.values()):
+        labels = {split: array.astype(np.int64) - 1 for split, array in labels.items()}
+        notes.append("labels 1 to 26 became 0 to 25, the letters A to Z")
+    if name == "qmnist" and all(array.ndim == 2 for array in labels.values()):
+        labels = {split: array[:, 0] for split, array in labels.items()}
+        notes.append("labels are the first column, the digit; QMNIST's others say who wrote it and where")
+    classes = CLASSES.get(re.sub("[^a-z0-9]", "", name or folder.name.lower()))
+    if classes and any(array.max(initial=0) >= len(classes) for array in labels.values()):
+        notes.append(f"labels are not those of {name or folder.name}, so that the classes have no names")
+        classes = None
+    return RawData(name or folder.name, images, labels, classes, tuple(notes))
 
 
-def _idx_array(file: File, dimensions: int) -> Array:
-    """The content of an idx file of uint8 with this number of dimensions."""
-    content = file.read()
-    if content[:2] == b"\x1f\x8b":
-        content = _unpack(content, file.where)
-    magic, start = bytes([0, 0, 8, dimensions]), 4 + 4 * dimensions
-    if len(content) < start or content[:4] != magic:
-        raise UserError(f"{file.where}: starts with {content[:4].hex()}, not {magic.hex()}; give idx files as MNIST's")
-    shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, start, 4)]
-    values = np.frombuffer(content, np.uint8, offset=start)
-    if len(values) != prod(shape):
-        raise UserError(
-            f"{file.where}: header says {shape} but {len(values)} bytes follow (truncated?); fetch it again"
-        )
-    return values.reshape(shape)
+def _read_array(file: File, kind: str) -> Array:
+    """The content of an idx file; kind: "images" or "labels". Its header is checked before memory is taken."""
+    with file.open() as stream:
+        if file.head(2) != b"\x1f\x8b":
+            return _read_values(file, kind, stream, file.size)
+        try:
+            with gzip.open(stream) as unpacked:
+                return _read_values(file, kind, cast(BinaryIO, unpacked), GZIP_RATIO * file.size)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise UserError(f"{file.where}: truncated or not gzip ({error}); fetch it again") from error
 
 
-def _unpack(content: bytes, where: str) -> bytes:
-    try:
-        with gzip.GzipFile(fileobj=BytesIO(content)) as stream:
-            return stream.read(MAX_BYTES)
-    except (EOFError, OSError, zlib.error) as error:
-        raise UserError(f"{where}: truncated or not gzip ({error}); fetch it again") from error
+def _read_values(file: File, kind: str, stream: BinaryIO, limit: int) -> Array:
+    """The array in a stream of at most `limit` bytes."""
+    magic = stream.read(4)
+    dimensions = magic[3] if len(magic) == 4 else 0
+    sizes = stream.read(4 * dimensions)
+    is_known = magic[:2] == b"\0\0" and dimensions in DIMENSIONS[kind] and magic[2] in DTYPES
+    if not is_known or len(sizes) < 4 * dimensions:
+        expected = bytes([0, 0, 8, DIMENSIONS[kind][0]]).hex()
+        raise UserError(f"{file.where}: starts with {magic.hex()}, not {expected}; give idx files as MNIST's")
+    shape = [int.from_bytes(sizes[i : i + 4], "big") for i in range(0, len(sizes), 4)]
+    dtype = np.dtype(DTYPES[magic[2]])
+    claim = prod(shape) * dtype.itemsize
+    content = bytearray()
+    if claim <= limit:
+        refuse_beyond_memory(claim, f"{file.where}: {kind} of shape {shape}", "give fewer of them")
+        while part := stream.read(min(CHUNK, claim + 1 - len(content))):
+            content += part
+    if len(content) != claim:
+        number = f"{len(content)}" if content else f"at most {limit - 4 - len(sizes)}"
+        follow = f"{number} bytes follow (truncated?)" if len(content) <= claim else "more bytes follow"
+        raise UserError(f"{file.where}: header says {shape} but {follow}; fetch it again")
+    return np.frombuffer(content, dtype).astype(dtype.newbyteorder("="), copy=False).reshape(shape)
 
 
-READER = Reader("a folder of idx files", lambda folder: bool(_idx_files(folder)), read_idx)
+READER = Reader("a folder of idx files", lambda folder: bool(_find_idx_files(folder)), read_idx)
