@@ -137,5 +137,5 @@ def _open_tar(path: Path) -> BinaryIO:
             unpacked.write(part)
             if unpacked.tell() > limit:
                 raise UserError(f"{path}: unpacks to over {limit:,} bytes; unpack it yourself, and name the folder")
-    unpacked.flush()
+    unpacked.seek(0)
     return unpacked

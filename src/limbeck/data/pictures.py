@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
+from functools import cache, lru_cache
 from io import BytesIO
 from math import prod
 from typing import Any, NamedTuple
@@ -34,9 +34,13 @@ FORMATS = (
     "PPM", "JPEG2000", "AVIF", "ICO", "PCX", "TGA", "SGI", "QOI",
 )  # fmt: skip
 """Formats that are opened: pictures of pixels. Pillow also knows some, as EPS, for which it starts other programs."""
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".webp", ".gif", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".jp2", ".avif", ".ico", ".pcx", ".tga", ".sgi", ".qoi",
+)  # fmt: skip
+WITHOUT_MAGIC = ("ICO", "PCX", "TGA")  # formats whose first bytes are also those of other files
 WIDE_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
-MAX_PIXELS = 1 << 27  # of one picture, 11,585 x 11,585: decoded as RGB it takes 400 MB
+MAX_PIXELS = 89_478_485  # of one picture, about 9,400 x 9,400, from where on Pillow warns; as RGB it takes 268 MB
 WINDOW = 64  # pictures that are decoded ahead, at most
 
 
@@ -73,10 +77,14 @@ def _formats() -> tuple[str, ...]:
 
 def is_picture(file: File) -> bool:
     """Whether a file is an image, by its suffix or else by its content."""
-    if file.where.lower().endswith(SUFFIXES):
-        return True
+    return file.where.lower().endswith(SUFFIXES) or _begins_as_picture(file)
+
+
+@lru_cache(maxsize=1 << 16)
+def _begins_as_picture(file: File) -> bool:
+    formats = [name for name in _formats() if name not in WITHOUT_MAGIC]
     try:
-        with file.open() as stream, Image.open(stream, formats=_formats()):
+        with file.open() as stream, Image.open(stream, formats=formats):
             return True
     except Exception:  # a damaged file makes Pillow raise almost anything
         return False
@@ -117,7 +125,7 @@ def _open(content: File | bytes, where: str) -> Image.Image:
     data = content if isinstance(content, bytes) else content.read()
     try:
         return Image.open(BytesIO(data), formats=_formats())  # no handle is left open
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"{where}: more pixels than limbeck opens ({_shorten(error)}); scale it down") from error
 
 

@@ -66,8 +66,8 @@ def choose_range(low: float, high: float, is_float: bool, where: str) -> PixelRa
             if high < 1 << bits:
                 return 0.0, float((1 << bits) - 1)
     kind = "floating-point pixels" if is_float else "pixels"
-    expected = "give them in 0..1, not normalised" if is_float else "these have no fixed range"
-    raise UserError(f"{where}: {kind} run from {describe_range(low, high)}; {expected}, or {HINT}")
+    expected = "give them in 0..1, not normalised, or " if is_float else ""
+    raise UserError(f"{where}: {kind} run from {describe_range(low, high)}; {expected}{HINT}")
 
 
 def scale_pixels(pixels: Pixels, pixel_range: PixelRange) -> npt.NDArray[np.uint8]:

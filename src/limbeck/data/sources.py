@@ -17,6 +17,7 @@ from limbeck.core.files import refuse_own_folder
 from limbeck.data.archives import archive_suffix, read_archive_tree
 from limbeck.data.cache import read_with_cache
 from limbeck.data.images import ImageData, Origin, RawData, ReadOptions, Size, assemble
+from limbeck.data.pictures import is_picture
 from limbeck.data.pixels import PixelRange, check_pixel_range
 from limbeck.data.readers import builtin, class_folders, idx, npz, parquet
 from limbeck.data.readers.objects import MapDataset, TrainTest, is_dataset, read_datasets
@@ -192,6 +193,8 @@ def _find_data(root: Folder) -> tuple[str, Folder, Reader]:
             places[path] = folder, reader
     if len(places) == 1:
         ((path, (folder, reader)),) = places.items()
+        if any(is_picture(file) for name, file in root.walk() if not name.startswith(f"{path}/")):
+            raise UserError(f"{root.where}: the data set seems to lie in its folder {path}; name that")
         return path, folder, reader
     if places:
         shown = ", ".join(list(places)[:3]) + (" and others" if len(places) > 3 else "")

@@ -144,7 +144,7 @@ def read_folder_tree(path: Path, follow_links: bool = False) -> Tree:
     root = visitor.visit(path)
     while visitor.links:  # last, so that a folder is read at its own place
         visitor.follow(*visitor.links.pop(0))
-    notes = tuple(f"{count} {reason} left out" for reason, count in visitor.left_out.items())
+    notes = tuple(f"left out: {kind} ({count})" for kind, count in visitor.left_out.items())
     return Tree(sort_entries(root), notes)
 
 
@@ -171,17 +171,17 @@ class _Visitor:
         try:
             status = entry.stat()
         except FileNotFoundError:
-            self.left_out["broken links were"] += 1
+            self.left_out["broken links"] += 1
             return
         except OSError as error:
             if not entry.is_symlink():
                 raise
-            self.left_out[f"links that cannot be followed ({error.strerror}) were"] += 1
+            self.left_out[f"links that cannot be followed ({error.strerror})"] += 1
             return
         if stat.S_ISREG(status.st_mode):
             folder.files[entry.name] = file_on_disk(path, status)
         elif not stat.S_ISDIR(status.st_mode):
-            self.left_out["entries that are neither files nor folders were"] += 1
+            self.left_out["entries that are neither files nor folders"] += 1
         elif entry.is_symlink():
             self.links.append((folder, path))
         else:
@@ -196,6 +196,6 @@ class _Visitor:
             )
         status = target.stat()
         if (status.st_dev, status.st_ino) in self.visited or self.target.is_relative_to(target):
-            self.left_out["links to folders that are read at another place were"] += 1
+            self.left_out["links to folders that are read at another place"] += 1
         else:
             folder.folders[link.name] = self.visit(link)

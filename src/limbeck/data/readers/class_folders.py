@@ -13,7 +13,7 @@ from limbeck.core.errors import UserError
 from limbeck.data.images import RawData, ReadOptions
 from limbeck.data.pictures import Encoded, decode_splits, is_picture
 from limbeck.data.readers.reader import Reader
-from limbeck.data.splits import NEUTRAL, SPLIT_OF, find_splits, name_parts, sort_class_names
+from limbeck.data.splits import NEUTRAL, SPLIT_OF, find_splits, name_parts, sort_class_names, split_of
 from limbeck.data.tree import File, Folder
 
 ADVICE = "give one folder per class with that class's images in it"
@@ -78,7 +78,7 @@ def _classes_at_top(folder: Folder, with_folders: Mapping[str, Folder]) -> Class
     splits = {split: name for split, name in loose.items() if split != "train"}
     classes = {name: inner for name, inner in folder.folders.items() if name not in splits.values()}
     notes = [
-        f"{name}/ was left out: it is called as a split, and its images have no class folders"
+        f"left out: {name}/, which is named like a split and has images but no class folders"
         for name in splits.values()
     ]
     if len(classes) < 2 and splits:
@@ -86,6 +86,8 @@ def _classes_at_top(folder: Folder, with_folders: Mapping[str, Folder]) -> Class
             f"{folder.where}: {' and '.join([*classes, *splits.values()])} hold images and no class folders; {ADVICE}, "
             f"and rename {next(iter(splits.values()))}/ if it is a class"
         )
+    if [*classes] == [loose.get("train")]:
+        raise UserError(f"{folder.where}: {loose['train']}/ holds images and no class folders; {ADVICE}")
     if "train" in loose:
         notes.append(f"{loose['train']}/ was read as a class, since its images have no class folders")
     for name, inner in with_folders.items():
@@ -96,6 +98,8 @@ def _classes_at_top(folder: Folder, with_folders: Mapping[str, Folder]) -> Class
 def _splits_inside(folder: Folder, tops: Mapping[str, Folder], names: tuple[str, ...]) -> ClassFolders:
     """The classes where every folder at the top holds the same folders, which are called as splits."""
     splits = find_splits(names, folder.where)
+    if any(_picture_folders(top.folders[name]) for top in tops.values() for name in splits.values()):
+        raise UserError(f"{folder.where}: several data sets lie in it, in {_list_names(tops)}; name one of them")
     if "train" not in splits or len(splits) < len(names):
         raise UserError(
             f"{folder.where}: {_list_names(tops)} hold the same folders, {_list_names(names)}, so nothing says which "
@@ -116,7 +120,7 @@ def _describe_others(folder: Folder, names: object) -> list[str]:
     for name, inner in folder.folders.items():
         if name not in list(names):  # type: ignore[call-overload]
             count = sum(1 for _ in inner.walk())
-            notes.append(f"{name}/ was left out: {count} files, not in a folder of classes that is called as a split")
+            notes.append(f"left out: {name}/ ({count} files), which is not named like a split or has no class folders")
     return notes
 
 
@@ -128,9 +132,16 @@ def _describe_loose(folder: Folder, splits: Mapping[str, str]) -> list[str]:
 
 
 def recognises(folder: Folder) -> bool:
-    """Whether a folder holds at least two folders with pictures, or one of a split that does."""
+    """Whether a folder holds two folders with pictures, or one named like a split, and none that is a data set."""
     inner = _picture_folders(folder)
-    return len(inner) > 1 or any(find_splits([name], folder.where) for name in inner)
+    if any(split_of(name) for name in inner):
+        return True
+    return len(inner) > 1 and not any(map(_is_split, inner.values()))
+
+
+def _is_split(folder: Folder) -> bool:
+    """Whether a folder holds a folder of train, by its name, which has class folders."""
+    return any(split_of(name) == "train" and _picture_folders(inner) for name, inner in folder.folders.items())
 
 
 def read_class_folders(folder: Folder, options: ReadOptions) -> RawData:
