@@ -41,7 +41,9 @@ ARROWS = {
 }
 WITHOUT_TORCH = [
     "core.records",
+    "core.text",
     "report.page",
+    "report.contact_sheet",
     "report.table",
     "report.inspection",
     "cli.main",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from limbeck.cli.data_info import describe_data, require_picture
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.core.folders import size_of
@@ -18,17 +19,34 @@ from limbeck.interop import describe_pt
 from limbeck.synthetic.distilled import load
 
 
-def describe(source: str, listen: Listener | None = None, **reading: Any) -> dict[str, Any]:
+def describe(
+    source: str,
+    listen: Listener | None = None,
+    *,
+    near: bool | None = None,
+    picture: Path | None = None,
+    **reading: Any,
+) -> dict[str, Any]:
     """Facts of a data set, a store of experts, a distilled set, a run or a .pt file of the field, JSON-able.
 
-    "kind" says which of these it is. reading: keywords of `load_data`. Raises UserError where it is none of these,
-    damaged, or a folder of runs.
+    "kind" says which of these it is. near, picture: of a data set, see `describe_data`. reading: keywords of
+    `load_data`. Raises UserError where it is none of these, damaged, a folder of runs, or no data set to draw.
     """
-    path = Path(source)
-    if source in DATA_NAMES:
-        return {"kind": "data set", **load_data(source, listen=listen, **reading).describe()}
+    if picture is not None:
+        require_picture(picture)
+    facts = None if source in DATA_NAMES else _describe_file(Path(source))
+    if facts is None:
+        data = load_data(source, listen=listen, **reading)
+        return {"kind": "data set", **describe_data(data, near=near, picture=picture, listen=listen)}
+    if picture is not None:
+        raise UserError(f"{source} is a {facts['kind']}, and --picture draws data sets; leave it out.")
+    return facts
+
+
+def _describe_file(path: Path) -> dict[str, Any] | None:
+    """Facts of anything but a data set; None for what may be one."""
     if not path.exists():
-        raise UserError(f"{source} does not exist, and is not a data set known by name ({', '.join(DATA_NAMES)}).")
+        raise UserError(f"{path} does not exist, and is not a data set known by name ({', '.join(DATA_NAMES)}).")
     if (path / "store.json").exists():
         return _store(path)
     if (path / "run.json").exists():
@@ -39,8 +57,8 @@ def describe(source: str, listen: Listener | None = None, **reading: Any) -> dic
         return describe_pt(path)
     if runs := sorted(str(file.parent) for file in path.glob("*/run.json")):
         # their previews would be read as the images of a data set
-        raise UserError(f"{source} is a folder of runs; name one of them: {', '.join(runs)}.")
-    return {"kind": "data set", **load_data(source, listen=listen, **reading).describe()}
+        raise UserError(f"{path} is a folder of runs; name one of them: {', '.join(runs)}.")
+    return None
 
 
 def _store(path: Path) -> dict[str, Any]:

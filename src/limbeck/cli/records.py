@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -38,6 +38,10 @@ class Info(Reading, Options):
 
     source: Annotated[Positional[str], PATH]
     """A file, a folder, or the name of a data set."""
+    picture: Annotated[str | None, PATH] = None
+    """The PNG file for images of each class and split; the default lies in limbeck's cache folder."""
+    near_duplicates: Literal["auto", "yes", "no"] = "auto"
+    """Look for images of a data set that nearly equal one of another split; auto: among at most 200,000."""
 
 
 def run_report(args: Report, listen: Listener) -> Any:
@@ -58,10 +62,20 @@ def run_table(args: Table, listen: Listener) -> Any:
 
 
 def run_info(args: Info, listen: Listener) -> Any:
-    """Call `limbeck.cli.info.describe`."""
+    """Call `limbeck.cli.info.describe`, and print the facts of a data set as tables."""
     from limbeck.cli.info import describe
 
-    return describe(args.source, listen, **load_keywords(args))
+    near = {"auto": None, "yes": True, "no": False}[args.near_duplicates]
+    picture = None if args.picture is None else Path(args.picture)
+    facts = describe(args.source, listen, near=near, picture=picture, **load_keywords(args))
+    if facts["kind"] != "data set" or args.as_json:
+        return facts
+    from rich.console import Console
+
+    from limbeck.cli.data_info import show_data
+
+    show_data(facts, Console())
+    return {}
 
 
 COMMANDS = {
@@ -69,5 +83,7 @@ COMMANDS = {
         Report, run_report, ("limbeck report runs/digits", "limbeck report runs/mct runs/mtt --out both.html")
     ),
     "table": Command(Table, run_table, ("limbeck table runs/mct runs/mtt --out results.md",)),
-    "info": Command(Info, run_info, ("limbeck info digits", "limbeck info runs/digits")),
+    "info": Command(
+        Info, run_info, ("limbeck info photos --resize 32 --picture photos.png", "limbeck info runs/digits")
+    ),
 }

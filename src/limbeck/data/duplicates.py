@@ -124,10 +124,10 @@ def find_duplicates(data: ImageData, *, near: bool | None = None, listen: Listen
     reason = _reason_to_skip(data, count, near)
     if reason is not None:
         return Duplicates(exact, None, f"near duplicates were not looked for{reason}", HIGH_SIMILARITY)
-    copies = {place for group in exact for place in group if place.split != group[0].split}
     search = _NearSearch(images, labels, listen if listen and count >= ANNOUNCED else _ignore)
+    for place in (place for group in exact for place in group if place.split != group[0].split):
+        search.is_copy[place.split][place.row] = True
     pairs, min_similarity = search.find_pairs()
-    pairs = [pair for pair in pairs if pair.second not in copies]
     return Duplicates(exact, tuple(pairs), "", min_similarity)
 
 
@@ -163,6 +163,7 @@ class _NearSearch:
         self.labels, self.listen = labels, listen
         self.hashes: dict[str, npt.NDArray[np.uint64]] = {}
         self.pixels: dict[str, Bytes] = {}
+        self.is_copy = {split: np.zeros(len(array), bool) for split, array in images.items()}  # these have no search
         chunks = {split: range(0, len(array), CHUNK) for split, array in images.items()}
         self._announce("hashing", sum(map(len, chunks.values())))
         for split, array in images.items():
@@ -184,10 +185,9 @@ class _NearSearch:
         self._announce("matching", total)
         for first, second in combinations(SPLITS, 2):
             for start in range(0, len(self.hashes[second]), CHUNK):
-                stop = min(start + CHUNK, len(self.hashes[second]))
-                for block in range(start, stop, _QUERIES):
-                    matches = self._match(first, second, np.arange(block, min(block + _QUERIES, stop)))
-                    for pair, other_class in matches:
+                rows = start + np.flatnonzero(~self.is_copy[second][start : start + CHUNK])
+                for block in range(0, len(rows), _QUERIES):
+                    for pair, other_class in self._match(first, second, rows[block : block + _QUERIES]):
                         pairs.append(pair)
                         other_classes.append(other_class)
                 self.listen({"event": "advance", "text": f"{second} in {first}"})

@@ -1,0 +1,238 @@
+"""What a person should know of a data set before using it: counts, pixels, duplicates, and sentences on what is odd."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from limbeck.core.events import Listener
+from limbeck.core.text import printable
+from limbeck.data.duplicates import SPLITS, Duplicates, NearPair, Place, find_duplicates
+from limbeck.data.images import ImageData, Split
+from limbeck.data.pixels import BRIGHT, DARK, describe_darkness
+
+CONTRAST = 32  # levels: where nearly all pixels lie within fewer, a person sees little
+TAIL = 0.001  # share of the pixels left out at either end, as the labels that are printed into X-rays
+UNEVEN = 2.0  # times that the largest class is larger than the smallest from which on they are called uneven
+_CHUNK = 1000  # images
+_SHOWN = 3  # examples in a sentence
+_NAME_WIDTH = 24  # characters of a class name in a sentence
+
+
+class PixelStatistics(NamedTuple):
+    """The pixels of one split, in 0..255.
+
+    histogram: int64 (channels, 256), how often each value occurs.
+    constant:  rows of the images that are of one colour throughout.
+    """
+
+    histogram: npt.NDArray[np.int64]
+    constant: tuple[int, ...]
+
+    def limits(self, tail: float = 0.0) -> list[tuple[int, int]]:
+        """The lowest and the highest value by channel, after a share `tail` of the pixels is left out at either end."""
+        limits = []
+        for counts in self.histogram:
+            total = counts.cumsum()
+            low = int(np.searchsorted(total, tail * total[-1], side="right"))
+            limits.append((low, int(np.searchsorted(total, (1 - tail) * total[-1], side="left"))))
+        return limits
+
+    def mean(self) -> list[float]:
+        """By channel."""
+        return [float(counts @ np.arange(256) / counts.sum()) for counts in self.histogram]
+
+    def levels(self) -> int:
+        """How many different values occur; 8 bits have 256."""
+        return int(self.histogram.any(0).sum())
+
+
+def pixel_statistics(split: Split) -> PixelStatistics | None:
+    """The statistics of a split; None for one without images.
+
+    >>> from limbeck.data import load_data
+    >>> statistics = pixel_statistics(load_data("digits").train)
+    >>> statistics.limits(), statistics.levels(), statistics.constant
+    ([(0, 255)], 17, ())
+    """
+    if not len(split):
+        return None
+    images = split.images.numpy()
+    histogram = np.zeros((images.shape[1], 256), np.int64)
+    constant: list[int] = []
+    for start in range(0, len(images), _CHUNK):
+        part = images[start : start + _CHUNK].reshape(len(images[start : start + _CHUNK]), images.shape[1], -1)
+        for channel, counts in enumerate(histogram):
+            counts += np.bincount(part[:, channel].ravel(), minlength=256)
+        constant += (start + np.flatnonzero((part == part[:, :, :1]).all((1, 2)))).tolist()
+    return PixelStatistics(histogram, tuple(constant))
+
+
+@dataclass(frozen=True)
+class Overview:
+    """An overview of a data set. Splits without images are not in `pixels`."""
+
+    data: ImageData
+    pixels: dict[str, PixelStatistics]
+    duplicates: Duplicates
+
+    def warnings(self) -> list[str]:
+        """Sentences on what may be a mistake, the gravest first."""
+        return [*self._duplicates(), *self._pixels(), *self._balance()]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as JSON values: `ImageData.describe`, and "pixels", "balance", "duplicates" and "warnings"."""
+        counts = self.data.train.counts(self.data.num_classes)
+        return {
+            **self.data.describe(),
+            "pixels": {split: _pixels_to_json(statistics) for split, statistics in self.pixels.items()},
+            "balance": {"smallest": min(counts), "largest": max(counts)},
+            "duplicates": self._duplicates_to_json(),
+            "warnings": self.warnings(),
+        }
+
+    def _class(self, label: int) -> str:
+        return printable(self.data.classes[label], _NAME_WIDTH)
+
+    def _place(self, place: Place) -> str:
+        return f"{place.split} {place.row} ({self._class(place.label)})"
+
+    def _duplicates(self) -> list[str]:
+        warnings, duplicates = [], self.duplicates
+        if groups := duplicates.contradictions():
+            example = " = ".join(self._place(place) for place in _differing(groups[0]))
+            warnings.append(f"equal images have different labels in {_count(len(groups), 'case')}, as {example}")
+        for (first, second), count in duplicates.count_across().items():
+            if count:
+                example = " = ".join(self._place(place) for place in _across(duplicates.exact, first, second))
+                warnings.append(f"{_are(count, f'of {second}')} also in {first}, pixel for pixel, as {example}")
+        near = duplicates.near or ()
+        for (first, second), count in duplicates.count_near().items():
+            if count:
+                pairs = [pair for pair in near if (pair.first.split, pair.second.split) == (first, second)]
+                warnings.append(self._describe_near(pairs, first, second))
+        if copies := {split: count for split, count in duplicates.count_within().items() if count}:
+            shares = " and ".join(f"{count:,} in {split}" for split, count in copies.items())
+            warnings.append(f"{_are(sum(copies.values()))} a copy of another one in the same split: {shares}")
+        return warnings
+
+    def _describe_near(self, pairs: Sequence[NearPair], first: str, second: str) -> str:
+        contradictions = sum(pair.contradicts for pair in pairs)
+        label = f", {contradictions} of them with another label" if contradictions else ""
+        pair = pairs[0]
+        example = f"as {self._place(pair.second)} like {self._place(pair.first)}"
+        return f"{_are(len(pairs), f'of {second}')} nearly equal to one of {first}{label}, {example}"
+
+    def _pixels(self) -> list[str]:
+        warnings = []
+        limits = [pair for statistics in self.pixels.values() for pair in statistics.limits()]
+        bulk = [pair for statistics in self.pixels.values() for pair in statistics.limits(TAIL)]
+        low, high = min(pair[0] for pair in bulk), max(pair[1] for pair in bulk)
+        is_noted = describe_darkness(min(pair[0] for pair in limits), max(pair[1] for pair in limits))
+        look = "nearly black" if high < DARK else "nearly white" if low >= BRIGHT else "of hardly any contrast"
+        if (high < DARK or low >= BRIGHT or high - low < CONTRAST) and not is_noted:
+            spread = f"; --pixel-range {low} {high} spreads them" if low < high else ""
+            warnings.append(f"nearly all pixels lie in {low} to {high} of 255, so the images are {look}{spread}")
+        constant: dict[int, list[Place]] = {}
+        for split, statistics in self.pixels.items():
+            labels = getattr(self.data, split).labels
+            for row in statistics.constant:
+                constant.setdefault(int(labels[row]), []).append(Place(split, row, int(labels[row])))
+        if constant:
+            total = sum(map(len, constant.values()))
+            sizes = Counter({label: len(places) for label, places in constant.items()}).most_common()
+            names = [f"{size} of {self._class(label)} (as {_row(constant[label][0])})" for label, size in sizes]
+            warnings.append(f"{_are(total)} of one colour throughout: {_list(names)}")
+        return warnings
+
+    def _balance(self) -> list[str]:
+        counts = self.data.train.counts(self.data.num_classes)
+        small, large = min(counts), max(counts)
+        if large < UNEVEN * small:
+            return []
+        least, most = self._class(counts.index(small)), self._class(counts.index(large))
+        return [
+            f"classes are uneven: train has {large:,} images of {most} and {small:,} of {least}; "
+            "read the balanced accuracy beside the accuracy"
+        ]
+
+    def _duplicates_to_json(self) -> dict[str, Any]:
+        duplicates = self.duplicates
+        exact = {
+            "within": duplicates.count_within(),
+            "across": {"-".join(splits): count for splits, count in duplicates.count_across().items()},
+            "contradictions": len(duplicates.contradictions()),
+            "groups": [[place._asdict() for place in group] for group in duplicates.exact],
+        }
+        if duplicates.near is None:
+            return {"exact": exact, "near": None, "near_skipped": duplicates.skipped_near}
+        near = {
+            "across": {"-".join(splits): count for splits, count in duplicates.count_near().items()},
+            "contradictions": sum(pair.contradicts for pair in duplicates.near),
+            "min_similarity": round(duplicates.min_similarity, 4),
+            "pairs": [
+                {"images": [pair.first._asdict(), pair.second._asdict()], "similarity": round(pair.similarity, 4)}
+                for pair in duplicates.near
+            ],
+        }
+        return {"exact": exact, "near": near, "near_skipped": None}
+
+
+def make_overview(data: ImageData, *, near: bool | None = None, listen: Listener | None = None) -> Overview:
+    """Look at every image of a data set. near, listen: see `find_duplicates`.
+
+    >>> from limbeck.data import load_data
+    >>> overview = make_overview(load_data("digits"))
+    >>> overview.warnings(), overview.pixels["test"].limits()
+    ([], [(0, 255)])
+    """
+    statistics = {split: pixel_statistics(getattr(data, split)) for split in SPLITS}
+    pixels = {split: values for split, values in statistics.items() if values is not None}
+    return Overview(data, pixels, find_duplicates(data, near=near, listen=listen))
+
+
+def _pixels_to_json(statistics: PixelStatistics) -> dict[str, Any]:
+    return {
+        "min": [low for low, _ in statistics.limits()],
+        "max": [high for _, high in statistics.limits()],
+        "mean": [round(mean, 2) for mean in statistics.mean()],
+        "levels": statistics.levels(),
+        "constant_images": list(statistics.constant),
+    }
+
+
+def _are(count: int, which: str = "") -> str:
+    """The beginning of a sentence about so many images."""
+    return " ".join(filter(None, (_count(count, "image"), which, "is" if count == 1 else "are")))
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def _list(parts: Sequence[str]) -> str:
+    others = len(parts) - _SHOWN
+    return ", ".join(parts[:_SHOWN]) + (f" and {others} other classes" if others > 0 else "")
+
+
+def _row(place: Place) -> str:
+    return f"{place.split} {place.row}"
+
+
+def _differing(group: Sequence[Place]) -> tuple[Place, Place]:
+    """Two images of a group whose labels differ."""
+    return group[0], next(place for place in group if place.label != group[0].label)
+
+
+def _across(groups: Sequence[Sequence[Place]], first: str, second: str) -> tuple[Place, Place]:
+    """Two equal images of these two splits."""
+    for group in groups:
+        places = {place.split: place for place in reversed(group)}
+        if first in places and second in places:
+            return places[first], places[second]
+    raise ValueError(f"no image is in both {first} and {second}")
