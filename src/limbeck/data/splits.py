@@ -21,7 +21,7 @@ WORDS = {
         "evaluation",
         "vld",
     ),
-    "test": ("test", "testing", "tst", "tests", "holdout", "heldout"),
+    "test": ("test", "testing", "tst", "tests", "t10k", "holdout", "heldout"),
 }
 SPLIT_OF = {word: split for split, words in WORDS.items() for word in words}
 NEUTRAL = {"set", "sets", "data", "dataset", "images", "image", "imgs", "img", "pictures", "pics", "photos", "folder"}
