@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,17 @@ def grey(n: int, h: int = 6, w: int = 5, seed: int = 0) -> Any:
 
 def colour(n: int, h: int = 6, w: int = 5, seed: int = 0) -> Any:
     return np.random.default_rng(seed).integers(0, 256, (n, h, w, 3), dtype=np.uint8)
+
+
+def planes(images: Any) -> Any:
+    """Coloured images (n, h, w, c) as (n, c, h, w)."""
+    return images.transpose(0, 3, 1, 2)
+
+
+def encode_png(pixels: Any) -> bytes:
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, "png")
+    return buffer.getvalue()
 
 
 def save_picture(path: Path, pixels: Any, **options: Any) -> Path:
