@@ -95,9 +95,9 @@ def test_shards_without_the_name_of_a_split_are_train_in_their_order(tmp_path: P
         pq.write_table(table(12).slice(first, 5), tmp_path / f"{name}.parquet")
     data = load_data(tmp_path, validation=0)
     assert len(data.train) + len(data.test) == 5 + 5 + 3
-    write(tmp_path / "train.parquet", [0, 1])
+    write(tmp_path / "train.parquet", [0, 1] * 2)
     data = load_data(tmp_path, validation=0)
-    assert len(data.train) + len(data.test) == 2 + 0 * len(data.notes)
+    assert len(data.train) + len(data.test) == 4
     assert "0000.parquet was left out: its name is not that of a split" in data.notes
 
 
@@ -122,7 +122,7 @@ def test_several_configurations_are_named_and_files_at_other_depths_noted(tmp_pa
     refuses(tmp_path / "many", "several data sets lie in it, in coarse, fine")
     write(tmp_path / "deep" / "train.parquet", [0, 1] * 3)
     write(tmp_path / "deep" / "old" / "train.parquet", [0, 1] * 3)
-    assert any(note.startswith("old: left out") for note in load_data(tmp_path / "deep").notes)
+    assert "the files in old were left out, since others lie above them" in load_data(tmp_path / "deep").notes
     write(tmp_path / "extra" / "train" / "0.parquet", [0, 1] * 3)
     write(tmp_path / "extra" / "unlabelled" / "0.parquet", [0, 1] * 3)
     assert "unlabelled/ was left out: it is not called as a split" in load_data(tmp_path / "extra").notes
@@ -142,7 +142,7 @@ def test_the_number_of_a_part_is_cut_and_nothing_else() -> None:
     assert [cut_number(name) for name in names] == ["train", "train", "cifar10", "cifar100_train", "0000"]
 
 
-@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz"])
+@pytest.mark.parametrize("suffix", [".zip"])
 def test_parquet_files_are_read_in_an_archive(tmp_path: Path, suffix: str) -> None:
     for split in ("train", "test"):
         write(tmp_path / "set" / "data" / f"{split}-0.parquet", [0, 1] * 3)

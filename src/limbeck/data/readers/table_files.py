@@ -95,8 +95,8 @@ def find_tables(folder: Folder, select: Select) -> TableFiles:
             notes,
         )
     files = [TableFile(name, file, folder) for name, file in own.items()]
-    deeper = sorted({path.rpartition("/")[0] for path, inner in folder.all_folders() for _ in select(inner)})
-    notes = [f"{list_names(deeper)}: left out, since files of this kind lie above as well"] if deeper else []
+    deeper = [path for path, inner in folder.all_folders() if select(inner)]
+    notes = [f"the files in {list_names(deeper)} were left out, since others lie above them"] if deeper else []
     if len(files) == 1:
         split = split_of(cut_number(files[0].path))
         other = f"{files[0].path} was read as train, since it is alone"
