@@ -154,7 +154,7 @@ def _read_named(source: str | Path, options: ReadOptions, follow_links: bool) ->
         raw = read()
         remaining_range = options.pixel_range
     else:
-        raw = read_with_cache(path, lambda: open_tree(path, follow_links).root.digest(), options, read)
+        raw = read_with_cache(path, partial(_digest, path, follow_links), options, read)
         remaining_range = None
     name = place if raw.name == folder.name else raw.name
     return raw._replace(name=name, notes=(*tree.notes, *notes, *raw.notes)), remaining_range
@@ -177,7 +177,16 @@ def open_tree(path: Path, follow_links: bool = False) -> Tree:
         raise UserError(f"{path}: neither a file nor a folder; give one of: {describe_kinds()}")
     if archive_suffix(path):
         return read_archive_tree(path)
-    return Tree(Folder(path.resolve().stem, str(path), {}, {path.name: file_on_disk(path)}))
+    return Tree(_file_folder(path))
+
+
+def _file_folder(path: Path) -> Folder:
+    return Folder(path.resolve().stem, str(path), {}, {path.name: file_on_disk(path)})
+
+
+def _digest(path: Path, follow_links: bool) -> str:
+    """A digest of the files of a source, for the cache. An archive is one file: it need not be unpacked for that."""
+    return (_file_folder(path) if path.is_file() else open_tree(path, follow_links).root).digest()
 
 
 def _find_data(root: Folder) -> tuple[str, Folder, Reader]:

@@ -15,6 +15,7 @@ from typing import BinaryIO, NamedTuple
 from limbeck.core.errors import UserError
 
 MAX_FILE = 1 << 30  # bytes of a file that is read whole: one picture, one idx or csv file
+MAX_DEPTH = 50  # folders inside each other
 HIDDEN = (".", "__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "__pycache__")
 HIDDEN_FILES = ("thumbs.db", "desktop.ini", "icon\r")
 
@@ -157,6 +158,8 @@ class _Visitor:
         self.left_out: Counter[str] = Counter()
 
     def visit(self, path: Path) -> Folder:
+        if len(path.parts) > len(self.root.parts) + MAX_DEPTH:
+            raise UserError(f"{self.root}: folders are nested over {MAX_DEPTH} deep; name one nearer to the images")
         status = path.stat()
         self.visited.add((status.st_dev, status.st_ino))
         folder = Folder(folder_name(path.resolve()), str(path))
