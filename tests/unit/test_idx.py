@@ -98,6 +98,12 @@ def test_emnist_is_turned_upright_and_its_classes_have_names(
     assert "flip" not in DSA(default_strategy(data.name)).families
 
 
+def test_other_splits_are_left_out_and_noted(tmp_path: Path) -> None:
+    folder = idx_folder(tmp_path / "qmnist")
+    idx(folder / "test50k-images-idx3-ubyte.gz", grey(6))
+    assert "test50k-images-idx3-ubyte.gz was left out: test50k is not the name of a split" in load_data(folder).notes
+
+
 def test_letters_of_emnist_that_look_alike_share_a_class(tmp_path: Path) -> None:
     labels = np.array([12, 36, 38, 46] * 5)
     folder = idx_folder(tmp_path / "EMNIST", start="emnist-balanced-", labels=labels)

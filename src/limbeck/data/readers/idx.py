@@ -21,6 +21,7 @@ from limbeck.data.tree import File, Folder
 IDX_FILE = re.compile(
     r"(?:(?P<set>.+)-)?(?P<split>[a-z0-9]+)-(?P<kind>images|labels)[-.]idx[1-4][-.](?:ubyte|int)(\.gz)?", re.I
 )
+SPLITS = {**SPLIT_OF, "t10k": "test"}  # MNIST's 10,000
 DTYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 DIMENSIONS = {"images": (3, 4), "labels": (1, 2)}
 GZIP_RATIO = 1100  # unpacked to packed bytes; DEFLATE reaches 1032
@@ -47,10 +48,12 @@ class IdxFiles(NamedTuple):
 
     name:  what stands before the split in their names, as in emnist-letters-train-images; "" for nothing.
     files: by (split, "images" or "labels").
+    notes: on files that were left out.
     """
 
     name: str
     files: dict[tuple[str, str], File]
+    notes: list[str]
 
 
 def _find_idx_files(folder: Folder) -> dict[str, IdxFiles]:
@@ -58,11 +61,14 @@ def _find_idx_files(folder: Folder) -> dict[str, IdxFiles]:
     sets: dict[str, IdxFiles] = {}
     for file_name in sorted(folder.files, reverse=True):
         match = IDX_FILE.fullmatch(file_name)
-        split = SPLIT_OF.get(match["split"].lower()) if match else None
-        if match and split:
-            name = (match["set"] or "").lower()
-            files = sets.setdefault(name, IdxFiles(name, {})).files
-            files[split, match["kind"].lower()] = folder.files[file_name]
+        if match is None:
+            continue
+        name = (match["set"] or "").lower()
+        sets.setdefault(name, IdxFiles(name, {}, []))
+        if split := SPLITS.get(match["split"].lower()):
+            sets[name].files[split, match["kind"].lower()] = folder.files[file_name]
+        else:
+            sets[name].notes.append(f"{file_name} was left out: {match['split']} is not the name of a split")
     return sets
 
 
@@ -75,8 +81,8 @@ def read_idx(folder: Folder, _options: ReadOptions) -> RawData:
     if len(sets) > 1:
         names = ", ".join(name or "files without a name before the split" for name in sorted(sets))
         raise UserError(f"{folder.where}: idx files of several data sets, {names}; give one set a folder of its own")
-    ((name, files),) = sets.values()
-    images, labels, notes = {}, {}, []
+    ((name, files, notes),) = sets.values()
+    images, labels = {}, {}
     for split in ("train", "validation", "test"):
         pair = [files.get((split, kind)) for kind in DIMENSIONS]
         if pair[0] and pair[1]:
