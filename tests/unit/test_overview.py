@@ -35,7 +35,7 @@ def warnings_of(train: Pixels, test: Pixels | None = None, **options: Any) -> li
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_statistics_are_those_of_numpy(monkeypatch: pytest.MonkeyPatch, channels: int) -> None:
-    monkeypatch.setattr(module, "_CHUNK", 3)
+    monkeypatch.setattr(module, "_CHUNK", 3 * channels * 5 * 7)
     images = np.stack([noise(8, 5, 7, low=10 * c, high=100 + 40 * c, seed=c) for c in range(channels)], axis=1)
     images[3] = images[3, :, :1, :1]
     images[7, :, 2:] = 60

@@ -239,7 +239,7 @@ def _hash_images(images: Bytes) -> tuple[Bytes, npt.NDArray[np.uint64]]:
     from imagehash import phash  # takes 0.1 s to import, with scipy
 
     size = (_THUMBNAIL, _THUMBNAIL)
-    planes = images[:, 0] if images.shape[1] == 1 else np.ascontiguousarray(images.transpose(0, 2, 3, 1))
-    thumbnails = [Image.fromarray(plane).convert("L").resize(size, Image.Resampling.LANCZOS) for plane in planes]
+    pixels = (image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)) for image in images)
+    thumbnails = [Image.fromarray(part).convert("L").resize(size, Image.Resampling.LANCZOS) for part in pixels]
     bits = np.packbits([phash(thumbnail).hash.ravel() for thumbnail in thumbnails], axis=1)
     return np.stack([np.asarray(thumbnail) for thumbnail in thumbnails]), bits.view(np.uint64)[:, 0]
