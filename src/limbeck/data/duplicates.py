@@ -25,7 +25,7 @@ MIN_SIDE, MAX_IMAGES = 24, 200_000  # outside of these, near duplicates are not 
 # neighbour, and a quarter one of another class, so that similarity has to decide. At 28 pixels no two images of
 # different classes were more similar than 0.97; at 16 pixels 1 % of the test images were.
 MAX_BITS = 6
-LOW_SIMILARITY, HIGH_SIMILARITY = 0.8, 0.97
+LOW_SIMILARITY, HIGH_SIMILARITY = 0.9, 0.97
 FALSE_ALARMS = 0.001  # share of images that may be as similar to one of another class
 _THUMBNAIL = 32  # pixels a side, on which the hash is defined
 _QUERIES, _CANDIDATES = 64, 100  # images compared at once, and how many of the nearest by hash are looked at for each
