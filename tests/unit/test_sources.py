@@ -1,4 +1,4 @@
-"""Sources of images: names, .npz and idx files, Datasets; one clear sentence for each thing wrong."""
+"""Sources of images: names, .npz and idx files; one clear sentence for each thing wrong."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 from image_files import colour, grey, labelled_arrays, refuses, save_npz
-from PIL import Image
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from limbeck.data import load_data
 from limbeck.data.readers import builtin
@@ -47,7 +45,7 @@ def test_what_is_no_source_is_refused_with_what_is_known(tmp_path: Path) -> None
     refuses(tmp_path / "gone", "gone", "digits")
     (tmp_path / "notes.txt").write_text("x")
     refuses(tmp_path / "notes.txt", "unknown file type '.txt'", ".npz", "one folder of images per class")
-    refuses(3, "a int is not a source", "Dataset")
+    refuses(3, "int: not a source of data", "Dataset", "arrays (X, y)")
 
 
 def test_data_already_loaded_comes_back_as_it_is() -> None:
@@ -98,6 +96,7 @@ def test_labels_with_gaps_are_renumbered_and_keep_their_names(tmp_path: Path) ->
         ({**labelled_arrays(), "y_train": np.zeros((10, 1, 1), int)}, ["labels have shape (10, 1, 1)"]),
         ({**labelled_arrays(), "y_train": np.zeros(9, int)}, ["10 images but 9 labels"]),
         ({**labelled_arrays(), "y_train": np.arange(10) % 2 * 0.5}, ["labels are float64", "whole numbers"]),
+        ({**labelled_arrays(), "y_train": np.array([np.nan] * 10)}, ["labels are float64", "whole numbers"]),
         ({**labelled_arrays(), "y_train": np.arange(10) % 3 - 1}, ["label -1 is negative"]),
         ({**labelled_arrays(), "y_train": np.full(10, 4)}, ["only one class (4)"]),
         ({**labelled_arrays(), "x_test": grey(2), "y_test": [0, 5]}, ["class 5 is in test and not in train"]),
@@ -135,63 +134,3 @@ def test_npz_files_that_are_none_are_refused(tmp_path: Path) -> None:
     refuses(file, "bad.npz: not a readable .npz", "cut short")
     file.write_bytes(whole[:500] + bytes(100) + whole[600:])  # damaged inside: the checksum tells
     refuses(file, "bad.npz: not a readable .npz")
-
-
-class Pairs(Dataset[Any]):
-    """A map-style Dataset of the given (image, label) pairs."""
-
-    def __init__(self, pairs: list[Any], classes: list[str] | None = None) -> None:
-        self.pairs = pairs
-        if classes:
-            self.classes = classes
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.pairs[index]
-
-
-class Stream(IterableDataset[Any]):
-    """A Dataset without length or rows."""
-
-    def __iter__(self) -> Any:
-        return iter(())
-
-
-def test_a_dataset_may_yield_tensors_pictures_or_arrays() -> None:
-    images = colour(20)
-    kinds = {
-        "bytes": [torch.from_numpy(p).permute(2, 0, 1) for p in images],
-        "float": [torch.from_numpy(p).permute(2, 0, 1) / 255 for p in images],
-        "pil": [Image.fromarray(p) for p in images],
-        "array": list(images),
-    }
-    read = {k: load_data(Pairs([(p, i % 2) for i, p in enumerate(v)], ["x", "y"])) for k, v in kinds.items()}
-    assert len({data.fingerprint for data in read.values()}) == 1
-    assert read["pil"].shape == (3, 6, 5)
-    assert read["pil"].classes == ("x", "y")
-    assert read["pil"].name == "pairs"
-
-
-def test_a_dataset_may_bring_its_test_set_and_tensor_labels() -> None:
-    images = torch.from_numpy(grey(10))[:, None]
-    train = TensorDataset(images, torch.arange(10) % 2)
-    data = load_data(train, test=TensorDataset(images[:4], torch.tensor([[1], [0], [1], [0]])), validation=0)
-    assert torch.equal(data.train.images, images)
-    assert torch.equal(data.test.images, images[:4])
-    assert data.test.labels.tolist() == [1, 0, 1, 0]
-
-
-def test_datasets_that_are_unfit_are_refused() -> None:
-    image = torch.zeros(1, 4, 4, dtype=torch.uint8)
-    refuses(Pairs([]), "Pairs: has length 0")
-    refuses(Pairs([(image, 0), image]), "item 1: not an (image, label) pair")
-    refuses(Pairs([(image, 0), (image, 0.5)]), "item 1: label 0.5 is not one whole number")
-    refuses(Pairs([(image, [0, 1])]), "item 0: label [0, 1]")
-    refuses(Pairs([("a.png", 0)]), "image is a str")
-    refuses(Pairs([(image - 1.0, 0)]), "run from -1 to -1", "not normalised")
-    refuses(Pairs([(image, 0), (torch.zeros(1, 4, 5), 1)]), "item 0 is 4x4", "item 1 is 5x4")
-    refuses(Pairs([(image, -1), (image, 0)]), "label -1 is negative")
-    refuses(Stream(), "a Stream is not a source", "map-style")
-    refuses("digits", "test= is a Dataset", test=Pairs([(image, 0)]))

@@ -179,7 +179,7 @@ def as_images(array: Array, where: str) -> Array:
 
 
 def as_labels(array: Array, count: int, where: str) -> Array:
-    """Integer labels (count,) or (count, 1) as int64 (count,). Raises UserError for anything else, and below 0."""
+    """Labels (count,) or (count, 1), whole numbers, as int64 (count,). Raises UserError for others, and below 0."""
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim == 2:
@@ -190,7 +190,7 @@ def as_labels(array: Array, count: int, where: str) -> Array:
         raise UserError(f"{where}: labels have shape {array.shape}; give one class number per image, (n,) or (n, 1)")
     if len(array) != count:
         raise UserError(f"{where}: {count} images but {len(array)} labels; give one label per image")
-    if array.dtype.kind not in "iub":
+    if array.dtype.kind not in "iub" and not (array.dtype.kind == "f" and np.array_equal(array, np.rint(array))):
         raise UserError(f"{where}: labels are {array.dtype}; give whole numbers (an integer type)")
     labels = array.astype(np.int64)
     if len(labels) and labels.min() < 0:

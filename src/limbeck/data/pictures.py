@@ -24,6 +24,7 @@ from limbeck.data.pixels import (
     describe_range,
     describe_scaling,
     find_limits,
+    read_pixels,
     refuse_nan,
     scale_pixels,
 )
@@ -358,15 +359,12 @@ def _to_rgb(images: Array) -> Array:
 
 
 def as_encoded(image: Any, where: str) -> Encoded:
-    """An image of a Dataset: a PIL image, an array (h, w[, c]) or a tensor ([c,] h, w).
+    """An image of an item: a PIL image, the bytes of a file, an array (h, w[, c]), or a tensor ([c,] h, w).
 
     Raises UserError for anything that is no such image.
     """
-    if isinstance(image, Image.Image):
+    if isinstance(image, Image.Image | bytes):
         return Encoded(image, where)
-    if isinstance(image, torch.Tensor):
-        image = image.detach().cpu()
-        image = (image.permute(1, 2, 0) if image.ndim == 3 else image).numpy()
-    if not isinstance(image, np.ndarray):
+    if not isinstance(image, torch.Tensor | np.ndarray | list):
         raise UserError(f"{where}: image is a {type(image).__name__}; give a tensor, a PIL image or a numpy array")
-    return Encoded(as_images(image[None], where)[0].transpose(1, 2, 0), where)
+    return Encoded(as_images(read_pixels(image, where, is_batch=False), where)[0].transpose(1, 2, 0), where)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from limbeck.core.errors import UserError
 
@@ -45,6 +46,37 @@ def refuse_nan(pixels: Pixels, where: str) -> None:
         raise UserError(f"{where}: {count} of {pixels.size} pixels are NaN or infinite; replace them, or leave it out")
 
 
+def spread_bool(pixels: Pixels) -> Pixels:
+    """False and True as 0 and 255; pixels of other types as they are."""
+    return pixels.astype(np.uint8) * np.uint8(255) if pixels.dtype == np.bool_ else pixels
+
+
+def to_numpy(array: Any) -> Pixels:
+    """Any array, on any device, as numpy's."""
+    if not isinstance(array, torch.Tensor):
+        return np.asarray(array)
+    array = array.detach().cpu()
+    return np.asarray(array.float() if array.dtype == torch.bfloat16 else array)
+
+
+def read_pixels(x: Any, where: str, is_batch: bool = True) -> Pixels:
+    """Images, or one image, as an array (n, ...) of real numbers; booleans become 0 and 255.
+
+    Raises UserError for what is no such array.
+    """
+    try:
+        images = to_numpy(x)
+    except Exception as error:  # whatever an object's own conversion raises
+        reason = " ".join(str(error).split())[:80]
+        raise UserError(f"{where}: pixels are no array ({reason}); give (h, w[, 1 or 3])") from error
+    if images.dtype.kind not in "uifb":
+        raise UserError(f"{where}: pixels are {images.dtype}; give whole or floating-point numbers")
+    images = images if is_batch else images[None]
+    if isinstance(x, torch.Tensor) and images.ndim == 4 and images.shape[1] in (1, 3):
+        images = images.transpose(0, 2, 3, 1)  # tensors have their channels first, whatever their width
+    return spread_bool(images)
+
+
 def find_limits(pixels: Pixels) -> PixelRange:
     """The lowest and the highest of at least one value."""
     return float(pixels.min()), float(pixels.max())
@@ -66,8 +98,13 @@ def choose_range(low: float, high: float, is_float: bool, where: str) -> PixelRa
             if high < 1 << bits:
                 return 0.0, float((1 << bits) - 1)
     kind = "floating-point pixels" if is_float else "pixels"
-    expected = "give them in 0..1, not normalised, or " if is_float else ""
-    raise UserError(f"{where}: {kind} run from {describe_range(low, high)}; {expected}{HINT}")
+    expected, hint = "", HINT
+    if is_float:
+        expected = "give them in 0..1, not normalised" + (" (leave out Normalize), or " if low < 0 else ", or ")
+    if is_float and low >= 0 and DARK <= high <= 255:
+        expected = "give them in 0..1 (divide by 255), or "
+        hint = "pass --pixel-range 0 255 (pixel_range=(0, 255) in Python)"
+    raise UserError(f"{where}: {kind} run from {describe_range(low, high)}; {expected}{hint}")
 
 
 def scale_pixels(pixels: Pixels, pixel_range: PixelRange) -> npt.NDArray[np.uint8]:
@@ -98,6 +135,7 @@ def scale_arrays(
     pixel_range: the values that are black and white; None lets `choose_range` decide for all but uint8.
     Raises UserError for arrays that hold no real numbers, and for pixels without a known range.
     """
+    arrays = {split: spread_bool(array) for split, array in arrays.items()}
     for split, array in arrays.items():
         if array.dtype.kind not in "uifb":
             raise UserError(f"{where} ({split}): pixels are {array.dtype}; give whole or floating-point numbers")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,15 @@ from limbeck.data.images import ImageData, Origin, RawData, ReadOptions, Size, a
 from limbeck.data.pictures import is_picture
 from limbeck.data.pixels import PixelRange, check_pixel_range
 from limbeck.data.readers import arrow, builtin, class_folders, idx, npz, parquet
-from limbeck.data.readers.objects import MapDataset, TrainTest, is_dataset, read_datasets
+from limbeck.data.readers.objects import KINDS, MapDataset, read_objects
 from limbeck.data.readers.reader import Reader
 from limbeck.data.splits import NEUTRAL, SPLIT_OF, name_parts
 from limbeck.data.tree import Folder, Tree, file_on_disk, read_folder_tree
 
-DataSource = str | Path | ImageData | Dataset[Any] | MapDataset
+ObjectSource = Dataset[Any] | MapDataset | tuple[Any, Any] | Mapping[str, Any]
+"""A Dataset, arrays (X, y), scikit-learn's Bunch, or, as a dict by split, several of these."""
+
+DataSource = str | Path | ImageData | ObjectSource
 """Whatever `load_data` reads."""
 
 NAMES: dict[str, Callable[[ReadOptions], RawData]] = {
@@ -49,15 +52,16 @@ def load_data(
     resize: int | tuple[int, int] | None = None,
     pixel_range: PixelRange | None = None,
     follow_links: bool = False,
-    test: Dataset[Any] | MapDataset | None = None,
+    test: ObjectSource | None = None,
     name: str | None = None,
     listen: Listener | None = None,
 ) -> ImageData:
     """Read a labelled image set as uint8 (n, c, h, w) tensors with train, validation and test splits.
 
     source:       a name in `DATA_NAMES`; the path of a file, folder or archive in a layout of `READERS`; a map-style
-                  Dataset of (image, label) pairs; or an ImageData, which is returned as it is. A name wins over a path:
-                  write ./digits for a folder.
+                  Dataset of torch or Hugging Face, whose items are (image, label) or a dict of them; arrays (X, y); a
+                  dict of these by split; or an ImageData, which is returned as it is. A name wins over a path: write
+                  ./digits for a folder.
     validation:   fraction of every class, in [0, 1), that is split off train where the source has no validation split.
                   A source without a test split first loses 20 % of every class to one. `notes` of the result say so.
     seed:         of these random splits.
@@ -65,7 +69,7 @@ def load_data(
     pixel_range:  the pixel values that become 0 and 255; what lies beyond is clipped. None: 8 bits stay as they are,
                   floating point is 0 to 1, and whole numbers of more bits end at the fewest that hold the whole set.
     follow_links: follow links that lead out of a folder.
-    test:         the Dataset of test images, where the source is a Dataset.
+    test:         the test split, where the source is a Dataset or arrays.
     name:         of the result; by default that of the source.
     listen:       receives the events of reading many images; None: the log gets a line.
 
@@ -84,16 +88,13 @@ def load_data(
                 "resize, pixel_range and test do nothing to data already loaded; give them where it is loaded first"
             )
         return source
-    is_object = not isinstance(source, str | Path) and is_dataset(source)
-    if test is not None and not (is_object and is_dataset(test)):
+    if test is not None and isinstance(source, str | Path):
         raise UserError("test= is a Dataset beside a Dataset as source; a file or folder holds its own test split")
     try:
-        if is_object:
-            raw, remaining_range = read_datasets(TrainTest(source, test), options), None
-        elif isinstance(source, str | Path):
+        if isinstance(source, str | Path):
             raw, remaining_range = _read_named(source, options, follow_links)
         else:
-            raise UserError(f"a {type(source).__name__} is not a source of data; give one of: {describe_kinds()}")
+            raw, remaining_range = read_objects(source, test, options)
     except OSError as error:
         raise UserError(f"{error.filename or source}: cannot be read ({error.strerror or error}); check it") from error
     raw = raw._replace(name=name or raw.name)
@@ -111,9 +112,7 @@ def _absolute(source: object) -> str | None:
 
 def describe_kinds() -> str:
     """What `load_data` reads, for messages."""
-    return "; ".join(
-        [", ".join(DATA_NAMES), *(reader.kind for reader in READERS), "a map-style Dataset of (image, label)"]
-    )
+    return "; ".join([", ".join(DATA_NAMES), *(reader.kind for reader in READERS), KINDS])
 
 
 def _check_size(resize: int | tuple[int, int] | None) -> Size | None:

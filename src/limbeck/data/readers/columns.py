@@ -95,11 +95,11 @@ def join_labels(parts: Mapping[str, Sequence[Labels]], where: str) -> JointLabel
     for part in tables:
         if part.names is None and (None in lists or len(lists) > 1):
             raise UserError(
-                f"{where}: labels are numbers without names in {part.where}, and the other files name their classes in "
-                "words or in several orders; give all files names"
+                f"{where}: labels are numbers without names in {part.where}, and others name their classes in words or "
+                "in several orders; give all of them names"
             )
         if part.names is None:
-            notes.append(f"{part.where} does not name its classes: its numbers were taken for those of the other files")
+            notes.append(f"{part.where} does not name its classes: its numbers were taken for those of the others")
         elif not part.is_words and part.names != names[: len(part.names)]:
             notes.append(f"{part.where} orders its classes otherwise: its labels were matched by name")
     position = {name: number for number, name in enumerate(names)}
