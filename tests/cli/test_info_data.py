@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
 from limbeck.cli import data_info
 from limbeck.cli.data_info import class_tables
-from limbeck.data import load_data
+from limbeck.data import ImageData, Split, load_data
 from limbeck.data.overview import make_overview
 
 
@@ -213,3 +217,37 @@ def test_a_cache_that_cannot_be_written_costs_the_picture_alone(
     result = limbeck("info", "digits", "--json")
     assert (result.status, result.json["picture"]) == (0, None)
     assert any(warning.startswith("no picture: ") for warning in result.json["warnings"])
+
+
+@st.composite
+def image_sets(draw: st.DrawFn) -> ImageData:
+    """Small data sets of any size of images, counts and names; every class has a train image."""
+    classes = draw(st.lists(st.text(max_size=60), min_size=2, max_size=30))
+    shape = draw(st.sampled_from([1, 3])), draw(st.integers(1, 40)), draw(st.integers(1, 300))
+    generator = np.random.default_rng(draw(st.integers(0, 99)))
+    levels = draw(st.sampled_from([1, 2, 256]))  # with few levels, images are equal or of one colour
+    splits = []
+    for minimum in (1, 0, 0):
+        counts = draw(st.lists(st.integers(minimum, 3), min_size=len(classes), max_size=len(classes)))
+        labels = np.repeat(np.arange(len(classes)), counts)
+        images = generator.integers(0, levels, (len(labels), *shape), dtype=np.uint8)
+        splits.append(Split(torch.from_numpy(images), torch.from_numpy(labels)))
+    return ImageData(draw(st.text(max_size=300)), *splits, tuple(classes), (), "0" * 16)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(image_sets())
+def test_any_data_set_has_an_overview_that_can_be_shown(tmp_path: Path, data: ImageData) -> None:
+    facts = {"kind": "data set", **data_info.describe_data(data, picture=tmp_path / "sheet.png")}
+    json.dumps(facts, allow_nan=False)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width * sheet.height < 1e7
+    console = Console(width=100, file=io.StringIO())
+    with console.capture() as capture:
+        data_info.show_data(facts, console)
+    assert all(line.isprintable() for line in capture.get().splitlines())
+    assert all(warning.isprintable() and len(warning) <= 300 for warning in facts["warnings"])
+    images = sum(len(split) for split in (data.train, data.validation, data.test))
+    exact = facts["duplicates"]["exact"]
+    pixels = {image.numpy().tobytes() for split in (data.train, data.validation, data.test) for image in split.images}
+    assert sum(len(group) - 1 for group in exact["groups"]) == images - len(pixels)

@@ -119,6 +119,32 @@ def test_uneven_classes(counts: tuple[int, int], is_uneven: bool) -> None:
     ] * is_uneven
 
 
+@pytest.mark.parametrize(
+    ("tested", "names"), [([0, 1, 2, 3, 4], ""), ([0, 1, 3, 4], "c"), ([4], "a, b, c and 1 other")]
+)
+def test_classes_without_test_images(tested: list[int], names: str) -> None:
+    """Of class e there is one image, which is in the notes."""
+    splits = [
+        Split(torch.from_numpy(noise(len(labels), 1, 8, 8, seed=len(labels))), torch.tensor(labels, dtype=torch.int64))
+        for labels in ([0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4], [], tested)
+    ]
+    data = ImageData("some", *splits, tuple("abcde"), (), "0" * 16)
+    warnings = make_overview(data).warnings()
+    assert [warning for warning in warnings if warning.startswith("test has")] == (
+        [f"test has no image of {names}{' class' * ('other' in names)}"] if names else []
+    )
+
+
+def test_equal_images_of_one_colour_are_told_once() -> None:
+    train, test = noise(8, 1, 8, 8), noise(6, 1, 8, 8, seed=1)
+    train[:4], test[:3] = 0, 0
+    overview = make_overview(make_data(train, test))
+    assert overview.warnings() == [
+        "7 images are of one colour throughout: 4 of cat (as train 0), 3 of dog (as train 1)"
+    ]
+    assert overview.to_json()["duplicates"]["exact"]["contradictions"] == 1
+
+
 def test_duplicates_are_told_with_an_example_each() -> None:
     train, test = noise(8, 1, 8, 8), noise(6, 1, 8, 8, seed=1)
     train[5] = train[1]

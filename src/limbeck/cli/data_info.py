@@ -141,7 +141,8 @@ def show_data(facts: dict[str, Any], console: Console) -> None:
     print_tables(console, class_tables(facts["classes"], facts["counts"]))
     console.print(pixel_table(facts["pixels"], channels))
     balance, duplicates = facts["balance"], facts["duplicates"]
-    write(f"balance: {balance['smallest']:,} to {balance['largest']:,} images of a class in train")
+    least, most = balance["smallest"], balance["largest"]
+    write(f"balance: {least:,}{'' if least == most else f' to {most:,}'} images of every class in train")
     write(f"duplicates: {_describe_duplicates(duplicates)}")
     for note in facts["notes"]:
         write(f"note: {note}")

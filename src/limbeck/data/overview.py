@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,7 +105,7 @@ class Overview:
         return f"{place.split} {place.row} ({self._class(place.label)})"
 
     def _duplicates(self) -> list[str]:
-        warnings, duplicates = [], self.duplicates
+        warnings, duplicates = [], replace(self.duplicates, exact=self._groups_of_shapes())
         if groups := duplicates.contradictions():
             example = " = ".join(self._place(place) for place in _differing(groups[0]))
             warnings.append(f"equal images have different labels in {_count(len(groups), 'case')}, as {example}")
@@ -119,9 +119,14 @@ class Overview:
                 pairs = [pair for pair in near if (pair.first.split, pair.second.split) == (first, second)]
                 warnings.append(self._describe_near(pairs, first, second))
         if copies := {split: count for split, count in duplicates.count_within().items() if count}:
-            shares = " and ".join(f"{count:,} in {split}" for split, count in copies.items())
+            shares = ", ".join(f"{count:,} in {split}" for split, count in copies.items())
             warnings.append(f"{_are(sum(copies.values()))} a copy of another one in the same split: {shares}")
         return warnings
+
+    def _groups_of_shapes(self) -> tuple[tuple[Place, ...], ...]:
+        """The groups of equal images without those of one colour, on which there is a sentence of its own."""
+        constant = {(split, row) for split, statistics in self.pixels.items() for row in statistics.constant}
+        return tuple(group for group in self.duplicates.exact if group[0][:2] not in constant)
 
     def _describe_near(self, pairs: Sequence[NearPair], first: str, second: str) -> str:
         contradictions = sum(pair.contradicts for pair in pairs)
@@ -153,15 +158,20 @@ class Overview:
         return warnings
 
     def _balance(self) -> list[str]:
-        counts = self.data.train.counts(self.data.num_classes)
-        small, large = min(counts), max(counts)
-        if large < UNEVEN * small:
-            return []
-        least, most = self._class(counts.index(small)), self._class(counts.index(large))
-        return [
-            f"classes are uneven: train has {large:,} images of {most} and {small:,} of {least}; "
-            "read the balanced accuracy beside the accuracy"
-        ]
+        data, warnings = self.data, []
+        counts = {split: np.array(getattr(data, split).counts(data.num_classes)) for split in SPLITS}
+        enough = sum(counts.values()) > len(SPLITS) - 1  # smaller classes are in the notes
+        for split in self.pixels:
+            names = [self._class(label) for label in np.flatnonzero((counts[split] == 0) & enough).tolist()]
+            warnings += [f"{split} has no image of {_list(names)}"] if names else []
+        small, large = int(counts["train"].argmin()), int(counts["train"].argmax())
+        least, most = int(counts["train"][small]), int(counts["train"][large])
+        if most >= UNEVEN * least:
+            warnings.append(
+                f"classes are uneven: train has {most:,} images of {self._class(large)} and {least:,} of "
+                f"{self._class(small)}; read the balanced accuracy beside the accuracy"
+            )
+        return warnings
 
     def _duplicates_to_json(self) -> dict[str, Any]:
         duplicates = self.duplicates
@@ -214,12 +224,12 @@ def _are(count: int, which: str = "") -> str:
 
 
 def _count(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    return f"{count:,} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
 def _list(parts: Sequence[str]) -> str:
     others = len(parts) - _SHOWN
-    return ", ".join(parts[:_SHOWN]) + (f" and {others} other classes" if others > 0 else "")
+    return ", ".join(parts[:_SHOWN]) + (f" and {_count(others, 'other class')}" if others > 0 else "")
 
 
 def _row(place: Place) -> str:
