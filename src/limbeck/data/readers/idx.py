@@ -123,8 +123,8 @@ def _read_values(file: File, kind: str, stream: BinaryIO, limit: int) -> Array:
     magic = stream.read(4)
     dimensions = magic[3] if len(magic) == 4 else 0
     sizes = stream.read(4 * dimensions)
-    is_known = magic[:2] == b"\0\0" and dimensions in DIMENSIONS[kind] and magic[2] in DTYPES
-    if not is_known or len(sizes) < 4 * dimensions:
+    is_idx = magic[:2] == b"\0\0" and dimensions in DIMENSIONS[kind] and magic[2] in DTYPES
+    if not is_idx or len(sizes) < 4 * dimensions:
         expected = bytes([0, 0, 8, DIMENSIONS[kind][0]]).hex()
         raise UserError(f"{file.where}: starts with {magic.hex()}, not {expected}; give idx files as MNIST's")
     shape = [int.from_bytes(sizes[i : i + 4], "big") for i in range(0, len(sizes), 4)]

@@ -217,17 +217,17 @@ def read_npz(folder: Folder, _options: ReadOptions) -> RawData:
     images = {split: array for (split, kind), array in arrays.items() if kind == "images"}
     labels = {split: arrays[split, "labels"] for split in images}
     notes = [f"{len(left_out)} arrays were left out: {_list_names(left_out)}"] if left_out else []
-    known = medmnist.find_classes(data_name, folder.where) or idx.CLASSES.get(data_name)
+    usual = medmnist.find_classes(data_name, folder.where) or idx.CLASSES.get(data_name)
     names: Sequence[str] | None = None
     if all(array.dtype.kind in "US" for array in labels.values()):
         labels, names = _number_words(labels)
     elif ("train", "names") in arrays:
         names = [_as_text(word) for word in arrays["train", "names"]]
-    elif known and all(array.dtype.kind in "iu" and array.max(initial=0) < len(known) for array in labels.values()):
-        names = known
-    elif known:
+    elif usual and all(array.dtype.kind in "iu" and array.max(initial=0) < len(usual) for array in labels.values()):
+        names = usual
+    elif usual:
         notes.append(f"labels are not those of {data_name}, so that the classes have no names")
-    return RawData(data_name if known else folder.name, images, labels, names, tuple(notes))
+    return RawData(data_name if usual else folder.name, images, labels, names, tuple(notes))
 
 
 def _as_text(word: Any) -> str:
