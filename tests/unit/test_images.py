@@ -12,7 +12,8 @@ from image_files import colour, grey, labelled_arrays, make_class_folders, refus
 
 from limbeck.core.rng import make_generator
 from limbeck.data import ImageData, Split, load_data
-from limbeck.data.images import RawData, assemble, compute_fingerprint, split_off
+from limbeck.data.assemble import assemble, choose_rows
+from limbeck.data.images import RawData, compute_fingerprint
 
 
 def test_a_split_counts_and_selects() -> None:
@@ -58,7 +59,8 @@ def test_the_fingerprint_covers_pixels_labels_splits_and_names() -> None:
 def test_held_out_takes_of_every_class_and_leaves_of_every_class(fraction: float) -> None:
     labels = torch.tensor([0] + [1] * 2 + [2] * 3 + [3] * 40)
     split = Split(torch.arange(46, dtype=torch.uint8).reshape(46, 1, 1, 1), labels)
-    remaining, split_part = split_off(split, 4, fraction, make_generator(0, "x"))
+    mask = choose_rows(labels, 4, fraction, make_generator(0, "x"))
+    remaining, split_part = split.subset(~mask), split.subset(mask)
     assert [a + b for a, b in zip(remaining.counts(4), split_part.counts(4))] == [1, 2, 3, 40]
     assert split_part.counts(4)[:2] == [0, 1]
     assert min(remaining.counts(4)) >= 1

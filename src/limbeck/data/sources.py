@@ -15,8 +15,9 @@ from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.core.files import refuse_own_folder
 from limbeck.data.archives import archive_suffix, read_archive_tree
+from limbeck.data.assemble import assemble
 from limbeck.data.cache import read_with_cache
-from limbeck.data.images import ImageData, Origin, RawData, ReadOptions, Size, assemble
+from limbeck.data.images import ImageData, Origin, RawData, ReadOptions, Size
 from limbeck.data.pictures import is_picture
 from limbeck.data.pixels import PixelRange, check_pixel_range
 from limbeck.data.readers import arrow, builtin, class_folders, idx, npz, parquet

@@ -1,0 +1,197 @@
+"""From the result of a reader to a data set: labels by name, one range of pixels, and splits held out of train."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limbeck.core.errors import UserError
+from limbeck.core.rng import make_generator
+from limbeck.data.images import (
+    Array,
+    ImageData,
+    RawData,
+    Size,
+    Split,
+    as_images,
+    compute_fingerprint,
+    describe_resize,
+    resize_images,
+)
+from limbeck.data.pixels import PixelRange, describe_darkness, scale_arrays
+
+TEST_FRACTION = 0.2  # of every class, where the source has no test split
+MAX_NAMES = 5  # class names in one note
+
+
+def assemble(
+    raw: RawData, *, validation: float, seed: int, resize: Size | None, pixel_range: PixelRange | None = None
+) -> ImageData:
+    """Check the result of a reader and make it one data set; splits that it lacks are split off train.
+
+    validation:  fraction of every class to split off train where there is no validation split.
+    seed:        of these random splits. resize: (h, w) of the result; None leaves the size as it is.
+    pixel_range: of pixels that become 0 and 255; None for pixels that are right as they are.
+    Raises UserError where images, labels or classes are not what `RawData` says, or where splits do not agree.
+    """
+    images = {split: as_images(array, f"{raw.name} ({split})") for split, array in raw.images.items()}
+    labels = {split: as_labels(raw.labels[split], len(images[split]), f"{raw.name} ({split})") for split in images}
+    train_shape = images["train"].shape[1:]
+    for split, array in images.items():
+        if array.shape[1:] != train_shape and (resize is None or array.shape[1] != train_shape[0]):
+            shapes = f"train images are (c, h, w) {train_shape} and {split} images {array.shape[1:]}"
+            raise UserError(f"{raw.name}: {shapes}; give both in one size and colour")
+    names, labels, label_notes = _align_labels(raw, labels)
+    labels, classes, class_notes = _renumber_labels(raw.name, names, labels)
+    images, range_notes = scale_arrays(images, pixel_range, raw.name)
+    notes = [*raw.notes, *label_notes, *class_notes, *range_notes]
+    if resize is not None and (count := sum(len(array) for array in images.values() if array.shape[2:] != resize)):
+        notes.append(f"{count} images {describe_resize(resize)}")
+    splits = {
+        split: Split(_as_tensor(resize_images(array, resize)), torch.from_numpy(labels[split]))
+        for split, array in images.items()
+    }
+    levels = [int(level) for split in splits.values() for level in split.images.aminmax()]
+    notes += [note] if (note := describe_darkness(min(levels), max(levels))) else []
+    fractions = {"test": TEST_FRACTION, "validation": validation}
+    held_out = [split for split in ("validation", "test") if split not in splits and fractions[split]]
+    notes += _hold_out(splits, fractions, len(classes), seed, raw.name)
+    notes += _describe_small_classes(splits, held_out, classes)
+    parts = splits["train"], splits["validation"], splits["test"]
+    return ImageData(raw.name, *parts, classes, tuple(notes), compute_fingerprint(parts, classes))
+
+
+def as_labels(array: Array, count: int, where: str) -> Array:
+    """Labels (count,) or (count, 1), whole numbers, as int64 (count,). Raises UserError for others, and below 0."""
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim == 2:
+        raise UserError(
+            f"{where}: {array.shape[1]} labels per image (multi-label or one-hot); give one class number per image"
+        )
+    if array.ndim != 1:
+        raise UserError(f"{where}: labels have shape {array.shape}; give one class number per image, (n,) or (n, 1)")
+    if len(array) != count:
+        raise UserError(f"{where}: {count} images but {len(array)} labels; give one label per image")
+    if array.dtype.kind not in "iub" and not (array.dtype.kind == "f" and np.array_equal(array, np.rint(array))):
+        raise UserError(f"{where}: labels are {array.dtype}; give whole numbers (an integer type)")
+    labels = array.astype(np.int64)
+    if len(labels) and labels.min() < 0:
+        raise UserError(
+            f"{where}: label {labels.min()} is negative; give classes counted from 0 (-1 often means hidden)"
+        )
+    return labels
+
+
+def choose_rows(labels: Tensor, classes: int, fraction: float, generator: torch.Generator) -> Tensor:
+    """A random choice of about `fraction` of every class, bool (n,).
+
+    At least one image of a class is chosen, and at least one is not; of a class of one image none is.
+    """
+    mask = torch.zeros(len(labels), dtype=torch.bool)
+    for label in range(classes):
+        rows = (labels == label).nonzero()[:, 0]
+        number = min(max(1, round(fraction * len(rows))), len(rows) - 1) if fraction else 0
+        mask[rows[torch.randperm(len(rows), generator=generator)[: max(number, 0)]]] = True
+    return mask
+
+
+def _hold_out(
+    splits: dict[str, Split], fractions: Mapping[str, float], classes: int, seed: int, where: str
+) -> list[str]:
+    """Split these fractions off train for the splits that are missing in `splits`, and return notes."""
+    train = splits["train"]
+    rows = {"train": torch.arange(len(train))}
+    notes = []
+    for split, fraction in fractions.items():
+        if split in splits:
+            continue
+        mask = choose_rows(train.labels[rows["train"]], classes, fraction, make_generator(seed, "data", split))
+        rows |= {"train": rows["train"][~mask], split: rows["train"][mask]}
+        number = len(rows[split])
+        if split == "test" and not number:
+            raise UserError(f"{where}: no test split, and no class has a second image to hold out; add images")
+        notes.append(f"no {split} split: {number} images ({fraction:.4g} of every class) held out of train")
+    if len(rows) > 1:  # from the whole set at once, so that no image is copied twice
+        splits |= {split: train.subset(part) for split, part in rows.items()}
+    return notes
+
+
+def _describe_small_classes(splits: dict[str, Split], held_out: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """Notes on the classes that were too small to give an image to every split in `held_out`."""
+    counts = {split: part.counts(len(classes)) for split, part in splits.items()}
+    groups: dict[tuple[int, str], list[str]] = {}
+    for label, name in enumerate(classes):
+        missing = " and ".join(f"no {split}" for split in held_out if not counts[split][label])
+        if missing:
+            number = sum(counts[split][label] for split in ("train", *held_out))
+            groups.setdefault((number, missing), []).append(name)
+    notes = []
+    for (number, missing), names in sorted(groups.items()):
+        listed = ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if names[MAX_NAMES:] else "")
+        subject = f"class {listed} has" if len(names) == 1 else f"classes {listed} have"
+        size = "one image" if number == 1 else f"{number} images"
+        size += "" if len(names) == 1 else " each"
+        notes.append(f"{subject} {size}: {'it has' if len(names) == 1 else 'they have'} {missing} image")
+    return notes
+
+
+def _align_labels(raw: RawData, labels: dict[str, Array]) -> tuple[Sequence[str] | None, dict[str, Array], list[str]]:
+    """The class names of train, the labels of all splits as indices of these names, and notes."""
+    if not isinstance(raw.names, Mapping):
+        return raw.names, labels, []
+    names = list(raw.names["train"])
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise UserError(f"{raw.name}: {count} classes of train are called {name!r}; give each a name of its own")
+    aligned, notes = dict(labels), []
+    for split, own_names in raw.names.items():
+        if split not in labels or list(own_names) == names:
+            continue
+        _check_names(f"{raw.name} ({split})", own_names, labels[split])
+        for label in np.unique(labels[split]):
+            if own_names[label] not in names:
+                raise UserError(
+                    f"{raw.name}: class {own_names[label]} is in {split} and not in train; give it training images"
+                )
+        position = np.array([names.index(name) if name in names else -1 for name in own_names])
+        aligned[split] = position[labels[split]]
+        notes.append(f"{split} orders its classes otherwise: its labels were matched to those of train by name")
+    return names, aligned, notes
+
+
+def _check_names(where: str, names: Sequence[str], labels: Array) -> None:
+    if len(labels) and labels.max() >= len(names):
+        raise UserError(f"{where}: label {labels.max()} has no name among the {len(names)} class names; add one")
+
+
+def _renumber_labels(
+    name: str, names: Sequence[str] | None, labels: dict[str, Array]
+) -> tuple[dict[str, Array], tuple[str, ...], list[str]]:
+    """Labels by split as 0..C-1 for the C classes that train has, the names of these classes, and notes."""
+    values = np.unique(labels["train"])
+    all_values = np.unique(np.concatenate(list(labels.values())))
+    if names is not None:
+        _check_names(name, names, all_values)
+    name_of = {int(value): names[value] if names is not None else str(value) for value in all_values}
+    for split, array in labels.items():
+        for value in np.setdiff1d(array, values)[:1]:
+            raise UserError(f"{name}: class {name_of[value]} is in {split} and not in train; give it training images")
+    if len(values) < 2:
+        raise UserError(f"{name}: only one class ({name_of[int(values[0])]}) in train; give at least two")
+    notes = []
+    if names is not None and len(values) < len(names):
+        unused = [class_name for value, class_name in enumerate(names) if value not in name_of]
+        notes.append(f"classes without images were left out: {', '.join(unused)}")
+    elif values[-1] != len(values) - 1:
+        notes.append(f"labels were renumbered 0..{len(values) - 1}; class names keep the source's values")
+    return {split: np.searchsorted(values, array) for split, array in labels.items()}, tuple(name_of.values()), notes
+
+
+def _as_tensor(array: Array) -> Tensor:
+    array = np.ascontiguousarray(array)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())  # torch warns about read-only memory
