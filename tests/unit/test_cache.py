@@ -361,9 +361,16 @@ def test_the_command_shows_and_clears(
     (home / "experts" / "digits-1" / "expert-0000.safetensors").write_bytes(b"12345")
     outputs = json.loads(call("--json"))
     assert outputs["home"] == str(home)
-    assert outputs["entries"]["images"] == {entry.name: entry.stat().st_size}
+    size = entry.stat().st_size
+    assert outputs["entries"]["images"] == {entry.name: size}
     assert outputs["entries"]["experts"] == {"digits-1": 5}
-    assert outputs["bytes"] == {"images": entry.stat().st_size, "experts": 5, "baselines": 0, "kernels": 3}
+    assert outputs["bytes"] == {
+        "images": entry.stat().st_size,
+        "experts": 5,
+        "baselines": 0,
+        "pictures": 0,
+        "kernels": 3,
+    }
     text = call()
     assert all(part in text for part in (entry.name, str(home / "images"), "5 B", "digits-1", "20 GB"))
     assert json.loads(call("--clear", "images", "baselines", "--json"))["bytes"]["images"] == 0

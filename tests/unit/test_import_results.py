@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from limbeck.cli.info import describe
 from limbeck.data import ImageData, Split, load_data
-from limbeck.data.images import RawData, assemble
+from limbeck.data.assemble import assemble
+from limbeck.data.images import RawData
 from limbeck.evaluation.protocol import evaluate
 from limbeck.interop import describe_pt, import_set
 from limbeck.networks.registry import ModelConfig
