@@ -11,7 +11,8 @@ from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset
 
 from limbeck.core.errors import UserError
-from limbeck.data.images import Array, RawData, ReadOptions, as_labels
+from limbeck.data.assemble import as_labels
+from limbeck.data.images import Array, RawData, ReadOptions
 from limbeck.data.pictures import Encoded, as_encoded, decode_splits
 from limbeck.data.pixels import PixelRange
 from limbeck.data.readers.arrays import (
