@@ -39,7 +39,10 @@ class Log:
 
 @dataclass
 class KeepBest:
-    """Validates the set every `every` steps and at step `last`, and keeps the best one.
+    """Validates the set every `every` steps and at step `last`, and keeps the best one; of equals, the last.
+
+    Validation cannot tell equals apart, and the last one is distilled most: where all are equal, the first would be the
+    images that the set starts from, not distilled at all.
 
     measure: set -> (mean, std, n) on the validation part; keep: called with a better set and its step;
     evaluated_set: returns the set to validate, as it is now.
@@ -63,7 +66,7 @@ class KeepBest:
         line = ValidationLine(step=step, which="distilled", accuracy_mean=mean, accuracy_std=std, n=n)
         self.run.line(line)
         self.listen(line.to_json())
-        if mean > self.best:
+        if mean >= self.best:
             self.best, self.step = mean, step
             self.keep(candidate, step)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from limbeck.core.events import Listener
 from limbeck.core.files import write_json
-from limbeck.core.records import ExpertBytes, ExpertsRecord, WarningLine
+from limbeck.core.records import ExpertBytes, ExpertsRecord, ValidationLine, WarningLine
 from limbeck.core.rng import derive_seed
 from limbeck.core.types import Trajectory
 from limbeck.data import ImageData
@@ -51,7 +51,8 @@ def run(job: Job, listen: Listener = lambda event: None) -> Path:
     """
     set_switches(job.task.device, job.task.precision)
     folder, record = job.folder, job.record()
-    if not folder.has_begun():
+    is_new = not folder.has_begun()
+    if is_new:
         RunFolder.begin(job.path, record)
     with folder.lock():
         folder.resume(record)
@@ -61,6 +62,8 @@ def run(job: Job, listen: Listener = lambda event: None) -> Path:
         else:
             announce_task(job.task, listen)
             _announce_fill(job, listen)
+            if is_new:
+                _warn_of_small_validation(job.task.data, partial(_warn, job, listen))
             _run_stages(job, listen)
         if not (job.path / "report.html").exists():
             write_report(job.path)
@@ -196,10 +199,12 @@ def run_outer_loop(job: Job, plan: Plan, listen: Listener) -> None:
     if done == 0:
         write_set(job, "initial", plan.synthetic.snapshot(), 0)
         chooser(plan.synthetic, 0)
-        _warn_of_weak_experts(job, chooser.best, warn)
+        if plan.iterations:
+            _warn_at_start(job, chooser.best, warn)
     hooks += [log, chooser, checkpoint]
     steps = range(done, plan.iterations)
     outer_loop(plan.objective, plan.synthetic, plan.optimisers, steps, config.seed, plan.accept, hooks)
+    _warn_of_ties(job, chooser.step, warn)
     write_set(job, "last", plan.evaluated_set(), plan.iterations)
 
 
@@ -208,18 +213,52 @@ def _warn(job: Job, listen: Listener, text: str) -> None:
     listen({"event": "warning", "text": text})
 
 
-def _warn_of_weak_experts(job: Job, initial_accuracy: float, warn: Callable[[str], None]) -> None:
-    """A set that follows experts can hardly get past them: warn where they are no better than the initial images."""
-    if job.experts is None:
-        return
-    expert_accuracy = fmean(expert.validation[-1] for expert in job.experts.loaded)
-    if expert_accuracy <= initial_accuracy:
-        remedy = "train the experts longer, or with a larger step size."
-        if initial_accuracy == 1:
-            remedy = "validation leaves nothing to gain; use fewer images per class, or more validation images."
+MIN_PER_CLASS, MAX_ERROR = 10, 0.05
+"""Fewer validation images of a class, or a larger standard error of an accuracy of one half, cause a warning."""
+
+
+def _warn_of_small_validation(data: ImageData, warn: Callable[[str], None]) -> None:
+    """Warn where the validation part is too small to choose by."""
+    counts = data.validation.counts(data.num_classes)
+    fewest, total = min(counts), len(data.validation)
+    error = 0.5 / total**0.5
+    if fewest < MIN_PER_CLASS or error > MAX_ERROR:
+        name = data.classes[counts.index(fewest)]
         warn(
-            f"the experts reach {100 * expert_accuracy:.1f} % on validation, networks trained on the images that the "
-            f"set starts from {100 * initial_accuracy:.1f} %: {remedy}"
+            f"steps and step sizes are chosen on {total} validation images ({fewest} of class '{name}'), on which an "
+            f"accuracy is uncertain by up to {100 * error:.0f} points: the choice is partly chance; give the data more "
+            "images, or a larger validation part."
+        )
+
+
+def _warn_at_start(job: Job, initial_accuracy: float, warn: Callable[[str], None]) -> None:
+    """Warn where validation leaves nothing to gain, or else where experts are no better than the initial images.
+
+    A set that follows experts can hardly get past them.
+    """
+    if initial_accuracy == 1:
+        warn(
+            "networks trained on the images that the set starts from reach 100 % on validation, which leaves nothing "
+            "to gain and cannot tell better sets from worse; use fewer images per class, or more validation images."
+        )
+    elif job.experts is not None:
+        expert_accuracy = fmean(expert.validation[-1] for expert in job.experts.loaded)
+        if expert_accuracy <= initial_accuracy:
+            warn(
+                f"the experts reach {100 * expert_accuracy:.1f} % on validation, networks trained on the images that "
+                f"the set starts from {100 * initial_accuracy:.1f} %: train the experts longer, or with a larger step "
+                "size."
+            )
+
+
+def _warn_of_ties(job: Job, chosen_step: int, warn: Callable[[str], None]) -> None:
+    """Warn where several steps reach 100 % on validation, so that it did not choose between them."""
+    accuracies = {line.step: line.accuracy_mean for line in job.folder.lines(ValidationLine)}
+    count = sum(accuracy == 1 for accuracy in accuracies.values())
+    if count > 1:
+        warn(
+            f"{count} of {len(accuracies)} validations, the one of step {chosen_step} the last, are at 100 %, between "
+            "which nothing can choose: the chosen set is that of the last of these steps."
         )
 
 

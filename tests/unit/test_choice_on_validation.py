@@ -1,0 +1,157 @@
+"""What validation can choose and what it cannot: weak experts, a part that is too small or too easy, ties."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_runs import distill_minimal, read_json
+from torch.utils.data import TensorDataset
+
+import limbeck
+from limbeck.core.records import RunRecord, ValidationLine
+from limbeck.data import ImageData, Split
+from limbeck.jobs.checkpoint import KeepBest
+from limbeck.jobs.record import RunFolder
+from limbeck.jobs.stages import _warn_of_small_validation
+from limbeck.synthetic.set import SyntheticSet
+
+SMALL = limbeck.EvalConfig(networks=1, epochs=2, full_networks=0)
+QUICK: dict[str, Any] = {
+    "eval": SMALL,
+    "model": limbeck.ModelConfig(width=8),
+    "validate_epochs": 60,
+    "validate_networks": 2,
+}
+
+
+def warnings_of(events: list[dict[str, Any]]) -> list[str]:
+    return [event["text"] for event in events if event["event"] == "warning"]
+
+
+def easy_data(count: int = 240) -> ImageData:
+    """Half black, half white images: any network learns them from two images."""
+    pixels = torch.zeros(count, 1, 8, 8, dtype=torch.uint8)
+    pixels[::2, :, :4] = 255
+    return limbeck.load_data(TensorDataset(pixels, torch.arange(count) % 2), name="easy", validation=0.6)
+
+
+def split_of(*counts: int) -> Split:
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    return Split(torch.zeros(len(labels), 1, 8, 8, dtype=torch.uint8), labels)
+
+
+def test_experts_weaker_than_the_initial_set_cause_a_warning(tmp_path: Path) -> None:
+    """An expert of one epoch with a tiny step size is worse than a network trained on the initial images."""
+    events: list[dict[str, Any]] = []
+    weak = limbeck.ExpertConfig(epochs=1, lr=1e-6)
+    options = {"num_experts": 1, "iterations": 1, "syn_steps": 1, "validate_epochs": 60, "validate_networks": 2}
+    small = limbeck.EvalConfig(networks=1, epochs=2, full_networks=0)
+    run = limbeck.distill(
+        "digits",
+        out=tmp_path / "run",
+        expert=weak,
+        eval=small,
+        model=limbeck.ModelConfig(width=8),
+        listen=events.append,
+        **options,
+    )
+    warning, far = (event["text"] for event in events if event["event"] == "warning")
+    assert "the experts reach" in warning
+    assert "train the experts longer" in warning
+    assert "goes far past its target" in far  # the target is next to the start
+    assert warning in (run / "log.jsonl").read_text()
+    events.clear()
+    good = limbeck.ExpertConfig(epochs=4, lr=0.05, batch_size=16)
+    limbeck.distill(
+        "digits",
+        out=tmp_path / "good",
+        expert=good,
+        eval=small,
+        model=limbeck.ModelConfig(width=8),
+        listen=events.append,
+        **{**options, "validate_epochs": 2},
+    )
+    assert not [event for event in events if event["event"] == "warning"]
+
+
+@pytest.mark.parametrize("method", ["mct", "dm"])
+def test_a_validation_part_with_nothing_to_gain_is_named_and_not_the_experts(method: str, tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    options: dict[str, Any] = {**QUICK, "iterations": 2, "validate_every": 1}
+    if method == "mct":
+        options |= {"num_experts": 1, "syn_steps": 1, "lr_img": 1e-4, "lr_lr": 0.0}
+        options["expert"] = limbeck.ExpertConfig(epochs=4, lr=0.05, batch_size=8)
+    run = limbeck.distill(easy_data(), method=method, out=tmp_path / "run", listen=events.append, **options)
+    first, last = (text for text in warnings_of(events) if "100 %" in text)
+    assert "nothing to gain" in first
+    assert "experts" not in first
+    assert last.startswith("3 of 3 validations, the one of step 2 the last, are at 100 %")
+    assert [row["step"] for row in read_json(run / "results.json")["results"][:2]] == [2, 2], "the last of all ties"
+
+
+def test_a_coreset_has_no_steps_to_choose_from(tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    limbeck.distill(easy_data(), method="random", out=tmp_path / "run", listen=events.append, **QUICK)
+    assert not [text for text in warnings_of(events) if "100 %" in text]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "step"),
+    [([0.5, 0.7, 0.6], 1), ([0.7, 0.7, 0.6], 1), ([0.7, 0.6, 0.7], 2), ([1.0, 1.0, 1.0], 2), ([0.0, 0.0, 0.0], 2)],
+)
+def test_of_equals_the_last_is_chosen(accuracies: list[float], step: int, tmp_path: Path) -> None:
+    synthetic = SyntheticSet.from_images(torch.zeros(2, 1, 4, 4), torch.tensor([0, 1]), 0.01)
+    stored: list[int] = []
+    run = RunFolder.begin(tmp_path / "run", RunRecord(format="limbeck-run", version=1, config={}))
+    chooser = KeepBest(
+        run,
+        1,
+        len(accuracies) - 1,
+        lambda candidate: (accuracies[len(run.lines(ValidationLine))], None, 1),
+        lambda candidate, at: stored.append(at),
+        lambda event: None,
+        synthetic.snapshot,
+    )
+    for at in range(len(accuracies)):
+        chooser(synthetic, at)
+    assert chooser.step == stored[-1] == step
+    assert chooser.best == max(accuracies)
+
+
+@pytest.mark.parametrize(
+    ("counts", "parts"),
+    [
+        ((50, 50), None),
+        ((10,) * 10, None),
+        ((90, 10), None),
+        ((49, 49), ("98 validation images (49 of class '0')", "up to 5 points")),
+        ((200, 9, 200), ("409 validation images (9 of class '1')", "up to 2 points")),
+        ((2, 2, 2), ("6 validation images (2 of class '0')", "up to 20 points")),
+        ((1, 0), ("1 validation images (0 of class '1')", "up to 50 points")),
+    ],
+)
+def test_a_small_validation_part_is_named(
+    counts: tuple[int, ...], parts: tuple[str, ...] | None, digits: ImageData
+) -> None:
+    classes = tuple(map(str, range(len(counts))))
+    texts: list[str] = []
+    _warn_of_small_validation(replace(digits, validation=split_of(*counts), classes=classes), texts.append)
+    assert len(texts) == (parts is not None)
+    for part in parts or ():
+        assert part in texts[0]
+
+
+def test_a_run_warns_of_small_validation_once(tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    data, run = easy_data(20), tmp_path / "run"
+    for iterations in (1, 2, 2):
+        limbeck.distill(data, method="dm", iterations=iterations, out=run, listen=events.append, **QUICK)
+    assert len([text for text in warnings_of(events) if "uncertain by up to" in text]) == 1
+    assert "uncertain by up to" in (run / "log.jsonl").read_text()
+    events.clear()
+    distill_minimal(tmp_path / "digits", listen=events.append)
+    assert not [text for text in warnings_of(events) if "uncertain" in text], "digits have enough"
