@@ -142,7 +142,7 @@ def show_data(facts: dict[str, Any], console: Console) -> None:
     console.print(pixel_table(facts["pixels"], channels))
     balance, duplicates = facts["balance"], facts["duplicates"]
     least, most = balance["smallest"], balance["largest"]
-    write(f"balance: {least:,}{'' if least == most else f' to {most:,}'} images of every class in train")
+    write(f"balance: {least:,}{'' if least == most else f' to {most:,}'} images a class in train")
     write(f"duplicates: {_describe_duplicates(duplicates)}")
     for note in facts["notes"]:
         write(f"note: {note}")
