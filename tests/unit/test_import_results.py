@@ -84,6 +84,8 @@ def test_any_experiment_with_its_accuracies(tmp_path: Path, digits: ImageData, e
     assert f"measured {fmean(own):.1f} +- {stdev(own):.1f} % (n 20) for it on ConvNet" in notes_of(distilled)
     assert distilled.recipe["epochs"] == 1000
     assert distilled.recipe["augment"] == "color_crop_cutout_scale_rotate"  # as DSA's readme says of digits
+    elsewhere = import_set(path, replace(digits, name="folder"))
+    assert elsewhere.recipe["augment"] == "color_crop_cutout_scale_rotate"  # the file says MNIST, the folder nothing
     assert distilled.preprocess.mean.tolist() == pytest.approx([0.1307])
     refuse("counted from 0; --experiment 5", lambda: import_set(path, digits, experiment=5))
     refuse("leave out --factor", lambda: import_set(path, digits, factor=2))
@@ -102,6 +104,13 @@ def test_the_last_snapshot_of_datadam_is_read(tmp_path: Path, digits: ImageData,
         assert (distilled.recipe["epochs"], distilled.recipe["batch_size"]) == (1800, 64)
         assert distilled.preprocess.std is not None
         assert distilled.preprocess.std.tolist() == pytest.approx([0.3530])
+
+
+def test_snapshots_without_accuracies_are_told_by_the_name(tmp_path: Path, digits: ImageData) -> None:
+    data = [synthetic_pair(seed) for seed in range(3)]
+    for name, number in (("res_DataDAM_MNIST_ConvNet_1ipc_.pt", 2), ("res_DM_MNIST_ConvNet_1ipc.pt", 0)):
+        path = save({"data": data}, tmp_path / name)
+        assert torch.equal(import_set(path, digits).images, data[number][0])
 
 
 def test_the_single_set_of_datadam(tmp_path: Path, colour: ImageData) -> None:
