@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isqrt
 from numbers import Number
 from typing import Any, NamedTuple
@@ -48,8 +49,13 @@ def are_arrays(source: Any) -> bool:
     return np.ndim(labels) > 0 if hasattr(labels, "__array__") else _is_filled(labels) and all(map(_is_scalar, labels))
 
 
+def is_sequence(values: Any) -> bool:
+    """Whether it is a list, a tuple, or like them, as the columns of Hugging Face's tables are."""
+    return isinstance(values, Sequence) and not isinstance(values, str | bytes)
+
+
 def _is_filled(values: Any) -> bool:
-    return isinstance(values, tuple | list) and len(values) > 0
+    return is_sequence(values) and len(values) > 0
 
 
 def _is_scalar(value: Any) -> bool:
@@ -88,7 +94,7 @@ def read_labels(y: Any, count: int, where: str) -> Array:
 
     Raises UserError where they are of more than one kind, or of another number.
     """
-    values = y if isinstance(y, tuple | list) else np.atleast_1d(to_numpy(y))
+    values = y if is_sequence(y) else np.atleast_1d(to_numpy(y))
     if len(values) != count:
         raise UserError(f"{where}: {count} images but {len(values)} labels; give one label per image")
     if isinstance(values, np.ndarray):

@@ -20,6 +20,7 @@ from limbeck.data.readers.arrays import (
     append_label,
     are_arrays,
     describe_parts,
+    is_sequence,
     read_arrays,
     read_labels,
     shorten,
@@ -131,12 +132,14 @@ def _open_split(source: Any, split: str) -> Items | Arrays:
         return _open_arrays(source[0], source[1], where)
     if isinstance(source, tuple | list) and len(source) == 2 and all(map(are_arrays, source)):
         raise UserError(f'{where}: two pairs of arrays; give {{"train": (X, y), "test": (X, y)}}, whichever they are')
-    if isinstance(source, np.ndarray | torch.Tensor):
-        raise UserError(f"{where}: an array without labels; give a tuple of two arrays, (images, labels)")
+    if isinstance(source, np.ndarray | torch.Tensor) or hasattr(source, "iloc"):
+        raise UserError(f"{where}: one array or table; give a tuple of two, (images, labels)")
     if isinstance(source, DataLoader):
         raise UserError(f"{where}: it gives batches, which may be shuffled; give its .dataset")
     if isinstance(source, IterableDataset) or (hasattr(source, "__iter__") and not hasattr(source, "__getitem__")):
-        raise UserError(f"{where}: a stream, without length or order; give a map-style Dataset, as list(...) of it is")
+        raise UserError(
+            f"{where}: a stream, without length or order; give a map-style Dataset, as a list of its items is"
+        )
     if isinstance(source, str | bytes | Mapping) or not hasattr(source, "__getitem__"):
         raise UserError(f"{where}: not a source of data; give a path or name alone, {KINDS}")
     return _open_dataset(source, where)
@@ -144,7 +147,7 @@ def _open_split(source: Any, split: str) -> Items | Arrays:
 
 def _open_arrays(x: Any, y: Any, where: str) -> Items | Arrays:
     """Images and labels. A list of pictures or arrays is read one by one, since they may differ in size."""
-    if not isinstance(x, tuple | list) or not _is_image(x[0]) or isinstance(x[0], list):
+    if not is_sequence(x) or not _is_image(x[0]) or isinstance(x[0], list):
         return read_arrays(x, y, where)
     return Items(list(zip(x, read_labels(y, len(x), where), strict=True)), where, "arrays")
 
