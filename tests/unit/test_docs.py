@@ -91,7 +91,8 @@ def find_literals(text: str) -> set[str]:
     return set(re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)))
 
 
-FOREIGN = {"DataLoader", "Dataset", "IndexError", "AdaBelief", "SGD", "DATM_tesla.py", "Momentum_y", "Iteration"}
+FOREIGN = {"DataLoader", "Dataset", "DatasetDict", "ImageFolder", "IndexError", "AdaBelief", "SGD", "DATM_tesla.py"}
+FOREIGN |= {"Momentum_y", "Iteration"}
 """Names on pages that are not limbeck's."""
 
 
