@@ -19,7 +19,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from image_files import colour, labelled_arrays, make_class_folders, refuses, save_npz
-from image_layouts import idx_folder
+from image_layouts import (
+    cifar10_folder,
+    cifar100_folder,
+    idx_folder,
+    stl10_folder,
+    svhn_folder,
+    tiny_imagenet_folder,
+)
 
 from limbeck.data import archives, load_data
 from limbeck.data.archives import read_archive_tree
@@ -62,6 +69,11 @@ LAYOUTS: dict[str, Callable[[Path, int], object]] = {
     "splits": lambda folder, seed: [make_class_folders(folder / part, "ab", seed=seed) for part in ("Train", "TEST")],
     "idx": lambda folder, seed: idx_folder(folder, seed % 2 == 0),
     "npz": lambda folder, seed: (folder.mkdir(), save_npz(folder / "a.npz", **labelled_arrays(10 + seed))),
+    "CIFAR-10": lambda folder, seed: cifar10_folder(folder, seed=seed),
+    "CIFAR-100": lambda folder, seed: cifar100_folder(folder, seed=seed),
+    "Tiny-ImageNet": lambda folder, seed: tiny_imagenet_folder(folder, seed, seed % 2 == 0),
+    "SVHN": lambda folder, seed: svhn_folder(folder, seed),
+    "STL-10": lambda folder, seed: stl10_folder(folder, seed),
 }
 """Layouts of files: each writes a data set into a folder that does not exist."""
 

@@ -20,7 +20,7 @@ from limbeck.data.cache import read_with_cache
 from limbeck.data.images import ImageData, Origin, RawData, ReadOptions, Size
 from limbeck.data.pictures import is_picture
 from limbeck.data.pixels import PixelRange, check_pixel_range
-from limbeck.data.readers import arrow, builtin, class_folders, idx, npz, parquet
+from limbeck.data.readers import arrow, builtin, cifar, class_folders, idx, npz, parquet, stl10, svhn, tiny_imagenet
 from limbeck.data.readers.objects import KINDS, MapDataset, read_objects
 from limbeck.data.readers.reader import Reader
 from limbeck.data.splits import NEUTRAL, SPLIT_OF, name_parts
@@ -38,7 +38,17 @@ NAMES: dict[str, Callable[[ReadOptions], RawData]] = {
 }
 DATA_NAMES = tuple(NAMES)
 
-READERS: list[Reader] = [npz.READER, idx.READER, parquet.READER, arrow.READER, class_folders.READER]
+READERS: list[Reader] = [
+    npz.READER,
+    idx.READER,
+    cifar.READER,
+    svhn.READER,
+    stl10.READER,
+    tiny_imagenet.READER,
+    parquet.READER,
+    arrow.READER,
+    class_folders.READER,
+]
 """The first that recognises a folder reads it. Class folders come last, since others may contain pictures, too."""
 
 log = logging.getLogger("limbeck")

@@ -142,4 +142,4 @@ def _read_values(file: File, kind: str, stream: BinaryIO, limit: int) -> Array:
     return np.frombuffer(content, dtype).astype(dtype.newbyteorder("="), copy=False).reshape(shape)
 
 
-READER = Reader("a folder of idx files", lambda folder: bool(_find_idx_files(folder)), read_idx)
+READER = Reader("idx files", lambda folder: bool(_find_idx_files(folder)), read_idx)

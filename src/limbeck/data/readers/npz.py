@@ -243,8 +243,4 @@ def _number_words(labels: dict[str, Array]) -> tuple[dict[str, Array], list[str]
     return {split: array.reshape(labels[split].shape) for split, array in numbers.items()}, names
 
 
-READER = Reader(
-    "an .npz file with x_train and y_train, train_images and train_labels, or images and labels",
-    lambda folder: bool(_array_files(folder)),
-    read_npz,
-)
+READER = Reader("an .npz file", lambda folder: bool(_array_files(folder)), read_npz)
