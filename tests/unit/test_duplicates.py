@@ -142,6 +142,16 @@ def test_the_pairs_are_those_of_a_plain_loop(monkeypatch: pytest.MonkeyPatch) ->
     )
 
 
+def test_of_many_candidates_the_nearest_by_hash_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CANDIDATES", 1)
+    train, test = random_images(100), random_images(10, seed=1)
+    noise = np.random.default_rng(0).normal(0, 25, (8, 1, 32, 32))
+    train[:8] = np.clip(test[0] + noise, 0, 255).astype(np.uint8)
+    train[17] = test[0] // 2 + 40  # of another contrast, which changes no bit of the hash
+    duplicates = find_duplicates(make_data(train, test, [0] * 100, [0] * 10))
+    assert [(pair.first.row, pair.second.row) for pair in duplicates.near or ()] == [(17, 0)]
+
+
 @pytest.mark.parametrize(
     ("values", "count", "threshold"),
     [

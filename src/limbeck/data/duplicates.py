@@ -20,10 +20,10 @@ SPLITS = ("train", "validation", "test")
 CHUNK = 1000  # images between two events of progress
 ANNOUNCED = 10_000  # fewer images are compared within a second
 MIN_SIDE, MAX_IMAGES = 24, 200_000  # outside of these, near duplicates are not looked for by default
-# Measured on test images against train images. The hashes of copies that were compressed, darkened or resized differ by
-# at most 6 bits of 64. In CIFAR-10 this alone finds copies; in Fashion-MNIST half of all test images have such a
-# neighbour, and a quarter one of another class, so that similarity has to decide. At 28 pixels no two images of
-# different classes were more similar than 0.97; at 16 pixels 1 % of the test images were.
+# Measured on test images against train images (docs/LOG.md). The hashes of copies that were compressed, darkened or
+# resized differ by at most 6 bits of 64. In CIFAR-10 this alone finds copies; in Fashion-MNIST half of all test images
+# have such a neighbour, and a quarter one of another class, so that similarity has to decide. At 28 pixels no two
+# images of different classes were more similar than 0.97; at 16 pixels 1 % of the test images were.
 MAX_BITS = 6
 LOW_SIMILARITY, HIGH_SIMILARITY = 0.9, 0.97
 FALSE_ALARMS = 0.001  # share of images that may be as similar to one of another class
@@ -207,9 +207,9 @@ class _NearSearch:
         similarity = np.einsum("ij,ij->i", a, b)
         labels, others = self.labels[second][rows[queries]], self.labels[first][candidates]
         for query in np.unique(queries):
-            mine = np.flatnonzero(queries == query)
-            best = mine[similarity[mine].argmax()]
-            other_class = similarity[mine][labels[mine] != others[mine]].max(initial=-1.0)
+            members = np.flatnonzero(queries == query)
+            best = members[similarity[members].argmax()]
+            other_class = similarity[members][labels[members] != others[members]].max(initial=-1.0)
             earlier = Place(first, int(candidates[best]), int(others[best]))
             later = Place(second, int(rows[query]), int(labels[best]))
             yield NearPair(earlier, later, float(similarity[best])), float(other_class)
