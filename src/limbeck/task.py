@@ -115,18 +115,18 @@ class Task:
     def _tensors(self, split: Split) -> tuple[Tensor, Tensor]:
         return self.preprocess.apply(split.images.to(self.device)), split.labels.to(self.device)
 
-    def check_ipc(self, ipc: int, few_are_enough: bool = False) -> None:
-        """Raise UserError unless ipc >= 1 and, without `few_are_enough`, every class has `ipc` training images."""
+    def check_ipc(self, ipc: int, allow_fewer: bool = False) -> None:
+        """Raise UserError unless ipc >= 1 and, without `allow_fewer`, every class has `ipc` training images."""
         if ipc < 1:
             raise UserError(f"images per class must be at least 1, not {ipc}.")
-        if few_are_enough:
+        if allow_fewer:
             return
         counts = self.data.train.counts(self.data.num_classes)
         for name, count in zip(self.data.classes, counts):
             if count < ipc:
                 raise UserError(
-                    f"class '{name}' of {self.data.name} has {count} training images, fewer than --ipc {ipc}; "
-                    "ask for fewer images per class, or fill it up with --fill repeat, augment or noise."
+                    f"class '{name}' of {self.data.name} has {count} training image{'s' * (count != 1)}, fewer than "
+                    f"--ipc {ipc}; ask for fewer images per class, or fill it up with --fill repeat, augment or noise."
                 )
 
     def describe(self) -> dict[str, Any]:

@@ -63,5 +63,5 @@ def test_classes_that_are_filled_up_are_named(digits: ImageData, fill: Any, ipc:
         assert texts == []
     else:
         (text,) = texts
-        assert text.startswith("filled up to 40 images a class for the set to start from, by --fill repeat: ")
+        assert text.startswith("classes with fewer than 40 training images are filled up (--fill repeat): ")
         assert "3 (2)" in text

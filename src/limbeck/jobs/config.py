@@ -35,7 +35,7 @@ class JobConfig(BaseModel):
     augment: str | None = None
     """DSA families joined by '_', or none; the default is all, without flip where mirror images are wrong."""
     fill: FillName = "none"
-    """Fill classes with too few images up by repeating these: as they are, augmented, or with noise."""
+    """Refuse classes with too few images (none), or repeat their images: as they are, augmented, or with noise."""
     num_experts: int | None = Field(default=None, ge=1)
     """Number of experts; the default is 10, or all of the store that --experts names."""
     validate_every: int | None = Field(default=None, ge=1)

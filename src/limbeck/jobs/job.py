@@ -203,7 +203,7 @@ def _make_task(data: str | Path | ImageData, config: JobConfig, device: str, res
 
 def _check_ipc(task: Task, config: JobConfig) -> None:
     """Raise UserError where a class has too few images and is not to be filled up, or with nothing to vary it by."""
-    task.check_ipc(config.ipc, few_are_enough=config.fill != "none")
+    task.check_ipc(config.ipc, allow_fewer=config.fill != "none")
     if config.fill == "augment" and not task.augment.families:
         raise UserError("--fill augment needs an augmentation, and --augment is none; use --fill repeat or noise.")
 

@@ -155,7 +155,7 @@ def _announce_fill(job: Job, listen: Listener) -> None:
     scarce = [f"{name} ({count})" for name, count in counts if count < need]
     if fill != "none" and scarce:
         names = ", ".join(scarce[:5]) + (f" and {len(scarce) - 5} more" if scarce[5:] else "")
-        text = f"filled up to {need} images a class for the set to start from, by --fill {fill}: {names}"
+        text = f"classes with fewer than {need} training images are filled up (--fill {fill}): {names}"
         listen({"event": "note", "text": text})
 
 

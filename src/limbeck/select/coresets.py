@@ -83,10 +83,10 @@ def rows_by_class(labels: Tensor, classes: int, ipc: int = 0) -> tuple[Tensor, .
     """
     rows = tuple((labels == label).nonzero().squeeze(1) for label in range(classes))
     for label, members in enumerate(rows):
-        if len(members) < ipc:
+        if (count := len(members)) < ipc:
             raise UserError(
-                f"class {label} has {len(members)} training images, fewer than {ipc}; ask for fewer images per class, "
-                "or fill it up with --fill repeat, augment or noise."
+                f"class {label} has {count} training image{'s' * (count != 1)}, fewer than {ipc}; ask for fewer images "
+                "per class, or fill it up with --fill repeat, augment or noise."
             )
     return rows
 
