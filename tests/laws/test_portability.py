@@ -81,18 +81,23 @@ def build_folder(request: pytest.FixtureRequest) -> Path:
     return Path(request.config.cache.mkdir("portability"))
 
 
-@pytest.mark.parametrize("compiler", ["g++", "clang++"])
+AVOID_FMA = "g++ --param avoid-fma-max-bits=512"
+"""As g++ 13 does unasked: the same image had other bits alone in a thread's part than beside others."""
+
+
+@pytest.mark.parametrize("compiler", ["g++", "clang++", AVOID_FMA])
 @pytest.mark.parametrize("instructions", AVAILABLE)
 def test_builds_for_this_processor_are_accurate_and_independent_of_threads(
     instructions: str, compiler: str, build_folder: Path
 ) -> None:
     """Two builds once shared their tables."""
-    if shutil.which(compiler) is None:
-        pytest.skip(f"{compiler} is not installed")
-    path = build_folder / f"{instructions}-{compiler}-{source_key()}.so"
+    command = compiler.split()
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed")
+    path = build_folder / f"{instructions}-{'-'.join(command)}-{source_key()}.so"
     if not path.exists():
         try:
-            compile_source((compiler, *FLAGS, *LIBRARY, *TARGETS[instructions]), (SOURCE,), path)
+            compile_source((*command, *FLAGS, *LIBRARY, *TARGETS[instructions]), (SOURCE,), path)
         except Unavailable as reason:
             if "no OpenMP" not in str(reason):
                 raise

@@ -42,7 +42,7 @@ void tile(int64_t lines, int64_t steps, Left<A> a, Right<A> b, A* c, int64_t wid
             for (int r = 0; r < R; ++r) {
                 const A factor = left[r * a.row];
 #pragma GCC unroll 2
-                for (int v = 0; v < V; ++v) sum[r][v] += factor * row[v];
+                for (int v = 0; v < V; ++v) sum[r][v] = multiply_add(factor, row[v], sum[r][v]);
             }
         }
     }
