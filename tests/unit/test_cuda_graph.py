@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -159,6 +162,51 @@ def test_graphs_recorded_before_a_failure_are_still_used() -> None:
         derivatives.logits(theta, images)
     assert len(derivatives.graphs) == 1
     assert torch.equal(derivatives.gradient(theta + 1, images, labels), Direct().gradient(theta + 1, images, labels))
+
+
+def test_graphs_may_overwrite_the_outputs_of_each_other() -> None:
+    """As they do in memory that they share."""
+    outputs: list[list[Tensor]] = []
+
+    def record(work: Work) -> Work:
+        replay = replay_graph(work)
+        own = [result for result in replay() if result is not None]
+        outputs.append(own)
+
+        def overwrite() -> Outputs:
+            results = replay()
+            for other in outputs:
+                if other is not own:
+                    for output in other:
+                        output.fill_(torch.nan)
+            return results
+
+        return overwrite
+
+    derivatives = CapturedDerivatives(Direct(), record)
+    for count in (3, 5, 3, 5):
+        assert are_equal(all_results(derivatives, count), all_results(Direct(), count))
+    assert len(outputs) == 6
+
+
+def test_graphs_of_one_network_share_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each had its own: 3.4 GiB instead of 2.0 at ten images per class of width 128, 12.1 instead of 5.5 at fifty."""
+    pools: list[object] = []
+
+    def capture(graph: Mock, pool: object = None) -> AbstractContextManager[None]:
+        pools.append(object() if pool is None else pool)
+        graph.pool.return_value = pools[-1]
+        return nullcontext()
+
+    fakes = {"Stream": Mock, "current_stream": Mock, "stream": nullcontext, "CUDAGraph": Mock, "graph": capture}
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    for _ in range(2):
+        derivatives = CapturedDerivatives(Direct())
+        for value in (1.0, 2.0, 3.0):
+            outputs = derivatives.capture(partial(list, [torch.tensor(value)]))()
+            assert outputs == [torch.tensor(value)]
+    assert [pools.index(pool) for pool in pools] == [0, 0, 0, 3, 3, 3]
 
 
 def test_rounding_is_no_failure_and_the_first_result_is_the_replays() -> None:
