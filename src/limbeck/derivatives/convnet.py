@@ -3,8 +3,7 @@
 For a direction v in parameter space the student's adjoint needs the derivatives of v . grad loss in parameters, images
 and labels. They are the tangent of a forward and backward pass: Pearlmutter's R-operator (Pearlmutter, "Fast Exact
 Multiplication by the Hessian", Neural Computation 1994). For blocks of convolution, instance norm, ReLU and average
-pooling the explicit formulas need no more convolutions than the tangent has, and channels-last memory, in which a
-processor convolves fastest.
+pooling the explicit formulas need no more convolutions than the tangent has.
 
 `TorchDerivatives` computes them in torch's operations, on any device. `CompiledDerivatives` (compiled.py) computes the
 same in one call of C++ on a processor; tests compare the two.
@@ -14,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -27,7 +26,7 @@ from limbeck.derivatives.compiled import Block, CompiledDerivatives, supports
 from limbeck.derivatives.cuda_graph import CapturedDerivatives
 from limbeck.derivatives.explicit import ExplicitDerivatives
 from limbeck.derivatives.kernels.library import load
-from limbeck.derivatives.torch_block import Convolution, parameter_dtype, to_channels_last
+from limbeck.derivatives.torch_block import Convolution, parameter_dtype
 from limbeck.networks.flat import FlatModel, Layout
 from limbeck.networks.registry import ConvNet
 
@@ -36,7 +35,7 @@ MIN_PART = 8  # images: fewer do not keep two threads busy
 
 
 class BlockParameters(NamedTuple):
-    """Parameters of one block: the convolution's weight in channels-last memory; gamma and beta of the norm (out,)."""
+    """Parameters of one block: the convolution's weight in the activations' type; gamma and beta of the norm (out,)."""
 
     weight: Tensor
     gamma: Tensor
@@ -44,7 +43,7 @@ class BlockParameters(NamedTuple):
 
 
 class Parameters(NamedTuple):
-    """A vector (P,) as blocks and the last layer: weight (classes, h w c), bias (classes,)."""
+    """A vector (P,) as blocks and the last layer: weight (classes, features), bias (classes,)."""
 
     blocks: list[BlockParameters]
     weight: Tensor
@@ -129,11 +128,11 @@ class TorchDerivatives:
         blocks, weight, bias = self._parameters(theta)
         logits = []
         for part in images.split(self._part_size(images)):
-            x = to_channels_last(part, self.dtype)
+            x = part.to(self.dtype)
             for block, conv in zip(blocks, self.convolutions):
                 z = conv.forward([(x, block.weight)])
                 x, _ = torch_block.forward(z, block.gamma, block.beta, self.eps)
-            logits.append(torch.addmm(bias, _flatten(x).to(weight), weight.T))
+            logits.append(torch.addmm(bias, x.flatten(1).to(weight), weight.T))
         return torch.cat(logits)
 
     def _parts(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -141,7 +140,7 @@ class TorchDerivatives:
         probabilities = labels if labels.dtype.is_floating_point else F.one_hot(labels, self.layout.shapes[-1][0])
         probabilities, size = probabilities.to(parameter_dtype(self.dtype)), self._part_size(images)
         for part, target in zip(images.split(size), probabilities.split(size)):
-            yield to_channels_last(part, self.dtype), target
+            yield part.to(self.dtype), target
 
     def _part_size(self, images: Tensor) -> int:
         """The number of images in a part."""
@@ -151,28 +150,20 @@ class TorchDerivatives:
     def _parameters(self, theta: Tensor) -> Parameters:
         tensors = self.layout.split(theta.detach().to(parameter_dtype(self.dtype)))
         blocks = [
-            BlockParameters(conv.prepare(weight), gamma, beta)
-            for conv, weight, _, gamma, beta in zip(self.convolutions, *[iter(tensors[:-2])] * 4)
+            BlockParameters(weight.to(self.dtype), gamma, beta)
+            for weight, _, gamma, beta in zip(*[iter(tensors[:-2])] * 4)
         ]
-        weight = tensors[-2]
-        weight = weight.view(len(weight), self._channels, -1).transpose(1, 2).reshape(len(weight), -1)
-        return Parameters(blocks, weight, tensors[-1])
-
-    @cached_property
-    def _channels(self) -> int:
-        return self.layout.shapes[-4][0]
+        return Parameters(blocks, *tensors[-2:])
 
     def _join(self, tensors: list[Tensor]) -> Tensor:
         """One vector (P,) from dweight, dgamma, dbeta of each block and the last layer's dweight and dbias.
 
         Instance norm subtracts a convolution's bias again with the mean: its derivatives are exactly 0.
         """
-        *blocks, weight, bias = tensors
         parts: list[Tensor] = []
-        for dweight, dgamma, dbeta in zip(*[iter(blocks)] * 3):
+        for dweight, dgamma, dbeta in zip(*[iter(tensors[:-2])] * 3):
             parts += [dweight.to(dgamma), torch.zeros_like(dbeta), dgamma, dbeta]
-        parts.append(weight.view(len(weight), -1, self._channels).transpose(1, 2).reshape(len(weight), -1))
-        return self.layout.join([*parts, bias])
+        return self.layout.join([*parts, *tensors[-2:]])
 
     def _pass(
         self, parameters: Parameters, images: Tensor, labels: Tensor, count: int, with_gradient: bool
@@ -185,12 +176,12 @@ class TorchDerivatives:
             y, stats = torch_block.forward(z, block.gamma, block.beta, self.eps)
             states.append((x, z, stats))
             x = y
-        features = _flatten(x).to(weight)
+        features = x.flatten(1).to(weight)
         probabilities = torch.addmm(bias, features, weight.T).softmax(1)
         label_sums = labels.sum(1, keepdim=True)
         dlogits = (probabilities * label_sums - labels) / count
         gradient = [dlogits.T @ features, dlogits.sum(0)] if with_gradient else []
-        dy = _unflatten(dlogits @ weight, x)
+        dy = (dlogits @ weight).to(x.dtype).view_as(x)
         tapes: list[BlockTape] = []
         for index in reversed(range(len(blocks))):
             block, conv, (x, z, stats) = blocks[index], self.convolutions[index], states[index]
@@ -223,13 +214,13 @@ class TorchDerivatives:
             x1 = y1
         assert x1 is not None
         features, p, dlogits = tape.features, tape.probabilities, tape.dlogits
-        features1 = _flatten(x1).to(weight)
+        features1 = x1.flatten(1).to(weight)
         logits1 = features1 @ weight.T + torch.addmm(bias1, features, weight1.T)
         centred = logits1 - (p * logits1).sum(1, keepdim=True)
         dlogits1 = p * centred * tape.label_sums / count
         slope, dlabels = (dlogits * logits1).sum(), -centred / count
         gradient1 = [dlogits1.T @ features + dlogits.T @ features1, dlogits1.sum(0)]
-        dy1 = _unflatten(dlogits1 @ weight + dlogits @ weight1, x1)
+        dy1 = (dlogits1 @ weight + dlogits @ weight1).to(x1.dtype).view_as(x1)
         for index in reversed(range(len(blocks))):
             block, block1, saved = blocks[index], blocks1[index], tape.blocks[index]
             conv, (x1, z1, stats1) = self.convolutions[index], states[index]
@@ -242,18 +233,7 @@ class TorchDerivatives:
                 gradient1 = [dweight1, dgamma1, dbeta1, *gradient1]
             if index or needs.images:
                 dy1 = conv.backward([(dz1, block.weight), (saved.dz, block1.weight)], saved.x.shape)
-        return gradient1, dy1.contiguous() if needs.images else None, dlabels, slope
-
-
-def _flatten(x: Tensor) -> Tensor:
-    """(n, c, h, w) channels last -> (n, h w c), a view."""
-    return x.permute(0, 2, 3, 1).reshape(len(x), -1)
-
-
-def _unflatten(rows: Tensor, like: Tensor) -> Tensor:
-    """(n, h w c) -> (n, c, h, w) channels last."""
-    n, c, h, w = like.shape
-    return rows.to(like.dtype).view(n, h, w, c).permute(0, 3, 1, 2)
+        return gradient1, dy1 if needs.images else None, dlabels, slope
 
 
 def _add(total: list[Tensor], terms: list[Tensor]) -> list[Tensor]:
@@ -286,7 +266,7 @@ def torch_derivatives(model: FlatModel, dtype: torch.dtype) -> TorchDerivatives 
     if network is None:
         return None
     blocks, eps = network
-    return TorchDerivatives(model.layout, tuple(Convolution(block.padding, dtype) for block in blocks), eps, dtype)
+    return TorchDerivatives(model.layout, tuple(Convolution(block.padding) for block in blocks), eps, dtype)
 
 
 def _blocks(model: FlatModel) -> tuple[tuple[Block, ...], float] | None:

@@ -31,17 +31,12 @@ def parameter_dtype(dtype: torch.dtype) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Convolution:
-    """A 3 x 3 convolution in channels-last memory, with its two transposes, as sums over terms.
+    """A 3 x 3 convolution with its two transposes, as sums over terms.
 
     A convolution is linear in both factors, so that the tangent of each function is the same function of two terms.
     """
 
     padding: int
-    dtype: torch.dtype
-
-    def prepare(self, weight: Tensor) -> Tensor:
-        """weight (out, in, 3, 3) in the memory layout that the other functions need."""
-        return to_channels_last(weight, self.dtype)
 
     def forward(self, terms: Terms) -> Tensor:
         """z (n, out, h, w) of terms (x, weight)."""
@@ -64,14 +59,6 @@ class Convolution:
             dz, x, weight, None, [1, 1], pad, [1, 1], False, [0, 0], 1, [*needs, False]
         )
         return dx, dweight
-
-
-def to_channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy of this type in channels-last memory.
-
-    `contiguous` is not used: with one channel it leaves strides from which a convolution infers the other layout.
-    """
-    return torch.empty(x.shape, dtype=dtype, device=x.device, memory_format=torch.channels_last).copy_(x)
 
 
 def _sum(terms: Iterator[Tensor]) -> Tensor:
