@@ -20,7 +20,20 @@ from limbeck.data.cache import read_with_cache
 from limbeck.data.images import ImageData, Origin, RawData, ReadOptions, Size
 from limbeck.data.pictures import is_picture
 from limbeck.data.pixels import PixelRange, check_pixel_range
-from limbeck.data.readers import arrow, builtin, cifar, class_folders, idx, npz, parquet, stl10, svhn, tiny_imagenet
+from limbeck.data.readers import (
+    arrow,
+    builtin,
+    cifar,
+    class_folders,
+    file_tables,
+    idx,
+    npz,
+    parquet,
+    stl10,
+    svhn,
+    text_rows,
+    tiny_imagenet,
+)
 from limbeck.data.readers.objects import KINDS, MapDataset, read_objects
 from limbeck.data.readers.reader import Reader
 from limbeck.data.splits import NEUTRAL, SPLIT_OF, name_parts
@@ -47,6 +60,7 @@ READERS: list[Reader] = [
     tiny_imagenet.READER,
     parquet.READER,
     arrow.READER,
+    file_tables.READER,
     class_folders.READER,
 ]
 """The first that recognises a folder reads it. Class folders come last, since others may contain pictures, too."""
@@ -156,7 +170,10 @@ def _read_named(source: str | Path, options: ReadOptions, follow_links: bool) ->
             f"no data called {str(source)!r}; give a path that exists or a known name: {', '.join(DATA_NAMES)}"
         )
     tree = open_tree(path, follow_links)
-    inner, folder, reader = _find_data(tree.root)
+    if _is_table(path):
+        inner, folder, reader = "", tree.root, file_tables.reader_of_table(path.name)
+    else:
+        inner, folder, reader = _find_data(tree.root)
     notes = [f"read from the folder {inner}"] if inner else []
     place = next(filter(_is_telling, reversed(inner.split("/"))), tree.root.name)
     read = partial(reader.read, folder, options)
@@ -176,7 +193,7 @@ def _is_telling(name: str) -> bool:
 
 
 def open_tree(path: Path, follow_links: bool = False) -> Tree:
-    """The tree of a path: of a folder, of an archive, or of one file.
+    """The tree of a path: of a folder, of an archive, or of one file. That of a table of files is its folder.
 
     Raises UserError for a path that is none of these, and for runs and stores of limbeck.
     """
@@ -187,7 +204,16 @@ def open_tree(path: Path, follow_links: bool = False) -> Tree:
         raise UserError(f"{path}: neither a file nor a folder; give one of: {describe_kinds()}")
     if archive_suffix(path):
         return read_archive_tree(path)
+    if _is_table(path):
+        refuse_own_folder(path.parent)
+        tree = read_folder_tree(path.parent, follow_links)
+        tree.root.files[path.name] = file_on_disk(path)  # which may be hidden
+        return tree
     return Tree(_file_folder(path))
+
+
+def _is_table(path: Path) -> bool:
+    return path.is_file() and path.name.lower().endswith(text_rows.SUFFIXES)
 
 
 def _file_folder(path: Path) -> Folder:
@@ -196,7 +222,9 @@ def _file_folder(path: Path) -> Folder:
 
 def _digest(path: Path, follow_links: bool) -> str:
     """A digest of the files of a source, for the cache. An archive is one file: it need not be unpacked for that."""
-    return (_file_folder(path) if path.is_file() else open_tree(path, follow_links).root).digest()
+    return (
+        _file_folder(path) if path.is_file() and not _is_table(path) else open_tree(path, follow_links).root
+    ).digest()
 
 
 def _find_data(root: Folder) -> tuple[str, Folder, Reader]:
