@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections import Counter
 from collections.abc import Iterator
 from io import StringIO
 from typing import NamedTuple
@@ -109,15 +108,15 @@ def _split_rows(where: str, text: str, delimiter: str) -> Iterator[Row]:
 
 
 def _delimiter(where: str, text: str) -> str:
-    """The delimiter that divides most of the first lines into the same number of cells, and into the most."""
+    """The delimiter that divides most of the first lines into as many cells as the header, and then into the most."""
     start = "".join(text.splitlines(keepends=True)[:20])
     counts = {}
     for delimiter in DELIMITERS:
         try:
-            widths = Counter(len(cells) for _, cells in _split_rows(where, start, delimiter))
+            widths = [len(cells) for _, cells in _split_rows(where, start, delimiter)]
         except UserError:
             continue
-        counts[delimiter] = max(widths, key=widths.__getitem__, default=0), -len(widths)
+        counts[delimiter] = (widths.count(widths[0]), widths[0]) if widths and widths[0] > 1 else (0, 0)
     return max(counts, key=lambda delimiter: counts[delimiter], default=",")
 
 
