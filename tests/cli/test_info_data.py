@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from rich.console import Console
 
 from limbeck.cli import data_info
 from limbeck.cli.data_info import class_tables
+from limbeck.cli.main import main
+from limbeck.cli.screen import Screen
 from limbeck.data import ImageData, Split, load_data
 from limbeck.data.overview import make_overview
 
@@ -66,6 +69,19 @@ def test_a_person_sees_counts_pixels_warnings_and_where_the_picture_is(limbeck: 
     assert lines[-1] == f"picture: {tmp_path / 'sheet.png'}"
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 800
+
+
+def test_nothing_is_printed_while_bars_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bars move the cursor, and would overwrite lines of the tables."""
+    printed: list[str] = []
+    output = io.StringIO()
+    end = Screen.__exit__
+    monkeypatch.setattr(sys, "stdout", output)
+    monkeypatch.setattr(Screen, "__exit__", lambda *parts: (printed.append(output.getvalue()), end(*parts))[1])
+    with pytest.raises(SystemExit):
+        main(["info", str(make_photos(tmp_path / "photos"))])
+    assert printed == [""]
+    assert "kind: data set" in output.getvalue()
 
 
 def test_the_picture_of_info_lies_in_the_cache_and_not_here(

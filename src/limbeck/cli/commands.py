@@ -124,10 +124,15 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
         return
     from rich.console import Console
 
+    console = Console()
+    if result.get("kind") == "data set":
+        from limbeck.cli.data_info import show_data
+
+        show_data(result, console)
+        return
     from limbeck.cli.screen import format_value, results_table
     from limbeck.core.records import ResultRow
 
-    console = Console()
     rows = result.get("results")
     if rows:
         data = result.get("data")

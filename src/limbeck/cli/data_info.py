@@ -191,8 +191,8 @@ def pixel_table(pixels: dict[str, dict[str, Any]], channels: int) -> Table:
     """The range, the mean and the number of levels of the pixels of every split, by channel."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("pixels")
-    for name in ("lowest", "highest", "mean", "levels of 256"):
-        table.add_column(name if channels == 1 or name == "levels of 256" else f"{name} (R G B)", justify="right")
+    for name in ("lowest", "highest", "mean", "levels"):
+        table.add_column(name if channels == 1 or name == "levels" else f"{name} (R G B)", justify="right")
     for split in SPLITS:
         if split not in pixels:
             table.add_row(split, *[NONE] * 4)

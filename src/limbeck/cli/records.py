@@ -62,20 +62,12 @@ def run_table(args: Table, listen: Listener) -> Any:
 
 
 def run_info(args: Info, listen: Listener) -> Any:
-    """Call `limbeck.cli.info.describe`, and print the facts of a data set as tables."""
+    """Call `limbeck.cli.info.describe`."""
     from limbeck.cli.info import describe
 
     near = {"auto": None, "yes": True, "no": False}[args.near_duplicates]
     picture = None if args.picture is None else Path(args.picture)
-    facts = describe(args.source, listen, near=near, picture=picture, **load_keywords(args))
-    if facts["kind"] != "data set" or args.as_json:
-        return facts
-    from rich.console import Console
-
-    from limbeck.cli.data_info import show_data
-
-    show_data(facts, Console())
-    return {}
+    return describe(args.source, listen, near=near, picture=picture, **load_keywords(args))
 
 
 COMMANDS = {
