@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserList
 from collections.abc import Callable
 from typing import Any
 
@@ -147,12 +148,9 @@ def test_labels_of_arrays_that_are_unfit_are_refused() -> None:
     refuses((list(grey(3)), [0, 1]), "train tuple: 3 images but 2 labels")
     refuses((grey(3), [0, 1, -1]), "label -1 is negative")
     refuses((grey(2), np.array(["a", 1], object)), "label 1: label 1 beside 'a'")
-    refuses(
-        {"train": (grey(2), ["a", "b"]), "test": (grey(2), [0, 1])}, "labels are numbers without names in test arrays"
-    )
-    refuses(
-        {"train": (grey(2), [0, 1]), "test": (grey(2), ["a", "b"])}, "labels are numbers without names in train arrays"
-    )
+    words, numbers = (grey(2), ["a", "b"]), (grey(2), [0, 1])
+    refuses({"train": words, "test": numbers}, "labels are numbers without names in arrays (test)")
+    refuses({"train": numbers, "test": words}, "labels are numbers without names in arrays (train)")
 
 
 PIXELS: list[Callable[[Any], Any]] = [
@@ -262,6 +260,8 @@ def test_sets_of_scikit_learn_are_read() -> None:
 class Table:
     """What pandas' DataFrame and Series are to numpy."""
 
+    iloc = None
+
     def __init__(self, values: Any) -> None:
         self.values = values
 
@@ -276,6 +276,13 @@ def test_tables_of_pandas_are_arrays() -> None:
     data = whole((Table(grey(4, 6, 6).reshape(4, 36)), Table(np.array(list("abab"), object))))
     assert np.array_equal(pixels_of(data), grey(4, 6, 6))
     assert data.classes == ("a", "b")
+    refuses(Table(grey(4)), "train Table: one array or table; give a tuple of two")
+
+
+def test_columns_of_hugging_face_are_arrays() -> None:
+    pictures = UserList(map(Image.fromarray, grey(4)))  # a Sequence that is no list, as a column is
+    assert np.array_equal(pixels_of(whole((pictures, UserList("abab")))), grey(4))
+    assert whole((UserList(grey(4).tolist()), range(4))).num_classes == 4
 
 
 def test_two_items_are_told_from_images_and_labels() -> None:
@@ -289,4 +296,4 @@ def test_two_items_are_told_from_images_and_labels() -> None:
         assert np.array_equal(pixels_of(whole(items)), grey(2))
     for arrays in (([a, b], [0, 1]), [grey(2), [0, 1]], ([a.tolist(), b.tolist()], ["x", "y"])):
         assert np.array_equal(pixels_of(whole(arrays)), grey(2))
-    refuses(((grey(4), [0, 1, 0, 1]), (grey(2), [0, 1])), 'give {"train": (X, y), "test": (X, y)}')
+    refuses(((grey(4), [0, 1, 0, 1]), (grey(2), [0, 1])), 'say what they are: {"train": (X, y), "test": (X, y)}')

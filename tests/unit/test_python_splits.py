@@ -198,7 +198,9 @@ def test_objects_that_are_no_dataset_are_refused() -> None:
     refuses(3, "train int: not a source of data", "map-style Dataset", "(X, y)", "path")
     refuses(None, "train NoneType: not a source of data")
     refuses(b"photos", "train bytes: not a source of data")
-    refuses([*(grey(4) for _ in range(4))], "item 0: not an (image, label) pair but ndarray")  # as train_test_split
+    refuses(
+        [*(grey(4) for _ in range(4))], "several arrays", '{"train": (X, y), "test": (X, y)}'
+    )  # as train_test_split
 
 
 def hub(images: list[Any], names: list[str] | None, label: str = "label", image: str = "image") -> HubDataset:
@@ -232,7 +234,7 @@ def test_a_split_whose_labels_are_hidden_is_left_out() -> None:
         data = load_data({"train": Pairs(pairs_of(grey(10))), "test": test})
         assert "test was left out: it has no labels" in data.notes
         assert len(data.test) == 2
-    refuses(hidden, "train pairs row 0: no label")
+    refuses(hidden, "pairs (train) row 0: no label")
     refuses(Pairs(pairs_of(grey(4), [0, 1, -1, -1])), "label -1 is negative")
 
 

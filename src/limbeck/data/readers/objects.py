@@ -90,7 +90,7 @@ def read_objects(source: Any, test: Any, options: ReadOptions) -> tuple[RawData,
         labels = {split: np.array(values[split]) for split in images}
     notes += [note for part in parts.values() for note in part.notes]
     joint = join_labels(
-        {split: [_read_labels(labels[split], part.names, f"{split} {name}")] for split, part in parts.items()}, name
+        {split: [_read_labels(labels[split], part.names, f"{name} ({split})")] for split, part in parts.items()}, name
     )
     images = {split: images[split] for split in joint.by_split}
     notes = [*dict.fromkeys(notes), *joint.notes, *remarks]
@@ -130,16 +130,14 @@ def _open_split(source: Any, split: str) -> Items | Arrays:
         return arrays._replace(name=kind.lower(), notes=(*arrays.notes, *describe_parts(source.tensors)))
     if are_arrays(source):
         return _open_arrays(source[0], source[1], where)
-    if isinstance(source, tuple | list) and len(source) == 2 and all(map(are_arrays, source)):
-        raise UserError(f'{where}: two pairs of arrays; give {{"train": (X, y), "test": (X, y)}}, whichever they are')
+    if is_sequence(source) and source and all(are_arrays(part) or hasattr(part, "__array__") for part in source):
+        raise UserError(f'{where}: it holds several arrays; say what they are: {{"train": (X, y), "test": (X, y)}}')
     if isinstance(source, np.ndarray | torch.Tensor) or hasattr(source, "iloc"):
         raise UserError(f"{where}: one array or table; give a tuple of two, (images, labels)")
     if isinstance(source, DataLoader):
         raise UserError(f"{where}: it gives batches, which may be shuffled; give its .dataset")
     if isinstance(source, IterableDataset) or (hasattr(source, "__iter__") and not hasattr(source, "__getitem__")):
-        raise UserError(
-            f"{where}: a stream, without length or order; give a map-style Dataset, as a list of its items is"
-        )
+        raise UserError(f"{where}: a stream, without length or order; give a map-style Dataset, say list(...) of it")
     if isinstance(source, str | bytes | Mapping) or not hasattr(source, "__getitem__"):
         raise UserError(f"{where}: not a source of data; give a path or name alone, {KINDS}")
     return _open_dataset(source, where)
