@@ -23,6 +23,7 @@ from limbeck.derivatives.explicit import ExplicitDerivatives, FusedCrossEntropy
 from limbeck.networks.flat import FlatModel
 from limbeck.networks.losses import Augment, CrossEntropy
 from limbeck.networks.registry import MODELS, ModelConfig, flat_model
+from limbeck.networks.statistics import RunningStatistics, for_inference
 from limbeck.training.plain import Network
 
 Precision = Literal["float32", "tf32", "bfloat16"]
@@ -61,17 +62,36 @@ class Task:
         """
         return self.loss_with(CanvasCrop(self.data.size, self.augment))
 
-    def loss_with(self, augment: Augment | None) -> Loss:
-        """The training loss with another augmentation, or with none."""
+    def loss_with(self, augment: Augment | None, statistics: RunningStatistics | None = None) -> Loss:
+        """The training loss with another augmentation, or with none.
+
+        statistics: Running statistics of batch norm that every gradient updates, for a network that is evaluated.
+        """
         if self.explicit is not None:
             return FusedCrossEntropy(CrossEntropy(self.model, augment), self.explicit, self.device.type)
         autocast_dtype = torch.bfloat16 if self.precision == "bfloat16" else None
-        return Loss(CrossEntropy(self.model, augment, autocast_dtype))
+        return Loss(CrossEntropy(self.model, augment, autocast_dtype, statistics))
 
-    @property
+    @cached_property
     def logits(self) -> Network:
-        """(theta (P,), images (n, channels, height, width)) -> logits (n, classes); inference only."""
-        return self.model if self.explicit is None else self.explicit.logits
+        """(theta (P,), images (n, channels, height, width)) -> logits (n, classes); inference only.
+
+        Batch norm uses statistics of the training images at that theta. For a network that was trained here there are
+        running ones: see `loss_and_network`.
+        """
+        if self.explicit is not None:
+            return self.explicit.logits
+        return for_inference(self.model, self.train[0]) if self.model.has_statistics else self.model
+
+    def loss_and_network(self) -> tuple[Loss, Network]:
+        """The training loss for one network, and that network for inference.
+
+        Gradients of the loss update the running statistics that the network uses, if it has batch norm.
+        """
+        if not self.model.has_statistics:
+            return self.loss, self.logits
+        statistics = RunningStatistics(self.model)
+        return self.loss_with(CanvasCrop(self.data.size, self.augment), statistics), statistics
 
     @property
     def implementation(self) -> str:

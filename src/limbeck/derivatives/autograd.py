@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -82,6 +82,13 @@ class Loss:
             return Hvp(directional, None, None, None)
         derivatives = iter(torch.autograd.grad(gradient, inputs, direction, allow_unused=True))
         return Hvp(directional, *(next(derivatives) if is_needed else None for is_needed in needs))
+
+    @property
+    def pure(self) -> Loss:
+        """The same loss without side effects: itself, unless calls update running statistics."""
+        if isinstance(self.function, CrossEntropy) and self.function.statistics is not None:
+            return Loss(replace(self.function, statistics=None))
+        return self
 
     @property
     def must_verify_repeats(self) -> bool:

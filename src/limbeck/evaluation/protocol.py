@@ -115,8 +115,9 @@ def run_trials(
 
 
 def _run_trial(task: Task, trial: Trial, start: Tensor, split: tuple[Tensor, Tensor], check: CheckCancelled) -> Score:
-    path = train(task.loss, start, trial.images, trial.labels, trial.schedule, trial.seed, check=check)
-    return score(task.logits, final_parameters(path), *split)
+    loss, network = task.loss_and_network()
+    path = train(loss, start, trial.images, trial.labels, trial.schedule, trial.seed, check=check)
+    return score(network, final_parameters(path), *split)
 
 
 def evaluate_set(

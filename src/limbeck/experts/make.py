@@ -69,17 +69,18 @@ def _train(
     check: CheckCancelled,
 ) -> Expert:
     """Train one expert from `start` on images and labels; `check` is called at every step."""
+    loss, network = task.loss_and_network()
 
     def validate(epoch: int, theta: Tensor) -> float:
-        accuracy = score(task.logits, theta, *task.validation).accuracy
+        accuracy = score(network, theta, *task.validation).accuracy
         if epoch:
             listen({"event": "advance", "text": f"expert {index + 1}, validation {accuracy:.3f}"})
         return accuracy
 
     def test(theta: Tensor) -> float:
-        return score(task.logits, theta, *task.test).accuracy
+        return score(network, theta, *task.test).accuracy
 
-    return train_expert(task.loss, start, *pair, config, task.model.layout, seed, validate, test, check)
+    return train_expert(loss, start, *pair, config, task.model.layout, seed, validate, test, check)
 
 
 def measure_paths(task: Task, experts: list[Expert], points: int = 11) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from limbeck.core.errors import UserError
 from limbeck.experts.store import Kind
 from limbeck.methods.plan import Method, MethodConfig, MethodInputs, Plan
 from limbeck.networks.losses import CrossEntropy
+from limbeck.networks.statistics import for_inference
 from limbeck.select import herding, kcentre, kmeans, random, topk
 from limbeck.select.coresets import Selector, select_correct, select_per_class
 from limbeck.select.fill import take_images
@@ -54,6 +55,8 @@ def el2n_scores(inputs: MethodInputs) -> Tensor:
 
 def grand_scores(inputs: MethodInputs) -> Tensor:
     """Return the GraNd scores (n, 1) by all experts early in training."""
+    if inputs.task.model.has_statistics:
+        raise UserError("grand takes the gradient of one image at a time, and batch norm needs several; take el2n.")
     return grand(CrossEntropy(inputs.task.model), _early_thetas(inputs), *inputs.task.train)[:, None]
 
 
@@ -68,7 +71,8 @@ def select_random_correct(inputs: MethodInputs, ipc: int) -> Tensor:
     """Return `ipc` random rows of every class among those that an expert classifies correctly at its end."""
     task = inputs.task
     thetas = [path.at(path.end).to(task.device) for path in inputs.trajectories]
-    experts = [partial(predict, task.model, theta) for theta in thetas]
+    network = for_inference(task.model, task.train[0])
+    experts = [partial(predict, network, theta) for theta in thetas]
     return select_correct(*task.train, task.data.num_classes, ipc, experts, inputs.seed, repeat=inputs.fill != "none")
 
 

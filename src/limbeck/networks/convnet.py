@@ -1,26 +1,14 @@
-"""The networks of the field: the ConvNet that every paper distils with, and an MLP."""
+"""The ConvNet that every paper distils with, the one whose channels double, and an MLP."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import log2, prod
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.core.errors import UserError
-
-NORMS = ("instance", "layer", "group", "none")
-POOLINGS = ("avg", "max", "none")
-GROUPS = 4  # of group norm
-SHARPNESS = 60  # of softplus, as in RCIG: a ReLU with a second derivative. Its threshold stays torch's 20: a larger one
-# overflows float32, and forward-mode derivatives become NaN.
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky-relu": lambda: nn.LeakyReLU(0.01),
-    "sigmoid": nn.Sigmoid,
-    "softplus": lambda: nn.Softplus(SHARPNESS),
-}
+from limbeck.networks.layers import ACTIVATIONS, NORMS, POOLINGS, first_padding, make_norm, map_size, require_choice
 
 
 def default_depth(side: int) -> int:
@@ -32,16 +20,6 @@ def default_depth(side: int) -> int:
     return max(2, round(log2(max(side, 8))) - 2)
 
 
-def _norm(kind: str, channels: int, size: tuple[int, int]) -> nn.Module:
-    if kind == "instance":  # the field's "instancenorm": affine, and without running statistics
-        return nn.GroupNorm(channels, channels)
-    if kind == "group":
-        return nn.GroupNorm(GROUPS, channels)
-    if kind == "layer":
-        return nn.LayerNorm([channels, *size])
-    return nn.Identity()
-
-
 class ConvNet(nn.Module):
     """depth x [3x3 convolution, norm, activation, 2x2 pooling], then one linear layer (Gidaris & Komodakis 2018).
 
@@ -49,8 +27,8 @@ class ConvNet(nn.Module):
     classes:        The number of logits.
     depth:          The number of blocks; by default `default_depth`.
     width:          Channels of every block, of the first block where `widen`.
-    norm:           instance, layer, group or none.
-    activation:     relu, leaky-relu, sigmoid or softplus.
+    norm:           instance, batch, layer, group or none.
+    activation:     relu, leaky-relu, sigmoid, softplus or swish.
     pooling:        avg, max or none.
     widen:          Whether channels double from block to block, as in FRePo's and RCIG's network.
 
@@ -72,29 +50,21 @@ class ConvNet(nn.Module):
         widen: bool = False,
     ):
         super().__init__()
-        for value, choices, option in (
-            (norm, NORMS, "norm"),
-            (pooling, POOLINGS, "pooling"),
-            (activation, ACTIVATIONS, "activation"),
-        ):
-            if value not in choices:
-                raise UserError(f"unknown {option} '{value}' for a ConvNet; choose one of {', '.join(choices)}.")
-        if norm == "group" and width % GROUPS:
-            raise UserError(f"group norm has {GROUPS} groups, and a width of {width} cannot be divided by them.")
+        require_choice("ConvNet", norm=(norm, NORMS), activation=(activation, ACTIVATIONS), pooling=(pooling, POOLINGS))
         depth = default_depth(min(size)) if depth is None else depth
         layers: list[nn.Module] = []
         for block in range(depth):
-            padding = 3 if block == 0 and min(size) == 28 else 1
-            layers.append(nn.Conv2d(channels, width, 3, padding=padding))
-            size = (size[0] + 2 * padding - 2, size[1] + 2 * padding - 2)
-            layers += [_norm(norm, width, size), ACTIVATIONS[activation]()]
-            channels = width
-            width = 2 * width if widen else width
+            padding = first_padding(1, size) if block == 0 else 1
+            size = map_size(size, 3, padding=padding)
+            maps = size if pooling == "none" else map_size(size, 2, 2)
+            if min(maps) < 1:
+                raise UserError(f"the images are too small for a ConvNet of depth {depth}; use depth {block} or less.")
+            layers += [nn.Conv2d(channels, width, 3, padding=padding), make_norm(norm, width, size)]
+            layers.append(ACTIVATIONS[activation]())
             if pooling != "none":
                 layers.append(nn.AvgPool2d(2) if pooling == "avg" else nn.MaxPool2d(2))
-                size = (size[0] // 2, size[1] // 2)
-            if min(size) < 1:
-                raise UserError(f"the images are too small for a ConvNet of depth {depth}; use depth {block} or less.")
+            channels, size = width, maps
+            width = 2 * width if widen else width
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(channels * prod(size), classes)
 

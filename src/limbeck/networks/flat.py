@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -84,15 +85,9 @@ def _refuse_unfinished(module: object) -> None:
         )
 
 
-def _refuse_impure_layers(module: nn.Module) -> None:
-    """Raise UserError for a module with a layer of torch that is random or keeps statistics, and names the layer."""
+def _refuse_random_layers(module: nn.Module) -> None:
+    """Raise UserError for a module with a layer of torch that is random, and names the layer."""
     for name, part in module.named_modules():
-        if getattr(part, "running_mean", None) is not None:
-            raise UserError(
-                f"layer '{name}' ({type(part).__name__}) keeps running statistics, which are not among the parameters "
-                "that are matched; build it with track_running_stats=False, or use instance, layer or group "
-                "normalisation."
-            )
         is_dropout = isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0
         if is_dropout or (isinstance(part, nn.MultiheadAttention) and part.training and part.dropout > 0):
             raise UserError(f"layer '{name}' ({type(part).__name__}) is random; build the network without dropout.")
@@ -114,40 +109,50 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
-def _call_twice(module: nn.Module, images: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """The results of two calls on the same images, each with the state of the global generator after it.
+class _Call(NamedTuple):
+    """What a call of a module leaves: its result, the buffers, and the state of the global generator."""
+
+    logits: Tensor
+    buffers: dict[str, Tensor]
+    generator: Tensor
+
+
+def _call_once(module: nn.Module, images: Tensor) -> _Call:
+    """A call with copies of the module's buffers, so that these are not changed.
 
     Raises UserError for a module that cannot be called on these images, or whose result is no tensor.
     """
     name, shape = type(module).__name__, tuple(images.shape[1:])
+    buffers = {buffer: tensor.clone() for buffer, tensor in module.named_buffers()}
     try:
-        with fork_rng(0, "check"), torch.no_grad(), _differentiable_attention():
-            results = [(module(images), torch.get_rng_state()) for _ in range(2)]
+        with torch.no_grad(), _differentiable_attention():
+            logits = torch.func.functional_call(module, buffers, (images,))
+            generator = torch.get_rng_state()
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"the network {name} cannot be called on images of shape {shape}: {reason}") from error
-    if not isinstance(results[0][0], Tensor):
-        raise UserError(f"the network {name} returns {type(results[0][0]).__name__}, expected logits (n, classes).")
-    return results
+    if not isinstance(logits, Tensor):
+        raise UserError(f"the network {name} returns {type(logits).__name__}, expected logits (n, classes).")
+    return _Call(logits, buffers, generator)
 
 
-def _refuse_impure_calls(module: nn.Module, shape: Sequence[int]) -> None:
-    """Raise UserError where two calls on two images of `shape` differ, draw random numbers or change a buffer."""
-    name, count = type(module).__name__, 2 * prod(shape)
-    images = torch.arange(float(count)).cos().view(2, *shape).to(next(module.parameters(), torch.empty(0)))
-    buffers = {buffer: tensor.clone() for buffer, tensor in module.named_buffers()}
-    results = _call_twice(module, images)
-    changed = [buffer for buffer, tensor in module.named_buffers() if not _same_bits(tensor, buffers[buffer])]
-    if changed:
+def _find_changed_buffers(module: nn.Module, shape: Sequence[int]) -> list[str]:
+    """The names of the buffers that a call on images of `shape` changes.
+
+    Raises UserError where two calls on the same two images differ, or draw random numbers.
+    """
+    images = torch.arange(float(2 * prod(shape))).cos().view(2, *shape).to(next(module.parameters(), torch.empty(0)))
+    with fork_rng(0, "check"):
+        first, second = _call_once(module, images), _call_once(module, images)
+    pairs = [(first.logits, second.logits), (first.generator, second.generator)]
+    pairs += [(tensor, second.buffers[buffer]) for buffer, tensor in first.buffers.items()]
+    if not all(_same_bits(*pair) for pair in pairs):
         raise UserError(
-            f"a call of the network {name} changes its buffer '{changed[0]}', which is not among the parameters that "
-            "are matched; build normalisation layers with track_running_stats=False, others without state."
+            f"the network {type(module).__name__} is random or keeps state outside its buffers: two calls on the same "
+            "images differ, so that a student cannot compute a step again; build it without dropout (F.dropout and "
+            "that of attention too)."
         )
-    if not all(_same_bits(*pair) for pair in zip(*results)):
-        raise UserError(
-            f"the network {name} is random or keeps state: two calls on the same images differ, so that a student "
-            "cannot compute a step again; build it without dropout (F.dropout and that of attention too)."
-        )
+    return [buffer for buffer, tensor in module.named_buffers() if not _same_bits(tensor, first.buffers[buffer])]
 
 
 class FlatModel:
@@ -158,8 +163,12 @@ class FlatModel:
 
     The same arguments must give the same bits, because a student computes its steps again. Hence the module is called
     twice on the same images when it is built, or before its first call where `shape` is None.
+    Every call starts from copies of the module's initial buffers. Batch norm in training mode thus normalises by the
+    statistics of the batch and is a pure function; its running statistics are for evaluation, and
+    `limbeck.networks.statistics` keeps them.
     Attention is computed by products and softmax, because torch's fused kernels have no second derivative.
-    Raises UserError for a module that is random or keeps state, and for one that cannot be called on such images.
+    Raises UserError for a module that is random or keeps state outside its buffers, and for one that cannot be called
+    on such images.
 
     >>> model = FlatModel(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), (1, 8, 8))
     >>> model(model.init(0), torch.zeros(2, 1, 8, 8)).shape, model.layout.count
@@ -176,34 +185,60 @@ class FlatModel:
         with fork_rng(0, "shell"):
             self.module = build()
         _refuse_unfinished(self.module)
-        _refuse_impure_layers(self.module)
+        _refuse_random_layers(self.module)
         for parameter in self.module.parameters():
             parameter.requires_grad_(False)
         named = list(self.module.named_parameters())
         self.layout = Layout(tuple(name for name, _ in named), tuple(tuple(p.shape) for _, p in named))
-        self.is_checked = shape is not None
-        if shape is not None:
-            _refuse_impure_calls(self.module, shape)
+        self.changed_buffers: list[str] | None = None if shape is None else _find_changed_buffers(self.module, shape)
 
-    def __call__(self, theta: Tensor, images: Tensor) -> Tensor:
-        """theta (P,), images (n, channels, height, width) -> logits (n, classes)."""
-        if not self.is_checked and images.is_floating_point():
-            _refuse_impure_calls(self.module, images.shape[1:])
-            self.is_checked = True
-        parameters = dict(zip(self.layout.names, self.layout.split(theta)))
-        with _differentiable_attention():
-            logits: Tensor = torch.func.functional_call(self.module, parameters, (images,))
+    def __call__(self, theta: Tensor, images: Tensor, buffers: dict[str, Tensor] | None = None) -> Tensor:
+        """theta (P,), images (n, channels, height, width) -> logits (n, classes).
+
+        buffers: Used in place of the module's own, and updated in place where the module does so; see `copy_buffers`.
+                 None stands for new copies, so that the call is pure.
+        Raises UserError where a norm has a single value per channel in the batch, as torch does.
+        """
+        if self.changed_buffers is None and images.is_floating_point():
+            self.changed_buffers = _find_changed_buffers(self.module, images.shape[1:])
+        if buffers is None:
+            buffers = self.copy_buffers(theta)
+        tensors = dict(zip(self.layout.names, self.layout.split(theta))) | buffers
+        try:
+            with _differentiable_attention():
+                logits: Tensor = torch.func.functional_call(self.module, tensors, (images,))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                f"the network {type(self.module).__name__} has one value per channel to normalise in a batch of "
+                f"{len(images)} image; take larger batches or images, or another norm."
+            ) from error
+        for name in buffers:  # a module may replace a buffer by a new tensor
+            buffers[name] = tensors[name].detach()
         return logits
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether calls change buffers, as batch norm does; False before the first call where `shape` is None."""
+        return bool(self.changed_buffers)
+
+    def copy_buffers(self, like: Tensor) -> dict[str, Tensor]:
+        """Copies of the module's initial buffers by name, on the device of `like` and, if real, of its type."""
+        return {
+            name: buffer.to(like.device, like.dtype if buffer.is_floating_point() else buffer.dtype, copy=True)
+            for name, buffer in self.module.named_buffers()
+        }
 
     def init(self, seed: int, *path: str | int) -> Tensor:
         """The module's own random initialisation (P,), determined by (seed, path) alone."""
         with fork_rng(seed, "fresh", *path), torch.no_grad():
             return self.layout.join([parameter.detach() for parameter in self.build().parameters()])
 
-    def features(self, theta: Tensor, images: Tensor) -> Tensor:
+    def features(self, theta: Tensor, images: Tensor, buffers: dict[str, Tensor] | None = None) -> Tensor:
         """The inputs of the layer called `classifier` (n, d): the network's representation of the images.
 
-        Raises UserError for a module without a `classifier`.
+        buffers: As in a call. Raises UserError for a module without a `classifier`.
         """
         classifier = getattr(self.module, "classifier", None)
         if classifier is None:
@@ -211,7 +246,7 @@ class FlatModel:
         features: list[Tensor] = []
         handle = classifier.register_forward_pre_hook(lambda _module, inputs: features.append(inputs[0].flatten(1)))
         try:
-            self(theta, images)
+            self(theta, images, buffers)
         finally:
             handle.remove()
         return features[0]

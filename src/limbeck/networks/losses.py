@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from limbeck.core.types import Batch
 from limbeck.networks.flat import FlatModel
+from limbeck.networks.statistics import RunningStatistics
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -59,6 +60,7 @@ class CrossEntropy:
     model:          The network.
     augment:        Augments the images with the batch's seed, inside the step; not used where the batch has no seed.
     autocast_dtype: The type of products and convolutions (torch's autocast); None stands for that of the tensors.
+    statistics:     Running statistics of batch norm that every call updates; None, as in a student, updates nothing.
 
     >>> from limbeck.networks.registry import ModelConfig, flat_model
     >>> loss = CrossEntropy(flat_model(ModelConfig(width=8), (1, 8, 8), 2))
@@ -69,16 +71,18 @@ class CrossEntropy:
     model: FlatModel
     augment: Augment | None = None
     autocast_dtype: torch.dtype | None = None
+    statistics: RunningStatistics | None = None
 
     def __call__(self, theta: Tensor, batch: Batch) -> Tensor:
         """The loss at theta (P,): a scalar."""
         images = self.augmented(batch)
         if self._channels_last and images.ndim == 4 and images.device.type == "cpu":
             images = channels_last(images)
+        network = self.model if self.statistics is None else self.statistics.record
         if self.autocast_dtype is None:
-            return cross_entropy(self.model(theta, images), batch.labels)
+            return cross_entropy(network(theta, images), batch.labels)
         with torch.autocast(images.device.type, self.autocast_dtype):
-            logits = self.model(theta, images)
+            logits = network(theta, images)
         return cross_entropy(logits.float(), batch.labels)
 
     def augmented(self, batch: Batch) -> Tensor:

@@ -36,9 +36,9 @@ class ModelConfig(BaseModel):
     width: int | None = Field(default=None, ge=1)
     """Channels of every block; in widening, of the first block (the papers: 128)."""
     norm: str | None = None
-    """Norm after every convolution: instance, layer, group or none."""
+    """Norm after every convolution: instance, batch, layer, group or none."""
     activation: str | None = None
-    """Activation: relu, leaky-relu, sigmoid or softplus."""
+    """Activation: relu, leaky-relu, sigmoid, softplus or swish."""
     pooling: str | None = None
     """Pooling at the end of every block: avg, max or none."""
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from limbeck.core.types import Batch, PureLoss, Trajectory
 from limbeck.networks.flat import FlatModel
+from limbeck.networks.statistics import for_inference
 from limbeck.training.plain import predict
 
 CHUNK = 500
@@ -17,8 +18,12 @@ CHUNK = 500
 
 @torch.no_grad()
 def extract_features(model: FlatModel, theta: Tensor, images: Tensor) -> Tensor:
-    """The input of the last linear layer, (n, d), for images (n, channels, height, width) without augmentation."""
-    return torch.cat([model.features(theta, part) for part in images.split(CHUNK)])
+    """The input of the last linear layer, (n, d), for images (n, channels, height, width) without augmentation.
+
+    Batch norm uses statistics of these images; so in `el2n` and `forgetting`.
+    """
+    network = for_inference(model, images)
+    return torch.cat([network.features(theta, part) for part in images.split(CHUNK)])
 
 
 @torch.no_grad()
@@ -27,9 +32,10 @@ def el2n(model: FlatModel, thetas: Sequence[Tensor], images: Tensor, labels: Ten
 
     thetas: parameters (P,) of the networks. labels: int64 (n,).
     """
+    network = for_inference(model, images)
     total = torch.zeros(len(images), device=images.device)
     for theta in thetas:
-        error = torch.cat([model(theta, part).softmax(1) for part in images.split(CHUNK)])
+        error = torch.cat([network(theta, part).softmax(1) for part in images.split(CHUNK)])
         error[torch.arange(len(labels), device=labels.device), labels] -= 1
         total += error.norm(dim=1)
     return total / len(thetas)
@@ -61,12 +67,13 @@ def forgetting(model: FlatModel, trajectories: Sequence[Trajectory], images: Ten
     which is what a store has. An image that an expert never classifies correctly counts once an epoch, so that it
     ranks above all others, as in the paper.
     """
+    network = for_inference(model, images)
     total = torch.zeros(len(images), device=images.device)
     for trajectory in trajectories:
         before = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         learned, forgotten = before.clone(), torch.zeros_like(total)
         for epoch in range(1, trajectory.end + 1):
-            correct = predict(model, trajectory.at(epoch).to(images.device), images) == labels
+            correct = predict(network, trajectory.at(epoch).to(images.device), images) == labels
             forgotten += (before & ~correct).to(forgotten)
             before, learned = correct, learned | correct
         total += torch.where(learned, forgotten, float(trajectory.end))

@@ -36,7 +36,8 @@ class Gsam:
     """A `GradientRule`: GSAM (Zhuang et al. 2022), with which FTD trains its experts.
 
     With the gradients g at theta and p at theta + e, both of one augmented batch, where e = rho g / |g|, the direction
-    is p - alpha (g's component orthogonal to p). Norms are over all parameters together.
+    is p - alpha (g's component orthogonal to p). Norms are over all parameters together. Running statistics of batch
+    norm are updated once a step, at theta, as in the authors' code.
 
     rho:      The radius; constant, as in FTD's code, whose step size is constant too.
     alpha:    0 gives SAM (Foret et al. 2021).
@@ -53,7 +54,7 @@ class Gsam:
         size = theta.detach().abs() if self.adaptive else torch.ones_like(gradient)
         scaled = size * gradient
         sharpest = theta.detach() + self.rho * size * scaled / (scaled.norm() + 1e-12)
-        perturbed = loss.gradient(sharpest, batch)
+        perturbed = loss.pure.gradient(sharpest, batch)
         projection = reproducible_dot(gradient, perturbed) / (reproducible_sum(perturbed.square()) + 1e-12)
         return perturbed - self.alpha * (gradient - projection * perturbed)
 
