@@ -287,6 +287,30 @@ def test_which_label_was_taken_as_which_class(tmp_path: Path, digits: ImageData)
     assert "their names are numbers, and label 2 is the class named 10" in notes
 
 
+@pytest.mark.parametrize("soft", [False, True])
+def test_labels_follow_the_names_of_a_known_data_set(tmp_path: Path, digits: ImageData, soft: bool) -> None:
+    """Folders of Fashion-MNIST are sorted by the alphabet, and its labels are not."""
+    fashion = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle-boot"]
+    folders = tuple(sorted(name.replace("/", "_").replace("-", " ").lower() for name in fashion))
+    assert folders[0] == "ankle boot"
+    images, labels = synthetic_pair(0)
+    weights = F.one_hot(labels, 10) * 0.91 + 0.009
+    path = save({"data": [[images, weights if soft else labels]]}, tmp_path / "res_DM_FashionMNIST_ConvNetD2_1ipc.pt")
+    distilled = import_set(path, replace(digits, classes=folders))
+    assert [distilled.classes[label] for label in distilled.hard_labels()] == [
+        name.replace("/", "_").replace("-", " ").lower() for name in fashion
+    ]
+    assert torch.equal(distilled.images, images)
+    assert "they were renumbered to the order of the data's classes" in notes_of(distilled)
+    assert "were taken as" not in notes_of(distilled)
+    in_order = import_set(path, replace(digits, classes=tuple(fashion)))
+    assert torch.equal(in_order.labels, weights if soft else labels)
+    assert "renumbered" not in notes_of(in_order)
+    others = import_set(path, replace(digits, classes=("zebra", *folders[1:])))
+    assert torch.equal(others.hard_labels(), labels)
+    assert "labels 0 to 9 were taken as zebra" in notes_of(others)
+
+
 def test_classes_without_an_image_are_named(tmp_path: Path, digits: ImageData) -> None:
     images, labels = synthetic_pair(0)
     save({"data": [images[:7], labels[:7]]}, tmp_path / "set.pt")

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from limbeck.core.errors import UserError
@@ -44,6 +45,17 @@ FITTED = {
     "normalise": "its normalising constants were not in the files: fitted anew on our train part",
 }
 """Notes on a preprocessing that the files do not hold, by its kind."""
+
+FASHION = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+ORDERS = {
+    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    **dict.fromkeys(("fashionmnist", "fashion"), FASHION),
+    **dict.fromkeys(("mnist", "svhn"), tuple("0123456789")),
+}
+"""How the authors' code numbers the classes of a data set, by its name in lower case."""
 
 MAX_NAMES = 5  # class names in one note
 
@@ -115,7 +127,8 @@ def import_set(
     strategy = protocol.pop("augment", default_strategy(origin.dataset or loaded.name))
     recipe = EvalConfig(**protocol).model_dump(include={"networks", "epochs", "batch_size", "momentum", "weight_decay"})
     network = _choose_network(model, origin, loaded, notes)
-    notes += [*describe_order(loaded), *_describe_missing(labels, loaded)]
+    labels = _order_labels(labels, origin, loaded, notes)
+    notes += _describe_missing(labels, loaded)
     return DistilledSet(
         input_space.apply(images) if is_pixels else images,
         labels,
@@ -287,7 +300,31 @@ def _choose_network(model: ModelConfig | None, origin: Origin, data: ImageData, 
     return network
 
 
-def describe_order(data: ImageData) -> list[str]:
+def _order_labels(labels: Tensor, origin: Origin, data: ImageData, notes: list[str]) -> Tensor:
+    """Labels (n,) or (n, classes) in the order of the data's classes.
+
+    They are renumbered where the data has the classes of the data set in the file's name, in another order, as folders
+    of Fashion-MNIST have by the alphabet. Otherwise they are taken as they are, and the notes say as which classes.
+    """
+
+    def plain(name: str) -> str:
+        return "".join(filter(str.isalnum, name.casefold()))
+
+    names = ORDERS.get(origin.dataset or "", ())
+    places = {plain(name): place for place, name in enumerate(data.classes)}
+    order = [places[plain(name)] for name in names if plain(name) in places]
+    if sorted(order) != list(range(data.num_classes)) or order == sorted(order):
+        notes += _describe_order(data)
+        return labels
+    notes.append(
+        f"labels 0 to {len(names) - 1} are {_join_names(names)} in {origin.dataset}, as its name says; they were "
+        "renumbered to the order of the data's classes"
+    )
+    indices = torch.tensor(order)
+    return labels[:, indices.argsort()] if labels.dtype.is_floating_point else indices[labels]
+
+
+def _describe_order(data: ImageData) -> list[str]:
     """Notes on which label of a set was taken as which class, and on what may make this order another."""
     names, last = data.classes, data.num_classes - 1
     listed = _join_names(names)
