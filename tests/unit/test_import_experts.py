@@ -271,3 +271,13 @@ def test_a_network_is_guessed_from_its_parameters(network: ModelConfig, shape: t
     assert guess is not None
     assert guess.model == network
     assert (guess.classes, guess.shape) == (5, shape)
+
+
+@pytest.mark.parametrize("place", [0, 1, -2, -1])
+def test_no_network_has_an_empty_tensor(place: int) -> None:
+    """Its width of 0 once ended in an error of pydantic."""
+    shapes = list(flat_model(NETWORK, (1, 8, 8), 10).layout.shapes)
+    shapes[place] = (0, *shapes[place][1:])
+    assert guess_network(shapes) is None
+    assert guess_network([(0,)] * len(shapes)) is None
+    assert guess_network([(0, 64), (0,), (10, 0), (10,)]) is None
