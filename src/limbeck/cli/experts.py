@@ -97,9 +97,9 @@ def run_experts(args: Experts, listen: Listener) -> Any:
         model=args.model,
         expert=args.expert,
     )
-    announce_task(experts.task, listen)
     if args.estimate:
         announce(lambda: estimate_experts(experts), listen)
+    announce_task(experts.task, listen)
     store = experts.train(listen)
     return {**describe(str(store.path)), "store": str(store.path)}
 
