@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import random
 import shutil
@@ -107,6 +108,19 @@ def test_nothing_is_left_behind(tmp_path: Path, home: Path, kind: str) -> None:
     archive.write_bytes(whole[: len(whole) // 2])
     refuses(archive, "not an archive that opens")
     assert len(list(home.rglob("*"))) == 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not list open files")
+@pytest.mark.parametrize("kind", [".zip", ".tar", ".tar.gz"])
+def test_archives_are_closed(tmp_path: Path, kind: str) -> None:
+    folder = make_class_folders(tmp_path / "pets")
+    (folder / "a" / "0.png").rename(folder / "a" / "no suffix")
+    archive = pack(folder, tmp_path / f"pets{kind}")
+    gc.collect()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    load_data(archive)
+    gc.collect()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_packed_tar_is_unpacked_once_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -209,6 +209,14 @@ def test_words_of_a_label_keep_their_order_by_number(tmp_path: Path) -> None:
     assert data.classes == ("0", "5", "10")
 
 
+@pytest.mark.parametrize("codes", [[0x110000], [0xFFFFFFFF], [0xD800]])
+def test_words_that_are_no_text_are_refused(tmp_path: Path, codes: list[int]) -> None:
+    words = np.frombuffer(np.array([97, *codes] * 5, np.uint32).tobytes(), "U1")
+    refuses(save_npz(tmp_path / "a.npz", x=grey(10), y=words), "codes that are no characters")
+    refuses(save_npz(tmp_path / "a.npz", **labelled_arrays(), names=words), "codes that are no characters")
+    refuses(save_npz(tmp_path / "a.npz", x=grey(10), y=np.array([b"a", b"\xff"] * 5)), "not in UTF-8")
+
+
 def test_a_folder_of_one_file_is_called_as_the_folder_or_as_a_known_set(tmp_path: Path) -> None:
     (tmp_path / "pets").mkdir()
     file = save_npz(tmp_path / "pets" / "all.npz", **labelled_arrays())

@@ -81,12 +81,19 @@ def is_picture(file: File) -> bool:
     return file.where.lower().endswith(SUFFIXES) or _begins_as_picture(file)
 
 
+def forget_files() -> None:
+    """Forget what `is_picture` found out, and so let go of the archives from which it read."""
+    _begins_as_picture.cache_clear()
+
+
 @lru_cache(maxsize=1 << 16)
 def _begins_as_picture(file: File) -> bool:
     formats = [name for name in _formats() if name not in WITHOUT_MAGIC]
     try:
         with file.open() as stream, Image.open(stream, formats=formats):
             return True
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # too large to be decoded
+        return True
     except Exception:  # a damaged file makes Pillow raise almost anything
         return False
 
@@ -232,12 +239,17 @@ class _Stack:
         if not self.size:
             self.planes = _allocate(self.count, pixels)
         if pixels.ndim == 3 and self.planes.shape[1] == 1:
+            self._check_growth(3)
             self.planes = np.repeat(self.planes, 3, axis=1)
         if pixels.dtype != np.uint8 and self.planes.dtype == np.uint8:
+            self._check_growth(2)
             self.planes = self.planes.astype(np.uint16)
         self.is_wide[self.size] = pixels.dtype != np.uint8
         self.planes[self.size] = pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels
         self.size += 1
+
+    def _check_growth(self, factor: int) -> None:
+        _check_memory((1 + factor) * self.planes.nbytes, self.count, self.planes.shape[2:])
 
     def finish(self, pixel_range: PixelRange) -> Array:
         """uint8 (n, h, w) or (n, h, w, 3); `pixel_range` of wide images becomes 0..255."""
@@ -252,14 +264,14 @@ class _Stack:
 
 def _allocate(count: int, pixels: Array) -> Array:
     """An array (count, c, h, w) for images like the first. Raises UserError where memory does not hold them."""
-    height, width = pixels.shape[:2]
-    shape = (count, 3 if pixels.ndim == 3 else 1, height, width)
-    refuse_beyond_memory(
-        prod(shape),
-        f"{count:,} images of {width}x{height} pixels",
-        "pass --resize (resize= in Python) to make them smaller",
-    )
+    shape = (count, 3 if pixels.ndim == 3 else 1, *pixels.shape[:2])
+    _check_memory(prod(shape), count, shape[2:])
     return np.empty(shape, np.uint8)
+
+
+def _check_memory(needed: int, count: int, size: tuple[int, ...]) -> None:
+    content = f"{count:,} images of {size[1]}x{size[0]} pixels"
+    refuse_beyond_memory(needed, content, "pass --resize (resize= in Python) to make them smaller")
 
 
 class _Collection:

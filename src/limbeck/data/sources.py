@@ -18,7 +18,7 @@ from limbeck.data.archives import archive_suffix, read_archive_tree
 from limbeck.data.assemble import assemble
 from limbeck.data.cache import read_with_cache
 from limbeck.data.images import ImageData, Origin, RawData, ReadOptions, Size
-from limbeck.data.pictures import is_picture
+from limbeck.data.pictures import forget_files, is_picture
 from limbeck.data.pixels import PixelRange, check_pixel_range
 from limbeck.data.readers import (
     arrow,
@@ -169,6 +169,13 @@ def _read_named(source: str | Path, options: ReadOptions, follow_links: bool) ->
         raise UserError(
             f"no data called {str(source)!r}; give a path that exists or a known name: {', '.join(DATA_NAMES)}"
         )
+    try:
+        return _read_path(path, options, follow_links)
+    finally:
+        forget_files()
+
+
+def _read_path(path: Path, options: ReadOptions, follow_links: bool) -> tuple[RawData, PixelRange | None]:
     tree = open_tree(path, follow_links)
     if _is_table(path):
         inner, folder, reader = "", tree.root, file_tables.reader_of_table(path.name)

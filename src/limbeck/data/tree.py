@@ -55,7 +55,7 @@ class File(NamedTuple):
         if self.size > limit:
             raise UserError(f"{self.where}: {self.size:,} bytes, where at most {limit:,} are read; split or shrink it")
         with self.open() as stream:
-            return stream.read(limit + 1)[: self.size]
+            return stream.read(self.size)
 
     def head(self, count: int) -> bytes:
         """The first `count` bytes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ WORDS = {
 KIND_OF = {word: kind for kind in reversed(WORDS) for word in WORDS[kind]}
 DAMAGE = (
     zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, ValueError, OverflowError, SyntaxError,
-    TypeError, KeyError, RecursionError,
+    TypeError, KeyError, RecursionError, tokenize.TokenError,
 )  # fmt: skip
 
 
@@ -220,9 +221,9 @@ def read_npz(folder: Folder, _options: ReadOptions) -> RawData:
     usual = medmnist.find_classes(data_name, folder.where) or idx.CLASSES.get(data_name)
     names: Sequence[str] | None = None
     if all(array.dtype.kind in "US" for array in labels.values()):
-        labels, names = _number_words(labels)
+        labels, names = _number_words(labels, folder.where)
     elif ("train", "names") in arrays:
-        names = [_as_text(word) for word in arrays["train", "names"]]
+        names = _read_words(arrays["train", "names"], folder.where)
     elif usual and all(array.dtype.kind in "iu" and array.max(initial=0) < len(usual) for array in labels.values()):
         names = usual
     elif usual:
@@ -230,13 +231,22 @@ def read_npz(folder: Folder, _options: ReadOptions) -> RawData:
     return RawData(data_name if usual else folder.name, images, labels, names, tuple(notes))
 
 
-def _as_text(word: Any) -> str:
-    return word.decode() if isinstance(word, bytes) else str(word)
+def _read_words(array: Array, where: str) -> list[str]:
+    """The words of an array of text or of bytes in UTF-8. Raises UserError for what is no text."""
+    if array.dtype.kind == "U" and array.size:
+        codes = np.frombuffer(array.astype(array.dtype.newbyteorder("="), copy=False).tobytes(), np.uint32)
+        is_text = ((codes < 0xD800) | ((codes > 0xDFFF) & (codes < 0x110000))).all()  # numpy checks none of them
+        if not is_text:
+            raise UserError(f"{where}: words contain codes that are no characters; fetch it again")
+    try:
+        return [word.decode() if isinstance(word, bytes) else str(word) for word in array.flat]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: words are not in UTF-8; save them as text") from error
 
 
-def _number_words(labels: dict[str, Array]) -> tuple[dict[str, Array], list[str]]:
+def _number_words(labels: dict[str, Array], where: str) -> tuple[dict[str, Array], list[str]]:
     """Labels that are words as numbers, and the words in the order of these numbers."""
-    words = {split: [_as_text(word) for word in array.flat] for split, array in labels.items()}
+    words = {split: _read_words(array, where) for split, array in labels.items()}
     names = sort_class_names(set().union(*words.values()))
     number = {name: label for label, name in enumerate(names)}
     numbers = {split: np.array([number[word] for word in part], np.int64) for split, part in words.items()}
