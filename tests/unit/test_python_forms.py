@@ -24,7 +24,7 @@ def labelled_sets(draw: st.DrawFn) -> tuple[dict[str, tuple[Any, Any]], tuple[st
     classes = draw(st.integers(2, 4))
     size = draw(st.integers(2, 7)), draw(st.integers(4, 7)), *draw(st.sampled_from([(), (3,)]))
     names = tuple(
-        sorted(draw(st.lists(st.text("abc xyzäß", min_size=1), min_size=classes, max_size=classes, unique=True)))
+        sorted(draw(st.lists(st.text("abc xyzäß").filter(str.strip), min_size=classes, max_size=classes, unique=True)))
     )
     generator = np.random.default_rng(draw(st.integers(0, 999)))
     splits = {}

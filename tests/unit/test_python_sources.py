@@ -131,6 +131,7 @@ def test_words_are_numbered_over_all_splits() -> None:
         ([0, [1]], ["label [0, [1]] is not one"]),
         (None, ["label None is not one"]),
         ({"boxes": 1}, ["label {'boxes': 1} is not one"]),
+        (" ", ["label ' ' is not one"]),
         (1 + 1j, ["label (1+1j) is not one"]),
         ("cat", ["label 'cat' beside 0", "numbers for all labels, or words for all"]),
     ],
@@ -221,6 +222,7 @@ def test_images_that_are_none_are_refused() -> None:
     refuses((np.zeros((4, 3, 3), complex), [0, 1, 0, 1]), "pixels are complex128")
     refuses((np.array([None, None]), [0, 1]), "pixels are object")
     refuses((np.zeros(4), [0, 1, 0, 1]), "shape (4,) is not that of")
+    refuses(Bunch(images=[], target=[]), "shape (0,) is not that of")
 
 
 def test_rows_are_square_images() -> None:

@@ -114,17 +114,16 @@ def append_label(labels: list[int | str], label: Any, where: str) -> None:
     """
     value = _as_label(label, where)
     if labels and isinstance(value, str) != isinstance(labels[0], str):
-        raise UserError(f"{where}: label {value!r} beside {labels[0]!r}; give numbers for all labels, or words for all")
+        pair = f"label {shorten(repr(value))} beside {shorten(repr(labels[0]))}"
+        raise UserError(f"{where}: {pair}; give numbers for all labels, or words for all")
     labels.append(value)
 
 
 def _as_label(label: Any, where: str) -> int | str:
-    if isinstance(label, str):
-        return str(label)
     try:
         target = to_numpy(label)
-        if target.size == 1 and target.dtype.kind == "U":
-            return str(target.reshape(()))
+        if target.size == 1 and target.dtype.kind == "U" and (word := str(target.reshape(()))).strip():
+            return word
         if target.size == 1 and target.dtype.kind in "iubf" and int(target.reshape(())) == target:
             return int(target.reshape(()))
         hint = " (one-hot or multi-label)" if target.size > 1 else ""

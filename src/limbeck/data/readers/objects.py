@@ -109,7 +109,7 @@ def _sort_by_split(source: Any, test: Any) -> tuple[dict[str, Any], list[str]]:
     if "train" not in split_names:
         keys = shorten(", ".join(by_name) or "no keys")
         raise UserError(f"{kind}: no split to train on among {keys}; call it train, beside validation and test")
-    left_out = ", ".join(key for key in by_name if key not in split_names.values())
+    left_out = list_names(key for key in by_name if key not in split_names.values())
     notes = [f"entries that are no split were left out: {left_out}"] if left_out else []
     return {split: by_name[key] for split, key in split_names.items()}, notes
 
@@ -145,7 +145,7 @@ def _open_split(source: Any, split: str) -> Items | Arrays:
 
 def _open_arrays(x: Any, y: Any, where: str) -> Items | Arrays:
     """Images and labels. A list of pictures or arrays is read one by one, since they may differ in size."""
-    if not is_sequence(x) or not _is_image(x[0]) or isinstance(x[0], list):
+    if not is_sequence(x) or not len(x) or isinstance(x[0], list) or not _is_image(x[0]):
         return read_arrays(x, y, where)
     return Items(list(zip(x, read_labels(y, len(x), where), strict=True)), where, "arrays")
 
