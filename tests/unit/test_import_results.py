@@ -21,7 +21,8 @@ from limbeck.data.assemble import assemble
 from limbeck.data.images import RawData
 from limbeck.evaluation.protocol import evaluate
 from limbeck.interop import describe_pt, import_set
-from limbeck.networks.registry import ModelConfig
+from limbeck.interop.set_files import VARIANTS
+from limbeck.networks.registry import ModelConfig, flat_model
 from limbeck.synthetic.distilled import DistilledSet, load
 
 
@@ -166,6 +167,11 @@ def test_dc_augments_only_mnist(tmp_path: Path, digits: ImageData) -> None:
         ("ConvNetD2", {"name": "convnet", "depth": 2, "width": 128}),
         ("ConvNetW32", {"name": "convnet", "depth": 3, "width": 32}),
         ("MLP", {"name": "mlp", "width": 128}),
+        ("ConvNetASwishBN", {"name": "convnet", "depth": 3, "norm": "batch", "activation": "swish"}),
+        ("ConvNetNN", {"norm": "none", "activation": "relu", "pooling": "avg"}),
+        ("ConvNetGN", {"norm": "group"}),
+        ("ConvNetAL", {"activation": "leaky-relu", "norm": "instance"}),
+        ("ConvNetMP", {"pooling": "max", "width": 128}),
     ],
 )
 def test_the_network_in_the_name(tmp_path: Path, digits: ImageData, network: str, expected: dict[str, Any]) -> None:
@@ -173,6 +179,11 @@ def test_the_network_in_the_name(tmp_path: Path, digits: ImageData, network: str
     distilled = import_set(tmp_path, digits)
     assert expected.items() <= distilled.recipe["model"].items()
     assert "was assumed" not in notes_of(distilled)
+
+
+def test_every_variant_is_a_network_of_limbeck(digits: ImageData) -> None:
+    for options in VARIANTS.values():
+        assert flat_model(ModelConfig(depth=1, width=16, **options), digits.shape, 10).layout.count > 0
 
 
 def test_a_network_that_limbeck_has_not_is_named(tmp_path: Path, digits: ImageData) -> None:

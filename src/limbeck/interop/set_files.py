@@ -35,6 +35,24 @@ CONSTANTS = {
 }
 """The constants by which the code of DC, DSA, DM and DataDAM normalises a data set, by its name in lower case."""
 
+VARIANTS: dict[str, dict[str, str]] = {
+    "": {},
+    "AS": {"activation": "sigmoid"},
+    "AR": {"activation": "relu"},
+    "AL": {"activation": "leaky-relu"},
+    "ASwish": {"activation": "swish"},
+    "ASwishBN": {"activation": "swish", "norm": "batch"},
+    "NN": {"norm": "none"},
+    "BN": {"norm": "batch"},
+    "LN": {"norm": "layer"},
+    "IN": {"norm": "instance"},
+    "GN": {"norm": "group"},
+    "NP": {"pooling": "none"},
+    "MP": {"pooling": "max"},
+    "AP": {"pooling": "avg"},
+}
+"""What is behind ConvNet in the names of the authors' ablations, as options of limbeck's."""
+
 Pair = tuple[Any, Any]
 Kind = Literal["experiments", "snapshots", "set", "pixels"]
 
@@ -137,11 +155,15 @@ def read_name(path: Path, kind: Kind) -> Origin:
 
 
 def _read_network(name: str) -> ModelConfig | None:
-    """ConvNet, ConvNetD4, ConvNetW64 or MLP of the authors' code; a ConvNet has 3 blocks for images of any size."""
+    """A ConvNet or MLP by its name in the authors' code, where a ConvNet has 3 blocks for images of any size."""
     if name == "MLP":
         return ModelConfig(name="mlp", width=128)
-    match = re.fullmatch(r"ConvNet(?:D(?P<depth>[1-9])|W(?P<width>\d{1,4}))?", name)
-    return match and ModelConfig(depth=int(match["depth"] or 3), width=int(match["width"] or 128))
+    base, suffix = name[:7], name[7:]
+    if base != "ConvNet":
+        return None
+    if match := re.fullmatch(r"D([1-9])|W([1-9]\d{0,3})", suffix):
+        return ModelConfig(depth=int(match[1] or 3), width=int(match[2] or 128))
+    return ModelConfig(depth=3, width=128, **VARIANTS[suffix]) if suffix in VARIANTS else None
 
 
 def find_set_file(source: Path) -> Path:
