@@ -1,8 +1,9 @@
-"""Make docs/performance.md and its picture from benchmarks/results: python -m benchmarks.page."""
+"""Make the tables of PAGES in docs, and a picture, from benchmarks/results: python -m benchmarks.page."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from benchmarks.__main__ import INSTRUCTIONS
 from benchmarks.measure import RESULTS, ROOT
 
 Json = dict[str, Any]
+PAGES = ("performance.md", "gpu.md")
 AXES = {"steps": "N, student steps", "ipc": "images per class", "width": "width", "side": "side of the images, pixels"}
 
 
@@ -158,12 +160,56 @@ def draw_growth(result: Json, path: Path) -> None:
 
 
 def load_results() -> dict[str, dict[str, Json]]:
-    """What there is, by instruction set and script."""
-    folders = [RESULTS / name for name in INSTRUCTIONS if (RESULTS / name).is_dir()]
+    """What there is, by folder (an instruction set of the processor or a GPU) and script."""
+    folders = [*INSTRUCTIONS, *sorted({path.parent.name for path in RESULTS.glob("*/device.json")})]
     return {
-        folder.name: {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
-        for folder in folders
+        name: {file.stem: json.loads(file.read_text()) for file in sorted((RESULTS / name).glob("*.json"))}
+        for name in folders
+        if (RESULTS / name).is_dir()
     }
+
+
+def format_device(result: Json) -> str:
+    """Seconds on a GPU, a row per job, with how many times as fast as eager float32."""
+    names = list(result["device_gflop_per_s"])
+    rows = []
+    for title, case in result["cases"].items():
+        for job, comparison in case["jobs"].items():
+            if isinstance(comparison, str):
+                rows.append([f"{title}, {job}", *["–"] * len(names)])
+                continue
+            seconds, faster = comparison["median_seconds"], comparison["times_faster"]
+            cells = [f"{seconds[name]:.2f} ({faster[name]['of_medians']:.2f})" for name in names]
+            rows.append([f"{title}, {job}, n = {comparison['n']}", *cells])
+    rates = result["device_gflop_per_s"]
+    rows.append(["the GPU's own rate, TFLOP/s", *(f"{rates[name] / 1000:.0f}" for name in names)])
+    return f"{result['device']}, torch {result['machine']['torch']}.\n\n" + format_table(
+        ["seconds (times as fast)", *names], rows
+    )
+
+
+def format_gradients(checks: Json) -> str:
+    """Relative errors of the exact gradient on a GPU, a row per precision."""
+    first, last = checks["gradient"].values()
+    steps = list(checks["gradient"])
+    rows = [
+        [side, *(f"{errors[name]:.1e}" for errors in (first[side], last[side]) for name in ("images", "step_size"))]
+        for side in first
+    ]
+    head = [f"{name}, N {count}" for count in steps for name in ("images", "step size")]
+    return f"{checks['device']}, torch {checks['torch']}.\n\n" + format_table(["computed in", *head], rows)
+
+
+def format_memory(checks: Json) -> str:
+    """Memory of an outer step on a GPU, a row per number of images and of student steps."""
+    peaks = {(row["ipc"], row["steps"], row["adjoint"]): row["peak_mib"] for row in checks["memory"]}
+    rows = []
+    for ipc, steps in sorted({key[:2] for key in peaks}):
+        full = peaks.get((ipc, steps, "backprop"))
+        cells = [f"{peaks[ipc, steps, 'exact']:.0f}", f"{1024 * checks['graphs_gib'][str(ipc)]['shared']:.0f}"]
+        rows.append([str(ipc), str(steps), *cells, "–" if full is None else f"{full:.0f}"])
+    head = ["images per class", "N", "exact, MiB", "CUDA graphs, MiB", "full graph, MiB"]
+    return f"{checks['device']}, torch {checks['torch']}.\n\n" + format_table(head, rows)
 
 
 def fill_tables(text: str) -> str:
@@ -174,18 +220,27 @@ def fill_tables(text: str) -> str:
         parts = [f"### {format_title(name)}\n\n{of(part[script])}" for name, part in tables.items() if script in part]
         return "\n\n".join(parts)
 
-    texts = {
-        "step": sections("step", format_steps),
-        "experts": sections(
+    makers: dict[str, Callable[[], str]] = {
+        "step": lambda: sections("step", format_steps),
+        "experts": lambda: sections(
             "experts", lambda part: format_loops(part, {"one": ", one expert", "two": ", two experts"})
         ),
-        "evaluate": sections("evaluate", lambda part: format_loops(part, {None: ""})),
-        "growth": format_growth(find_growth(tables)),
+        "evaluate": lambda: sections("evaluate", lambda part: format_loops(part, {None: ""})),
+        "growth": lambda: format_growth(find_growth(tables)),
+        "speed on a GPU": lambda: "\n\n".join(
+            format_device(part["device"]) for part in tables.values() if "device" in part
+        ),
+        **{
+            f"{name} on a GPU": lambda of=of: "\n\n".join(  # type: ignore[misc]
+                of(part["checks"]) for part in tables.values() if "checks" in part
+            )
+            for name, of in (("gradient", format_gradients), ("memory", format_memory))
+        },
     }
-    for name, section in texts.items():
+    for name in re.findall(r"<!-- end of ([\w ]+) -->", text):
         before, after = text.split(f"<!-- {name} -->\n", 1)
         _, after = after.split(f"<!-- end of {name} -->", 1)
-        text = f"{before}<!-- {name} -->\n\n{section}\n\n<!-- end of {name} -->{after}"
+        text = f"{before}<!-- {name} -->\n\n{makers[name]()}\n\n<!-- end of {name} -->{after}"
     return text
 
 
@@ -195,9 +250,10 @@ def find_growth(tables: dict[str, dict[str, Json]]) -> Json:
 
 
 def main() -> None:
-    """Fill the marked places of docs/performance.md, and draw its picture."""
-    page = ROOT / "docs" / "performance.md"
-    page.write_text(fill_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
+    """Fill the marked places of the pages, and draw the picture."""
+    for name in PAGES:
+        page = ROOT / "docs" / name
+        page.write_text(fill_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
     draw_growth(find_growth(load_results()), ROOT / "docs" / "performance.svg")
 
 

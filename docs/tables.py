@@ -222,6 +222,7 @@ SECTIONS: dict[str, Any] = {
     "which": format_choice,
     "methods": format_methods,
     "digits 1": lambda: format_results("digits", 1),
+    "cifar 1": lambda: format_results("cifar10", 1),
     **{
         f"fashion {ipc}": lambda ipc=ipc: format_results("fashion-mnist", ipc)
         for ipc in (1, 10)

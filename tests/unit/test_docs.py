@@ -72,11 +72,13 @@ def test_tables_are_up_to_date(page: Path) -> None:
     assert text == tables.fill_tables(text), "python docs/tables.py"
 
 
-def test_the_page_on_performance_is_up_to_date() -> None:
+def test_the_pages_of_measurements_are_up_to_date() -> None:
     sys.path.insert(0, str(ROOT))  # the folder `benchmarks` is not installed
-    performance = importlib.import_module("benchmarks.page")
-    text = (DOCS / "performance.md").read_text(encoding="utf-8")
-    assert text == performance.fill_tables(text), "python -m benchmarks.page"
+    measurements = importlib.import_module("benchmarks.page")
+    for page in measurements.PAGES:
+        text = (DOCS / page).read_text(encoding="utf-8")
+        assert text.count("<!-- end of ") in (3, 4)
+        assert text == measurements.fill_tables(text), "python -m benchmarks.page"
 
 
 def test_every_table_of_results_and_every_record_is_shown() -> None:

@@ -46,7 +46,11 @@ PAGES = [
 PLAIN = {"", "text", "{eval-rst}", "{toctree}", "{include}", "{options}", "{commands}"}
 BLOCK = re.compile(r"^(?:<!-- not run: (?P<why>.*?) -->\n)?```(?P<language>\S*).*?\n(?P<code>.*?)^```$", re.M | re.S)
 
-NOT_RUN = {("docs/install.md", "it installs"): 1, ("docs/gpu.md", "it needs a GPU"): 1}
+NOT_RUN = {
+    ("docs/install.md", "it installs"): 1,
+    ("docs/gpu.md", "it needs a GPU"): 1,
+    ("docs/results.md", "it needs a GPU"): 1,
+}
 """(page, reason) -> blocks."""
 
 STAND_IN = {"fashion-mnist": "fashion.npz", "pneumoniamnist.npz": "chest.npz", "cifar10": "colour.npz"}

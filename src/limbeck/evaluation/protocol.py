@@ -144,9 +144,8 @@ def best_lr(
     advance: Callable[[], None] = lambda: None,
 ) -> float:
     """The step size of `config.baseline_lrs` whose networks do best on validation: for sets that bring none."""
-    trials: list[Trial] = []
-    for lr in config.baseline_lrs:
-        trials += make_trials(draw_set, config.schedule(lr), config.networks, seed)
+    first_trials = make_trials(draw_set, config.schedule(config.baseline_lrs[0]), config.networks, seed)
+    trials = [trial._replace(schedule=config.schedule(lr)) for lr in config.baseline_lrs for trial in first_trials]
     scores = run_trials(task, trials, task.validation, advance)
     means = [Summary.of(scores[i : i + config.networks]).accuracy_mean for i in range(0, len(scores), config.networks)]
     return config.baseline_lrs[max(range(len(means)), key=means.__getitem__)]
