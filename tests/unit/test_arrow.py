@@ -129,6 +129,14 @@ def test_damaged_arrow_files_are_refused(tmp_path: Path) -> None:
         refuses(path, "a.arrow")
 
 
+def test_a_stream_that_is_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    path = write_stream(tmp_path / "a.arrow", make_table(colour(8), [0, 1] * 4), rows=2)
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 8):  # batches end at multiples of 8, where pyarrow sees nothing amiss
+        path.write_bytes(whole[:length])
+        refuses(path, "a.arrow: ")
+
+
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_what_is_saved_is_read(data: st.DataObject) -> None:

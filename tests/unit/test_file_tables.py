@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from shutil import make_archive
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -345,3 +346,27 @@ def test_the_cache_sees_a_changed_label_and_a_changed_image(tmp_path: Path) -> N
         assert images_by_name(before) != images_by_name(changed)
         images = write_images(tmp_path, NAMES, seed=id(source) % 1000)
         expect(load_data(source), images, WORDS[::-1])
+
+
+def test_traffic_signs_with_class_folders_for_train_alone(tmp_path: Path) -> None:
+    places = [f"Train/{i % 2}/{i:05d}.png" for i in range(8)]
+    train = write_images(tmp_path, places)
+    test = write_images(tmp_path, [f"Test/{i:05d}.png" for i in range(4)], seed=1)
+    write_images(tmp_path, ["Meta/0.png", "Meta/1.png"], seed=2)
+    header = ["Width", "Height", "ClassId", "Path"]
+    write_table(tmp_path / "Train.csv", header, [(5, 6, i % 2, place) for i, place in enumerate(places)])
+    write_table(tmp_path / "Test.csv", header, [(5, 6, (i + 1) % 2, f"Test/{i:05d}.png") for i in range(4)])
+    write_table(tmp_path / "Meta.csv", ["Path", "ClassId", "ShapeId"], [("Meta/0.png", 0, 1), ("Meta/1.png", 1, 1)])
+    data = load_data(tmp_path, validation=0)
+    assert np.array_equal(data.train.images.numpy(), train)
+    assert np.array_equal(data.test.images.numpy(), test)
+    assert (data.train.labels.tolist(), data.test.labels.tolist()) == ([0, 1] * 4, [1, 0] * 2)
+    assert {"Meta.csv was left out: its name is not that of a split", "labels are the column ClassId"} & set(data.notes)
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar"])
+def test_tables_are_read_in_an_archive(tmp_path: Path, suffix: str) -> None:
+    images = write_images(tmp_path / "set" / "pets", [f"images/{name}" for name in NAMES])
+    write_table(tmp_path / "set" / "pets" / "labels.csv", ["file", "label"], zip(NAMES, WORDS, strict=True))
+    path = make_archive(str(tmp_path / "packed"), suffix, tmp_path / "set")
+    expect(load_data(path), images, WORDS)

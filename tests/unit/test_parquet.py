@@ -119,7 +119,7 @@ def test_the_number_of_a_part_is_cut_and_nothing_else() -> None:
     assert [cut_number(name) for name in names] == ["train", "train", "cifar10", "cifar100_train", "0000"]
 
 
-@pytest.mark.parametrize("suffix", [".zip"])
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz"])
 def test_parquet_files_are_read_in_an_archive(tmp_path: Path, suffix: str) -> None:
     for split in ("train", "test"):
         write(tmp_path / "set" / "data" / f"{split}-0.parquet", [0, 1] * 3)

@@ -38,6 +38,7 @@ from limbeck.data.readers.table_files import Select, TableFile, find_tables, hol
 from limbeck.data.tree import File, Folder
 
 MAX_ROWS = 1 << 26  # of one file
+END = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream; its second half alone in the format before Arrow 0.15
 LABEL_ROWS, IMAGE_ROWS = 1 << 16, 64  # that are read at once
 
 Batches = Callable[[Sequence[str], int], Iterable[Any]]
@@ -192,6 +193,10 @@ def open_arrow(file: File) -> Iterator[tuple[Any, Batches]]:
         pa.memory_map(str(file.path)) if file.path else pa.BufferReader(stream.read()) as source,
     ):
         is_indexed = file.head(6) == b"ARROW1"
+        source.seek(max(0, source.size() - len(END)))
+        if not is_indexed and not source.read().endswith(END if file.head(4) == END[:4] else END[4:]):
+            raise UserError(f"{file.where}: cut short, or still being written: its end is not marked; copy it again")
+        source.seek(0)
         start = pa.ipc.open_file if is_indexed else pa.ipc.open_stream
         schema = start(source).schema
 

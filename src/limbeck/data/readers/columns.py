@@ -16,7 +16,7 @@ from limbeck.data.tree import File, Folder
 
 LABEL_COLUMNS = (
     "fine_label", "target", "targets", "class", "classes", "class_name", "category", "cls", "y", "species", "breed",
-    "diagnosis", "dx",
+    "diagnosis", "dx", "class_id",
 )  # fmt: skip
 FIRST_LABEL_COLUMNS = ("label", "labels")  # these win over the other names
 SPLIT_COLUMNS = ("split", "set", "subset", "partition", "data_set", "data_split", "dataset", "phase", "usage")

@@ -34,7 +34,7 @@ from limbeck.data.tree import File, Folder
 FILE_COLUMNS = (
     "file_name", "filename", "filenames", "file", "files", "file_path", "filepath", "filepaths", "path", "paths",
     "fname", "image", "images", "img", "image_name", "image_id", "image_path", "image_file", "image_index", "img_path",
-    "img_name", "id", "picture", "photo",
+    "img_name", "id", "id_code", "picture", "photo",
 )  # fmt: skip
 FLAGS = ("0", "1", "0.0", "1.0")
 NUMBERS = ("", "unnamed_0", "index")  # columns that count the rows
