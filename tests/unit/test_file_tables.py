@@ -202,6 +202,20 @@ def test_encodings_quotes_and_marks(tmp_path: Path) -> None:
         expect(data, images, [data.classes[i] for i in (1, 0, 0, 1)])
 
 
+def test_long_tables_are_read_to_their_end_in_every_encoding(tmp_path: Path) -> None:
+    images = write_images(tmp_path, NAMES)
+    remark = "ä" * 20_000
+    lines = ["file,label,remark", *(f"{name},{word},{remark}" for name, word in zip(NAMES, WORDS, strict=True))]
+    for encoding in ("utf-8", "utf-16", "latin-1"):
+        (tmp_path / "labels.csv").write_bytes("\n".join(lines).encode(encoding))
+        expect(load_data(tmp_path), images, WORDS)
+    (tmp_path / "labels.csv").unlink()
+    records = [{"file_name": n, "label": f"{w}\u2028\x85"} for n, w in zip(NAMES, WORDS, strict=True)]
+    text = "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+    (tmp_path / "metadata.jsonl").write_text(text, encoding="utf-8")
+    assert load_data(tmp_path).classes == ("cat", "dog")
+
+
 def test_a_table_without_header(tmp_path: Path) -> None:
     images = write_images(tmp_path, NAMES)
     path = write_table(tmp_path / "labels.csv", None, zip(NAMES, WORDS, strict=True))

@@ -154,4 +154,4 @@ def find_file(folders: Sequence[Folder], path: str, where: str) -> File:
 def leads_out(path: str) -> bool:
     """Whether a path is absolute, an address, or leads above its folder."""
     parts = path.replace("\\", "/").split("/")
-    return parts[0] == "" or ".." in parts or bool(re.match(r"[A-Za-z]+:", path))
+    return parts[0] == "" or ".." in parts or bool(re.match(r"[A-Za-z]:[/\\]|[A-Za-z]+://", path))

@@ -63,7 +63,7 @@ def open_rows(file: File) -> TextRows:
     encoding = _encoding(head)
     text = _decode(head, encoding)
     if file.where.lower().endswith(".jsonl"):
-        first = list(_json_rows(file.where, "\n".join(text.splitlines()[:LINES]), None))
+        first = list(_json_rows(file.where, "\n".join(text.split("\n")[:LINES]), None))
         columns = list(dict.fromkeys(name for _, record in first for name in record))
         return TextRows(file, columns, list(_json_rows(file.where, text, columns)), encoding, "")
     delimiter = _delimiter(file.where, text)
@@ -91,7 +91,7 @@ def _encoding(head: bytes) -> str:
 
 def _decode(content: bytes, encoding: str) -> str:
     try:
-        return content.decode(encoding)
+        return content.decode(encoding, "ignore" if encoding == "utf-16" else "strict")
     except UnicodeDecodeError:
         return content.decode("latin-1")
 
@@ -122,7 +122,7 @@ def _delimiter(where: str, text: str) -> str:
 
 def _json_rows(where: str, text: str, columns: list[str] | None) -> Iterator[tuple[int, list[str]]]:
     """The records as cells of these columns; None: the names of the columns of each record."""
-    for line, content in enumerate(text.splitlines(), 1):
+    for line, content in enumerate(text.split("\n"), 1):  # strings may hold other ends of lines
         if not content.strip():
             continue
         try:
