@@ -22,7 +22,7 @@ from limbeck.derivatives.choice import Choice, choose
 from limbeck.derivatives.explicit import ExplicitDerivatives, FusedCrossEntropy
 from limbeck.networks.flat import FlatModel
 from limbeck.networks.losses import Augment, CrossEntropy
-from limbeck.networks.registry import MODELS, ModelConfig, flat_model
+from limbeck.networks.registry import ModelConfig, find_network, flat_model
 from limbeck.networks.statistics import RunningStatistics, for_inference
 from limbeck.training.plain import Network
 
@@ -161,7 +161,7 @@ class Task:
             "model": self.model_config.model_dump(),
             "preprocess": self.preprocess.describe(),
             "augment": self.augment.strategy,
-            **({"code": code} if (code := source_key(MODELS[self.model_config.name])) else {}),
+            **({"code": code} if (code := source_key(find_network(self.model_config.name))) else {}),
         }
 
     def conditions(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from limbeck.core.errors import UserError
 from limbeck.core.types import Batch
 from limbeck.data.augment import DSA
 from limbeck.derivatives.autograd import Loss, NeedsGrad
@@ -72,6 +73,15 @@ def test_hvp_of_any_network_equals_double_backward_in_torchs_own_order(name: str
         for derivative, exact, want in zip(hvp[1:], second, needs):
             assert (derivative is not None) == want
             assert derivative is None or (derivative - exact).norm() <= 1e-12 * exact.norm()
+
+
+def test_a_network_without_a_second_derivative_is_refused_in_a_sentence() -> None:
+    """Of timm's MobileNetV3, for example: torch cannot differentiate hardsigmoid twice."""
+    loss = Loss(CrossEntropy(FlatModel(lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Hardsigmoid()))))
+    theta, batch = torch.ones(15), Batch(torch.ones(2, 1, 2, 2), torch.tensor([0, 1]))
+    assert loss.gradient(theta / 10, batch).norm() > 0
+    with pytest.raises(UserError, match=r"no second derivative \(derivative for aten::hardsigmoid.*limbeck evaluate"):
+        loss.hvp(theta / 10, batch, theta, NeedsGrad(True, True, False))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

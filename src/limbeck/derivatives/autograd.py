@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from limbeck.core.errors import UserError
 from limbeck.core.types import Batch, PureLoss
 from limbeck.networks.losses import CrossEntropy
 
@@ -80,7 +81,15 @@ class Loss:
         directional = torch.dot(direction, gradient.detach())
         if not inputs or not gradient.requires_grad:  # the second: a loss that is linear in theta
             return Hvp(directional, None, None, None)
-        derivatives = iter(torch.autograd.grad(gradient, inputs, direction, allow_unused=True))
+        try:
+            derivatives = iter(torch.autograd.grad(gradient, inputs, direction, allow_unused=True))
+        except RuntimeError as error:
+            if "is not implemented" not in str(error):
+                raise
+            raise UserError(
+                f"the network has no second derivative ({str(error).splitlines()[0][:90]}), which distilling needs; "
+                "it can be evaluated on a set (limbeck evaluate RUN --model.name NAME)."
+            ) from error
         return Hvp(directional, *(next(derivatives) if is_needed else None for is_needed in needs))
 
     @property

@@ -34,7 +34,8 @@ def describe_experts(task: Task, config: ExpertConfig, seed: int) -> dict[str, A
 
 def default_store(description: dict[str, Any]) -> Path:
     """Return the default folder of experts of this description; two descriptions never share one."""
-    name = f"{description['data']['name']}-{description['model']['name']}-{content_key(description)}"
+    network = description["model"]["name"].replace(":", "-")  # a user's own is MODULE:NAME
+    name = f"{description['data']['name']}-{network}-{content_key(description)}"
     return home_folder() / "experts" / name
 
 

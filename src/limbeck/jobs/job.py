@@ -25,7 +25,7 @@ from limbeck.jobs.config import JobConfig, check_options
 from limbeck.jobs.record import RunFolder, versions
 from limbeck.jobs.rehearsal import check_plan
 from limbeck.methods import DataFacts, Method, MethodInputs, Plan, find_method
-from limbeck.networks.registry import MODELS
+from limbeck.networks.registry import find_network
 from limbeck.task import Task, make_task, restore_switches
 
 DEFAULT_NUM_EXPERTS = 10
@@ -73,7 +73,8 @@ class Job:
             resolved["experts"] = self.experts.store.header.key
         if self.config.fill == "none":  # as runs were recorded before there was the option
             del resolved["fill"]
-        code = source_key(self.method.plan, self.method.resolve, self.method.config, MODELS[self.config.model.name])
+        network = find_network(self.config.model.name)
+        code = source_key(self.method.plan, self.method.resolve, self.method.config, network)
         resolved = {**resolved, "code": code} if code else resolved
         return cast("dict[str, Any]", json.loads(json.dumps(resolved)))  # as a file holds it
 

@@ -128,7 +128,7 @@ def _call_once(module: nn.Module, images: Tensor) -> _Call:
         with torch.no_grad(), _differentiable_attention():
             logits = torch.func.functional_call(module, buffers, (images,))
             generator = torch.get_rng_state()
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except Exception as error:  # the module may be the user's own
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"the network {name} cannot be called on images of shape {shape}: {reason}") from error
     if not isinstance(logits, Tensor):

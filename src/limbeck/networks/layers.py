@@ -10,6 +10,7 @@ from torch import nn
 from limbeck.core.errors import UserError
 
 NORMS = ("instance", "batch", "layer", "group", "none")
+BLOCK_NORMS = ("instance", "batch", "group", "none")  # of AlexNet, VGG and ResNet
 POOLINGS = ("avg", "max", "none")
 GROUPS = 4  # of group norm
 SHARPNESS = 60  # of softplus, as in RCIG: a ReLU with a second derivative. Its threshold stays torch's 20: a larger one

@@ -1,5 +1,7 @@
 """Networks by name. To add one, write a module of (channels, size, classes, **options) and add a line to MODELS.
 
+`find_network` also takes MODULE:NAME for a user's own function, and timm:NAME for a network of timm.
+
 >>> MODELS["mlp"](1, (8, 8), 10, width=4)(torch.zeros(2, 1, 8, 8)).shape
 torch.Size([2, 10])
 """
@@ -7,21 +9,66 @@ torch.Size([2, 10])
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from limbeck.core.errors import UserError
+from limbeck.core.errors import UserError, suggest_names
+from limbeck.core.user_imports import import_object
+from limbeck.networks.alexnet import AlexNet
 from limbeck.networks.convnet import MLP, ConvNet, default_depth, widening
 from limbeck.networks.flat import FlatModel
+from limbeck.networks.lenet import LeNet
+from limbeck.networks.resnet import ResNet18, resnet18ap
+from limbeck.networks.timm_models import TimmNetwork
+from limbeck.networks.vgg import VGG11
+from limbeck.networks.vit import ViT
 
-__all__ = ["MLP", "MODELS", "ConvNet", "ModelConfig", "default_depth", "flat_model", "widening"]
+__all__ = ["MLP", "MODELS", "ConvNet", "ModelConfig", "default_depth", "find_network", "flat_model", "widening"]
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"convnet": ConvNet, "widening": widening, "mlp": MLP}
+Factory = Callable[..., nn.Module]
+"""(channels, (height, width), classes, **options) -> a network with random weights."""
+
+MODELS: dict[str, Factory] = {
+    "convnet": ConvNet,
+    "widening": widening,
+    "mlp": MLP,
+    "lenet": LeNet,
+    "alexnet": AlexNet,
+    "vgg11": VGG11,
+    "resnet18": ResNet18,
+    "resnet18ap": resnet18ap,
+    "vit": ViT,
+}
 """Functions of (channels, size, classes, **options) that build a network, by the name that users give."""
+
+
+def find_network(name: str) -> Factory:
+    """The function that builds the network of this name: of `MODELS`, of timm (timm:NAME), or a user's (MODULE:NAME).
+
+    Raises UserError for a name that is none of these, and for what cannot be imported.
+
+    >>> find_network("lenet")
+    <class 'limbeck.networks.lenet.LeNet'>
+    """
+    if name in MODELS:
+        return MODELS[name]
+    prefix, colon, model = name.partition(":")
+    if not colon:
+        raise UserError(f"there is no network called '{name}'; {suggest_names(name, sorted(MODELS))}")
+    if prefix == "timm":
+        return partial(TimmNetwork, model)
+    factory = import_object(name, "network")
+    if not callable(factory):
+        raise UserError(
+            f"the network '{name}' is a {type(factory).__name__}; it has to be a function of (channels, size, classes) "
+            "that returns a torch.nn.Module."
+        )
+    return factory  # type: ignore[no-any-return]
 
 
 class ModelConfig(BaseModel):
@@ -30,13 +77,14 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str = "convnet"
-    """Name of the network: convnet, widening (a convnet whose channels double from block to block) or mlp."""
+    """Name of the network: convnet, widening (channels double), mlp, lenet, alexnet, vgg11, resnet18, resnet18ap, vit;
+    timm:NAME for one of timm, and my_file:make for a function `make` of your own."""
     depth: int | None = Field(default=None, ge=1)
-    """Number of blocks of a convnet; the default depends on the image size (3 at 28 and 32 pixels)."""
+    """Number of blocks of a convnet or vit; a convnet's default depends on the image size (3 at 28 and 32 pixels)."""
     width: int | None = Field(default=None, ge=1)
-    """Channels of every block; in widening, of the first block (the papers: 128)."""
+    """Channels of every block, or of the first where they grow (the papers: 128; vgg11 and resnet18 64)."""
     norm: str | None = None
-    """Norm after every convolution: instance, batch, layer, group or none."""
+    """Norm after every convolution: instance, batch, layer (convnet only), group or none."""
     activation: str | None = None
     """Activation: relu, leaky-relu, sigmoid, softplus or swish."""
     pooling: str | None = None
@@ -47,12 +95,11 @@ class ModelConfig(BaseModel):
 
         Raises UserError for an unknown network, and for an option that this network does not have.
         """
-        if self.name not in MODELS:
-            raise UserError(f"there is no network called '{self.name}'; choose one of {', '.join(sorted(MODELS))}.")
+        parameters = _parameters(self.name)
         options = {key: value for key, value in self.model_dump(exclude={"name"}).items() if value is not None}
-        parameters = inspect.signature(MODELS[self.name]).parameters
+        takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
         for key in options:
-            if key not in parameters:
+            if key not in parameters and not takes_all:
                 own = ", ".join(name for name in type(self).model_fields if name != "name" and name in parameters)
                 raise UserError(f"the network '{self.name}' has no option '{key}'; it has {own or 'none'}.")
         return options
@@ -66,12 +113,20 @@ class ModelConfig(BaseModel):
         options = self.options()
         defaults = {
             key: parameter.default
-            for key, parameter in inspect.signature(MODELS[self.name]).parameters.items()
+            for key, parameter in _parameters(self.name).items()
             if key in type(self).model_fields and parameter.default is not inspect.Parameter.empty
         }
-        if "depth" in defaults:
+        if "depth" in defaults and defaults["depth"] is None:
             defaults["depth"] = default_depth(min(size))
         return ModelConfig(name=self.name, **{**defaults, **options})
+
+
+def _parameters(name: str) -> Mapping[str, inspect.Parameter]:
+    """The parameters of the function that builds a network; none where Python cannot tell."""
+    try:
+        return inspect.signature(find_network(name)).parameters
+    except ValueError:
+        return {}
 
 
 def flat_model(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> FlatModel:
@@ -82,9 +137,21 @@ def flat_model(config: ModelConfig, shape: tuple[int, int, int], classes: int) -
     >>> flat_model(ModelConfig(name="mlp", width=4), (1, 8, 8), 10).layout.names
     ('fc1.weight', 'fc1.bias', 'fc2.weight', 'fc2.bias', 'classifier.weight', 'classifier.bias')
     """
-    options = config.options()
+    options, factory = config.options(), find_network(config.name)
     channels, height, width = shape
-    model = FlatModel(lambda: MODELS[config.name](channels, (height, width), classes, **options), shape)
+
+    def build() -> nn.Module:
+        try:
+            return factory(channels, (height, width), classes, **options)
+        except Exception as error:  # of the user's own code, anything
+            if ":" not in config.name or isinstance(error, UserError):
+                raise
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:150]}"
+            raise UserError(
+                f"the network '{config.name}' cannot be built for images of shape {shape}: {reason}"
+            ) from error
+
+    model = FlatModel(build, shape)
     _require_classifier(model, config.name, shape, classes)
     return model
 

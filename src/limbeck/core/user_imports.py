@@ -1,0 +1,58 @@
+"""Objects of the user's own modules by name, as in `my_file:make`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from limbeck.core.errors import UserError, suggest_names
+
+
+def import_object(name: str, kind: str) -> Any:
+    """The object `NAME` of the module `MODULE`, for a name of the form MODULE:NAME.
+
+    The module is one that Python can import, or a file of the current folder: `my_file:make` is `make` of `my_file.py`,
+    and `package.module:make` one of a package. It is imported once in a process.
+    kind: what the object is for, a word of the errors. Raises UserError for a name that cannot be imported.
+
+    >>> import_object("math:floor", "network")(2.5)
+    2
+    """
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise UserError(
+            f"the {kind} '{name}' is not of the form MODULE:NAME; write my_file:make for make of my_file.py."
+        )
+    if module_name.endswith(".py") or "/" in module_name or "\\" in module_name:
+        raise UserError(
+            f"the {kind} '{name}' names a file; write its module, as in {Path(module_name).stem}:{attribute}, and run "
+            "limbeck in its folder."
+        )
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise UserError(
+                f"the {kind} '{name}' is of a module '{error.name}', which is neither in this folder nor installed."
+            ) from None
+        raise UserError(f"the {kind} '{name}' cannot be imported: its module needs '{error.name}'.") from error
+    except (Exception, SystemExit) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
+        raise UserError(
+            f"the {kind} '{name}' cannot be imported: {type(error).__name__} in its module: {reason}"
+        ) from error
+    finally:
+        sys.path.remove(folder)
+    value: Any = module
+    for part in attribute.split("."):
+        try:
+            value = getattr(value, part)
+        except AttributeError:
+            public = [key for key in vars(value) if not key.startswith("_")] if hasattr(value, "__dict__") else []
+            hint = f"; {suggest_names(part, public)}"[:120] if public else "."
+            raise UserError(f"the {kind} '{name}': {module_name} has no '{part}'{hint}") from None
+    return value
