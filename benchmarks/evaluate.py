@@ -1,4 +1,4 @@
-"""Time the evaluation of a small synthetic set: the field's loop against `evaluation.protocol.evaluate_set`."""
+"""Time the evaluation of a small synthetic set: the field's loop against `evaluation.trials.evaluate_set`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from benchmarks.measure import (
     write,
 )
 from benchmarks.reference import evaluate_synset, reference_dsa
-from limbeck.evaluation.protocol import EvalConfig, evaluate_set
+from limbeck.evaluation.protocol import EvalConfig
+from limbeck.evaluation.trials import evaluate_set
 from limbeck.task import Task
 
 LIMIT_S = 240

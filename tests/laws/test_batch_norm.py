@@ -13,7 +13,7 @@ from limbeck import EvalConfig, ExpertConfig, ImageData, ModelConfig, UserError
 from limbeck.core.rng import derive_seed, make_generator
 from limbeck.core.types import Batch
 from limbeck.derivatives.autograd import Loss, NeedsGrad
-from limbeck.evaluation.protocol import evaluate_set, make_trials
+from limbeck.evaluation.trials import evaluate_set, make_trials
 from limbeck.experts import Store
 from limbeck.experts.make import describe_experts, make_experts
 from limbeck.methods.coreset import grand_scores

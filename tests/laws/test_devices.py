@@ -28,7 +28,8 @@ from limbeck.derivatives.choice import Choice
 from limbeck.derivatives.convnet import torch_derivatives
 from limbeck.derivatives.cuda_graph import CapturedDerivatives
 from limbeck.derivatives.explicit import FusedCrossEntropy
-from limbeck.evaluation.protocol import EvalConfig, best_lr
+from limbeck.evaluation.protocol import EvalConfig
+from limbeck.evaluation.trials import best_lr
 from limbeck.experts import Expert, ExpertConfig, Store
 from limbeck.experts.make import describe_experts, make_experts, measure_paths
 from limbeck.experts.train import train_expert

@@ -15,7 +15,7 @@ from limbeck.core.errors import UserError
 from limbeck.core.files import read_json
 from limbeck.core.rng import derive_seed
 from limbeck.core.types import Batch
-from limbeck.evaluation.protocol import evaluate_set
+from limbeck.evaluation.trials import evaluate_set
 from limbeck.experts import Expert, Recorded, Store
 from limbeck.methods import MethodInputs
 from limbeck.methods.coreset import CORESETS, CoresetName, select_real

@@ -12,15 +12,9 @@ from torch import Tensor
 from limbeck.core.errors import UserError
 from limbeck.data import load_data
 from limbeck.evaluation.baselines import real_images
-from limbeck.evaluation.protocol import (
-    EvalConfig,
-    Summary,
-    best_lr,
-    evaluate_set,
-    evaluated_network,
-    make_trials,
-    run_trials,
-)
+from limbeck.evaluation.protocol import EvalConfig
+from limbeck.evaluation.sets import evaluated_network
+from limbeck.evaluation.trials import Summary, best_lr, evaluate_set, make_trials, run_trials
 from limbeck.networks.registry import ModelConfig
 from limbeck.task import Task, make_task
 from limbeck.training.plain import Score

@@ -19,7 +19,7 @@ from limbeck.cli.info import describe
 from limbeck.data import ImageData, Split, load_data
 from limbeck.data.assemble import assemble
 from limbeck.data.images import RawData
-from limbeck.evaluation.protocol import evaluate
+from limbeck.evaluation.sets import evaluate
 from limbeck.interop import describe_pt, import_set
 from limbeck.interop.set_files import VARIANTS
 from limbeck.networks.registry import ModelConfig, flat_model

@@ -14,7 +14,7 @@ from authors_files import (
 )
 
 from limbeck.data import ImageData
-from limbeck.evaluation.protocol import evaluate
+from limbeck.evaluation.sets import evaluate
 from limbeck.interop import import_set
 from limbeck.networks.registry import ModelConfig
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import FILES, SETS, WITH_BASELINES, distill_with_baselines, read_json, result_rows, set_bytes
+from small_runs import EVAL, FILES, SETS, WITH_BASELINES, distill_with_baselines, read_json, result_rows, set_bytes
 from torch.utils.data import TensorDataset
 
 import limbeck
 from limbeck import EvalConfig, ExpertConfig, ImageData, ModelConfig, UserError
 from limbeck.core.records import ValidationLine
 from limbeck.data import Split
+from limbeck.evaluation.sets import prepare_evaluation, without_repeats
 from limbeck.jobs.record import RunFolder
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -247,6 +248,31 @@ def test_evaluate_accepts_a_run_a_file_and_a_set(run: Path) -> None:
     assert limbeck.evaluate(limbeck.load(run), networks=2) == of_run[1:]
     other = limbeck.evaluate(run / "set-last.safetensors", networks=1, epochs=1, model=ModelConfig(name="mlp", width=8))
     assert other[0].model == "mlp"
+
+
+def test_networks_are_trained_once_where_the_last_set_is_chosen(tmp_path: Path) -> None:
+    """A coreset takes no steps: both files hold the same tensors. The data is read and preprocessed once."""
+    path = limbeck.distill("digits", method="random", out=tmp_path / "run", eval=EVAL, validate_epochs=2)
+    events: list[dict[str, Any]] = []
+    rows = limbeck.evaluate(path, networks=2, listen=events.append)
+    assert [event["total"] for event in events if event["event"] == "stage"] == [2]
+    assert [row.which for row in rows] == ["last", "chosen"]
+    assert rows[0] == rows[1].model_copy(update={"which": "last"})
+    assert rows[1] == limbeck.evaluate(path / "set-chosen.safetensors", networks=2)[0]
+    evaluations = prepare_evaluation(path)
+    assert evaluations[0].task is evaluations[1].task
+    assert without_repeats(evaluations) == evaluations[:1]
+
+
+def test_networks_are_trained_on_each_set_where_they_differ(run: Path, tmp_path: Path) -> None:
+    """In a step size alone, here."""
+    last = limbeck.load(run / "set-last.safetensors")
+    for which, lr in (("last", last.lr), ("chosen", last.lr / 100)):
+        changed = replace(last, lr=lr, provenance={**last.provenance, "which": which})
+        changed.save(tmp_path / f"set-{which}.safetensors")
+    rows = limbeck.evaluate(tmp_path, networks=2)
+    assert [row.lr for row in rows] == [last.lr, last.lr / 100]
+    assert rows[0].accuracy_mean != rows[1].accuracy_mean
 
 
 def test_a_set_as_a_torch_dataset(run: Path) -> None:

@@ -9,7 +9,7 @@ from tyro.conf import Positional, arg
 
 from limbeck.cli.common import DATA, Command, Device, Options, Reading, WithEstimate, announce, load_keywords
 from limbeck.core.events import Listener
-from limbeck.evaluation.protocol import OWN_NETWORK, prepare_evaluation, run_evaluations
+from limbeck.evaluation.sets import OWN_NETWORK, prepare_evaluation, run_evaluations
 from limbeck.jobs.estimate import estimate_evaluation
 from limbeck.networks.registry import ModelConfig
 from limbeck.task import Precision

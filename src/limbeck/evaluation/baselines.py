@@ -13,7 +13,8 @@ from limbeck.core.folders import home_folder
 from limbeck.core.record_files import read_record
 from limbeck.core.records import BaselineRecord, ResultRow
 from limbeck.core.rng import derive_seed
-from limbeck.evaluation.protocol import EvalConfig, SetForSeed, best_lr, evaluate_set, result_row
+from limbeck.evaluation.protocol import EvalConfig
+from limbeck.evaluation.trials import SetForSeed, best_lr, evaluate_set, result_row
 from limbeck.select import FillName, select_per_class, take_images
 from limbeck.task import Task
 

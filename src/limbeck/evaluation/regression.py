@@ -14,7 +14,7 @@ from limbeck.core.errors import UserError
 from limbeck.core.records import ResultRow
 from limbeck.core.rng import derive_seed, make_generator
 from limbeck.data.augment import DSA, append_mirror_images
-from limbeck.evaluation.protocol import Summary, result_row
+from limbeck.evaluation.trials import Summary, result_row
 from limbeck.networks.flat import FlatModel, lecun_normal
 from limbeck.networks.registry import ModelConfig, flat_model
 from limbeck.synthetic.distilled import DistilledSet

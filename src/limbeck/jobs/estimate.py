@@ -24,8 +24,8 @@ from limbeck.core.rng import derive_seed, make_generator
 from limbeck.core.tensors import read_header
 from limbeck.core.threads import one_thread
 from limbeck.evaluation.baselines import FULL_LR, baseline_path, real_images
-from limbeck.evaluation.protocol import Evaluation
 from limbeck.evaluation.regression import RegressionConfig, fit_targets
+from limbeck.evaluation.sets import Evaluation, without_repeats
 from limbeck.experts.handle import Experts
 from limbeck.experts.make import describe_experts
 from limbeck.experts.store import DTYPES
@@ -124,7 +124,7 @@ def estimate_experts(experts: Experts) -> Estimate:
 def estimate_evaluation(evaluations: Sequence[Evaluation]) -> Estimate:
     """Estimate the evaluation of sets."""
     seconds = 0.0
-    for evaluation in evaluations:
+    for evaluation in without_repeats(evaluations):
         task, config, distilled = evaluation.task, evaluation.config, evaluation.distilled
         pair = distilled.images.to(task.device), distilled.labels.to(task.device)
         schedule = config.schedule(distilled.lr)

@@ -26,8 +26,10 @@ from limbeck.core.records import (
 )
 from limbeck.core.rng import derive_seed
 from limbeck.evaluation.baselines import count_networks, evaluate_baselines, real_images
-from limbeck.evaluation.protocol import EvalConfig, best_lr, evaluate_distilled
+from limbeck.evaluation.protocol import EvalConfig
 from limbeck.evaluation.regression import RegressionConfig, regression_rows
+from limbeck.evaluation.sets import evaluate_distilled
+from limbeck.evaluation.trials import best_lr
 from limbeck.jobs.job import Job
 from limbeck.jobs.record import RESULTS
 from limbeck.synthetic.distilled import DistilledSet, load

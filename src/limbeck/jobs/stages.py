@@ -14,7 +14,7 @@ from limbeck.core.records import ExpertBytes, ExpertsRecord, ValidationLine, War
 from limbeck.core.rng import derive_seed
 from limbeck.core.types import Trajectory
 from limbeck.data import ImageData
-from limbeck.evaluation.protocol import evaluate_set
+from limbeck.evaluation.trials import evaluate_set
 from limbeck.experts.handle import Experts
 from limbeck.experts.make import measure_paths
 from limbeck.experts.store import Store

@@ -1,0 +1,117 @@
+"""Trials: fresh networks trained on a small set, n seeds, mean, standard deviation and n together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+from torch import Tensor
+
+from limbeck.core.parallel import CheckCancelled, parallel_map
+from limbeck.core.records import ResultRow
+from limbeck.core.rng import derive_seed
+from limbeck.evaluation.protocol import EvalConfig
+from limbeck.task import Task
+from limbeck.training.plain import Schedule, Score, final_parameters, score, train
+
+
+class Summary(NamedTuple):
+    """Accuracies of n networks, plain and balanced over classes; std is of the sample, and None where n is 1."""
+
+    accuracy_mean: float
+    accuracy_std: float | None
+    balanced_accuracy_mean: float
+    balanced_accuracy_std: float | None
+    n: int
+
+    @classmethod
+    def of(cls, scores: Iterable[Score]) -> Summary:
+        """Summarise one score per network."""
+        plain, balanced = zip(*scores)
+        spread = [stdev(values) if len(values) > 1 else None for values in (plain, balanced)]
+        return cls(fmean(plain), spread[0], fmean(balanced), spread[1], len(plain))
+
+
+SetForSeed = Callable[[int], tuple[Tensor, Tensor]]
+"""seed -> (images, labels) to train one network on."""
+
+
+class Trial(NamedTuple):
+    """One fresh network to train on `images` and `labels`, from `seed`."""
+
+    images: Tensor
+    labels: Tensor
+    schedule: Schedule
+    seed: int
+
+
+def make_trials(draw_set: SetForSeed, schedule: Schedule, networks: int, seed: int) -> list[Trial]:
+    """One trial a network, each on the set of its own seed."""
+    children = [derive_seed(seed, "network", network) for network in range(networks)]
+    return [Trial(*draw_set(child), schedule, child) for child in children]
+
+
+def run_trials(
+    task: Task, trials: Sequence[Trial], split: tuple[Tensor, Tensor], advance: Callable[[], None] = lambda: None
+) -> list[Score]:
+    """Train the network of every trial and score it once on `split`, un-augmented; several at the same time.
+
+    advance: called after every network.
+    """
+    starts = [task.model.init(trial.seed).to(task.device) for trial in trials]
+    functions = [partial(_run_trial, task, trial, start, split) for trial, start in zip(trials, starts)]
+    scores: dict[int, Score] = {}
+    for place, trial_score in parallel_map(functions, task.max_workers):
+        scores[place] = trial_score
+        advance()
+    return [scores[place] for place in range(len(trials))]
+
+
+def _run_trial(task: Task, trial: Trial, start: Tensor, split: tuple[Tensor, Tensor], check: CheckCancelled) -> Score:
+    loss, network = task.loss_and_network()
+    path = train(loss, start, trial.images, trial.labels, trial.schedule, trial.seed, check=check)
+    return score(network, final_parameters(path), *split)
+
+
+def evaluate_set(
+    task: Task,
+    draw_set: SetForSeed,
+    schedule: Schedule,
+    networks: int,
+    split: tuple[Tensor, Tensor],
+    seed: int,
+    advance: Callable[[], None] = lambda: None,
+) -> Summary:
+    """Train `networks` fresh networks, each on `draw_set(its seed)`, and score them once on `split`, un-augmented.
+
+    advance: called after every network.
+    """
+    return Summary.of(run_trials(task, make_trials(draw_set, schedule, networks, seed), split, advance))
+
+
+def best_lr(
+    task: Task,
+    draw_set: SetForSeed,
+    config: EvalConfig,
+    seed: int,
+    advance: Callable[[], None] = lambda: None,
+) -> float:
+    """The step size of `config.baseline_lrs` whose networks do best on validation: for sets that bring none."""
+    first_trials = make_trials(draw_set, config.schedule(config.baseline_lrs[0]), config.networks, seed)
+    trials = [trial._replace(schedule=config.schedule(lr)) for lr in config.baseline_lrs for trial in first_trials]
+    scores = run_trials(task, trials, task.validation, advance)
+    means = [Summary.of(scores[i : i + config.networks]).accuracy_mean for i in range(0, len(scores), config.networks)]
+    return config.baseline_lrs[max(range(len(means)), key=means.__getitem__)]
+
+
+def result_row(
+    name: str, task: Task, summary: Summary, *, which: str | None = None, lr: float | None, step: int | None = None
+) -> ResultRow:
+    """The row of results.json for the set `name`, whose networks were scored on the task's test part."""
+    model = task.model_config.name
+    scores = summary._asdict()
+    if step is None and name != "distilled":
+        return ResultRow(set=name, which=which, model=model, split="test", **scores, lr=lr)
+    return ResultRow(set=name, which=which, model=model, split="test", **scores, lr=lr, step=step)
