@@ -76,6 +76,6 @@ COMMANDS = {
     ),
     "table": Command(Table, run_table, ("limbeck table runs/mct runs/mtt --out results.md",)),
     "info": Command(
-        Info, run_info, ("limbeck info photos --resize 32 --picture photos.png", "limbeck info runs/digits")
+        Info, run_info, ("limbeck info digits --resize 32 --picture digits.png", "limbeck info runs/digits")
     ),
 }
