@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import linecache
 import os
 import subprocess
 import sys
@@ -137,6 +138,37 @@ KINDS = {"a", "b", "c", "d"}
 from limbeck.core.user_code import source_key
 print(source_key(lambda name: name in {"a", "b", "c", "d"} or name in KINDS))
 """
+
+
+def test_packages_installed_in_another_folder_are_not_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by pip install --target: pydantic counted as the user's code there, and a class without a module crashed."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    package = tmp_path / "helper_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("from helper_package.part import double\n")
+
+    def key(factor: int) -> str:
+        (package / "part.py").write_text(f"def double(x):\n    return {factor} * x\n")
+        for name in ("helper_package", "helper_package.part"):
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        linecache.clearcache()
+        double = importlib.import_module("helper_package").double
+
+        def user_function(x: float) -> float:
+            return float(double(x))
+
+        return source_key(user_function)
+
+    assert key(2) != key(3)  # a package of the user's own
+    (tmp_path / "helper_package-1.0.dist-info").mkdir()
+    assert key(2) == key(3)
+
+    without_module = type("WithoutModule", (), {"__module__": None})
+    assert source_key(lambda: without_module) == source_key(lambda: without_module)
 
 
 def test_the_key_does_not_depend_on_the_order_of_a_set() -> None:

@@ -96,15 +96,17 @@ class _Walk:
             if not is_in_source:
                 self.visit(reference, f"{key} of {name}")
 
-    def is_users(self, module: str) -> bool:
-        """Whether the code of a module counts as the user's."""
+    def is_users(self, module: str | None) -> bool:
+        """Whether the code of a module counts as the user's. Objects made by C code may have None for a module."""
+        if module is None:
+            return False
         package = module.split(".")[0]
         if package == "limbeck" or package in sys.stdlib_module_names:
             return False
         if package == "__main__" or package in self.packages:
             return True
         file = getattr(sys.modules.get(module), "__file__", None)
-        return file is not None and not {"site-packages", "dist-packages"} & set(Path(file).parts)
+        return file is not None and not _is_installed(Path(file), module)
 
     def references(self, function: FunctionType) -> Iterator[tuple[str, Any]]:
         """The globals, attributes of the user's modules, variables of enclosing functions and defaults that it uses."""
@@ -118,6 +120,17 @@ class _Walk:
             if cell != type(cell)():  # a variable that has a value
                 yield name, cell.cell_contents
         yield "defaults", [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+
+
+def _is_installed(file: Path, module: str) -> bool:
+    """Whether a module's file lies in site-packages, or in another folder that has an installer's metadata.
+
+    `pip install --target` makes such folders, and so do several cloud services.
+    """
+    if {"site-packages", "dist-packages"} & set(file.parts):
+        return True
+    depth = module.count(".") + (file.stem == "__init__")
+    return depth < len(file.parents) and any(file.parents[depth].glob("*.dist-info"))
 
 
 def _names(code: CodeType) -> Iterator[str]:
