@@ -117,12 +117,12 @@ def _class_names(tables: Sequence[Labels]) -> list[str] | None:
     words = sort_class_names({name for part in tables if part.is_words for name in part.names or ()})
     for part in tables:
         for name, count in Counter(part.names or ()).items():
-            if count > 1:
-                raise UserError(f"{part.where}: {count} classes are called {name!r}; give each a name of its own")
             if len(name) > MAX_NAME:
                 raise UserError(
                     f"{part.where}: a label of {len(name):,} characters ({name[:20]!r}...); give class names"
                 )
+            if count > 1:
+                raise UserError(f"{part.where}: {count} classes are called {name!r}; give each a name of its own")
     return list(dict.fromkeys([*counted, *words])) or None
 
 
