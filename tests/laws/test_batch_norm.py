@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from small_runs import MINIMAL, result_rows, set_bytes
 from torch import Tensor, nn
 
-from limbeck import EvalConfig, ExpertConfig, ImageData, ModelConfig, UserError
+import limbeck
+from limbeck import METHODS, EvalConfig, ExpertConfig, ImageData, JobConfig, ModelConfig, UserError, load
 from limbeck.core.rng import derive_seed, make_generator
 from limbeck.core.types import Batch
 from limbeck.derivatives.autograd import Loss, NeedsGrad
@@ -254,3 +257,29 @@ def test_a_batch_of_one_value_per_channel_is_refused_in_a_sentence() -> None:
     network = RunningStatistics(model)
     network.record(model.init(0), make_images(4))
     assert network(model.init(0), make_images(1)).shape == (1, 3)
+
+
+# --- distilling with batch norm
+
+CLASSWISE = ("dc", "dm", "idc", "dream-plus")
+
+
+@pytest.mark.parametrize("method", ["mct", "mtt", "ftd", "datm", "ptm", *CLASSWISE, "herding", "el2n"])
+def test_every_kind_of_method_distils_with_a_batch_norm_network(method: str, digits: ImageData, tmp_path: Path) -> None:
+    """Students, online networks, teachers of labels, features and scores; finite, and the same bits twice."""
+    options: dict[str, Any] = {
+        **{name: value for name, value in MINIMAL.items() if name in JobConfig.model_fields},
+        "model": ModelConfig(width=4, norm="batch"),
+    }
+    own = {**MINIMAL, "batch_real": 8, "inner": 2, "net_epochs": 1, "net_steps": 1, "pool": 4, "pool_width": 2}
+    own |= {"warm_up": 1, "factor": 1, "overlap_every": 2, "batch_size": None}
+    options |= {name: own[name] for name in METHODS[method].config.model_fields if own.get(name) is not None}
+    runs = [limbeck.distill(digits, method=method, ipc=2, out=tmp_path / name, **options) for name in ("a", "b")]
+    assert set_bytes(runs[0]) == set_bytes(runs[1])
+    assert load(runs[0]).images.isfinite().all()
+    assert 0 <= result_rows(runs[0])[0]["accuracy_mean"] <= 1
+
+
+def test_compiled_kernels_leave_batch_norm_to_autograd(task: Task) -> None:
+    assert task.explicit is None
+    assert task.implementation == "autograd"

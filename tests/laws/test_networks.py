@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,6 +56,15 @@ def test_networks_have_the_parameters_of_the_fields_code(name: str) -> None:
     config = ModelConfig(name=name)
     assert count_parameters(config, (1, 28, 28), 10) == COUNTS[name][0]
     assert count_parameters(config, (3, 32, 32), 10) == COUNTS[name][1]
+
+
+def test_the_page_on_networks_has_these_counts() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "networks.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|.*\| ([\d,]+) \| ([\d,]+) \|$", page, re.MULTILINE)
+    assert [name for name, *_ in rows] == list(MODELS)
+    for name, *counts in rows:
+        shapes = (1, 28, 28), (3, 32, 32)
+        assert counts == [f"{count_parameters(ModelConfig(name=name), shape, 10):,}" for shape in shapes], name
 
 
 @pytest.mark.parametrize("name", COUNTS_AT_64)
