@@ -137,6 +137,15 @@ def test_a_stream_that_is_cut_anywhere_is_refused(tmp_path: Path) -> None:
         refuses(path, "a.arrow: ")
 
 
+@pytest.mark.parametrize("column", ["label", "split", "image"])
+def test_text_with_damaged_offsets_is_refused(tmp_path: Path, column: str) -> None:
+    offsets = np.array([0, 5, 1 << 30, 15, 20], np.int32)  # of the third of four words
+    damaged = pa.Array.from_buffers(pa.string(), 4, [None, pa.py_buffer(offsets), pa.py_buffer(b"train" * 4)])
+    good = make_table(colour(4), ["cat", "dog"] * 2)
+    table = pa.table({"image": good["image"], "label": good["label"], "split": good["label"]} | {column: damaged})
+    refuses(write_stream(tmp_path / "a.arrow", table), "a.arrow: not a readable arrow file")
+
+
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_what_is_saved_is_read(data: st.DataObject) -> None:

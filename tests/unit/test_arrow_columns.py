@@ -123,6 +123,11 @@ def test_words_are_matched_with_names_and_new_ones_refused(tmp_path: Path) -> No
     refuses(tmp_path, "train.parquet: 2 classes are called 'cat'")
 
 
+def test_labels_that_are_texts_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "train.parquet", ["cat", "x" * 100_000])
+    assert len(refuses(tmp_path, "train.parquet: a label of 100,000 characters ('xxxxx")) < 300 + len(str(tmp_path))
+
+
 def test_a_named_class_without_images_is_left_out_and_said(tmp_path: Path) -> None:
     pq.write_table(table(names=["cat", "dog", "eel"]), tmp_path / "train-0.parquet")
     data = load_data(tmp_path)

@@ -65,6 +65,8 @@ def test_torchvision_folders_are_called_as_their_data_set(tmp_path: Path) -> Non
     assert "flip" in DSA(default_strategy(data.name)).families
     assert data.classes == load_data(tmp_path / "other" / "FashionMNIST" / "raw").classes
     assert load_data(idx_folder(tmp_path / "KMNIST", labels=range(10))).classes[:3] == ("o", "ki", "su")
+    idx_folder(tmp_path / "hub" / "default")  # the name of a configuration on the Hugging Face hub
+    assert load_data(tmp_path / "hub").name == "hub"
     idx_folder(tmp_path / "data" / "KMNIST" / "raw")
     refuses(tmp_path / "data", "several data sets", "KMNIST/raw, MNIST/raw")
 

@@ -34,7 +34,7 @@ from limbeck.data.readers import (
     text_rows,
     tiny_imagenet,
 )
-from limbeck.data.readers.objects import KINDS, MapDataset, read_objects
+from limbeck.data.readers.objects import MapDataset, read_objects
 from limbeck.data.readers.reader import Reader
 from limbeck.data.splits import NEUTRAL, SPLIT_OF, name_parts
 from limbeck.data.tree import Folder, Tree, file_on_disk, read_folder_tree
@@ -136,8 +136,8 @@ def _absolute(source: object) -> str | None:
 
 
 def describe_kinds() -> str:
-    """What `load_data` reads, for messages."""
-    return "; ".join([", ".join(DATA_NAMES), *(reader.kind for reader in READERS), KINDS])
+    """What `load_data` reads by a name or at a path, for messages."""
+    return "; ".join([", ".join(DATA_NAMES), *(reader.kind for reader in READERS)])
 
 
 def _check_size(resize: int | tuple[int, int] | None) -> Size | None:
@@ -195,8 +195,8 @@ def _read_path(path: Path, options: ReadOptions, follow_links: bool) -> tuple[Ra
 
 
 def _is_telling(name: str) -> bool:
-    """Whether the name of a folder says what lies in it, unlike "data" or "raw"."""
-    return not all(word in NEUTRAL or word in SPLIT_OF or word == "raw" for word in name_parts(name))
+    """Whether the name of a folder says what lies in it, unlike "data" or "raw", or "default" on the hub."""
+    return not all(word in NEUTRAL or word in SPLIT_OF or word in ("raw", "default") for word in name_parts(name))
 
 
 def open_tree(path: Path, follow_links: bool = False) -> Tree:

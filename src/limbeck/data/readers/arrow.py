@@ -230,7 +230,7 @@ def saved_files(folder: Folder) -> dict[str, File]:
 
 ARROW = Format("arrow", saved_files, open_arrow)
 READER = Reader(
-    "arrow files, as Dataset.save_to_disk of the Hugging Face library",
+    "arrow files",
     lambda folder: holds_tables(folder, saved_files),
     partial(read_tables, ARROW),
     decodes=True,

@@ -119,6 +119,7 @@ def _decode_dictionary(cells: Any) -> Any:
 
 def word_codes(cells: Any, words: dict[str, int]) -> Array:
     """Cells as positions in `words`, to which new words are appended; -1 for empty cells."""
+    cells.validate(full=True)  # reading text at a damaged offset would end the process
     texts = [None if cell in (None, "") else str(cell) for cell in _decode_dictionary(cells).to_pylist()]
     return np.array([-1 if text is None else words.setdefault(text, len(words)) for text in texts], np.int64)
 

@@ -96,4 +96,4 @@ def _read_names(layout: Layout, file: File) -> list[str]:
     return [name.decode("latin-1") if isinstance(name, bytes) else name for name in names]
 
 
-READER = Reader("CIFAR-10 or CIFAR-100", lambda folder: _find_layout(folder) is not None, read_cifar)
+READER = Reader("CIFAR", lambda folder: _find_layout(folder) is not None, read_cifar)

@@ -18,6 +18,7 @@ LABEL_COLUMNS = (
     "fine_label", "target", "targets", "class", "classes", "class_name", "category", "cls", "y", "species", "breed",
     "diagnosis", "dx", "class_id",
 )  # fmt: skip
+MAX_NAME = 200  # characters of a class name
 FIRST_LABEL_COLUMNS = ("label", "labels")  # these win over the other names
 SPLIT_COLUMNS = ("split", "set", "subset", "partition", "data_set", "data_split", "dataset", "phase", "usage")
 
@@ -116,6 +117,10 @@ def _class_names(tables: Sequence[Labels]) -> list[str] | None:
     words = sort_class_names({name for part in tables if part.is_words for name in part.names or ()})
     for part in tables:
         for name, count in Counter(part.names or ()).items():
+            if len(name) > MAX_NAME:
+                raise UserError(
+                    f"{part.where}: a label of {len(name):,} characters ({name[:20]!r}...); give class names"
+                )
             if count > 1:
                 raise UserError(f"{part.where}: {count} classes are called {name!r}; give each a name of its own")
     return list(dict.fromkeys([*counted, *words])) or None
