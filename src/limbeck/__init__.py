@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test compares it with
     from limbeck.data.augment import DSA as DSA
     from limbeck.derivatives.autograd import Loss as Loss
     from limbeck.evaluation.protocol import EvalConfig as EvalConfig
-    from limbeck.evaluation.sets import evaluate as evaluate
+    from limbeck.evaluation.run import evaluate as evaluate
     from limbeck.experts import Continuous as Continuous
     from limbeck.experts import Convexified as Convexified
     from limbeck.experts import ExpertConfig as ExpertConfig
@@ -83,7 +83,7 @@ _WHERE = {
     "convexify": "experts",
     "distill": "jobs.stages",
     "estimate": "jobs.estimate",
-    "evaluate": "evaluation.sets",
+    "evaluate": "evaluation.run",
     "linearised": "training",
     "load": "synthetic.distilled",
     "load_data": "data",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -134,6 +134,17 @@ class Task:
 
     def _tensors(self, split: Split) -> tuple[Tensor, Tensor]:
         return self.preprocess.apply(split.images.to(self.device)), split.labels.to(self.device)
+
+    def with_model(self, model: ModelConfig) -> Task:
+        """A task of the same images, in the same tensors, for another network.
+
+        Raises UserError for a network that does not fit the images.
+        """
+        task = replace(self, model_config=model.resolved(self.data.size))
+        for split in ("train", "validation", "test"):
+            task.__dict__[split] = getattr(self, split)  # where `cached_property` would put it
+        _ = task.model
+        return task
 
     def check_ipc(self, ipc: int, allow_fewer: bool = False) -> None:
         """Raise UserError unless ipc >= 1 and, without `allow_fewer`, every class has `ipc` training images."""

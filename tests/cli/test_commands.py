@@ -113,7 +113,7 @@ def test_a_job_says_first_what_was_done_to_the_data(
     words: dict[str, list[Any]] = {
         "distill": ["digits", *TINY, "--out", tmp_path / "run"],
         "experts": ["digits", *EXPERTS, "--out", tmp_path / "store"],
-        "evaluate": [artifacts["run"], "--networks", 1, "--epochs", 1],
+        "evaluate": [artifacts["run"], "--num-networks", 1, "--epochs", 1],
     }
     result = limbeck(command, *words[command], "--no-estimate", "--json")
     assert result.status == 0

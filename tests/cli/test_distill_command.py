@@ -80,6 +80,6 @@ def test_images_of_different_sizes(distill: Any, limbeck: Any, folder: Path, tmp
     assert "--resize" in sentence
     first = limbeck("distill", folder, *TINY, "--resize", "10", "--out", tmp_path / "run", "--json")
     assert first.json["results"][0]["n"] == 1
-    again = limbeck("evaluate", tmp_path / "run", "--resize", "10", "--networks", "1", "--json")
+    again = limbeck("evaluate", tmp_path / "run", "--resize", "10", "--num-networks", "1", "--json")
     assert again.json["results"] == first.json["results"][:2]
     assert limbeck("info", folder, "--resize", "10", "--json").json["shape"] == [1, 10, 10]

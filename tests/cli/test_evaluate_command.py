@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 
 def test_evaluate(limbeck: Any, artifacts: dict[str, Path]) -> None:
     rows = json.loads((artifacts["run"] / "results.json").read_text())["results"][:2]
-    assert limbeck("evaluate", artifacts["run"], "--networks", "1", "--json").json["results"] == rows
-    one = limbeck("evaluate", artifacts["run"] / "set-last.safetensors", "--networks", "2", "--epochs", "1", "--json")
+    assert limbeck("evaluate", artifacts["run"], "--num-networks", "1", "--json").json["results"] == rows
+    one = limbeck(
+        "evaluate", artifacts["run"] / "set-last.safetensors", "--num-networks", "2", "--epochs", "1", "--json"
+    )
     assert [(row["which"], row["n"]) for row in one.json["results"]] == [("last", 2)]
     assert "distilled (last)" in limbeck("evaluate", artifacts["run"], "--epochs", "1", "--data", "digits").out
 
 
 def test_evaluate_on_another_network(limbeck: Any, refused: Any, artifacts: dict[str, Path]) -> None:
-    words = ("evaluate", artifacts["run"], "--networks", "1", "--epochs", "2", "--json")
+    words = ("evaluate", artifacts["run"], "--num-networks", "1", "--epochs", "2", "--json")
     assert {row["model"] for row in limbeck(*words, "--model.name", "mlp").json["results"]} == {"mlp"}
     assert {row["model"] for row in limbeck(*words).json["results"]} == {"convnet"}
 
@@ -25,7 +28,7 @@ def test_evaluate_on_the_sets_own_network_with_other_options(
     limbeck: Any, refused: Any, artifacts: dict[str, Path]
 ) -> None:
     """Also with the estimate, which makes the network a first time."""
-    words = ("evaluate", artifacts["run"], "--networks", "2", "--epochs", "2", "--json")
+    words = ("evaluate", artifacts["run"], "--num-networks", "2", "--epochs", "2", "--json")
     own, wide, named = (
         limbeck(*words, *options).json["results"]
         for options in ((), ("--model.width", "3"), ("--model.name", "convnet", "--model.width", "3"))
@@ -43,3 +46,31 @@ def test_evaluate_refuses_what_it_cannot_judge(refused: Any, artifacts: dict[str
     assert "classes" in refused("evaluate", run, "--data", folder)
     assert "shape" in refused("evaluate", run, "--resize", "16")
     assert "no/such" in refused("evaluate", run, "--data", "no/such")
+
+
+def test_evaluate_on_several_networks(limbeck: Any, artifacts: dict[str, Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(artifacts["run"], run)
+    words = ("evaluate", run, "--networks", "convnet,mlp", "--num-networks", "1", "--epochs", "2")
+    result = limbeck(*words, "--json")
+    rows = result.json["results"]
+    assert [row["model"] for row in rows if row["set"] == "random"] == ["convnet", "mlp"]
+    assert result.json["recorded"] == str(run / "evaluations.json")
+    assert json.loads((run / "evaluations.json").read_text())["evaluations"][-1]["rows"] == rows
+    assert "Other networks" in (run / "report.html").read_text()
+    out = limbeck(*words).out
+    assert "k-means real images" in out
+    assert f"lr {rows[-1]['lr']:.2g}" in out
+
+
+def test_evaluate_records_nothing_for_a_file_alone(limbeck: Any, artifacts: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copy(artifacts["run"] / "set-last.safetensors", tmp_path)
+    words = ("evaluate", tmp_path / "set-last.safetensors", "--networks", "mlp", "--num-networks", "1", "--epochs", "1")
+    assert set(limbeck(*words, "--json").json) == {"results"}
+    assert [path.name for path in tmp_path.iterdir()] == ["set-last.safetensors"]
+
+
+def test_evaluate_takes_a_number_of_networks_for_one_release(limbeck: Any, artifacts: dict[str, Path]) -> None:
+    result = limbeck("evaluate", artifacts["run"], "--networks", "2", "--epochs", "1", "--json")
+    assert {row["n"] for row in result.json["results"]} == {2}
+    assert "the number of networks is now called --num-networks" in result.err

@@ -41,6 +41,7 @@ ARROWS = {
 }
 WITHOUT_TORCH = [
     "core.records",
+    "core.evaluation_records",
     "core.text",
     "report.page",
     "report.contact_sheet",

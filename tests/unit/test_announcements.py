@@ -31,7 +31,7 @@ def test_a_job_begins_with_the_notes_of_its_data(tmp_path: Path) -> None:
     limbeck.train_experts("digits", out=tmp_path / "store", listen=events.append, **SMALL)
     assert note_texts(events[:2]) == expected
     events.clear()
-    limbeck.evaluate(tmp_path / "run", networks=1, epochs=1, listen=events.append)
+    limbeck.evaluate(tmp_path / "run", num_networks=1, epochs=1, listen=events.append)
     assert [text for text in note_texts(events) if text in expected] == expected, "once for both sets"
     assert note_texts(events[:2]) == expected
 

@@ -80,7 +80,7 @@ def test_an_unfinished_run_is_not_continued_under_other_conditions(other_conditi
     before = (out / "results.json").read_bytes()
     distill_minimal(out)  # it is finished, so that nothing is computed
     assert (out / "results.json").read_bytes() == before
-    assert limbeck.evaluate(out, networks=1)[0].n == 1
+    assert limbeck.evaluate(out, num_networks=1)[0].n == 1
     with pytest.raises(UserError, match=f"{name} {re.escape(str(recorded))}, and would go on"):
         distill_minimal(out, iterations=8)
     distill_minimal(out, eval=EVAL.model_copy(update={"networks": 2}))  # all rows under the other condition
@@ -124,7 +124,7 @@ def test_files_without_conditions_are_read_and_not_continued(run: Path, tmp_path
     del head["computed"], head["validation"]
     (run / "run.json").write_text(json.dumps(head))
     distill_minimal(run)
-    assert limbeck.evaluate(run, networks=1)
+    assert limbeck.evaluate(run, num_networks=1)
     distill_minimal(run, eval=EVAL.model_copy(update={"networks": 2}))
     with pytest.raises(UserError, match="does not say under which conditions"):
         distill_minimal(run, iterations=8)

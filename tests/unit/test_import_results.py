@@ -19,7 +19,7 @@ from limbeck.cli.info import describe
 from limbeck.data import ImageData, Split, load_data
 from limbeck.data.assemble import assemble
 from limbeck.data.images import RawData
-from limbeck.evaluation.sets import evaluate
+from limbeck.evaluation.run import evaluate
 from limbeck.interop import describe_pt, import_set
 from limbeck.interop.set_files import VARIANTS
 from limbeck.networks.registry import ModelConfig, flat_model
@@ -266,7 +266,7 @@ def test_an_imported_set_is_evaluated_and_says_what_was_assumed(tmp_path: Path, 
     assert torch.equal(load(tmp_path / "set.safetensors").images, distilled.images)
     about = describe(str(tmp_path / "set.safetensors"))
     assert about["notes"] == distilled.provenance["imported"]["notes"]
-    row = evaluate(tmp_path / "set.safetensors", data=digits, networks=1, epochs=1, model=ModelConfig(width=4))[0]
+    row = evaluate(tmp_path / "set.safetensors", data=digits, num_networks=1, epochs=1, model=ModelConfig(width=4))[0]
     assert row.lr == 0.01
 
 

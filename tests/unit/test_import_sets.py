@@ -14,7 +14,7 @@ from authors_files import (
 )
 
 from limbeck.data import ImageData
-from limbeck.evaluation.sets import evaluate
+from limbeck.evaluation.run import evaluate
 from limbeck.interop import import_set
 from limbeck.networks.registry import ModelConfig
 
@@ -30,7 +30,7 @@ def test_hard_labels_need_a_step_size_by_hand(tmp_path: Path, digits: ImageData)
     assert distilled.provenance["which"] == "best"
     assert any("constants were not in the files" in note for note in distilled.provenance["imported"]["notes"])
     distilled.save(tmp_path / "set.safetensors")
-    rows = evaluate(tmp_path / "set.safetensors", data=digits, networks=1, epochs=2)
+    rows = evaluate(tmp_path / "set.safetensors", data=digits, num_networks=1, epochs=2)
     assert rows[0].lr == 0.02
 
 

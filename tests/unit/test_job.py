@@ -17,7 +17,8 @@ import limbeck
 from limbeck import EvalConfig, ExpertConfig, ImageData, ModelConfig, UserError
 from limbeck.core.records import ValidationLine
 from limbeck.data import Split
-from limbeck.evaluation.sets import prepare_evaluation, without_repeats
+from limbeck.evaluation.run import without_repeats
+from limbeck.evaluation.sets import prepare_evaluation
 from limbeck.jobs.record import RunFolder
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -217,7 +218,7 @@ def test_image_data_gives_the_same_set_as_its_name(run: Path, tmp_path: Path) ->
     path = distill_with_baselines(tmp_path / "run", limbeck.load_data("digits"))
     assert all(map(torch.equal, set_tensors(path), set_tensors(run)))
     assert limbeck.load(path).provenance["data"]["source"] == "digits"  # so that evaluate finds the images again
-    assert [row.to_json() for row in limbeck.evaluate(path, networks=2)] == result_rows(run)[:2]
+    assert [row.to_json() for row in limbeck.evaluate(path, num_networks=2)] == result_rows(run)[:2]
 
 
 def test_a_torch_dataset_is_distilled_and_evaluated(tmp_path: Path) -> None:
@@ -227,7 +228,7 @@ def test_a_torch_dataset_is_distilled_and_evaluated(tmp_path: Path) -> None:
     assert result_rows(path)[0]["n"] == 2
     with pytest.raises(UserError, match="--data"):
         limbeck.evaluate(path)
-    assert limbeck.evaluate(path, data=dataset, networks=1, epochs=1)[0].n == 1
+    assert limbeck.evaluate(path, data=dataset, num_networks=1, epochs=1)[0].n == 1
 
 
 def test_data_without_validation_images_is_refused(tmp_path: Path) -> None:
@@ -240,13 +241,15 @@ def test_data_without_validation_images_is_refused(tmp_path: Path) -> None:
 
 
 def test_evaluate_accepts_a_run_a_file_and_a_set(run: Path) -> None:
-    of_run = limbeck.evaluate(run, networks=2)
+    of_run = limbeck.evaluate(run, num_networks=2)
     assert [row.which for row in of_run] == ["last", "chosen"]
     for row, stored in zip(of_run, result_rows(run)):
         assert row.to_json() == stored  # the same seeds, the same protocol
-    assert limbeck.evaluate(run / "set-last.safetensors", networks=2) == of_run[:1]
-    assert limbeck.evaluate(limbeck.load(run), networks=2) == of_run[1:]
-    other = limbeck.evaluate(run / "set-last.safetensors", networks=1, epochs=1, model=ModelConfig(name="mlp", width=8))
+    assert limbeck.evaluate(run / "set-last.safetensors", num_networks=2) == of_run[:1]
+    assert limbeck.evaluate(limbeck.load(run), num_networks=2) == of_run[1:]
+    other = limbeck.evaluate(
+        run / "set-last.safetensors", num_networks=1, epochs=1, model=ModelConfig(name="mlp", width=8)
+    )
     assert other[0].model == "mlp"
 
 
@@ -254,11 +257,11 @@ def test_networks_are_trained_once_where_the_last_set_is_chosen(tmp_path: Path) 
     """A coreset takes no steps: both files hold the same tensors. The data is read and preprocessed once."""
     path = limbeck.distill("digits", method="random", out=tmp_path / "run", eval=EVAL, validate_epochs=2)
     events: list[dict[str, Any]] = []
-    rows = limbeck.evaluate(path, networks=2, listen=events.append)
+    rows = limbeck.evaluate(path, num_networks=2, listen=events.append)
     assert [event["total"] for event in events if event["event"] == "stage"] == [2]
     assert [row.which for row in rows] == ["last", "chosen"]
     assert rows[0] == rows[1].model_copy(update={"which": "last"})
-    assert rows[1] == limbeck.evaluate(path / "set-chosen.safetensors", networks=2)[0]
+    assert rows[1] == limbeck.evaluate(path / "set-chosen.safetensors", num_networks=2)[0]
     evaluations = prepare_evaluation(path)
     assert evaluations[0].task is evaluations[1].task
     assert without_repeats(evaluations) == evaluations[:1]
@@ -270,7 +273,7 @@ def test_networks_are_trained_on_each_set_where_they_differ(run: Path, tmp_path:
     for which, lr in (("last", last.lr), ("chosen", last.lr / 100)):
         changed = replace(last, lr=lr, provenance={**last.provenance, "which": which})
         changed.save(tmp_path / f"set-{which}.safetensors")
-    rows = limbeck.evaluate(tmp_path, networks=2)
+    rows = limbeck.evaluate(tmp_path, num_networks=2)
     assert [row.lr for row in rows] == [last.lr, last.lr / 100]
     assert rows[0].accuracy_mean != rows[1].accuracy_mean
 

@@ -12,8 +12,8 @@ import pytest
 from limbeck import ImageData, distill
 from limbeck.cli.comparison import comparison
 from limbeck.cli.screen import results_table
+from limbeck.core.evaluation_records import EvaluationRow
 from limbeck.core.files import read_json
-from limbeck.core.records import ResultRow
 from limbeck.evaluation.regression import RegressionConfig
 from limbeck.jobs.presets import load_preset
 from limbeck.report.table import write_table
@@ -76,7 +76,7 @@ def test_tables_and_reports_keep_the_protocols_apart(run: Path, tmp_path: Path) 
         assert cells[5].startswith(by["distilled", "chosen", protocol])
         assert cells[6].startswith(by["distilled", "last", protocol])
         assert cells[7].startswith(by["random", None, protocol])
-    table = results_table([ResultRow.model_validate(row) for row in rows(run)], "t")
+    table = results_table([EvaluationRow.model_validate(row) for row in rows(run)], "t")
     over = dict(zip(table.columns[0].cells, table.columns[5].cells))
     for protocol in ("regression", "regression, augmented"):
         own = {(row["set"], row["which"]): row["accuracy_mean"] for row in rows(run) if row.get("protocol") == protocol}

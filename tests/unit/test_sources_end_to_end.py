@@ -100,7 +100,7 @@ def test_from_files_to_a_set_and_back(
     with Image.open(run / "previews" / "chosen.png") as preview:
         assert preview.width > 2 * shape[2]
 
-    output = call(capsys, "evaluate", run, "--networks", "2", "--json")
+    output = call(capsys, "evaluate", run, "--num-networks", "2", "--json")
     assert output["results"] == result["results"][:2]
 
 

@@ -130,15 +130,17 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
 
         show_data(result, console)
         return
-    from limbeck.cli.screen import format_value, results_table
-    from limbeck.core.records import ResultRow
+    from limbeck.cli.screen import format_value, networks_table, results_table
+    from limbeck.core.evaluation_records import EvaluationRow
 
     rows = result.get("results")
     if rows:
         data = result.get("data")
         data = data["name"] if isinstance(data, dict) else data
         name = f"{data}, {result['ipc']} per class, {result['method']}" if "ipc" in result else "test"
-        console.print(results_table([ResultRow.model_validate(row) for row in rows], name))
+        records = [EvaluationRow.model_validate(row) for row in rows]
+        several = networks_table(records, "test") if any(row.lr_from for row in records) else None
+        console.print(several or results_table(records, name))
     for key, value in result.items():
         if key in HIDDEN and rows:
             continue

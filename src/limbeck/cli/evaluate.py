@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 from tyro.conf import Positional, arg
 
 from limbeck.cli.common import DATA, Command, Device, Options, Reading, WithEstimate, announce, load_keywords
+from limbeck.core.aliases import NUMBER_OF_NETWORKS, split_networks
+from limbeck.core.evaluation_records import EvaluationRow
 from limbeck.core.events import Listener
-from limbeck.evaluation.sets import OWN_NETWORK, prepare_evaluation, run_evaluations
+from limbeck.evaluation.record import make_record, merge_record
+from limbeck.evaluation.run import run_evaluations, run_on_networks
+from limbeck.evaluation.sets import OWN_NETWORK, Evaluation, prepare_evaluation
 from limbeck.jobs.estimate import estimate_evaluation
 from limbeck.networks.registry import ModelConfig
+from limbeck.report.page import write_report
 from limbeck.task import Precision
 
 
@@ -22,7 +30,9 @@ class Evaluate(Reading, Device, Options, WithEstimate):
     """A run folder or the file of a distilled set."""
     data: Annotated[str | None, DATA] = None
     """The data to test on; the default is where the set came from."""
-    networks: int | None = Field(default=None, ge=1)
+    networks: Annotated[str | None, arg(metavar="NAME,NAME")] = None
+    """Networks to train on the set, on random and k-means images, and on all images, with a step size of their own."""
+    num_networks: int | None = Field(default=None, ge=1)
     """How many fresh networks to train; the default is as many as when the set was made."""
     epochs: int | None = Field(default=None, ge=1)
     """Passes over the set; the default is as many as when the set was made."""
@@ -35,11 +45,15 @@ class Evaluate(Reading, Device, Options, WithEstimate):
 
 
 def run_evaluate(args: Evaluate, listen: Listener) -> Any:
-    """Prepare the evaluation, say how long it will take, and run it; the result is its rows."""
+    """Prepare the evaluation, say how long it will take, run it, and record it in the run folder; returns its rows."""
+    names, number, is_old = split_networks(args.networks, args.num_networks)
+    if is_old:
+        print(f"limbeck: {NUMBER_OF_NETWORKS.format(name='--num-networks', old='--networks')}.", file=sys.stderr)
     evaluations = prepare_evaluation(
         args.what,
         data=args.data,
-        networks=args.networks,
+        networks=names,
+        num_networks=number,
         epochs=args.epochs,
         model=args.model,
         device=args.device,
@@ -47,14 +61,37 @@ def run_evaluate(args: Evaluate, listen: Listener) -> Any:
         **load_keywords(args),
     )
     if args.estimate:
-        announce(lambda: estimate_evaluation(evaluations), listen)
-    return {"results": [row.to_json() for row in run_evaluations(evaluations, args.seed, listen)]}
+        announce(lambda: estimate_evaluation(evaluations, args.seed if names else None), listen)
+    if not names:
+        rows = run_evaluations(evaluations, args.seed, listen)
+        return {"results": [row.result.to_json() for row in rows], **_record(args, evaluations, rows, listen)}
+    rows, paths = [], {}
+    for part in run_on_networks(evaluations, args.seed, listen):  # a network takes long, so that none is lost
+        rows += part
+        paths = _record(args, evaluations, part, listen)
+    if paths:
+        paths |= {"report": str(write_report(Path(args.what)))}
+    return {"results": [row.to_json() for row in rows], **paths}
+
+
+def _record(
+    args: Evaluate, evaluations: Sequence[Evaluation], rows: Sequence[EvaluationRow], listen: Listener
+) -> dict[str, str]:
+    """Record rows in the run folder, and return the path; do nothing for a set outside of one."""
+    folder = Path(args.what)
+    if not (folder / "run.json").exists():
+        return {}
+    try:
+        return {"recorded": str(merge_record(folder, make_record(evaluations, rows, args.seed)))}
+    except OSError as error:
+        listen({"event": "warning", "text": f"the rows cannot be recorded in {folder}: {error.strerror or error}"})
+        return {}
 
 
 COMMANDS = {
     "evaluate": Command(
         Evaluate,
         run_evaluate,
-        ("limbeck evaluate runs/digits --networks 10", "limbeck evaluate runs/digits --model.name mlp"),
+        ("limbeck evaluate runs/digits --num-networks 10", "limbeck evaluate runs/digits --networks convnet,mlp"),
     )
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -11,8 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.progress import TimeRemainingColumn as Remaining
 from rich.table import Table
 
+from limbeck.core.evaluation_records import EvaluationRow
 from limbeck.core.events import Event
-from limbeck.core.records import ResultRow
+from limbeck.report.heat_map import heat_map
 from limbeck.report.text import NONE, percent
 
 LOG = logging.getLogger("limbeck")
@@ -137,7 +139,7 @@ def _format_part(value: Any) -> str:
     return f"({format_value(value)})" if isinstance(value, dict | list | tuple) else format_value(value)
 
 
-def results_table(rows: list[ResultRow], title: str) -> Table:
+def results_table(rows: Sequence[EvaluationRow], title: str) -> Table:
     """Results as a table: accuracy in percent as mean, standard deviation and n, and points above random images."""
     table = Table(title=title)
     for name in ("set", "network", "n", "accuracy", "balanced", "over random"):
@@ -155,3 +157,22 @@ def results_table(rows: list[ResultRow], title: str) -> Table:
             gain,
         )
     return table
+
+
+def networks_table(rows: Sequence[EvaluationRow], title: str) -> Table | None:
+    """Accuracy in percent, n and step size on one line a set and in one column a network; None for a single cell."""
+    drawn = heat_map(rows)
+    if drawn is None:
+        return None
+    table = Table(title=title, show_lines=True)
+    table.add_column("set")
+    for network in drawn.networks:
+        table.add_column(network, justify="right", no_wrap=True)
+    for name, cells in drawn.lines:
+        table.add_row(name, *(NONE if cell is None else _cell_text(cell.row) for cell in cells))
+    return table
+
+
+def _cell_text(row: EvaluationRow) -> str:
+    step_size = "" if row.lr is None else f", lr {row.lr:.2g}"
+    return f"{percent(row.accuracy_mean, row.accuracy_std)}\nn {row.n}{step_size}"

@@ -33,7 +33,7 @@ def rename_keywords(options: Mapping[str, Any], names: Collection[str]) -> dict[
     for old, new in zip(options, current):
         if old != new:
             text = f"option {old} is now called {new}; the old name works until the next release"
-            warnings.warn(text, DeprecationWarning, stacklevel=_level_of_caller())
+            warnings.warn(text, DeprecationWarning, stacklevel=level_of_caller())
     return current
 
 
@@ -55,6 +55,26 @@ def rename_flags(arguments: Sequence[str], names: Collection[str]) -> tuple[list
     return words, notices
 
 
+NUMBER_OF_NETWORKS = "the number of networks is now called {name}; a number for {old} works until the next release"
+
+
+def split_networks(
+    networks: int | str | Sequence[str] | None, num_networks: int | None
+) -> tuple[list[str], int | None, bool]:
+    """Names of networks and their number, from options of which the first was the number before it was the names.
+
+    networks: Names, or one string of them with commas; a number where the old meaning was meant.
+    Returns (names without repeats, number, whether the old meaning was meant).
+
+    >>> split_networks("convnet,vgg11", 3), split_networks("5", None), split_networks(None, None)
+    ((['convnet', 'vgg11'], 3, False), ([], 5, True), ([], None, False))
+    """
+    if isinstance(networks, int) or (isinstance(networks, str) and networks.strip().isdecimal()):
+        return [], int(networks) if num_networks is None else num_networks, True
+    names = networks.split(",") if isinstance(networks, str) else networks or ()
+    return list(dict.fromkeys(name.strip() for name in names)), num_networks, False
+
+
 def rename_configs(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return configurations of runs, in which an option that one of them has by its old name has the others' name.
 
@@ -73,7 +93,7 @@ def old_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {old_names.get(name, name): value for name, value in config.items()}
 
 
-def _level_of_caller() -> int:
+def level_of_caller() -> int:
     """Return the `stacklevel` of the first frame outside limbeck, where the user wrote the old name."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("limbeck", "contextlib"):

@@ -45,3 +45,15 @@ class EvalConfig(BaseModel):
     def full_schedule(self, lr: float) -> Schedule:
         """The schedule of training on the whole training part, with the step size `lr`."""
         return self.model_copy(update={"batch_size": self.full_batch_size}).schedule(lr, self.full_epochs)
+
+    def describe(self, augment: str) -> str:
+        """The protocol in words, with the families of its augmentation.
+
+        >>> EvalConfig(epochs=300).describe("flip")[:58]
+        '300 epochs of SGD with momentum 0.9, weight decay 0.0005, '
+        """
+        return (
+            f"{self.epochs} epochs of SGD with momentum {self.momentum}, weight decay {self.weight_decay}, "
+            f"batch {self.batch_size}, step size x 0.1 after half of them, augmentation {augment}; std is "
+            "the sample standard deviation over networks"
+        )

@@ -1,8 +1,8 @@
-"""The evaluation of distilled sets, their files, and the sets of a run."""
+"""What is evaluated: distilled sets, their files or those of a run, with the data and the networks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,42 +10,29 @@ import torch
 from pydantic import ValidationError
 
 from limbeck.core.errors import UserError
-from limbeck.core.events import Listener
-from limbeck.core.records import ResultRow
-from limbeck.core.rng import derive_seed
 from limbeck.data import ImageData, load_data
 from limbeck.data.pixels import PixelRange
 from limbeck.evaluation.protocol import EvalConfig
-from limbeck.evaluation.trials import evaluate_set, result_row
 from limbeck.networks.registry import ModelConfig
 from limbeck.synthetic.distilled import DistilledSet, load
-from limbeck.task import Precision, Task, announce_task, make_task, restore_switches, set_switches
+from limbeck.task import Precision, Task, make_task, restore_switches
 
-
-def evaluate_distilled(
-    task: Task, distilled: DistilledSet, config: EvalConfig, seed: int, which: str | None, listen: Listener
-) -> ResultRow:
-    """The row of a distilled set: fresh networks trained with the step size that was learned with it, on test."""
-    pair = distilled.images.to(task.device), distilled.labels.to(task.device)
-    summary = evaluate_set(
-        task,
-        lambda _seed: pair,
-        config.schedule(distilled.lr),
-        config.networks,
-        task.test,
-        derive_seed(seed, "evaluate"),
-        lambda: listen({"event": "advance", "text": f"distilled, {which}"}),
-    )
-    return result_row("distilled", task, summary, which=which, lr=distilled.lr, step=distilled.provenance.get("step"))
+FOR_BASELINES = ("baseline_lrs", "full_epochs", "full_batch_size", "full_networks")
+"""Fields of `EvalConfig` that a set's recipe does not have: those of its run are taken."""
 
 
 class Evaluation(NamedTuple):
-    """A distilled set that is to be evaluated on `task` by the protocol `config`; which: of its run, last or chosen."""
+    """A distilled set that is to be evaluated on the network of `task` by the protocol `config`.
+
+    which:  Of its run, last or chosen.
+    is_own: Whether the set was distilled with this network, or with this one but for its options.
+    """
 
     task: Task
     distilled: DistilledSet
     which: str | None
     config: EvalConfig
+    is_own: bool = True
 
 
 @restore_switches()
@@ -53,7 +40,8 @@ def prepare_evaluation(
     distilled: DistilledSet | str | Path,
     *,
     data: str | Path | ImageData | None = None,
-    networks: int | None = None,
+    networks: Sequence[str] = (),
+    num_networks: int | None = None,
     epochs: int | None = None,
     model: ModelConfig | None = None,
     device: str = "cpu",
@@ -62,11 +50,14 @@ def prepare_evaluation(
     follow_links: bool = False,
     precision: Precision = "float32",
 ) -> list[Evaluation]:
-    """Read and check what `evaluate` takes, one evaluation for each set; nothing is trained.
+    """Read and check what `evaluate` takes: one evaluation for each network and set; nothing is trained.
 
-    Raises UserError when there is no set, or when the data is not what the set was made from.
+    Raises UserError when there is no set, when the data is not what the set was made from, and for networks that do not
+    fit the images.
     """
-    changes = {"networks": networks, "epochs": epochs}
+    if networks and model not in (None, OWN_NETWORK):
+        raise UserError("--networks names networks, and --model one network; give one of the two.")
+    changes = {"networks": num_networks, "epochs": epochs}
     reading = {"resize": resize, "pixel_range": pixel_range, "follow_links": follow_links}
     evaluations: list[Evaluation] = []
     for which, one in load_sets(distilled):
@@ -89,7 +80,20 @@ def prepare_evaluation(
         if evaluations and _is_same_task(task, evaluations[0].task):
             task = evaluations[0].task  # whose tensors are computed once
         evaluations.append(Evaluation(task, one, which, config))
-    return evaluations
+    if not networks:
+        return evaluations
+    return [evaluation for name in networks for evaluation in _on_network(name, evaluations)]
+
+
+def _on_network(name: str, evaluations: Sequence[Evaluation]) -> Iterator[Evaluation]:
+    """The evaluations of sets on the network of this name: their own one with its options, or one by its defaults."""
+    tasks: dict[Task, Task] = {}
+    for evaluation in evaluations:
+        own, task = evaluation.distilled.recipe["model"]["name"], evaluation.task
+        is_own = name in (own, OWN_NETWORK.name)
+        if task not in tasks:
+            tasks[task] = task if is_own else task.with_model(ModelConfig(name=name))
+        yield evaluation._replace(task=tasks[task], is_own=is_own)
 
 
 def _is_same_task(task: Task, other: Task) -> bool:
@@ -102,105 +106,23 @@ def _is_same_task(task: Task, other: Task) -> bool:
     )
 
 
-def _train_alike(evaluation: Evaluation, other: Evaluation) -> bool:
-    """Whether two evaluations train the same networks on the same tensors."""
-    one, two = evaluation.distilled, other.distilled
-    return (
-        (evaluation.task is other.task and evaluation.config == other.config and one.lr == two.lr)
-        and torch.equal(one.images, two.images)
-        and torch.equal(one.labels, two.labels)
-    )
-
-
 def _read_recipe(
     distilled: DistilledSet, model: ModelConfig | None, changes: Mapping[str, int | None]
 ) -> tuple[ModelConfig, str, EvalConfig]:
     """Network, augmentation and protocol of a set's recipe with these changes; UserError where it lacks one."""
     recipe = dict(distilled.recipe)
+    run = distilled.provenance.get("config", {}).get("eval", {})
     try:
         network, augment = evaluated_network(recipe.pop("model"), model), recipe.pop("augment")
         if not isinstance(augment, str):
             raise UserError(f"the set's recipe names no augmentation but {augment!r}; make the set again.")
-        return network, augment, EvalConfig(**recipe | {name: n for name, n in changes.items() if n is not None})
+        options = {name: run[name] for name in FOR_BASELINES if name in run} | recipe
+        options |= {name: n for name, n in changes.items() if n is not None}
+        return network, augment, EvalConfig(**options)
     except KeyError as error:
         raise UserError(f"the set's recipe says nothing of {error}; make the set again.") from None
     except (TypeError, ValidationError):
         raise UserError(f"the recipe of the set and the options do not fit: {recipe}, {dict(changes)}.") from None
-
-
-def without_repeats(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """The evaluations without the second one of a run whose last set is the chosen one too."""
-    return [one for place, one in enumerate(evaluations) if not (place and _train_alike(one, evaluations[0]))]
-
-
-@restore_switches()
-def run_evaluations(
-    evaluations: Sequence[Evaluation], seed: int = 0, listen: Listener = lambda event: None
-) -> list[ResultRow]:
-    """The rows of prepared evaluations: fresh networks trained on each set, and tested.
-
-    Where the last set of a run is the chosen one too, networks are trained once, and both rows are theirs.
-    """
-    rows: list[ResultRow] = []
-    if evaluations:  # all of one data set and one network
-        announce_task(evaluations[0].task, listen)
-    for place, evaluation in enumerate(evaluations):
-        task, distilled, which, config = evaluation
-        if place and _train_alike(evaluation, evaluations[0]):
-            rows.append(rows[0].model_copy(update={"which": which, "step": distilled.provenance.get("step")}))
-            continue
-        set_switches(task.device, task.precision)
-        listen({"event": "stage", "name": "evaluate", "total": config.networks, "unit": "network"})
-        rows.append(evaluate_distilled(task, distilled, config, seed, which, listen))
-    return rows
-
-
-def evaluate(
-    distilled: DistilledSet | str | Path,
-    *,
-    seed: int = 0,
-    listen: Listener = lambda event: None,
-    data: str | Path | ImageData | None = None,
-    networks: int | None = None,
-    epochs: int | None = None,
-    model: ModelConfig | None = None,
-    device: str = "cpu",
-    resize: int | None = None,
-    pixel_range: PixelRange | None = None,
-    follow_links: bool = False,
-    precision: Precision = "float32",
-) -> list[ResultRow]:
-    """Rows for a distilled set, its file, or both sets of a run folder, on the test part of its data.
-
-    seed:   of the networks.
-    data:   where the images are; by default where the set says it came from.
-    model:  another network than the one it was distilled with, see `evaluated_network`.
-    networks, epochs: by default the set's own.
-    resize, pixel_range, follow_links: as in `load_data`; by default as the set's data was read.
-    Raises UserError when there is no set, or when the data is not what the set was made from.
-
-    >>> from tempfile import TemporaryDirectory
-    >>> from limbeck import distill
-    >>> quick = {"eval": EvalConfig(networks=2, epochs=5, full_networks=0), "validate_epochs": 5}
-    >>> with TemporaryDirectory() as folder:
-    ...     path = distill("digits", method="random", ipc=1, out=f"{folder}/run", **quick)
-    ...     rows = evaluate(path, networks=3)
-    >>> [(row.set, row.which, row.n) for row in rows]
-    [('distilled', 'last', 3), ('distilled', 'chosen', 3)]
-    """
-    evaluations = prepare_evaluation(
-        distilled,
-        data=data,
-        networks=networks,
-        epochs=epochs,
-        model=model,
-        device=device,
-        resize=resize,
-        pixel_range=pixel_range,
-        follow_links=follow_links,
-        precision=precision,
-    )
-    return run_evaluations(evaluations, seed, listen)
 
 
 OWN_NETWORK = ModelConfig(name="same")

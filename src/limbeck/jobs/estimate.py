@@ -24,8 +24,10 @@ from limbeck.core.rng import derive_seed, make_generator
 from limbeck.core.tensors import read_header
 from limbeck.core.threads import one_thread
 from limbeck.evaluation.baselines import FULL_LR, baseline_path, real_images
+from limbeck.evaluation.protocol import EvalConfig
 from limbeck.evaluation.regression import RegressionConfig, fit_targets
-from limbeck.evaluation.sets import Evaluation, without_repeats
+from limbeck.evaluation.run import budget, count_set_networks, without_repeats
+from limbeck.evaluation.sets import Evaluation
 from limbeck.experts.handle import Experts
 from limbeck.experts.make import describe_experts
 from limbeck.experts.store import DTYPES
@@ -36,6 +38,7 @@ from limbeck.methods import MethodInputs, Plan
 from limbeck.networks.flat import lecun_normal
 from limbeck.networks.registry import ModelConfig, flat_model
 from limbeck.report.text import duration, size
+from limbeck.select import FillName
 from limbeck.synthetic.loop import StatefulHook
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task
@@ -107,7 +110,9 @@ def estimate(job: Job) -> Estimate:
         seconds["distill"] += _validation_seconds(job, synthetic, left)
     else:
         synthetic = _rehearse(job)[0].synthetic
-    seconds["evaluate"] = _evaluation_seconds(job, synthetic) + _baseline_seconds(job)
+    config = job.config
+    seconds["evaluate"] = _evaluation_seconds(job, synthetic)
+    seconds["evaluate"] += _baseline_seconds(job.task, config.eval, config.ipc, config.fill, config.seed)
     return Estimate(seconds, store_bytes)
 
 
@@ -121,14 +126,20 @@ def estimate_experts(experts: Experts) -> Estimate:
     return Estimate({"experts": seconds}, missing * _expert_bytes(experts))
 
 
-def estimate_evaluation(evaluations: Sequence[Evaluation]) -> Estimate:
-    """Estimate the evaluation of sets."""
+def estimate_evaluation(evaluations: Sequence[Evaluation], seed: int | None = None) -> Estimate:
+    """Estimate the evaluation of sets.
+
+    seed: That of the networks, where random, k-means and all images are evaluated beside the sets; None where not.
+    """
     seconds = 0.0
     for evaluation in without_repeats(evaluations):
         task, config, distilled = evaluation.task, evaluation.config, evaluation.distilled
         pair = distilled.images.to(task.device), distilled.labels.to(task.device)
-        schedule = config.schedule(distilled.lr)
-        seconds += _networks_seconds(task, pair, schedule, config.networks, len(task.data.test))
+        networks = config.networks if seed is None else count_set_networks(evaluation)
+        seconds += _networks_seconds(task, pair, config.schedule(distilled.lr), networks, len(task.data.test))
+    if seed is not None:
+        for first in {one.task: one for one in evaluations}.values():
+            seconds += _baseline_seconds(first.task, first.config, *budget(first.distilled), seed)
     return Estimate({"evaluate": seconds})
 
 
@@ -232,9 +243,8 @@ def _evaluation_seconds(job: Job, synthetic: SyntheticSet) -> float:
     return seconds
 
 
-def _baseline_seconds(job: Job) -> float:
+def _baseline_seconds(task: Task, config: EvalConfig, ipc: int, fill: FillName, seed: int) -> float:
     """Seconds of the baselines whose rows are not stored yet."""
-    task, config, ipc, seed, fill = job.task, job.config.eval, job.config.ipc, job.config.seed, job.config.fill
     seconds = 0.0
     for name in ("random", "kmeans"):
         if baseline_path(task, name, ipc, config, seed, fill)[0].exists():

@@ -28,14 +28,12 @@ from limbeck.core.rng import derive_seed
 from limbeck.evaluation.baselines import count_networks, evaluate_baselines, real_images
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.evaluation.regression import RegressionConfig, regression_rows
-from limbeck.evaluation.sets import evaluate_distilled
+from limbeck.evaluation.run import CHOSEN_LR, evaluate_distilled
 from limbeck.evaluation.trials import best_lr
 from limbeck.jobs.job import Job
 from limbeck.jobs.record import RESULTS
 from limbeck.synthetic.distilled import DistilledSet, load
 from limbeck.task import Task
-
-CHOSEN_LR = "chosen on validation"
 
 
 def evaluation_key(task: Task, config: EvalConfig, steps: int) -> str:
@@ -162,9 +160,7 @@ def write_results(job: Job, rows: list[ResultRow]) -> None:
         method=job.method.name,
         data=DataName(name=task.data.name, fingerprint=task.data.fingerprint),
         ipc=job.config.ipc,
-        protocol=f"{config.epochs} epochs of SGD with momentum {config.momentum}, weight decay {config.weight_decay}, "
-        f"batch {config.batch_size}, step size x 0.1 after half of them, augmentation {task.augment.strategy}; std is "
-        "the sample standard deviation over networks",
+        protocol=config.describe(task.augment.strategy),
         results=rows,
         seconds=stage_seconds(job),
         bytes=stored.model_copy(update={"set": set_bytes}),

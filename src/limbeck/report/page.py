@@ -15,6 +15,7 @@ from limbeck.core.aliases import rename_configs
 from limbeck.core.errors import UserError
 from limbeck.core.files import write_atomically
 from limbeck.core.records import DataRecord, PathAccuracy, ResultRow
+from limbeck.report.heat_map import heat_maps
 from limbeck.report.plots import Line, Plot, mean_with_range, plot
 from limbeck.report.records import Run, finite, read_run
 from limbeck.report.text import NONE, count, duration, percent, points, size
@@ -101,6 +102,7 @@ def _view(run: Run) -> dict[str, Any]:
         "several_models": len({row.model for row in rows}) > 1,
         "has_random": any(row.set == "random" for row in rows),
         "protocol": run.summary.protocol,
+        "heat_maps": heat_maps(run.evaluations.evaluations),
         "chosen_step": chosen,
         "curves": _curves(run, chosen),
         "expert_plot": _expert_plot(run),

@@ -12,6 +12,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from limbeck.core.errors import UserError
+from limbeck.core.evaluation_records import EvaluationsRecord
 from limbeck.core.record_files import salvage
 from limbeck.core.records import ExpertsRecord, Record, ResultsRecord, RunRecord, StepLine, ValidationLine
 
@@ -46,6 +47,7 @@ class Run:
     validations: dict[str, list[ValidationLine]]
     experts: ExpertsRecord
     summary: ResultsRecord
+    evaluations: EvaluationsRecord
     pictures: list[Picture]
     sets: list[tuple[str, int]]
     missing: list[str]
@@ -66,6 +68,10 @@ def read_run(folder: Path) -> Run:
     else:
         experts = _read_optional(ExpertsRecord, folder / "experts.json", "the experts are not described", missing)
     summary = _read_optional(ResultsRecord, folder / "results.json", "the run has not been evaluated", missing)
+    evaluations = EvaluationsRecord()
+    if (folder / "evaluations.json").exists():  # which few runs have
+        path = folder / "evaluations.json"
+        evaluations = _read_optional(EvaluationsRecord, path, "other networks are not shown", missing)
     pictures = [p for name in PREVIEWS if (p := _read_picture(folder / "previews" / f"{name}.png"))]
     if unseen := [name for name in PREVIEWS if name not in [picture.name for picture in pictures]]:
         missing.append(f"previews: no readable picture of the {', '.join(unseen)} set.")
@@ -73,7 +79,7 @@ def read_run(folder: Path) -> Run:
     sets = [(path.name, path.stat().st_size) for path in files if path.is_file()]
     if not sets:
         missing.append("set-chosen.safetensors, set-last.safetensors: not there, so no distilled set is saved.")
-    return Run(folder.resolve().name, meta, steps, validations, experts, summary, pictures, sets, missing)
+    return Run(folder.resolve().name, meta, steps, validations, experts, summary, evaluations, pictures, sets, missing)
 
 
 def _read_meta(folder: Path, missing: list[str]) -> RunRecord:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -14,6 +14,7 @@ from pydantic import JsonValue
 
 from limbeck.core.aliases import rename_configs
 from limbeck.core.errors import UserError
+from limbeck.core.evaluation_records import EvaluationRow, EvaluationsRecord
 from limbeck.core.files import write_atomically
 from limbeck.core.record_files import read_record
 from limbeck.core.records import ResultRow, ResultsRecord, RunRecord
@@ -63,16 +64,22 @@ def pool_runs(rows: Sequence[ResultRow], measure: str = "accuracy") -> Cell:
 
 
 class FinishedRun(NamedTuple):
-    """The results and the configuration of a run."""
+    """The results and the configuration of a run, and its evaluations on several networks."""
 
     results: ResultsRecord
     config: dict[str, JsonValue]
+    evaluations: EvaluationsRecord
 
 
 def _read(run: Path) -> FinishedRun:
     try:
         results = read_record(run / "results.json", ResultsRecord, "limbeck-results")
-        return FinishedRun(results, read_record(run / "run.json", RunRecord, "limbeck-run").config)
+        config = read_record(run / "run.json", RunRecord, "limbeck-run").config
+        path = run / "evaluations.json"
+        evaluations = EvaluationsRecord()
+        if path.exists():
+            evaluations = read_record(path, EvaluationsRecord, "limbeck-evaluations")
+        return FinishedRun(results, config, evaluations)
     except UserError as error:
         raise UserError(f"{run} is not a finished run ({str(error).rstrip('.')}); run its command again.") from None
 
@@ -80,18 +87,21 @@ def _read(run: Path) -> FinishedRun:
 def write_table(runs: Sequence[Path], out: Path, note: str = "") -> Path:
     """Write one line per data set, images per class, method and setting; runs that differ only in their seed share it.
 
-    Accuracies are those of the first network on test. Returns `out`. Raises UserError for no folders, and for a folder
+    Accuracies are those of the first network on test. A second table has one line for each network, where runs were
+    evaluated on several. Returns `out`. Raises UserError for no folders, and for a folder
     that is no finished run.
     """
     if not runs:
         raise UserError("a table needs runs; name the folders of one or more finished runs.")
     groups: dict[tuple[str, ...], list[ResultsRecord]] = {}
+    evaluations: dict[tuple[str, ...], list[EvaluationsRecord]] = {}
     finished = [_read(Path(run)) for run in runs]
-    configs = rename_configs([config for _, config in finished])
-    for (results, _), config in zip(finished, configs):
+    configs = rename_configs([run.config for run in finished])
+    for (results, _, networks), config in zip(finished, configs):
         setting = {key: value for key, value in config.items() if key not in ("seed", "data", "experts")}
         key = (results.data.name, f"{results.ipc or 0:05d}", results.method, json.dumps(setting, sort_keys=True))
         groups.setdefault(key, []).append(results)
+        evaluations.setdefault(key, []).append(networks)
     uneven = {results.data.name for members in groups.values() for results in members if _is_uneven(results)}
     lines = [
         "| data | images per class | method | setting | distillation seeds "
@@ -109,9 +119,55 @@ def write_table(runs: Sequence[Path], out: Path, note: str = "") -> Path:
                 cells = [_cell(members, name, which, measure, protocol) for name, which in SETS]
                 where, how = f"{data}{label}", "; ".join(part for part in (difference, protocol) if part)
                 lines.append(f"| {where} | {int(ipc)} | {method} | {how} | {len(members)} | {' | '.join(cells)} |")
+    by_network = [line for key in sorted(groups) for line in _network_lines(key, list(groups), evaluations[key])]
+    if by_network:
+        lines += ["", *NETWORKS_HEAD, *by_network]
     text = "\n".join([f"# Results\n\n{note}".rstrip(), "", *lines, "", CAPTION, ""])
     write_atomically(out, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return out
+
+
+NETWORK_COLUMNS = (
+    ("chosen, its own step size", "distilled", "chosen", "set"),
+    ("chosen, step size by validation", "distilled", "chosen", "validation"),
+    ("last, its own step size", "distilled", "last", "set"),
+    ("last, step size by validation", "distilled", "last", "validation"),
+    ("random", "random", None, "validation"),
+    ("k-means", "kmeans", None, "validation"),
+    ("full data", "full", None, "protocol"),
+)
+"""Name of the column, set, which of a distilled one, and where its step size comes from."""
+NETWORKS_HEAD = [
+    "| data | images per class | method | setting | network | distillation seeds | "
+    + " | ".join(column[0] for column in NETWORK_COLUMNS)
+    + " |",
+    "|---" * (6 + len(NETWORK_COLUMNS)) + "|",
+]
+
+
+def _network_lines(
+    key: tuple[str, ...], keys: Sequence[tuple[str, ...]], members: Sequence[EvaluationsRecord]
+) -> Iterator[str]:
+    """The lines of one group of runs in the table of networks; of evaluations of one protocol the newest counts."""
+    data, ipc, method, setting = key
+    settings = [json.loads(other[3]) for other in keys if other[:3] == key[:3]]
+    newest = [{evaluation.protocol: evaluation.rows for evaluation in member.evaluations} for member in members]
+    protocols = list(dict.fromkeys(protocol for by_protocol in newest for protocol in by_protocol))
+    for protocol in protocols:
+        runs = [by_protocol[protocol] for by_protocol in newest if protocol in by_protocol]
+        how = [_difference(json.loads(setting), settings), protocol if len(protocols) > 1 else ""]
+        for network in dict.fromkeys(row.model for rows in runs for row in rows):
+            own = [[row for row in rows if row.model == network] for rows in runs]
+            cells = [_network_cell(own, *column[1:]) for column in NETWORK_COLUMNS]
+            head = (data, int(ipc), method, "; ".join(filter(None, how)), network, sum(map(bool, own)))
+            yield f"| {' | '.join(map(str, (*head, *cells)))} |"
+
+
+def _network_cell(runs: Sequence[Sequence[EvaluationRow]], name: str, which: str | None, origin: str) -> str:
+    """The cell of one set on one network, from one row of each run."""
+    key = (name, which, origin)
+    rows = [row for run in runs for row in run if (row.set, row.which, row.lr_from) == key]
+    return str(pool_runs(rows)) if rows else NONE
 
 
 def _difference(setting: dict[str, Any], settings: Sequence[dict[str, Any]]) -> str:

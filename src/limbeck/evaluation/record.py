@@ -1,0 +1,72 @@
+"""evaluations.json in a run folder: what its sets reached on several networks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from limbeck.core.evaluation_records import EvaluationRecord, EvaluationRow, EvaluationsRecord
+from limbeck.core.files import content_key, write_json
+from limbeck.core.record_files import read_record
+from limbeck.core.records import DataName
+from limbeck.evaluation.run import budget
+from limbeck.evaluation.sets import Evaluation
+from limbeck.synthetic.distilled import DistilledSet
+
+FORMAT = "limbeck-evaluations"
+FILE = "evaluations.json"
+
+
+def make_record(evaluations: Sequence[Evaluation], rows: Sequence[EvaluationRow], seed: int) -> EvaluationRecord:
+    """The record of rows of prepared evaluations; the key says which other rows they are comparable with."""
+    first = evaluations[0]
+    data, config = first.task.data, first.config
+    description = {
+        "sets": list(dict.fromkeys(_digest(one.distilled) for one in evaluations)),
+        "protocol": config.model_dump(mode="json"),
+        "augment": first.task.augment.strategy,
+        "data": data.fingerprint,
+        "seed": seed,
+    }
+    models = {row.model for row in rows}
+    return EvaluationRecord(
+        key=content_key(description),
+        data=DataName(name=data.name, fingerprint=data.fingerprint),
+        classes=list(data.classes),
+        ipc=budget(first.distilled)[0],
+        seed=seed,
+        protocol=config.describe(first.task.augment.strategy),
+        computed={
+            one.task.model_config.name: {"model": one.task.model_config.model_dump(), **one.task.conditions()}
+            for one in evaluations
+            if one.task.model_config.name in models
+        },
+        rows=list(rows),
+    )
+
+
+def _digest(distilled: DistilledSet) -> str:
+    """A digest of images, labels and step size."""
+    content = hashlib.sha256(str(distilled.lr).encode())
+    for tensor in (distilled.images, distilled.labels):
+        content.update(tensor.contiguous().numpy().tobytes())
+    return content.hexdigest()[:12]
+
+
+def merge_record(folder: Path, record: EvaluationRecord) -> Path:
+    """Add a record to evaluations.json in a run folder and return that file's path.
+
+    Where there is one of the same key, the rows of the networks of `record` take the place of theirs.
+    """
+    path = folder / FILE
+    before = read_record(path, EvaluationsRecord, FORMAT).evaluations if path.exists() else []
+    other = [evaluation for evaluation in before if evaluation.key != record.key]
+    for same in (evaluation for evaluation in before if evaluation.key == record.key):
+        models = {row.model for row in record.rows}
+        rows = [row for row in same.rows if row.model not in models]
+        update = {"rows": rows + record.rows, "computed": {**same.computed, **record.computed}}
+        record = record.model_copy(update=update)
+    evaluations = EvaluationsRecord(format=FORMAT, version=1, evaluations=[*other, record])
+    write_json(path, evaluations.to_json())
+    return path

@@ -1,0 +1,234 @@
+"""Evaluations: fresh networks trained on prepared sets, and on what these are compared with on several networks."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+
+import torch
+
+from limbeck.core.aliases import NUMBER_OF_NETWORKS, level_of_caller, split_networks
+from limbeck.core.evaluation_records import EvaluationRow, LrOrigin
+from limbeck.core.events import Listener
+from limbeck.core.records import ResultRow
+from limbeck.core.rng import derive_seed
+from limbeck.data import ImageData
+from limbeck.data.pixels import PixelRange
+from limbeck.evaluation.baselines import count_networks, evaluate_baselines
+from limbeck.evaluation.protocol import EvalConfig
+from limbeck.evaluation.sets import Evaluation, prepare_evaluation
+from limbeck.evaluation.trials import Summary, best_lr, make_trials, result_row, run_trials
+from limbeck.networks.registry import ModelConfig
+from limbeck.select import FillName
+from limbeck.synthetic.distilled import DistilledSet
+from limbeck.task import Precision, Task, announce_task, restore_switches, set_switches
+from limbeck.training.plain import Score
+
+CHOSEN_LR = "chosen on validation"
+"""The `lr` in the provenance of a set whose method learns no step size."""
+
+
+def train_on(
+    task: Task, distilled: DistilledSet, config: EvalConfig, lr: float, seed: int, advance: Callable[[], None]
+) -> list[Score]:
+    """The scores on test of fresh networks that are trained on a distilled set with the step size `lr`."""
+    pair = distilled.images.to(task.device), distilled.labels.to(task.device)
+    trials = make_trials(lambda _seed: pair, config.schedule(lr), config.networks, derive_seed(seed, "evaluate"))
+    return run_trials(task, trials, task.test, advance)
+
+
+def evaluate_distilled(
+    task: Task, distilled: DistilledSet, config: EvalConfig, seed: int, which: str | None, listen: Listener
+) -> ResultRow:
+    """The row of a distilled set: fresh networks trained with the set's own step size, on test."""
+    advance = partial(listen, {"event": "advance", "text": f"distilled, {which}"})
+    summary = Summary.of(train_on(task, distilled, config, distilled.lr, seed, advance))
+    return result_row("distilled", task, summary, which=which, lr=distilled.lr, step=distilled.provenance.get("step"))
+
+
+def without_repeats(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """The evaluations without the second one of a run whose last set is the chosen one too."""
+    return [one for place, one in enumerate(evaluations) if not (place and _train_alike(one, evaluations[place - 1]))]
+
+
+def _train_alike(evaluation: Evaluation, other: Evaluation) -> bool:
+    """Whether two evaluations train the same networks on the same tensors."""
+    one, two = evaluation.distilled, other.distilled
+    return (
+        (evaluation.task is other.task and evaluation.config == other.config and one.lr == two.lr)
+        and torch.equal(one.images, two.images)
+        and torch.equal(one.labels, two.labels)
+    )
+
+
+def has_learned_lr(distilled: DistilledSet) -> bool:
+    """Whether the set brought its step size, so that it was not chosen on validation for the set's own network."""
+    return distilled.provenance.get("lr") != CHOSEN_LR
+
+
+def budget(distilled: DistilledSet) -> tuple[int, FillName]:
+    """Images per class of a set, and how its run filled up classes that have fewer."""
+    config = distilled.provenance.get("config", {})
+    per_class = len(distilled.images) // len(distilled.classes)
+    return config.get("ipc") or max(1, per_class), config.get("fill", "none")
+
+
+@restore_switches()
+def run_evaluations(
+    evaluations: Sequence[Evaluation], seed: int = 0, listen: Listener = lambda event: None
+) -> list[EvaluationRow]:
+    """The rows of prepared evaluations on one network each: fresh networks trained on each set, and tested.
+
+    Where the last set of a run is the chosen one too, networks are trained once, and both rows are theirs.
+    """
+    if evaluations:  # all of one data set
+        announce_task(evaluations[0].task, listen)
+    rows: list[EvaluationRow] = []
+    for place, evaluation in enumerate(evaluations):
+        if place and _train_alike(evaluation, evaluations[place - 1]):
+            rows.append(_repeat(rows[-1], evaluation))
+            continue
+        set_switches(evaluation.task.device, evaluation.task.precision)
+        listen({"event": "stage", "name": "evaluate", "total": evaluation.config.networks, "unit": "network"})
+        rows.append(_evaluate(evaluation, evaluation.distilled.lr, "set", seed, listen))
+    return rows
+
+
+@restore_switches()
+def run_on_networks(
+    evaluations: Sequence[Evaluation], seed: int = 0, listen: Listener = lambda event: None
+) -> Iterator[list[EvaluationRow]]:
+    """Yield the rows of one network after the other: of the sets, of random and k-means real images, of all images.
+
+    A step size that was learned with a set belongs to the network that it was learned with. For other networks there
+    are two rows of the set: one with its own step size, and one with that of `baseline_lrs` that is best on validation
+    for this network, as for real images. Those of real images are stored for reuse, as those of a run are.
+    """
+    if evaluations:
+        announce_task(evaluations[0].task, listen)
+    for task, group in groupby(evaluations, key=lambda evaluation: evaluation.task):
+        set_switches(task.device, task.precision)
+        sets = list(group)
+        total = sum(map(count_set_networks, without_repeats(sets))) + count_networks(sets[0].config)
+        name = f"evaluate {task.model_config.name}"
+        listen({"event": "stage", "name": name, "total": total, "unit": "network"})
+        yield _rows_of_network(task, sets, seed, listen)
+
+
+def count_set_networks(evaluation: Evaluation) -> int:
+    """How many networks `run_on_networks` trains on a set."""
+    config, distilled = evaluation.config, evaluation.distilled
+    if evaluation.is_own:
+        return config.networks
+    return config.networks * (1 + len(config.baseline_lrs) + has_learned_lr(distilled))
+
+
+def _rows_of_network(task: Task, sets: list[Evaluation], seed: int, listen: Listener) -> list[EvaluationRow]:
+    rows: list[EvaluationRow] = []
+    previous: list[EvaluationRow] = []
+    for place, evaluation in enumerate(sets):
+        if place and _train_alike(evaluation, sets[place - 1]):
+            previous = [_repeat(row, evaluation) for row in previous]
+        else:
+            previous = _rows_of_set(evaluation, seed, listen)
+        rows += previous
+    ipc, fill = budget(sets[0].distilled)
+    for row in evaluate_baselines(task, ipc, sets[0].config, seed, listen, fill):
+        origin: LrOrigin = "protocol" if row.set == "full" else "validation"
+        rows.append(EvaluationRow(**row.to_json(), lr_from=origin))
+    return rows
+
+
+def _rows_of_set(evaluation: Evaluation, seed: int, listen: Listener) -> list[EvaluationRow]:
+    """One row where the network is the set's own, else one for its own step size and one for the best on validation."""
+    task, distilled, which, config, is_own = evaluation
+    rows = []
+    if has_learned_lr(distilled):
+        rows.append(_evaluate(evaluation, distilled.lr, "set", seed, listen))
+    elif is_own:
+        rows.append(_evaluate(evaluation, distilled.lr, "validation", seed, listen))
+    if not is_own:
+        pair = distilled.images.to(task.device), distilled.labels.to(task.device)
+        advance = partial(listen, {"event": "advance", "text": f"step size for the {which} set"})
+        lr = best_lr(task, lambda _seed: pair, config, derive_seed(seed, "step size"), advance)
+        rows.append(_evaluate(evaluation, lr, "validation", seed, listen))
+    return rows
+
+
+def _evaluate(evaluation: Evaluation, lr: float, lr_from: LrOrigin, seed: int, listen: Listener) -> EvaluationRow:
+    task, distilled, which, config, _ = evaluation
+    advance = partial(listen, {"event": "advance", "text": f"distilled, {which}"})
+    scores = train_on(task, distilled, config, lr, seed, advance)
+    step = distilled.provenance.get("step")
+    row = result_row("distilled", task, Summary.of(scores), which=which, lr=lr, step=step)
+    return EvaluationRow(**row.to_json(), lr_from=lr_from, accuracies=[score.accuracy for score in scores])
+
+
+def _repeat(row: EvaluationRow, evaluation: Evaluation) -> EvaluationRow:
+    """The row of a set that equals the one before it."""
+    return row.model_copy(update={"which": evaluation.which, "step": evaluation.distilled.provenance.get("step")})
+
+
+def evaluate(
+    distilled: DistilledSet | str | Path,
+    *,
+    seed: int = 0,
+    listen: Listener = lambda event: None,
+    data: str | Path | ImageData | None = None,
+    networks: str | Sequence[str] | int | None = None,
+    num_networks: int | None = None,
+    epochs: int | None = None,
+    model: ModelConfig | None = None,
+    device: str = "cpu",
+    resize: int | None = None,
+    pixel_range: PixelRange | None = None,
+    follow_links: bool = False,
+    precision: Precision = "float32",
+) -> list[ResultRow]:
+    """Rows for a distilled set, its file, or both sets of a run folder, on the test part of its data.
+
+    seed:     Of the networks.
+    data:     Where the images are; by default where the set says it came from.
+    networks: Names of networks. For every one of them there are also rows of random and k-means images at the same
+              budget, and of all images: see `run_on_networks`. By default there are the rows of the sets alone, on the
+              network they were distilled with.
+    model:    Another network than the one it was distilled with, see `evaluated_network`.
+    num_networks, epochs: How many fresh networks, and passes over the set; by default as the set says.
+    resize, pixel_range, follow_links: As in `load_data`; by default as the set's data was read.
+    Raises UserError when there is no set, or when the data is not what the set was made from.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from limbeck import distill
+    >>> quick = {"eval": EvalConfig(networks=2, epochs=5, full_networks=0), "validate_epochs": 5}
+    >>> with TemporaryDirectory() as folder:
+    ...     path = distill("digits", method="random", ipc=1, out=f"{folder}/run", **quick)
+    ...     rows = evaluate(path, num_networks=3)
+    ...     table = evaluate(path, networks=["mlp"], num_networks=1)
+    >>> [(row.set, row.which, row.n) for row in rows]
+    [('distilled', 'last', 3), ('distilled', 'chosen', 3)]
+    >>> [(row.set, row.which, row.model) for row in table][1:]
+    [('distilled', 'chosen', 'mlp'), ('random', None, 'mlp'), ('kmeans', None, 'mlp')]
+    """
+    names, number, is_old = split_networks(networks, num_networks)
+    if is_old:
+        text = NUMBER_OF_NETWORKS.format(name="num_networks", old="networks")
+        warnings.warn(text, DeprecationWarning, stacklevel=level_of_caller())
+    evaluations = prepare_evaluation(
+        distilled,
+        data=data,
+        networks=names,
+        num_networks=number,
+        epochs=epochs,
+        model=model,
+        device=device,
+        resize=resize,
+        pixel_range=pixel_range,
+        follow_links=follow_links,
+        precision=precision,
+    )
+    if not names:
+        return [row.result for row in run_evaluations(evaluations, seed, listen)]
+    return [row for rows in run_on_networks(evaluations, seed, listen) for row in rows]
