@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from limbeck.core.errors import UserError
-from limbeck.data import ImageData, cache, load_data, pictures, sources
+from limbeck.data import ImageData, cache, decoding, load_data, sources
 
 
 @pytest.fixture(autouse=True)
@@ -86,8 +86,8 @@ def no_cache(path: Path, **options: Any) -> ImageData:
 def decodes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Where the pictures come from that are decoded from now on."""
     sources_decoded: list[str] = []
-    plain = pictures.decode_picture
-    monkeypatch.setattr(pictures, "decode_picture", lambda *args: sources_decoded.append(args[0].where) or plain(*args))
+    plain = decoding.decode_picture
+    monkeypatch.setattr(decoding, "decode_picture", lambda *args: sources_decoded.append(args[0].where) or plain(*args))
     return sources_decoded
 
 
@@ -192,8 +192,8 @@ def test_an_empty_class_is_refused_whatever_is_kept(tmp_path: Path) -> None:
 
 def test_files_that_change_while_they_are_decoded_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = a_folder(tmp_path / "pictures")
-    plain = pictures.decode_picture
-    monkeypatch.setattr(pictures, "decode_picture", lambda *args: os.utime(source / "dog" / "01.png") or plain(*args))
+    plain = decoding.decode_picture
+    monkeypatch.setattr(decoding, "decode_picture", lambda *args: os.utime(source / "dog" / "01.png") or plain(*args))
     load_data(source)
     assert not (tmp_path / "home").exists()
 

@@ -1,13 +1,9 @@
-"""Pictures: decoding of image files, and collection of decoded images of one size into an array a split."""
+"""Pictures: which files are some, and decoding of one."""
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, lru_cache
 from io import BytesIO
-from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,19 +11,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from limbeck.core.errors import UserError
-from limbeck.data.images import Array, ReadOptions, Size, as_images, describe_resize
-from limbeck.data.memory import refuse_beyond_memory
-from limbeck.data.pixels import (
-    HINT,
-    PixelRange,
-    choose_range,
-    describe_range,
-    describe_scaling,
-    find_limits,
-    read_pixels,
-    refuse_nan,
-    scale_pixels,
-)
+from limbeck.data.images import Array, Size, as_images, describe_resize
+from limbeck.data.pixels import read_pixels
 from limbeck.data.tree import File
 
 FORMATS = (
@@ -42,7 +27,6 @@ SUFFIXES = (
 WITHOUT_MAGIC = ("ICO", "PCX", "TGA")  # formats whose first bytes are also those of other files
 WIDE_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 MAX_PIXELS = 89_478_485  # of one picture, about 9,400 x 9,400, from where on Pillow warns; as RGB it takes 268 MB
-WINDOW = 64  # pictures that are decoded ahead, at most
 
 
 class Encoded(NamedTuple):
@@ -205,169 +189,6 @@ def _from_array(pixels: Array, where: str, size: Size | None) -> Picture:
     planes = [Image.fromarray(np.ascontiguousarray(channels[..., c], kind)) for c in range(channels.shape[2])]
     resized = np.stack([_resize(plane, where, size, []).pixels for plane in planes], -1)
     return Picture(resized[..., 0] if pixels.ndim == 2 else resized, where, (describe_resize(size),))
-
-
-def _decode_in_order(images: Iterable[Encoded], size: Size | None) -> Iterator[Picture]:
-    """Decoded pictures in the order of `images`, decoded by as many threads as torch has."""
-    workers = torch.get_num_threads()
-    if workers == 1:
-        yield from (decode_picture(encoded, size) for encoded in images)
-        return
-    pool = ThreadPoolExecutor(workers)
-    try:
-        window: deque[Future[Picture]] = deque()
-        for encoded in images:
-            window.append(pool.submit(decode_picture, encoded, size))
-            if len(window) == WINDOW:
-                yield window.popleft().result()
-        while window:
-            yield window.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-class _Stack:
-    """The images of one split in one array, which becomes RGB or wide when the first such image comes."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.size = 0
-        self.planes: Array = np.empty((0, 1, 0, 0), np.uint8)  # (n, c, h, w)
-        self.is_wide = np.zeros(count, bool)
-
-    def append(self, pixels: Array) -> None:
-        if not self.size:
-            self.planes = _allocate(self.count, pixels)
-        if pixels.ndim == 3 and self.planes.shape[1] == 1:
-            self._check_growth(3)
-            self.planes = np.repeat(self.planes, 3, axis=1)
-        if pixels.dtype != np.uint8 and self.planes.dtype == np.uint8:
-            self._check_growth(2)
-            self.planes = self.planes.astype(np.uint16)
-        self.is_wide[self.size] = pixels.dtype != np.uint8
-        self.planes[self.size] = pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels
-        self.size += 1
-
-    def _check_growth(self, factor: int) -> None:
-        _check_memory((1 + factor) * self.planes.nbytes, self.count, self.planes.shape[2:])
-
-    def finish(self, pixel_range: PixelRange) -> Array:
-        """uint8 (n, h, w) or (n, h, w, 3); `pixel_range` of wide images becomes 0..255."""
-        planes = self.planes[: self.size]
-        if planes.dtype != np.uint8:
-            scaled = planes.astype(np.uint8)
-            rows = np.flatnonzero(self.is_wide)
-            scaled[rows] = scale_pixels(planes[rows], pixel_range)
-            planes = scaled
-        return planes[:, 0] if planes.shape[1] == 1 else planes.transpose(0, 2, 3, 1)
-
-
-def _allocate(count: int, pixels: Array) -> Array:
-    """An array (count, c, h, w) for images like the first. Raises UserError where memory does not hold them."""
-    shape = (count, 3 if pixels.ndim == 3 else 1, *pixels.shape[:2])
-    _check_memory(prod(shape), count, shape[2:])
-    return np.empty(shape, np.uint8)
-
-
-def _check_memory(needed: int, count: int, size: tuple[int, ...]) -> None:
-    content = f"{count:,} images of {size[1]}x{size[0]} pixels"
-    refuse_beyond_memory(needed, content, "pass --resize (resize= in Python) to make them smaller")
-
-
-class _Collection:
-    """All pictures of one data set: stacks by split, their common size and range, and what was done to them."""
-
-    def __init__(self, pixel_range: PixelRange | None) -> None:
-        self.pixel_range = pixel_range
-        self.remarks: Counter[str] = Counter()
-        self.grey = self.rgb = self.wide = self.floats = 0
-        self.low, self.high = np.inf, -np.inf
-        self.first: Picture | None = None
-
-    def convert(self, picture: Picture) -> Array:
-        """The pixels as a stack holds them: 8 bits where their range is known by now, else whole numbers to 65535."""
-        self._check_size(picture)
-        self.remarks.update(picture.remarks)
-        pixels = picture.pixels
-        self.rgb += pixels.ndim == 3
-        self.grey += pixels.ndim == 2
-        if pixels.dtype == np.uint8 and self.pixel_range is None:
-            return pixels
-        refuse_nan(pixels, picture.where)
-        low, high = find_limits(pixels)
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        self.floats += pixels.dtype.kind == "f"
-        self.wide += pixels.dtype.kind in "ui" and pixels.dtype != np.uint8
-        if self.pixel_range is not None:
-            return scale_pixels(pixels, self.pixel_range)
-        if pixels.dtype.kind == "f":
-            return scale_pixels(pixels, (0.0, 1.0))
-        return np.clip(pixels, 0, 65535).astype(np.uint16)
-
-    def _check_size(self, picture: Picture) -> None:
-        self.first = first = self.first or picture
-        if picture.pixels.shape[:2] != first.pixels.shape[:2]:
-            (h, w), (h2, w2) = first.pixels.shape[:2], picture.pixels.shape[:2]
-            raise UserError(
-                f"images differ in size: {first.where} is {w}x{h} and {picture.where} is {w2}x{h2}; "
-                f"pass --resize (resize= in Python) to bring all to one size"
-            )
-
-    def choose_range(self, where: str) -> tuple[PixelRange, list[str]]:
-        """The range of the images that are not of 8 bits, and notes on it."""
-        if self.pixel_range is not None:
-            return self.pixel_range, [describe_scaling(self.low, self.high, self.pixel_range, True)]
-        if not (self.wide or self.floats):
-            return (0.0, 255.0), []
-        if self.wide and self.floats:
-            raise UserError(
-                f"{where}: {self.floats} images have floating-point pixels and {self.wide} whole numbers, running from "
-                f"{describe_range(self.low, self.high)}; {HINT}"
-            )
-        chosen = choose_range(self.low, self.high, bool(self.floats), where)
-        if self.floats:
-            return chosen, ["floating-point pixels were rounded to 8 bits"]
-        scaling = describe_scaling(self.low, self.high, chosen, False) or f"read as 8 bits (they end at {self.high:g})"
-        return chosen, [f"{self.wide} images have more than 8 bits: {scaling}"]
-
-    def notes(self) -> list[str]:
-        notes = [f"{count} images {remark}" for remark, count in self.remarks.items()]
-        if self.grey and self.rgb:
-            notes.append(f"{self.grey} grey images became RGB beside {self.rgb} coloured ones")
-        return notes
-
-
-def decode_splits(
-    splits: Mapping[str, tuple[int, Iterable[Encoded]]], options: ReadOptions, where: str
-) -> tuple[dict[str, Array], tuple[str, ...]]:
-    """Decode the images of every split into one array: uint8 (n, h, w) where all are grey, else (n, h, w, 3).
-
-    Returns the arrays by split, and notes.
-
-    splits: by split, the highest number of images and the images. Splits without images are left out.
-    where:  the source, for messages.
-
-    Pixels of more than 8 bits become 8 bits by one range for the whole set, see `choose_range`.
-    Raises UserError where images differ in size, do not open, or have pixels without a known range.
-    """
-    collection = _Collection(options.pixel_range)
-    stacks = {split: _Stack(count) for split, (count, _) in splits.items()}
-    advance = options.announce(sum(count for count, _ in splits.values()), where)
-    for split, (_, images) in splits.items():
-        for picture in _decode_in_order(images, options.size):
-            stacks[split].append(collection.convert(picture))
-            advance()
-    pixel_range, notes = collection.choose_range(where)
-    arrays = {split: stack.finish(pixel_range) for split, stack in stacks.items() if stack.size}
-    if collection.rgb:
-        arrays = {split: _to_rgb(array) for split, array in arrays.items()}
-    return arrays, (*collection.notes(), *filter(None, notes))
-
-
-def _to_rgb(images: Array) -> Array:
-    if images.ndim == 4:
-        return images
-    return np.repeat(images[:, None], 3, axis=1).transpose(0, 2, 3, 1)
 
 
 def as_encoded(image: Any, where: str) -> Encoded:

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from limbeck.core.errors import UserError
+from limbeck.data.decoding import decode_splits
 from limbeck.data.images import Array, RawData, ReadOptions
-from limbeck.data.pictures import Encoded, as_encoded, decode_splits
+from limbeck.data.pictures import Encoded, as_encoded
 from limbeck.data.readers.arrow_columns import (
     cell_contents,
     choose_columns,

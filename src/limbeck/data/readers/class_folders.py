@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from limbeck.core.errors import UserError
+from limbeck.data.decoding import decode_splits
 from limbeck.data.images import RawData, ReadOptions
-from limbeck.data.pictures import Encoded, decode_splits, is_picture
+from limbeck.data.pictures import Encoded, is_picture
 from limbeck.data.readers.reader import Reader
 from limbeck.data.splits import NEUTRAL, SPLIT_OF, find_splits, name_parts, sort_class_names, split_of
 from limbeck.data.tree import File, Folder

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from limbeck.core.errors import UserError
+from limbeck.data.decoding import decode_splits
 from limbeck.data.images import RawData, ReadOptions
-from limbeck.data.pictures import Encoded, decode_splits
+from limbeck.data.pictures import Encoded
 from limbeck.data.readers.class_folders import read_class_folders
 from limbeck.data.readers.columns import (
     SPLIT_COLUMNS,

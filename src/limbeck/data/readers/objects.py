@@ -12,8 +12,9 @@ from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset,
 
 from limbeck.core.errors import UserError
 from limbeck.data.assemble import as_labels
+from limbeck.data.decoding import decode_splits
 from limbeck.data.images import Array, RawData, ReadOptions
-from limbeck.data.pictures import Encoded, as_encoded, decode_splits
+from limbeck.data.pictures import Encoded, as_encoded
 from limbeck.data.pixels import PixelRange
 from limbeck.data.readers.arrays import (
     Arrays,

@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from limbeck.core.errors import UserError
+from limbeck.data.decoding import decode_splits
 from limbeck.data.images import RawData, ReadOptions
-from limbeck.data.pictures import Encoded, decode_splits, is_picture
+from limbeck.data.pictures import Encoded, is_picture
 from limbeck.data.readers.reader import Reader
 from limbeck.data.tree import File, Folder
 
