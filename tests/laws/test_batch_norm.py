@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from elsewhere import DEVICE, Elsewhere
 from small_runs import MINIMAL, result_rows, set_bytes
 from torch import Tensor, nn
 
@@ -230,7 +232,11 @@ def test_an_expert_is_measured_by_the_statistics_of_its_training(task: Task, tmp
     assert abs(calibrated - expert.test) < 0.1
 
 
-def test_features_and_scores_of_real_images_do_not_depend_on_their_order(task: Task) -> None:
+def test_features_and_scores_of_real_images_do_not_depend_on_their_order(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor on which of them go through the network together."""
+    monkeypatch.setattr("limbeck.select.scores.CHUNK", 60)
     theta = task.model.init(0)
     images, labels = task.train
     order = torch.randperm(len(images), generator=make_generator(0, "order"))
@@ -283,3 +289,23 @@ def test_every_kind_of_method_distils_with_a_batch_norm_network(method: str, dig
 def test_compiled_kernels_leave_batch_norm_to_autograd(task: Task) -> None:
     assert task.explicit is None
     assert task.implementation == "autograd"
+
+
+def test_on_another_device_the_processor_never_waits_and_statistics_stay_there(task: Task) -> None:
+    """The initial statistics are sent over once, with the first call."""
+    schedule, elsewhere = Schedule(2, 0.05, 32, 0.9, 5e-4), Elsewhere()
+
+    def work(place: Task) -> tuple[Tensor, Tensor]:
+        (loss, network), pair = place.loss_and_network(), place.train
+        theta = place.model.init(1).to(place.device)
+        loss.pure.gradient(theta, Batch(pair[0][:4], pair[1][:4]))
+        elsewhere.reads.clear()
+        end = final_parameters(train(loss, theta, *pair, schedule, 3))
+        logits = network(end, pair[0])
+        assert elsewhere.reads == []
+        return logits.cpu(), place.logits(end, pair[0]).cpu()
+
+    with elsewhere:
+        actual = work(replace(task, device=DEVICE, preprocess=task.preprocess.to(DEVICE)))
+    for there, here in zip(actual, work(task)):
+        torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-3)

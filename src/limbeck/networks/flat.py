@@ -188,7 +188,7 @@ class FlatModel:
         _refuse_random_layers(self.module)
         for parameter in self.module.parameters():
             parameter.requires_grad_(False)
-        self._buffers = dict(self.module.named_buffers())
+        self._initial_buffers: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}  # sent to a device once
         named = list(self.module.named_parameters())
         self.layout = Layout(tuple(name for name, _ in named), tuple(tuple(p.shape) for _, p in named))
         self.changed_buffers: list[str] | None = None if shape is None else _find_changed_buffers(self.module, shape)
@@ -226,10 +226,12 @@ class FlatModel:
 
     def copy_buffers(self, like: Tensor) -> dict[str, Tensor]:
         """Copies of the module's initial buffers by name, on the device of `like` and, if real, of its type."""
-        return {
-            name: buffer.to(like.device, like.dtype if buffer.is_floating_point() else buffer.dtype, copy=True)
-            for name, buffer in self._buffers.items()
-        }
+        if (like.device, like.dtype) not in self._initial_buffers:
+            self._initial_buffers[like.device, like.dtype] = {
+                name: buffer.to(like.device, like.dtype if buffer.is_floating_point() else buffer.dtype)
+                for name, buffer in self.module.named_buffers()
+            }
+        return {name: buffer.clone() for name, buffer in self._initial_buffers[like.device, like.dtype].items()}
 
     def init(self, seed: int, *path: str | int) -> Tensor:
         """The module's own random initialisation (P,), determined by (seed, path) alone."""
