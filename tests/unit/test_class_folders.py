@@ -111,7 +111,7 @@ def test_floating_point_files_are_refused_but_in_0_to_1(tmp_path: Path) -> None:
     levels = np.linspace(0, 1, 30, dtype=np.float32).reshape(6, 5)
     pixels, _ = load_odd_picture(tmp_path / "unit", Image.fromarray(levels), "tif")
     assert np.array_equal(pixels[0], np.rint(levels * 255))
-    with pytest.raises(UserError, match=r"floating-point pixels run from 0 to 255; .*pass --pixel-range LOW HIGH"):
+    with pytest.raises(UserError, match=r"floating-point pixels run from 0 to 255; .*pass --pixel-range 0 255"):
         load_odd_picture(tmp_path / "bytes", Image.fromarray(levels * 255), "tif")
 
 
