@@ -24,6 +24,7 @@ from limbeck.networks.flat import FlatModel
 from limbeck.networks.losses import Augment, CrossEntropy
 from limbeck.networks.registry import ModelConfig, find_network, flat_model
 from limbeck.networks.statistics import RunningStatistics, for_inference
+from limbeck.networks.timm_models import import_timm
 from limbeck.training.plain import Network
 
 Precision = Literal["float32", "tf32", "bfloat16"]
@@ -178,7 +179,8 @@ class Task:
     def conditions(self) -> dict[str, Any]:
         """The conditions of computation, for JSON: the last bits may differ between conditions that differ.
 
-        The number of threads is one of them under autograd; the bits of the compiled network do not depend on it.
+        The number of threads is one of them under autograd; the bits of the compiled network do not depend on it. The
+        version of timm is one for its networks, which change from version to version.
         """
         conditions: dict[str, Any] = {
             "numerics": NUMERICS,
@@ -189,6 +191,8 @@ class Task:
         }
         if self.device.type == "cpu" and not self.choice.is_compiled:
             conditions["threads"] = torch.get_num_threads()
+        if self.model_config.name.startswith("timm:"):
+            conditions["timm"] = str(import_timm().__version__)
         return conditions
 
 

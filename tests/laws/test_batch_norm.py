@@ -153,7 +153,10 @@ def test_a_student_is_differentiated_exactly_and_updates_nothing(model: FlatMode
     gradients = []
     for adjoint in (Replay(), Backprop()):
         images = make_images(6).double().requires_grad_()
-        theta = unroll(CrossEntropy(double), double.init(1), [Batch(images, torch.arange(6) % 3)] * 4, 0.3, adjoint)
+        statistics = RunningStatistics(double)
+        loss = CrossEntropy(double, statistics=statistics)  # of which a student takes the pure one
+        theta = unroll(loss, double.init(1), [Batch(images, torch.arange(6) % 3)] * 4, 0.3, adjoint)
+        assert statistics.buffers is None
         gradients.append(torch.autograd.grad((theta - 1).square().sum(), images)[0])
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
     fresh = dict(double.build().named_buffers())
@@ -299,6 +302,8 @@ def test_on_another_device_the_processor_never_waits_and_statistics_stay_there(t
         (loss, network), pair = place.loss_and_network(), place.train
         theta = place.model.init(1).to(place.device)
         loss.pure.gradient(theta, Batch(pair[0][:4], pair[1][:4]))
+        with elsewhere.nothing_crosses("in a copy of the statistics"):
+            place.model.copy_buffers(theta)
         elsewhere.reads.clear()
         end = final_parameters(train(loss, theta, *pair, schedule, 3))
         logits = network(end, pair[0])

@@ -32,7 +32,7 @@ COUNTS = {  # with 10 classes at 1 x 28 and 3 x 32 pixels, as counted from the c
     "convnet": (317_706, 320_010),
     "vit": (2_684_554, 2_693_578),  # ours: patches of 4 x 4
 }
-COUNTS_AT_64 = {"lenet": 78_156, "alexnet": 2_456_072, "vgg11": 9_328_584, "resnet18": 11_271_432}
+COUNTS_AT_64 = {"mlp": 1_615_304, "lenet": 78_156, "alexnet": 2_456_072, "vgg11": 9_328_584, "resnet18": 11_271_432}
 """With 200 classes, as DD-Ranking has them."""
 NARROW = {"convnet": 4, "widening": 4, "mlp": 4, "alexnet": 8, "vgg11": 4, "resnet18": 4, "resnet18ap": 4, "vit": 8}
 TINY = {"convnet": 8, "widening": 8, "mlp": 8, "lenet": 16, "alexnet": 16, "vgg11": 28, "resnet18": 9, "vit": 8}
@@ -70,6 +70,10 @@ def test_the_page_on_networks_has_these_counts() -> None:
 @pytest.mark.parametrize("name", COUNTS_AT_64)
 def test_networks_have_the_parameters_of_dd_ranking_at_64_pixels(name: str) -> None:
     assert count_parameters(ModelConfig(name=name), (3, 64, 64), 200) == COUNTS_AT_64[name]
+
+
+def test_a_convnet_of_three_blocks_has_the_parameters_of_the_fields_code_at_64_pixels() -> None:
+    assert count_parameters(ModelConfig(depth=3), (3, 64, 64), 10) == 381_450
 
 
 @pytest.mark.parametrize("name", sorted({*COUNTS} - {"mlp", "convnet", "vit"}))

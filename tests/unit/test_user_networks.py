@@ -17,6 +17,7 @@ from limbeck import ModelConfig, UserError
 from limbeck.cli.main import main
 from limbeck.networks.registry import MLP, find_network, flat_model
 from limbeck.networks.timm_models import TimmNetwork
+from limbeck.task import make_task
 
 NETWORK = '''
 from torch import nn
@@ -166,6 +167,7 @@ def timm(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     names = ["small", "vit", "fails"]
     module = SimpleNamespace(
+        __version__="1.0.31",
         create_model=create_model,
         is_model=names.__contains__,
         list_models=lambda pattern: [name for name in names if pattern.strip("*") in name],
@@ -182,6 +184,11 @@ def test_a_network_of_timm_has_its_classifier_and_no_trained_weights(timm: list[
     assert model.layout.names[-2:] == ("body.fc.weight", "body.fc.bias")
     flat_model(ModelConfig(name="timm:vit"), (3, 8, 8), 4)
     assert timm[-1]["img_size"] == (8, 8)
+
+
+def test_the_version_of_timm_is_part_of_the_conditions(timm: list[dict[str, Any]], digits: limbeck.ImageData) -> None:
+    assert make_task(digits, ModelConfig(name="timm:small")).conditions()["timm"] == "1.0.31"
+    assert "timm" not in make_task(digits, ModelConfig(name="mlp", width=2)).conditions()
 
 
 def test_what_timm_does_not_have_or_cannot_build_is_refused(timm: list[dict[str, Any]]) -> None:

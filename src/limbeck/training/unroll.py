@@ -167,7 +167,7 @@ def unroll(
     """Train from theta0 by plain gradient descent, one step per batch, and return theta_N (P,).
 
     loss:    Any pure function (theta (P,), batch) -> scalar, such as `limbeck.CrossEntropy`, whose derivatives are then
-             computed by autograd; or a `Loss`, which computes them itself.
+             computed by autograd; or a `Loss`, which computes them itself. Running statistics are not updated.
     theta0:  The start (P,). The result is differentiable in it.
     batches: N batches. The result is differentiable in their images and (floating-point) labels.
     lr:      The step size, one number or one per step (N,). The result is differentiable in it.
@@ -186,4 +186,4 @@ def unroll(
         sizes = sizes.reshape(1).expand(len(steps))
     elif sizes.shape != (len(steps),):
         raise ValueError(f"lr has shape {tuple(sizes.shape)}; expected one number or one per step, ({len(steps)},)")
-    return (adjoint or Replay()).unroll(as_loss(loss), theta0, steps, sizes)
+    return (adjoint or Replay()).unroll(as_loss(loss).pure, theta0, steps, sizes)
