@@ -242,7 +242,8 @@ def test_class_folders_win_over_tables_of_other_things(tmp_path: Path) -> None:
     write_table(tmp_path / "prices.csv", ["item", "label", "price"], [("apple", "x", 3), ("pear", "y", 4)])
     (tmp_path / "broken.csv").write_text('"a\n')
     (tmp_path / "empty.csv").write_text("")
-    assert load_data(tmp_path).notes == plain.notes
+    beside = "files beside the class folders were left out: broken.csv, empty.csv, prices.csv"
+    assert load_data(tmp_path).notes == (beside, *plain.notes)
     for header in (["file", "width", "height"], ["file", "reason"]):  # of some images, or without labels
         write_table(tmp_path / "odd.csv", header, [(f"a/{i}.png", *[i % 2] * (len(header) - 1)) for i in range(2)])
         data = load_data(tmp_path)

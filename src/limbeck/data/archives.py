@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePath
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO, cast
 from weakref import finalize
@@ -45,7 +45,7 @@ Entry = tuple[str, int, Callable[[], BinaryIO]]
 """Path inside the archive, bytes, and a function that opens it."""
 
 
-def archive_suffix(path: Path) -> str | None:
+def archive_suffix(path: PurePath) -> str | None:
     """The suffix of an archive; None for any other file."""
     return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -26,6 +28,7 @@ from limbeck.data.pixels import PixelRange, describe_darkness, scale_arrays
 
 TEST_FRACTION = 0.2  # of every class, where the source has no test split
 MAX_NAMES = 5  # class names in one note
+MISSING = ("nan", "null", "<na>", "nat")  # as pandas and databases write a missing value
 
 
 def assemble(
@@ -48,7 +51,7 @@ def assemble(
     names, labels, label_notes = _align_labels(raw, labels)
     labels, classes, class_notes = _renumber_labels(raw.name, names, labels)
     images, range_notes = scale_arrays(images, pixel_range, raw.name)
-    notes = [*raw.notes, *label_notes, *class_notes, *range_notes]
+    notes = [*raw.notes, *label_notes, *class_notes, *_describe_names(classes), *range_notes]
     if resize is not None and (count := sum(len(array) for array in images.values() if array.shape[2:] != resize)):
         notes.append(f"{count} images {describe_resize(resize)}")
     splits = {
@@ -190,6 +193,27 @@ def _renumber_labels(
     elif values[-1] != len(values) - 1:
         notes.append(f"labels were renumbered 0..{len(values) - 1}; class names keep the source's values")
     return {split: np.searchsorted(values, array) for split, array in labels.items()}, tuple(name_of.values()), notes
+
+
+def _describe_names(classes: Sequence[str]) -> list[str]:
+    """Notes on class names that may mean one class, or none."""
+    groups: dict[str, list[str]] = {}
+    for name in classes:
+        groups.setdefault(_plain_name(name), []).append(name)
+    twins = [
+        " and ".join(map(repr, names[:MAX_NAMES]))
+        for names in groups.values()
+        if len(names) > 1 and any(len(name) > 1 for name in names)  # A and a are letters
+    ]
+    notes = [f"classes are called nearly the same, {'; '.join(twins[:3])}: join them if they are one"] if twins else []
+    missing = [name for name in classes if name.strip().casefold() in MISSING]
+    return notes + [f"a class is called {name}, which often means that a label is missing" for name in missing]
+
+
+def _plain_name(name: str) -> str:
+    """A class name without what people write in several ways: case, spaces, signs and zeros before a number."""
+    name = unicodedata.normalize("NFKC", name).casefold()
+    return re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"[\s_-]+", " ", name).strip())
 
 
 def _as_tensor(array: Array) -> Tensor:

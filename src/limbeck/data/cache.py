@@ -30,7 +30,7 @@ from limbeck.core.tensors import read_tensors, write_tensors
 from limbeck.data.images import Array, RawData, ReadOptions
 
 FORMAT, VERSION = "limbeck-images", 1
-READER = 4  # the version of our reader; raise it whenever the pixels or the notes of the same files change
+READER = 5  # the version of our reader; raise it whenever the pixels or the notes of the same files change
 LIMIT = 20.0  # GB of all entries together; $LIMBECK_CACHE_GB sets another limit, and 0 turns the cache off
 
 log = logging.getLogger("limbeck")

@@ -164,7 +164,10 @@ class _Collection:
     def choose_range(self, where: str) -> tuple[PixelRange, list[str]]:
         """The range of the images that are not of 8 bits, and notes on it."""
         if self.pixel_range is not None:
-            return self.pixel_range, [describe_scaling(self.low, self.high, self.pixel_range, True)]
+            bytes_only = self.grey + self.rgb - self.wide - self.floats
+            mixed = f"{bytes_only} images of 8 bits were scaled by the range of the {self.wide + self.floats} others"
+            scaling = describe_scaling(self.low, self.high, self.pixel_range, True)
+            return self.pixel_range, [scaling, mixed if bytes_only and self.wide + self.floats else ""]
         if not (self.wide or self.floats):
             return (0.0, 255.0), []
         if self.wide and self.floats:

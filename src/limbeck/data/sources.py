@@ -36,6 +36,7 @@ from limbeck.data.readers import (
 )
 from limbeck.data.readers.objects import MapDataset, read_objects
 from limbeck.data.readers.reader import Reader
+from limbeck.data.readers.table_files import list_names
 from limbeck.data.splits import NEUTRAL, SPLIT_OF, name_parts
 from limbeck.data.tree import Folder, Tree, file_on_disk, read_folder_tree
 
@@ -182,6 +183,8 @@ def _read_path(path: Path, options: ReadOptions, follow_links: bool) -> tuple[Ra
     else:
         inner, folder, reader = _find_data(tree.root)
     notes = [f"read from the folder {inner}"] if inner else []
+    if inner and (others := [_fork(name, inner) for name, _ in tree.root.walk() if not name.startswith(f"{inner}/")]):
+        notes.append(f"{len(others)} files beside it were left out: {list_names(dict.fromkeys(others))}")
     place = next(filter(_is_telling, reversed(inner.split("/"))), tree.root.name)
     read = partial(reader.read, folder, options)
     if not reader.decodes:
@@ -192,6 +195,17 @@ def _read_path(path: Path, options: ReadOptions, follow_links: bool) -> tuple[Ra
         remaining_range = None
     name = place if raw.name == folder.name else raw.name
     return raw._replace(name=name, notes=(*tree.notes, *notes, *raw.notes)), remaining_range
+
+
+def _fork(path: str, inner: str) -> str:
+    """The first part of a path that it does not share with `inner`, with a / where it is a folder.
+
+    >>> _fork("pets/labels/1.txt", "pets/images"), _fork("pets/README", "pets/images")
+    ('labels/', 'README')
+    """
+    parts, others = path.split("/"), inner.split("/")
+    start = next(i for i, part in enumerate(parts) if others[i : i + 1] != [part])
+    return parts[start] + ("/" if parts[start + 1 :] else "")
 
 
 def _is_telling(name: str) -> bool:
@@ -255,6 +269,8 @@ def _find_data(root: Folder) -> tuple[str, Folder, Reader]:
         raise UserError(f"{root.where}: several data sets lie in it, in {shown}; name one of them")
     if len(root.files) == 1 and not root.folders and root.where.endswith(next(iter(root.files))):
         raise UserError(f"{root.where}: unknown file type {Path(root.where).suffix!r}; give one of: {describe_kinds()}")
+    while len(root.folders) == 1 and not root.files and next(iter(root.folders.values())).folders:
+        (root,) = root.folders.values()
     return "", root, class_folders.READER  # which says what is missing
 
 

@@ -26,6 +26,8 @@ WORDS = {
 SPLIT_OF = {word: split for split, words in WORDS.items() for word in words}
 NEUTRAL = {"set", "sets", "data", "dataset", "images", "image", "imgs", "img", "pictures", "pics", "photos", "folder"}
 NEUTRAL |= {"split", "dir", "files", "samples", "examples", "the", "new", "my", "final", "full", "all", "ds", ""}
+GENERAL = {"image", "images", "img", "imgs", "pictures", "pics", "data", "dataset", "datasets", "jpg", "jpeg", "png"}
+NUMBERED = {"part", "parts", "batch", "chunk", "shard"}  # beside a number: one of several folders of one content
 PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")  # "trainingSet_2" -> training, Set, 2
 COMPOUND = re.compile(r"(train|training|test|testing|val|valid|validation)(set|data|images|imgs|img)")
 
@@ -65,6 +67,17 @@ def split_with_prefix(name: str) -> tuple[str, str] | None:
     if len(splits) != 1:
         return None
     return " ".join(part for part in parts if part not in SPLIT_OF and part not in NEUTRAL), splits[0]
+
+
+def is_general(name: str) -> bool:
+    """Whether a folder of this name holds images, or a part of them, of which it does not say what they show.
+
+    >>> [is_general(name) for name in ("JPEGImages", "images_001", "part2", "machine part", "photos")]
+    [True, True, True, False, False]
+    """
+    words = [part for part in name_parts(name) if not part.isdigit()]
+    numbered = GENERAL | NUMBERED if len(words) < len(name_parts(name)) else GENERAL
+    return bool(words) and numbered.issuperset(words)
 
 
 def find_splits(names: Iterable[str], where: str) -> dict[str, str]:

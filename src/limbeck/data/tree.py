@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePath
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeVar
 
 from limbeck.core.errors import UserError
 
 MAX_FILE = 1 << 30  # bytes of a file that is read whole: one picture, one idx or csv file
 MAX_DEPTH = 50  # folders inside each other
+T = TypeVar("T")
 HIDDEN = (".", "__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "__pycache__")
 HIDDEN_FILES = ("thumbs.db", "desktop.ini", "icon\r")
 
@@ -94,7 +96,8 @@ class Folder:
     def find(self, path: str) -> File | None:
         """The file at this path below the folder, with / between its parts; None where there is none."""
         folder: Folder | None = self
-        *parents, name = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".")] or [""]
+        path = compose(path.replace("\\", "/"))
+        *parents, name = [part for part in path.split("/") if part not in ("", ".")] or [""]
         for parent in parents:
             folder = folder.folders.get(parent) if folder else None
         return folder.files.get(name) if folder else None
@@ -116,10 +119,22 @@ class Tree(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+def compose(name: str) -> str:
+    """The name with composed characters (Unicode's NFC): macOS stores an umlaut as two characters, others as one."""
+    return unicodedata.normalize("NFC", name)
+
+
 def sort_entries(folder: Folder) -> Folder:
-    """The folder with its entries in order of their names, at every depth."""
-    folders = {name: sort_entries(folder.folders[name]) for name in sorted(folder.folders)}
-    return Folder(folder.name, folder.where, folders, {name: folder.files[name] for name in sorted(folder.files)})
+    """The folder with its entries in order of their names, by `compose`, at every depth."""
+    folders = {name: sort_entries(inner) for name, inner in _compose_names(folder.folders).items()}
+    return Folder(compose(folder.name), folder.where, folders, _compose_names(folder.files))
+
+
+def _compose_names(entries: dict[str, T]) -> dict[str, T]:
+    """The entries in order of their composed names; those whose names would become one keep theirs."""
+    count = Counter(map(compose, entries))
+    composed = {compose(name) if count[compose(name)] == 1 else name: entry for name, entry in entries.items()}
+    return {name: composed[name] for name in sorted(composed)}
 
 
 def file_on_disk(path: Path, status: os.stat_result | None = None) -> File:

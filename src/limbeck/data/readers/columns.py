@@ -15,8 +15,8 @@ from limbeck.data.splits import sort_class_names, split_of
 from limbeck.data.tree import File, Folder
 
 LABEL_COLUMNS = (
-    "fine_label", "target", "targets", "class", "classes", "class_name", "category", "cls", "y", "species", "breed",
-    "diagnosis", "dx", "class_id",
+    "fine_label", "target", "targets", "class", "classes", "class_name", "classname", "category", "cls", "y", "species",
+    "breed", "diagnosis", "dx", "class_id",
 )  # fmt: skip
 MAX_NAME = 200  # characters of a class name
 FIRST_LABEL_COLUMNS = ("label", "labels")  # these win over the other names

@@ -69,6 +69,12 @@ class FileTable:
         """The names of the label columns."""
         return [self.text.columns[i] for i in self.columns.labels]
 
+    @property
+    def other_names(self) -> list[str]:
+        """The names of the columns that are not read, but for those that count the rows."""
+        read = {self.columns.file, self.columns.split, *self.columns.labels}
+        return [name for i, name in enumerate(self.text.columns) if i not in read and plain_name(name) not in NUMBERS]
+
 
 class Row(NamedTuple):
     """An image that a table names.
@@ -173,7 +179,11 @@ def recognises(folder: Folder) -> bool:
     """Whether a table in a folder, or in one below it that is called train, names images beside or below itself."""
     tables = _Tables()
     try:
-        return holds_tables(folder, lambda inner: {name: table.text.file for name, table in tables.find(inner).items()})
+        is_here = holds_tables(
+            folder, lambda part: {name: table.text.file for name, table in tables.find(part).items()}
+        )
+        has_labels = any(table and table.columns.labels for table in tables.opened.values())
+        return is_here and (has_labels or not has_class_folders(folder))
     except UserError:  # unclear columns: reading says so
         return not has_class_folders(folder)
 
@@ -215,6 +225,8 @@ def read_file_tables(folder: Folder, options: ReadOptions, only: str | None = No
             by_split.setdefault(split, []).append((table, _read_rows(table, split, notes)))
             images = table.text.columns[table.columns.file]
             notes.append(f"{source.path}: images are the column {images}, labels {list_names(table.label_names)}")
+            if others := table.other_names:
+                notes.append(f"{source.path}: columns left out are {list_names(others)}")
     by_split, split_notes = _divide(by_split, files["train"][0].path)
     return _decode(folder, by_split, options, [*tables.notes, *notes, *split_notes])
 

@@ -6,8 +6,10 @@ from collections import defaultdict
 
 from limbeck.data.pictures import SUFFIXES, is_picture
 from limbeck.data.readers.columns import leads_out
-from limbeck.data.splits import NEUTRAL, name_parts, split_of, split_with_prefix
-from limbeck.data.tree import File, Folder
+from limbeck.data.splits import NEUTRAL, NUMBERED, name_parts, split_of, split_with_prefix
+from limbeck.data.tree import File, Folder, compose
+
+PART_WORDS = NEUTRAL | NUMBERED
 
 
 class PictureIndex:
@@ -27,7 +29,7 @@ class PictureIndex:
 
         A path from the folder itself wins, then one in the same case, then one in a folder that is called as the split.
         """
-        name = "/".join(part for part in cell.strip().replace("\\", "/").split("/") if part != ".")
+        name = "/".join(part for part in compose(cell).strip().replace("\\", "/").split("/") if part != ".")
         if name in self.files:
             return [name]
         paths = self.by_name.get(name.rpartition("/")[2].casefold(), [])
@@ -64,7 +66,7 @@ def has_class_folders(folder: Folder) -> bool:
     words = {name: tuple(part for part in name_parts(name) if not part.isdigit()) for name in inner}
     plain = [words[name] for name in inner if not (split_with_prefix(name) or 0 < len(words[name]) <= _neutral(name))]
     if len(plain) > 1:
-        return len(set(plain)) > 1 or plain[0] == ()
+        return len(set(plain)) > 1 or not PART_WORDS & set(plain[0])
     return any(has_class_folders(folder.folders[name]) for name in inner)
 
 
