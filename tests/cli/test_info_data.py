@@ -55,16 +55,20 @@ def test_a_person_sees_counts_pixels_warnings_and_where_the_picture_is(limbeck: 
     result = limbeck("info", make_photos(tmp_path / "photos"), "--picture", tmp_path / "sheet.png")
     lines = result.out.splitlines()
     assert result.status == 0
-    assert lines[:4] == [
+    assert lines[:5] == [
         "kind: data set",
         "name: photos",
         f"source: {tmp_path / 'photos'}",
+        "layout: a folder with one folder of images per class",
         "images: 18 of 32x32 pixels (height x width), RGB",
     ]
     rows = [line.split() for line in lines]
     assert ["0", "cat", "5", "1", "3"] in rows
     assert ["all", "10", "2", "6"] in rows
-    assert any(line.startswith("warning: equal images have different labels in 1 case") for line in lines)
+    assert any(
+        line.startswith("warning: equal images have different labels in 1 case, as train/cat/1.png (cat) = ")
+        for line in lines
+    )
     assert any(line.startswith("note: no validation split") for line in lines)
     assert lines[-1] == f"picture: {tmp_path / 'sheet.png'}"
     with Image.open(tmp_path / "sheet.png") as sheet:
@@ -107,7 +111,12 @@ def test_json_has_the_facts_of_the_overview(limbeck: Any, tmp_path: Path) -> Non
     folder = make_photos(tmp_path / "photos")
     facts = limbeck("info", folder, "--json", "--picture", tmp_path / "sheet.png").json
     expected = make_overview(load_data(folder)).to_json()
-    extra = {"kind": "data set", "source": str(folder), "picture": str(tmp_path / "sheet.png")}
+    extra = {
+        "kind": "data set",
+        "source": str(folder),
+        "layout": "a folder with one folder of images per class",
+        "picture": str(tmp_path / "sheet.png"),
+    }
     assert facts == {**expected, **extra}
     near = facts["duplicates"]["near"]["pairs"]
     assert [pair["images"][1]["split"] for pair in near] == ["test"]

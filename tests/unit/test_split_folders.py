@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from image_files import colour, grey, refuses, save_picture
+from PIL import Image
 
 from limbeck.data import ImageData, load_data
 from limbeck.data.splits import find_splits, split_of
@@ -241,3 +242,17 @@ def test_random_class_folders_come_back(
         array = part.images.numpy()
         assert np.array_equal(array.transpose(0, 2, 3, 1) if is_colour else array[:, 0], pixels)
         assert part.labels.tolist() == labels.tolist()
+
+
+def test_every_image_knows_its_file(tmp_path: Path) -> None:
+    """Also where splits are drawn from train, when it comes from the cache, and below a folder that was entered."""
+    make(tmp_path / "outer" / "pets", ["cat", "dog"], count=9)
+    for source in (tmp_path / "outer", tmp_path / "outer", tmp_path / "outer" / "pets"):
+        data = load_data(source)
+        assert data.layout == "a folder with one folder of images per class"
+        for split in ("train", "validation", "test"):
+            part = getattr(data, split)
+            assert len(data.files[split]) == len(part)
+            for file, image in zip(data.files[split], part.images):
+                assert np.array_equal(np.asarray(Image.open(source / file)), image[0].numpy())
+    assert load_data("digits").files == {}

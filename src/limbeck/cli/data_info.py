@@ -49,7 +49,7 @@ def describe_data(
     """
     overview = make_overview(data, near=near, listen=listen)
     path = picture or default_picture(data)
-    facts = {"source": data.origin.source, **overview.to_json(), "picture": str(path)}
+    facts = {"source": data.origin.source, "layout": data.layout, **overview.to_json(), "picture": str(path)}
     try:
         save_png(draw_overview(overview), path)
     except OSError as error:
@@ -119,10 +119,16 @@ def _other(group: Sequence[Place]) -> Place:
 
 def _make_pair(data: ImageData, pair: NearPair) -> Pair:
     first, second = (getattr(data, place.split).images[place.row].numpy() for place in (pair.first, pair.second))
-    captions = [(f"{place.split} {place.row}", data.classes[place.label]) for place in (pair.first, pair.second)]
+    captions = [(_caption(data, place), data.classes[place.label]) for place in (pair.first, pair.second)]
     relation = "equal" if np.array_equal(first, second) else f"similar, {pair.similarity:.2f}"
     caption = f"{relation}, other label" if pair.contradicts else relation
     return Pair((first, second), (captions[0], captions[1]), caption, pair.contradicts)
+
+
+def _caption(data: ImageData, place: Place) -> str:
+    """The name of the file of an image, or its split and row."""
+    files = data.files.get(place.split)
+    return files[place.row].rpartition("/")[2] if files else f"{place.split} {place.row}"
 
 
 def show_data(facts: dict[str, Any], console: Console) -> None:
@@ -137,6 +143,8 @@ def show_data(facts: dict[str, Any], console: Console) -> None:
     write(f"name: {facts['name']}")
     if facts["source"] not in (None, facts["name"]):
         write(f"source: {facts['source']}")
+    if facts["layout"]:
+        write(f"layout: {facts['layout']}")
     write(f"images: {_total(facts['counts']):,} of {height}x{width} pixels (height x width), {colours}")
     print_tables(console, class_tables(facts["classes"], facts["counts"]))
     console.print(pixel_table(facts["pixels"], channels))

@@ -62,10 +62,13 @@ def assemble(
     notes += [note] if (note := describe_darkness(min(levels), max(levels))) else []
     fractions = {"test": TEST_FRACTION, "validation": validation}
     held_out = [split for split in ("validation", "test") if split not in splits and fractions[split]]
-    notes += _hold_out(splits, fractions, len(classes), seed, raw.name)
+    files = dict(raw.files)
+    notes += _hold_out(splits, files, fractions, len(classes), seed, raw.name)
     notes += _describe_small_classes(splits, held_out, classes)
     parts = splits["train"], splits["validation"], splits["test"]
-    return ImageData(raw.name, *parts, classes, tuple(notes), compute_fingerprint(parts, classes))
+    return ImageData(
+        raw.name, *parts, classes, tuple(notes), compute_fingerprint(parts, classes), layout=raw.layout, files=files
+    )
 
 
 def as_labels(array: Array, count: int, where: str) -> Array:
@@ -104,7 +107,12 @@ def choose_rows(labels: Tensor, classes: int, fraction: float, generator: torch.
 
 
 def _hold_out(
-    splits: dict[str, Split], fractions: Mapping[str, float], classes: int, seed: int, where: str
+    splits: dict[str, Split],
+    files: dict[str, Sequence[str]],
+    fractions: Mapping[str, float],
+    classes: int,
+    seed: int,
+    where: str,
 ) -> list[str]:
     """Split these fractions off train for the splits that are missing in `splits`, and return notes."""
     train = splits["train"]
@@ -121,6 +129,8 @@ def _hold_out(
         notes.append(f"no {split} split: {number} images ({fraction:.4g} of every class) held out of train")
     if len(rows) > 1:  # from the whole set at once, so that no image is copied twice
         splits |= {split: train.subset(part) for split, part in rows.items()}
+        if paths := files.get("train"):
+            files |= {split: [paths[row] for row in part.tolist()] for split, part in rows.items()}
     return notes
 
 

@@ -30,7 +30,8 @@ from limbeck.core.tensors import read_tensors, write_tensors
 from limbeck.data.images import Array, RawData, ReadOptions
 
 FORMAT, VERSION = "limbeck-images", 1
-READER = 5  # the version of our reader; raise it whenever the pixels or the notes of the same files change
+PATHS = ("utf-8", "surrogateescape")  # of the paths of files, which need not be text
+READER = 6  # the version of our reader; raise it whenever the pixels or the notes of the same files change
 LIMIT = 20.0  # GB of all entries together; $LIMBECK_CACHE_GB sets another limit, and 0 turns the cache off
 
 log = logging.getLogger("limbeck")
@@ -109,13 +110,14 @@ def _load_entry(path: Path, description: dict[str, Any]) -> RawData | None:
     with suppress(OSError):
         clock = time.time_ns()  # the kernel's own clock is as coarse as 4 ms
         os.utime(path, ns=(clock, clock))  # the time of the last use
-    parts: dict[str, dict[str, Array]] = {"images": {}, "labels": {}}
+    parts: dict[str, dict[str, Array]] = {"images": {}, "labels": {}, "files": {}}
     for name, tensor in tensors.items():
         kind, split = name.split(".")
         parts[kind][split] = (tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor).numpy()
     splits = header["splits"]
-    images, labels = ({split: part[split] for split in splits} for part in parts.values())
-    return RawData(header["name"], images, labels, header["names"], tuple(header["notes"]))
+    images, labels = ({split: parts[kind][split] for split in splits} for kind in ("images", "labels"))
+    files = {split: text.tobytes().decode(*PATHS).split("\0") for split, text in parts["files"].items()}
+    return RawData(header["name"], images, labels, header["names"], tuple(header["notes"]), files)
 
 
 def _store_entry(path: Path, raw: RawData, description: dict[str, Any]) -> None:
@@ -125,6 +127,9 @@ def _store_entry(path: Path, raw: RawData, description: dict[str, Any]) -> None:
         planes = images.transpose(0, 3, 1, 2) if images.ndim == 4 else images
         tensors[f"images.{split}"] = torch.from_numpy(np.ascontiguousarray(planes))
         tensors[f"labels.{split}"] = torch.from_numpy(raw.labels[split].astype(np.int64))
+    for split, paths in raw.files.items():
+        text = bytearray("\0".join(paths).encode(*PATHS))
+        tensors[f"files.{split}"] = torch.frombuffer(text, dtype=torch.uint8)
     header = {
         "format": FORMAT,
         "version": VERSION,

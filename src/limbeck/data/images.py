@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,6 +70,8 @@ class ImageData:
     notes:       sentences on what was done to the source: splits held out of train, images resized, classes left out.
     fingerprint: 16 hex digits that name these pixels, labels, splits and class names.
     origin:      where it lies and how it was read.
+    layout:      the kind of source, in words.
+    files:       by split, the path of every image below the source; empty where images are not files of their own.
 
     >>> from limbeck.data import load_data
     >>> data = load_data("digits")
@@ -84,6 +87,8 @@ class ImageData:
     notes: tuple[str, ...]
     fingerprint: str
     origin: Origin = Origin()  # noqa: RUF009 (a tuple, which cannot change)
+    layout: str = ""
+    files: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -141,6 +146,8 @@ class RawData(NamedTuple):
     labels: by split: whole numbers, (n,) or (n, 1).
     names:  class names indexed by label value, of all splits or by split; None where the source has none.
     notes:  sentences on what the reader did to the source.
+    files:  by split, the path of every image below the source; no entry for images that are not files of their own.
+    layout: the kind of source, in words; the caller of the reader sets it.
     """
 
     name: str
@@ -148,6 +155,8 @@ class RawData(NamedTuple):
     labels: dict[str, Array]
     names: Sequence[str] | Mapping[str, Sequence[str]] | None = None
     notes: tuple[str, ...] = ()
+    files: Mapping[str, Sequence[str]] = MappingProxyType({})
+    layout: str = ""
 
 
 def compute_fingerprint(splits: Sequence[Split], classes: Sequence[str]) -> str:

@@ -22,6 +22,7 @@ UNEVEN = 2.0  # times that the largest class is larger than the smallest from wh
 _CHUNK = 1 << 22  # pixels that are counted at once, for which numpy takes eight times their bytes
 _SHOWN = 3  # examples in a sentence
 _NAME_WIDTH = 24  # characters of a class name in a sentence
+PATH_WIDTH = 60  # characters of the path of a file in a sentence
 
 
 class PixelStatistics(NamedTuple):
@@ -102,7 +103,12 @@ class Overview:
         return printable(self.data.classes[label], _NAME_WIDTH)
 
     def _place(self, place: Place) -> str:
-        return f"{place.split} {place.row} ({self._class(place.label)})"
+        return f"{self.locate(place)} ({self._class(place.label)})"
+
+    def locate(self, place: Place) -> str:
+        """Where an image stands, for sentences: its file where it is one, else its split and row."""
+        files = self.data.files.get(place.split)
+        return printable(files[place.row], PATH_WIDTH) if files else f"{place.split} {place.row}"
 
     def _duplicates(self) -> list[str]:
         warnings, duplicates = [], replace(self.duplicates, exact=self._groups_of_shapes())
@@ -153,7 +159,7 @@ class Overview:
         if constant:
             total = sum(map(len, constant.values()))
             sizes = Counter({label: len(places) for label, places in constant.items()}).most_common()
-            names = [f"{size} of {self._class(label)} (as {_row(constant[label][0])})" for label, size in sizes]
+            names = [f"{size} of {self._class(label)} (as {self.locate(constant[label][0])})" for label, size in sizes]
             warnings.append(f"{_are(total)} of one colour throughout: {_list(names)}")
         return warnings
 
@@ -173,13 +179,17 @@ class Overview:
             )
         return warnings
 
+    def _place_to_json(self, place: Place) -> dict[str, Any]:
+        files = self.data.files.get(place.split)
+        return {**place._asdict(), **({"file": files[place.row]} if files else {})}
+
     def _duplicates_to_json(self) -> dict[str, Any]:
         duplicates = self.duplicates
         exact = {
             "within": duplicates.count_within(),
             "across": {"-".join(splits): count for splits, count in duplicates.count_across().items()},
             "contradictions": len(duplicates.contradictions()),
-            "groups": [[place._asdict() for place in group] for group in duplicates.exact],
+            "groups": [[self._place_to_json(place) for place in group] for group in duplicates.exact],
         }
         if duplicates.near is None:
             return {"exact": exact, "near": None, "near_skipped": duplicates.skipped_near}
@@ -188,7 +198,10 @@ class Overview:
             "contradictions": sum(pair.contradicts for pair in duplicates.near),
             "min_similarity": round(duplicates.min_similarity, 4),
             "pairs": [
-                {"images": [pair.first._asdict(), pair.second._asdict()], "similarity": round(pair.similarity, 4)}
+                {
+                    "images": [self._place_to_json(pair.first), self._place_to_json(pair.second)],
+                    "similarity": round(pair.similarity, 4),
+                }
                 for pair in duplicates.near
             ],
         }
@@ -230,10 +243,6 @@ def _count(count: int, noun: str) -> str:
 def _list(parts: Sequence[str]) -> str:
     others = len(parts) - _SHOWN
     return ", ".join(parts[:_SHOWN]) + (f" and {_count(others, 'other class')}" if others > 0 else "")
-
-
-def _row(place: Place) -> str:
-    return f"{place.split} {place.row}"
 
 
 def _differing(group: Sequence[Place]) -> tuple[Place, Place]:

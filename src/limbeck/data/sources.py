@@ -194,7 +194,9 @@ def _read_path(path: Path, options: ReadOptions, follow_links: bool) -> tuple[Ra
         raw = read_with_cache(path, partial(_digest, path, follow_links), options, read)
         remaining_range = None
     name = place if raw.name == folder.name else raw.name
-    return raw._replace(name=name, notes=(*tree.notes, *notes, *raw.notes)), remaining_range
+    files = {split: [f"{inner}/{file}" if inner else file for file in part] for split, part in raw.files.items()}
+    notes = [*tree.notes, *notes, *raw.notes]
+    return raw._replace(name=name, notes=tuple(notes), files=files, layout=reader.kind), remaining_range
 
 
 def _fork(path: str, inner: str) -> str:

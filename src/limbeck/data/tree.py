@@ -7,7 +7,7 @@ import os
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePath
@@ -110,6 +110,11 @@ class Folder:
         for path, file in self.walk():
             digest.update(repr((path, file.size, file.state)).encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
+
+
+def relative_paths(folder: Folder, files: Iterable[File]) -> list[str]:
+    """The paths of files below a folder."""
+    return [file.where.removeprefix(f"{folder.where}/") for file in files]
 
 
 class Tree(NamedTuple):

@@ -17,7 +17,7 @@ from limbeck.data.pictures import Encoded, is_picture
 from limbeck.data.readers.reader import Reader
 from limbeck.data.readers.table_files import list_names
 from limbeck.data.splits import NEUTRAL, SPLIT_OF, find_splits, is_general, name_parts, sort_class_names, split_of
-from limbeck.data.tree import File, Folder
+from limbeck.data.tree import File, Folder, relative_paths
 
 MAX_NOTES = 3  # of one kind
 ADVICE = "give one folder per class with that class's images in it"
@@ -226,7 +226,8 @@ def read_class_folders(folder: Folder, options: ReadOptions) -> RawData:
     if others:
         kinds = list_names([f"{count} {suffix}" for suffix, count in sorted(others.items())], 8)
         notes.append(f"{others.total()} files that are not images were left out ({kinds})")
-    return RawData(folder.name, images, labels, names, (*notes, *remarks))
+    paths = {split: relative_paths(folder, (file for part in files[split] for file in part)) for split in images}
+    return RawData(folder.name, images, labels, names, (*notes, *remarks), paths)
 
 
 def _pictures(folder: Folder, others: Counter[str]) -> list[File]:

@@ -30,7 +30,7 @@ from limbeck.data.readers.reader import Reader
 from limbeck.data.readers.table_files import TableFile, find_tables, holds_tables, list_names
 from limbeck.data.readers.text_rows import SUFFIXES, TextRows, open_rows
 from limbeck.data.splits import name_parts, split_of, split_with_prefix
-from limbeck.data.tree import File, Folder
+from limbeck.data.tree import File, Folder, relative_paths
 
 FILE_COLUMNS = (
     "file_name", "filename", "filenames", "file", "files", "file_path", "filepath", "filepaths", "path", "paths",
@@ -350,7 +350,8 @@ def _decode(folder: Folder, by_split: Mapping[str, Rows], options: ReadOptions, 
     if others := PictureIndex(folder).count_pictures() - len(named):
         notes.append(f"{others} images were left out: no row with a label names them")
     targets = {split: joint.by_split[split] for split in images}
-    return RawData(folder.name, images, targets, joint.names, (*notes, *joint.notes, *remarks))
+    paths = {split: relative_paths(folder, files[split]) for split in images}
+    return RawData(folder.name, images, targets, joint.names, (*notes, *joint.notes, *remarks), paths)
 
 
 def _labels(table: FileTable, rows: Sequence[Row]) -> Labels:

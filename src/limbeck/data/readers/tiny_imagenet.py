@@ -12,7 +12,7 @@ from limbeck.data.decoding import decode_splits
 from limbeck.data.images import RawData, ReadOptions
 from limbeck.data.pictures import Encoded, is_picture
 from limbeck.data.readers.reader import Reader
-from limbeck.data.tree import File, Folder
+from limbeck.data.tree import File, Folder, relative_paths
 
 ANNOTATIONS = "val_annotations.txt"
 
@@ -43,7 +43,8 @@ def read_tiny_imagenet(folder: Folder, options: ReadOptions) -> RawData:
     }
     images, remarks = decode_splits(splits, options, folder.where)
     labels = {split: np.array([number[name] for _, name in labelled[split]]) for split in images}
-    return RawData(folder.name, images, labels, names, (*notes, *remarks))
+    paths = {split: relative_paths(folder, (file for file, _ in labelled[split])) for split in images}
+    return RawData(folder.name, images, labels, names, (*notes, *remarks), paths)
 
 
 def _read_annotations(file: File) -> dict[str, str]:
