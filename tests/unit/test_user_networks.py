@@ -120,7 +120,7 @@ def test_a_users_network_is_distilled_and_evaluated_and_its_code_is_part_of_the_
     assert config["code"]
     store = limbeck.train_experts("digits", num_experts=1, model=options["model"], expert=options["expert"])
     assert ":" not in store.path.name
-    words = ["evaluate", str(run), "--networks", "1", "--epochs", "1", "--model.name"]
+    words = ["evaluate", str(run), "--num-networks", "1", "--epochs", "1", "--model.name"]
     with pytest.raises(SystemExit, match="0"):
         main([*words, "my_nets:make"])
     assert "my_nets:make" in capsys.readouterr().out
