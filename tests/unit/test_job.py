@@ -231,6 +231,17 @@ def test_a_torch_dataset_is_distilled_and_evaluated(tmp_path: Path) -> None:
     assert limbeck.evaluate(path, data=dataset, num_networks=1, epochs=1)[0].n == 1
 
 
+def test_arrays_by_split_are_distilled_and_evaluated(tmp_path: Path) -> None:
+    data = limbeck.load_data("digits")
+    splits = {
+        split: (getattr(data, split).images[:60, 0].numpy(), getattr(data, split).labels[:60].numpy())
+        for split in ("train", "validation", "test")
+    }
+    path = distill_with_baselines(tmp_path / "run", splits, num_experts=1, ipc=1)
+    assert limbeck.load(path).classes == tuple("0123456789")
+    assert limbeck.evaluate(path, data=splits, num_networks=1, epochs=1)[0].n == 1
+
+
 def test_data_without_validation_images_is_refused(tmp_path: Path) -> None:
     data = limbeck.load_data("digits", validation=0)
     with pytest.raises(UserError, match="no validation images"):

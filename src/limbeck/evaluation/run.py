@@ -15,7 +15,7 @@ from limbeck.core.evaluation_records import EvaluationRow, LrOrigin
 from limbeck.core.events import Listener
 from limbeck.core.records import ResultRow
 from limbeck.core.rng import derive_seed
-from limbeck.data import ImageData
+from limbeck.data import DataSource
 from limbeck.data.pixels import PixelRange
 from limbeck.evaluation.baselines import count_networks, evaluate_baselines
 from limbeck.evaluation.protocol import EvalConfig
@@ -177,7 +177,7 @@ def evaluate(
     *,
     seed: int = 0,
     listen: Listener = lambda event: None,
-    data: str | Path | ImageData | None = None,
+    data: DataSource | None = None,
     networks: str | Sequence[str] | int | None = None,
     num_networks: int | None = None,
     epochs: int | None = None,

@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from limbeck.core.errors import UserError
-from limbeck.data import ImageData, load_data
+from limbeck.data import DataSource, ImageData, load_data
 from limbeck.data.pixels import PixelRange
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.networks.registry import ModelConfig
@@ -39,7 +39,7 @@ class Evaluation(NamedTuple):
 def prepare_evaluation(
     distilled: DistilledSet | str | Path,
     *,
-    data: str | Path | ImageData | None = None,
+    data: DataSource | None = None,
     networks: Sequence[str] = (),
     num_networks: int | None = None,
     epochs: int | None = None,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
-from limbeck.data import ImageData, Preprocess, load_data
+from limbeck.data import DataSource, ImageData, Preprocess, load_data
 from limbeck.experts.convexified import Convexified, start_at_zero, waypoint_epochs
 from limbeck.experts.make import describe_experts
 from limbeck.experts.recorded import Recorded
@@ -46,7 +46,7 @@ TOLERANCE = 1e-4  # of path fractions, which are float32 sums of about fifty ter
 def import_experts(
     source: str | Path | list[Path],
     out: str | Path,
-    data: str | Path | ImageData,
+    data: DataSource,
     *,
     model: ModelConfig | None = None,
     preprocess: str | Preprocess = "normalise",

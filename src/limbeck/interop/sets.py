@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.errors import UserError
-from limbeck.data import ImageData, fit_preprocess, load_data
+from limbeck.data import DataSource, ImageData, fit_preprocess, load_data
 from limbeck.data.augment import DSA, default_strategy
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.interop.pt_files import FLOATS, INTEGERS, open_pt
@@ -62,7 +62,7 @@ MAX_NAMES = 5  # class names in one note
 
 def import_set(
     source: str | Path,
-    data: str | Path | ImageData,
+    data: DataSource,
     *,
     preprocess: str | None = None,
     lr: float | None = None,

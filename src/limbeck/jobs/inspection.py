@@ -14,7 +14,7 @@ from limbeck.core.files import write_json
 from limbeck.core.record_files import parse_record
 from limbeck.core.records import InspectionRecord, PathCurves, PlaneRecord, StorageRow
 from limbeck.core.types import Trajectory
-from limbeck.data import ImageData, Preprocess, load_data
+from limbeck.data import DataSource, ImageData, Preprocess, load_data
 from limbeck.data.pixels import PixelRange
 from limbeck.experts.convexified import SCHEDULES, SMOOTHING, convexify, waypoint_epochs
 from limbeck.experts.store import Expert, Store
@@ -31,7 +31,7 @@ def inspect_store(
     path: str | Path,
     out: str | Path,
     *,
-    data: str | Path | ImageData | None = None,
+    data: DataSource | None = None,
     resize: int | None = None,
     pixel_range: PixelRange | None = None,
     follow_links: bool = False,
@@ -71,7 +71,7 @@ def inspect_store(
     return write_inspection(Path(out))
 
 
-def _task(store: Store, data: str | Path | ImageData, resize: int | None, device: str, **reading: Any) -> Task:
+def _task(store: Store, data: DataSource, resize: int | None, device: str, **reading: Any) -> Task:
     header = store.header
     _, height, width = header.data.shape
     size = (height, width) if resize is None else resize

@@ -19,7 +19,7 @@ from limbeck.core.files import content_key, require_writable
 from limbeck.core.records import DataRecord, RunRecord
 from limbeck.core.types import Trajectory
 from limbeck.core.user_code import source_key
-from limbeck.data import ImageData, load_data
+from limbeck.data import DataSource, load_data
 from limbeck.experts.handle import Experts
 from limbeck.jobs.config import JobConfig, check_options
 from limbeck.jobs.record import RunFolder, versions
@@ -126,7 +126,7 @@ class Job:
 
 @restore_switches()
 def prepare(
-    data: str | Path | ImageData,
+    data: DataSource,
     *,
     method: str = "mct",
     out: str | Path | None = None,
@@ -181,7 +181,7 @@ def prepare(
 
 @restore_switches()
 def prepare_experts(
-    data: str | Path | ImageData,
+    data: DataSource,
     *,
     out: str | Path | None = None,
     device: str = "cpu",
@@ -195,7 +195,7 @@ def prepare_experts(
     return Experts.to_train(task, config.expert, count, config.seed, path=None if out is None else Path(out))
 
 
-def _make_task(data: str | Path | ImageData, config: JobConfig, device: str, resize: int | None) -> Task:
+def _make_task(data: DataSource, config: JobConfig, device: str, resize: int | None) -> Task:
     images = load_data(data, seed=config.seed, resize=resize)
     if not len(images.validation):
         raise UserError(f"{images.name} has no validation images to choose by; give it more images per class.")

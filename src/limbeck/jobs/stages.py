@@ -13,7 +13,7 @@ from limbeck.core.files import write_json
 from limbeck.core.records import ExpertBytes, ExpertsRecord, ValidationLine, WarningLine
 from limbeck.core.rng import derive_seed
 from limbeck.core.types import Trajectory
-from limbeck.data import ImageData
+from limbeck.data import DataSource, ImageData
 from limbeck.evaluation.trials import evaluate_set
 from limbeck.experts.handle import Experts
 from limbeck.experts.make import measure_paths
@@ -87,7 +87,7 @@ def _run_stages(job: Job, listen: Listener) -> None:
 
 
 def distill(
-    data: str | Path | ImageData,
+    data: DataSource,
     *,
     method: str = "mct",
     out: str | Path | None = None,
@@ -121,7 +121,7 @@ def distill(
 
 @restore_switches()
 def train_experts(
-    data: str | Path | ImageData,
+    data: DataSource,
     *,
     out: str | Path | None = None,
     device: str = "cpu",
