@@ -74,3 +74,22 @@ def test_evaluate_takes_a_number_of_networks_for_one_release(limbeck: Any, artif
     result = limbeck("evaluate", artifacts["run"], "--networks", "2", "--epochs", "1", "--json")
     assert {row["n"] for row in result.json["results"]} == {2}
     assert "the number of networks is now called --num-networks" in result.err
+
+
+def test_evaluate_by_another_protocol(limbeck: Any, refused: Any, artifacts: dict[str, Path]) -> None:
+    words = ("evaluate", artifacts["run"], "--num-networks", "1", "--epochs", "2")
+    result = limbeck(*words, "--protocol", "ddranking", "--json").json["results"]
+    assert {row["protocol"] for row in result} == {"ddranking, best test accuracy over time"}
+    out = limbeck(*words, "--eval.labels", "hard", "--eval.mix", "cutmix", "--eval.dsa", "none").out
+    assert "labels hard" in out
+    assert "mix cutmix" in out
+    recorded = json.loads((artifacts["run"] / "evaluations.json").read_text())["evaluations"][-1]
+    assert "augmentation none, images mixed by cutmix, labels: the classes alone" in recorded["protocol"]
+    assert "real-valued targets" in refused(*words, "--protocol", "regression")
+    assert limbeck(*words, "--protocol", "best").status == 2
+
+
+def test_a_named_protocol_decides_the_defaults_of_distill(limbeck: Any) -> None:
+    text = limbeck("distill", "--eval.protocol", "quick", "--help").out
+    assert "(default: 200)" in text
+    assert "(default: 1000)" not in text

@@ -20,10 +20,8 @@ BOXES = {
     "distill": RUN,
     "estimate": RUN,
     "experts": ["positional arguments", "options", "expert options", "model options"],
-    **{
-        name: ["positional arguments", "options", "model options"]
-        for name in ("evaluate", "import-experts", "import-set")
-    },
+    **{name: ["positional arguments", "options", "model options"] for name in ("import-experts", "import-set")},
+    "evaluate": ["positional arguments", "options", "eval options", "model options"],
     **{name: ["options"] for name in ("methods", "presets", "cache")},
 }
 FIRST = {"distill": ["--method", "--preset", "--ipc", "--out"], "estimate": ["--method", "--preset", "--ipc", "--out"]}

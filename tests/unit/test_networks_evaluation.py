@@ -135,7 +135,7 @@ def test_an_estimate_counts_all_networks(both: Path, monkeypatch: pytest.MonkeyP
     """Two of a set with its own step size; two sets of two on another network, for three step sizes."""
     counts: list[int] = []
     monkeypatch.setattr(
-        "limbeck.jobs.estimate._networks_seconds", lambda *args: float(counts.append(args[3]) or args[3])
+        "limbeck.jobs.estimate._networks_seconds", lambda *args, loss=None: float(counts.append(args[3]) or args[3])
     )
     estimate_evaluation(prepare_evaluation(both))
     assert counts == [2, 2]
@@ -178,7 +178,7 @@ def test_rows_of_one_evaluation_are_recorded_together(recorded: Path, rows: list
 
 def test_another_evaluation_is_recorded_beside_it_and_the_same_one_in_its_place(recorded: Path) -> None:
     def evaluate_again(seed: int, epochs: int | None) -> list[tuple[int, int]]:
-        evaluations = prepare_evaluation(recorded, networks=["mlp"], epochs=epochs)
+        evaluations = prepare_evaluation(recorded, networks=["mlp"], changes={"epochs": epochs})
         for part in run_on_networks(evaluations, seed):
             merge_record(recorded, make_record(evaluations, part, seed))
         record = read_record(recorded / "evaluations.json", EvaluationsRecord, "limbeck-evaluations")

@@ -17,6 +17,7 @@ KINDS = {
     "images": "decoded images, at most 20 GB or $LIMBECK_CACHE_GB; the next command decodes them again",
     "pictures": "what 'limbeck info' draws of a data set; it draws them again",
     "experts": "stores of experts that a run made for itself; they are trained again",
+    "teachers": "networks trained on real images that label batches in an evaluation; they are trained again",
     "baselines": "accuracies of random, k-means and all real images; they are measured again",
     "kernels": "compiled kernels; they are compiled again",
 }
@@ -25,7 +26,7 @@ KINDS = {
 class Cache(Options):
     """Show what limbeck keeps for reuse and how large it is, or clear it."""
 
-    clear: tuple[Literal["images", "pictures", "experts", "baselines", "kernels"], ...] = ()
+    clear: tuple[Literal["images", "pictures", "experts", "teachers", "baselines", "kernels"], ...] = ()
     """The kinds of things to remove; no other command may be using them."""
 
 

@@ -28,7 +28,7 @@ from limbeck.cli.parse import make_default, parse_known
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.data import load_data
-from limbeck.evaluation.protocol import EvalConfig
+from limbeck.evaluation.protocol import EvalConfig, ProtocolName
 from limbeck.experts.store import ExpertConfig
 from limbeck.jobs.config import JobConfig
 from limbeck.jobs.estimate import estimate
@@ -39,12 +39,19 @@ from limbeck.methods import MethodConfig, find_method
 from limbeck.networks.registry import ModelConfig
 
 
+class ProtocolChoice(OptionGroup):
+    """The option that decides the defaults of the others of evaluation."""
+
+    protocol: ProtocolName | None = None
+
+
 class MethodChoice(OptionGroup):
     """The options that decide which other options there are, and their defaults."""
 
     method: str | None = None
     preset: str | None = None
     experts: str | None = None
+    eval: ProtocolChoice = ProtocolChoice()
 
 
 class RunOptions(Data, JobConfig, Device, Options):
@@ -89,7 +96,8 @@ def choose_defaults(options: type[RunOptions], prog: str, arguments: Sequence[st
     job = {name: value for name, value in values.items() if name in JobConfig.model_fields}
     job["model"] = ModelConfig(**job.get("model", {}))
     job["expert"] = ExpertConfig(**{**method.expert_defaults, **job.get("expert", {})})
-    job["eval"] = EvalConfig(**job.get("eval", {}))
+    protocol = {} if choice.eval.protocol is None else {"protocol": choice.eval.protocol}
+    job["eval"] = EvalConfig(**{**job.get("eval", {}), **protocol})
     settings = method.config(**{name: value for name, value in values.items() if name in method.config.model_fields})
     box = Annotated[MethodConfig, arg(name=method.name), OmitArgPrefixes]
     model: Any = create_model(options.__name__, __base__=options, settings=(box, ...), __doc__=options.__doc__)

@@ -3,24 +3,51 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, create_model
 from tyro.conf import Positional, arg
 
-from limbeck.cli.common import DATA, Command, Device, Options, Reading, WithEstimate, announce, load_keywords
+from limbeck.cli.common import (
+    DATA,
+    Command,
+    Device,
+    OptionGroup,
+    Options,
+    Reading,
+    WithEstimate,
+    announce,
+    load_keywords,
+)
 from limbeck.core.aliases import NUMBER_OF_NETWORKS, split_networks
 from limbeck.core.evaluation_records import EvaluationRow
 from limbeck.core.events import Listener
+from limbeck.evaluation.protocol import EvalConfig
 from limbeck.evaluation.record import make_record, merge_record
-from limbeck.evaluation.run import run_evaluations, run_on_networks
+from limbeck.evaluation.regression import WORDS
+from limbeck.evaluation.run import run_evaluations, run_on_networks, run_regressions
 from limbeck.evaluation.sets import OWN_NETWORK, Evaluation, prepare_evaluation
 from limbeck.jobs.estimate import estimate_evaluation
 from limbeck.networks.registry import ModelConfig
 from limbeck.report.page import write_report
 from limbeck.task import Precision
+
+
+def _make_optional(names: Iterable[str]) -> dict[str, Any]:
+    """Fields of `EvalConfig` that may be None, which stands for the protocol's own value."""
+    fields = EvalConfig.model_fields
+    return {name: (fields[name].annotation | None, Field(None, description=fields[name].description)) for name in names}  # type: ignore[operator]
+
+
+ALONE = ("networks", "epochs", "protocol")  # which are options of the command itself
+ProtocolChanges: Any = create_model(
+    "ProtocolChanges",
+    __base__=OptionGroup,
+    __doc__="Options that differ from the protocol's.",
+    **_make_optional(name for name in EvalConfig.model_fields if name not in ALONE),
+)
 
 
 class Evaluate(Reading, Device, Options, WithEstimate):
@@ -34,12 +61,15 @@ class Evaluate(Reading, Device, Options, WithEstimate):
     """Networks to train on the set, on random and k-means images, and on all images, with a step size of their own."""
     num_networks: int | None = Field(default=None, ge=1)
     """How many fresh networks to train; the default is as many as when the set was made."""
+    protocol: Literal["field", "field-max", "ddranking", "regression", "quick"] | None = None
+    """How networks are trained and scored; the default is as when the set was made."""
     epochs: int | None = Field(default=None, ge=1)
-    """Passes over the set; the default is as many as when the set was made."""
+    """Passes over the set; the default is as many as the protocol says."""
     seed: int = 0
     """The seed of the networks."""
     precision: Precision = "float32"
     """Number format of activations in training; tf32 and bfloat16 save time on GPUs, and only there."""
+    eval: ProtocolChanges = ProtocolChanges()
     model: ModelConfig = OWN_NETWORK
     """The network to train; 'same' is the one that the set was distilled with, changed by the options given."""
 
@@ -53,15 +83,18 @@ def run_evaluate(args: Evaluate, listen: Listener) -> Any:
         args.what,
         data=args.data,
         networks=names,
-        num_networks=number,
-        epochs=args.epochs,
+        protocol=args.protocol,
+        changes={**dict(args.eval), "networks": number, "epochs": args.epochs},
         model=args.model,
         device=args.device,
         precision=args.precision,
         **load_keywords(args),
     )
-    if args.estimate:
+    if args.estimate and args.protocol != "regression":  # whose steps are not timed
         announce(lambda: estimate_evaluation(evaluations, args.seed if names else None), listen)
+    if args.protocol == "regression":
+        rows = run_regressions(evaluations, args.seed, listen)
+        return {"results": [row.result.to_json() for row in rows], **_record(args, evaluations, rows, listen)}
     if not names:
         rows = run_evaluations(evaluations, args.seed, listen)
         return {"results": [row.result.to_json() for row in rows], **_record(args, evaluations, rows, listen)}
@@ -81,8 +114,9 @@ def _record(
     folder = Path(args.what)
     if not (folder / "run.json").exists():
         return {}
+    protocol = WORDS if args.protocol == "regression" else None
     try:
-        return {"recorded": str(merge_record(folder, make_record(evaluations, rows, args.seed)))}
+        return {"recorded": str(merge_record(folder, make_record(evaluations, rows, args.seed, protocol)))}
     except OSError as error:
         listen({"event": "warning", "text": f"the rows cannot be recorded in {folder}: {error.strerror or error}"})
         return {}

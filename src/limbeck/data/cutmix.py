@@ -1,8 +1,9 @@
-"""CutMix (Yun et al., ICCV 2019) as a pure function of images, labels and a generator."""
+"""CutMix (Yun et al., ICCV 2019) and MixUp (Zhang et al., ICLR 2018): pure functions of images, labels, a generator."""
 
 from __future__ import annotations
 
 import torch
+from scipy.special import betaincinv
 from torch import Tensor
 
 
@@ -28,3 +29,15 @@ def cutmix(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[
     weight = 1 - area / (h * w)  # not the mean of `box`, for which the CPU would wait for a GPU
     mixed = torch.where(box, images[order], images)
     return mixed, weight * labels + (1 - weight) * labels[order]
+
+
+def mixup(images: Tensor, labels: Tensor, generator: torch.Generator, alpha: float = 0.8) -> tuple[Tensor, Tensor]:
+    """Mix every image (n, ...) and label (n, classes) with those of another image: lambda times its own.
+
+    lambda is one number of Beta(alpha, alpha) for the whole batch; the default alpha is DD-Ranking's.
+    Returns new images and labels.
+    """
+    uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
+    lam = float(betaincinv(alpha, alpha, uniform))  # the quantile function of Beta(alpha, alpha)
+    order = torch.randperm(len(images), generator=generator).to(images.device)
+    return lam * images + (1 - lam) * images[order], lam * labels + (1 - lam) * labels[order]

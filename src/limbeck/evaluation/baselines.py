@@ -13,15 +13,21 @@ from limbeck.core.folders import home_folder
 from limbeck.core.record_files import read_record
 from limbeck.core.records import BaselineRecord, ResultRow
 from limbeck.core.rng import derive_seed
-from limbeck.evaluation.protocol import EvalConfig
+from limbeck.evaluation.protocol import ADDED, EvalConfig
+from limbeck.evaluation.training import Training, make_training
 from limbeck.evaluation.trials import SetForSeed, best_lr, evaluate_set, result_row
 from limbeck.select import FillName, select_per_class, take_images
 from limbeck.task import Task
 
 FORMAT = "limbeck-baseline"
-FULL_LR = 0.01  # step size of the network that is trained on all images
+FULL_LR, FULL_ADAMW_LR = 0.01, 0.001  # step sizes of the network that is trained on all images
 FULL = {"full_epochs", "full_batch_size", "full_networks"}
 """Fields of `EvalConfig` that concern the full-data accuracy alone."""
+
+
+def without_teachers(config: EvalConfig) -> EvalConfig:
+    """The protocol for all training images: the teachers themselves were trained on these, with their classes."""
+    return config.model_copy(update={name: ADDED[name] for name in ("labels", "teachers", "temperature")})
 
 
 def real_images(task: Task, selector: str, ipc: int, fill: FillName = "none") -> SetForSeed:
@@ -51,22 +57,26 @@ def evaluate_coreset(
 
     child = derive_seed(seed, "baseline", selector)
     lr = best_lr(task, draw_set, config, derive_seed(child, "tune"), advance)
-    summary = evaluate_set(task, draw_set, config.schedule(lr), config.networks, task.test, child, advance)
-    return result_row(selector, task, summary, lr=lr)
+    training = make_training(task, config)
+    summary = evaluate_set(task, draw_set, config.schedule(lr), config.networks, task.test, child, advance, training)
+    return result_row(selector, task, summary, lr=lr, protocol=config.label)
 
 
 def evaluate_full(task: Task, config: EvalConfig, seed: int, listen: Listener) -> ResultRow:
     """The row of the same network trained on all training images with the same recipe."""
+    config = without_teachers(config)
+    lr = FULL_LR if config.learns_as_the_set else FULL_ADAMW_LR
     summary = evaluate_set(
         task,
         lambda _seed: task.train,
-        config.full_schedule(FULL_LR),
+        config.full_schedule(lr),
         config.full_networks,
         task.test,
         derive_seed(seed, "baseline", "full"),
         lambda: listen({"event": "advance", "text": "all training images"}),
+        Training(task, config),
     )
-    return result_row("full", task, summary, lr=FULL_LR)
+    return result_row("full", task, summary, lr=lr, protocol=config.label)
 
 
 def evaluate_baselines(
@@ -94,7 +104,7 @@ def baseline_path(
 ) -> tuple[Path, dict[str, Any]]:
     """The file in which `evaluate_baselines` stores the row of this name, and the description in its key."""
     if name == "full":  # shared by runs that differ in anything else
-        options = config.model_dump(mode="json", include={"momentum", "weight_decay", *FULL})
+        options = without_teachers(config).model_dump(mode="json", include={"momentum", "weight_decay", *FULL, *ADDED})
     else:
         options = {"ipc": ipc, **config.model_dump(mode="json", exclude=FULL)}
         if min(task.data.train.counts(task.data.num_classes)) < ipc:  # else it has no effect

@@ -18,13 +18,18 @@ FORMAT = "limbeck-evaluations"
 FILE = "evaluations.json"
 
 
-def make_record(evaluations: Sequence[Evaluation], rows: Sequence[EvaluationRow], seed: int) -> EvaluationRecord:
-    """The record of rows of prepared evaluations; the key says which other rows they are comparable with."""
+def make_record(
+    evaluations: Sequence[Evaluation], rows: Sequence[EvaluationRow], seed: int, protocol: str | None = None
+) -> EvaluationRecord:
+    """The record of rows of prepared evaluations; the key says which other rows they are comparable with.
+
+    protocol: In words, where it is not that of the evaluations.
+    """
     first = evaluations[0]
     data, config = first.task.data, first.config
     description = {
         "sets": list(dict.fromkeys(_digest(one.distilled) for one in evaluations)),
-        "protocol": config.model_dump(mode="json"),
+        "protocol": protocol or config.model_dump(mode="json"),
         "augment": first.task.augment.strategy,
         "data": data.fingerprint,
         "seed": seed,
@@ -36,7 +41,7 @@ def make_record(evaluations: Sequence[Evaluation], rows: Sequence[EvaluationRow]
         classes=list(data.classes),
         ipc=budget(first.distilled)[0],
         seed=seed,
-        protocol=config.describe(first.task.augment.strategy),
+        protocol=protocol or config.describe(first.task.augment.strategy),
         computed={
             one.task.model_config.name: {"model": one.task.model_config.model_dump(), **one.task.conditions()}
             for one in evaluations

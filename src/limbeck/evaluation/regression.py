@@ -14,9 +14,11 @@ from limbeck.core.errors import UserError
 from limbeck.core.records import ResultRow
 from limbeck.core.rng import derive_seed, make_generator
 from limbeck.data.augment import DSA, append_mirror_images
+from limbeck.evaluation.baselines import real_images
 from limbeck.evaluation.trials import Summary, result_row
 from limbeck.networks.flat import FlatModel, lecun_normal
 from limbeck.networks.registry import ModelConfig, flat_model
+from limbeck.select import FillName
 from limbeck.synthetic.distilled import DistilledSet
 from limbeck.task import Task
 from limbeck.training.plain import score
@@ -113,6 +115,16 @@ def evaluate_targets(
         scores.append(score(model, fit(theta0, images, targets, config, child), *split))
         advance()
     return Summary.of(scores)
+
+
+WORDS = "regression: fresh widening networks without norm, fitted to the targets by least squares with Adam"
+
+
+def random_targets(task: Task, ipc: int, fill: FillName, seed: int) -> tuple[Tensor, Tensor]:
+    """Random real images, `ipc` a class, and their targets (n, classes): one-hot classes less 1 / classes."""
+    images, labels = real_images(task, "random", ipc, fill)(derive_seed(seed, "regression", "random"))
+    classes = task.data.num_classes
+    return images, torch.eye(classes, device=labels.device)[labels] - 1 / classes
 
 
 def regression_rows(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import Literal
 
 import torch
+from torch import Tensor
 
 from limbeck.core.aliases import NUMBER_OF_NETWORKS, level_of_caller, split_networks
 from limbeck.core.evaluation_records import EvaluationRow, LrOrigin
@@ -18,8 +21,10 @@ from limbeck.core.rng import derive_seed
 from limbeck.data import DataSource
 from limbeck.data.pixels import PixelRange
 from limbeck.evaluation.baselines import count_networks, evaluate_baselines
-from limbeck.evaluation.protocol import EvalConfig
+from limbeck.evaluation.protocol import EvalConfig, ProtocolName
+from limbeck.evaluation.regression import RegressionConfig, random_targets, regression_rows
 from limbeck.evaluation.sets import Evaluation, prepare_evaluation
+from limbeck.evaluation.training import make_training
 from limbeck.evaluation.trials import Summary, best_lr, make_trials, result_row, run_trials
 from limbeck.networks.registry import ModelConfig
 from limbeck.select import FillName
@@ -37,16 +42,30 @@ def train_on(
     """The scores on test of fresh networks that are trained on a distilled set with the step size `lr`."""
     pair = distilled.images.to(task.device), distilled.labels.to(task.device)
     trials = make_trials(lambda _seed: pair, config.schedule(lr), config.networks, derive_seed(seed, "evaluate"))
-    return run_trials(task, trials, task.test, advance)
+    return run_trials(task, trials, task.test, advance, make_training(task, config))
 
 
 def evaluate_distilled(
     task: Task, distilled: DistilledSet, config: EvalConfig, seed: int, which: str | None, listen: Listener
 ) -> ResultRow:
-    """The row of a distilled set: fresh networks trained with the set's own step size, on test."""
+    """The row of a distilled set: fresh networks trained with the set's own step size, on test.
+
+    For another optimiser than that which this step size is for, one is chosen on validation.
+    """
+    lr = distilled.lr if config.learns_as_the_set else choose_lr(task, distilled, config, seed, which, listen)
     advance = partial(listen, {"event": "advance", "text": f"distilled, {which}"})
-    summary = Summary.of(train_on(task, distilled, config, distilled.lr, seed, advance))
-    return result_row("distilled", task, summary, which=which, lr=distilled.lr, step=distilled.provenance.get("step"))
+    summary = Summary.of(train_on(task, distilled, config, lr, seed, advance))
+    step = distilled.provenance.get("step")
+    return result_row("distilled", task, summary, which=which, lr=lr, step=step, protocol=config.label)
+
+
+def choose_lr(
+    task: Task, distilled: DistilledSet, config: EvalConfig, seed: int, which: str | None, listen: Listener
+) -> float:
+    """The step size of `baseline_lrs` that is best on validation for networks trained on a distilled set."""
+    pair = distilled.images.to(task.device), distilled.labels.to(task.device)
+    advance = partial(listen, {"event": "advance", "text": f"step size for the {which} set"})
+    return best_lr(task, lambda _seed: pair, config, derive_seed(seed, "step size"), advance)
 
 
 def without_repeats(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
@@ -91,9 +110,15 @@ def run_evaluations(
         if place and _train_alike(evaluation, evaluations[place - 1]):
             rows.append(_repeat(rows[-1], evaluation))
             continue
-        set_switches(evaluation.task.device, evaluation.task.precision)
-        listen({"event": "stage", "name": "evaluate", "total": evaluation.config.networks, "unit": "network"})
-        rows.append(_evaluate(evaluation, evaluation.distilled.lr, "set", seed, listen))
+        task, distilled, which, config, _ = evaluation
+        set_switches(task.device, task.precision)
+        make_training(task, config, listen)  # so that teachers are stored
+        chooses = not config.learns_as_the_set
+        total = config.networks * (1 + chooses * len(config.baseline_lrs))
+        listen({"event": "stage", "name": "evaluate", "total": total, "unit": "network"})
+        lr = choose_lr(task, distilled, config, seed, which, listen) if chooses else distilled.lr
+        has_own = has_learned_lr(distilled) and not chooses
+        rows.append(_evaluate(evaluation, lr, "set" if has_own else "validation", seed, listen))
     return rows
 
 
@@ -112,6 +137,7 @@ def run_on_networks(
     for task, group in groupby(evaluations, key=lambda evaluation: evaluation.task):
         set_switches(task.device, task.precision)
         sets = list(group)
+        make_training(task, sets[0].config, listen)  # so that teachers are stored
         total = sum(map(count_set_networks, without_repeats(sets))) + count_networks(sets[0].config)
         name = f"evaluate {task.model_config.name}"
         listen({"event": "stage", "name": name, "total": total, "unit": "network"})
@@ -121,6 +147,8 @@ def run_on_networks(
 def count_set_networks(evaluation: Evaluation) -> int:
     """How many networks `run_on_networks` trains on a set."""
     config, distilled = evaluation.config, evaluation.distilled
+    if not config.learns_as_the_set:
+        return config.networks * (1 + len(config.baseline_lrs))
     if evaluation.is_own:
         return config.networks
     return config.networks * (1 + len(config.baseline_lrs) + has_learned_lr(distilled))
@@ -146,14 +174,14 @@ def _rows_of_set(evaluation: Evaluation, seed: int, listen: Listener) -> list[Ev
     """One row where the network is the set's own, else one for its own step size and one for the best on validation."""
     task, distilled, which, config, is_own = evaluation
     rows = []
-    if has_learned_lr(distilled):
+    if not config.learns_as_the_set:
+        is_own = False
+    elif has_learned_lr(distilled):
         rows.append(_evaluate(evaluation, distilled.lr, "set", seed, listen))
     elif is_own:
         rows.append(_evaluate(evaluation, distilled.lr, "validation", seed, listen))
     if not is_own:
-        pair = distilled.images.to(task.device), distilled.labels.to(task.device)
-        advance = partial(listen, {"event": "advance", "text": f"step size for the {which} set"})
-        lr = best_lr(task, lambda _seed: pair, config, derive_seed(seed, "step size"), advance)
+        lr = choose_lr(task, distilled, config, seed, which, listen)
         rows.append(_evaluate(evaluation, lr, "validation", seed, listen))
     return rows
 
@@ -163,8 +191,47 @@ def _evaluate(evaluation: Evaluation, lr: float, lr_from: LrOrigin, seed: int, l
     advance = partial(listen, {"event": "advance", "text": f"distilled, {which}"})
     scores = train_on(task, distilled, config, lr, seed, advance)
     step = distilled.provenance.get("step")
-    row = result_row("distilled", task, Summary.of(scores), which=which, lr=lr, step=step)
-    return EvaluationRow(**row.to_json(), lr_from=lr_from, accuracies=[score.accuracy for score in scores])
+    row = result_row("distilled", task, Summary.of(scores), which=which, lr=lr, step=step, protocol=config.label)
+    return EvaluationRow(
+        **row.to_json(),
+        lr_from=lr_from,
+        accuracies=[score.accuracy for score in scores],
+        image_bytes=_bytes(distilled.images),
+        label_bytes=label_bytes(task, distilled, config),
+    )
+
+
+def label_bytes(task: Task, distilled: DistilledSet, config: EvalConfig) -> int:
+    """Bytes of the labels that networks are trained on; of the teachers' parameters too, where these give them."""
+    if config.labels == "set":
+        return _bytes(distilled.labels)
+    classes = _bytes(distilled.hard_labels())
+    return classes + (4 * task.model.layout.count * config.teachers if config.labels == "teacher" else 0)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+@restore_switches()
+def run_regressions(
+    evaluations: Sequence[Evaluation], seed: int = 0, listen: Listener = lambda event: None
+) -> list[EvaluationRow]:
+    """The rows of sets by the protocol of FRePo and RCIG, a regression on targets, and of random real images beside."""
+    task, distilled, _, config, _ = evaluations[0]
+    options = RegressionConfig(networks=config.networks)
+    total = 2 * config.networks * (len(evaluations) + 1)
+    announce_task(task, listen)
+    listen({"event": "stage", "name": "evaluate", "total": total, "unit": "network"})
+    advance = partial(listen, {"event": "advance", "text": "regression"})
+    rows = []
+    for one in evaluations:
+        rows += regression_rows(one.task, one.distilled, options, seed, one.which, advance)
+    images, targets = random_targets(task, *budget(distilled), seed)
+    random = replace(distilled, images=images, targets=targets)
+    for row in regression_rows(task, random, options, seed, None, advance):
+        rows.append(row.model_copy(update={"set": "random", "step": None}))
+    return [EvaluationRow(**row.to_json(), lr_from="protocol") for row in rows]
 
 
 def _repeat(row: EvaluationRow, evaluation: Evaluation) -> EvaluationRow:
@@ -180,6 +247,7 @@ def evaluate(
     data: DataSource | None = None,
     networks: str | Sequence[str] | int | None = None,
     num_networks: int | None = None,
+    protocol: ProtocolName | Literal["regression"] | EvalConfig | None = None,
     epochs: int | None = None,
     model: ModelConfig | None = None,
     device: str = "cpu",
@@ -196,7 +264,8 @@ def evaluate(
               budget, and of all images: see `run_on_networks`. By default there are the rows of the sets alone, on the
               network they were distilled with.
     model:    Another network than the one it was distilled with, see `evaluated_network`.
-    num_networks, epochs: How many fresh networks, and passes over the set; by default as the set says.
+    protocol: A protocol by name, or all of it; by default that of the set.
+    num_networks, epochs: How many fresh networks, and passes over the set; by default as the protocol says.
     resize, pixel_range, follow_links: As in `load_data`; by default as the set's data was read.
     Raises UserError when there is no set, or when the data is not what the set was made from.
 
@@ -220,8 +289,8 @@ def evaluate(
         distilled,
         data=data,
         networks=names,
-        num_networks=number,
-        epochs=epochs,
+        protocol=protocol,
+        changes={"networks": number, "epochs": epochs},
         model=model,
         device=device,
         resize=resize,
@@ -229,6 +298,8 @@ def evaluate(
         follow_links=follow_links,
         precision=precision,
     )
+    if protocol == "regression":
+        return [row.result for row in run_regressions(evaluations, seed, listen)]
     if not names:
         return [row.result for row in run_evaluations(evaluations, seed, listen)]
     return [row for rows in run_on_networks(evaluations, seed, listen) for row in rows]

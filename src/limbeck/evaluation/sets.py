@@ -41,8 +41,8 @@ def prepare_evaluation(
     *,
     data: DataSource | None = None,
     networks: Sequence[str] = (),
-    num_networks: int | None = None,
-    epochs: int | None = None,
+    protocol: str | EvalConfig | None = None,
+    changes: Mapping[str, Any] | None = None,
     model: ModelConfig | None = None,
     device: str = "cpu",
     resize: int | None = None,
@@ -52,12 +52,15 @@ def prepare_evaluation(
 ) -> list[Evaluation]:
     """Read and check what `evaluate` takes: one evaluation for each network and set; nothing is trained.
 
+    changes: Options of the protocol that are not None take the place of its own.
     Raises UserError when there is no set, when the data is not what the set was made from, and for networks that do not
     fit the images.
     """
     if networks and model not in (None, OWN_NETWORK):
         raise UserError("--networks names networks, and --model one network; give one of the two.")
-    changes = {"networks": num_networks, "epochs": epochs}
+    if networks and protocol == "regression":
+        raise UserError("the protocol 'regression' has a network of its own; leave out --networks.")
+    changes = {name: value for name, value in (changes or {}).items() if value is not None}
     reading = {"resize": resize, "pixel_range": pixel_range, "follow_links": follow_links}
     evaluations: list[Evaluation] = []
     for which, one in load_sets(distilled):
@@ -75,11 +78,13 @@ def prepare_evaluation(
                 explicit = {"seed": seed, **recorded, **explicit}
             images = load_data(source, **explicit)
         require_same_data(images, one)
-        network, augment, config = _read_recipe(one, model, changes)
+        network, augment, config = _read_recipe(one, model, protocol, changes)
         task = make_task(images, network, one.preprocess, augment, device, precision)
         if evaluations and _is_same_task(task, evaluations[0].task):
             task = evaluations[0].task  # whose tensors are computed once
         evaluations.append(Evaluation(task, one, which, config))
+        if protocol == "regression" and one.targets is None:
+            raise UserError("the protocol 'regression' is for sets with real-valued targets (rcig); name another.")
     if not networks:
         return evaluations
     return [evaluation for name in networks for evaluation in _on_network(name, evaluations)]
@@ -107,9 +112,9 @@ def _is_same_task(task: Task, other: Task) -> bool:
 
 
 def _read_recipe(
-    distilled: DistilledSet, model: ModelConfig | None, changes: Mapping[str, int | None]
+    distilled: DistilledSet, model: ModelConfig | None, protocol: str | EvalConfig | None, changes: Mapping[str, Any]
 ) -> tuple[ModelConfig, str, EvalConfig]:
-    """Network, augmentation and protocol of a set's recipe with these changes; UserError where it lacks one."""
+    """Network, augmentation and protocol of a set's recipe with changes; UserError where it lacks one of them."""
     recipe = dict(distilled.recipe)
     run = distilled.provenance.get("config", {}).get("eval", {})
     try:
@@ -117,8 +122,11 @@ def _read_recipe(
         if not isinstance(augment, str):
             raise UserError(f"the set's recipe names no augmentation but {augment!r}; make the set again.")
         options = {name: run[name] for name in FOR_BASELINES if name in run} | recipe
-        options |= {name: n for name, n in changes.items() if n is not None}
-        return network, augment, EvalConfig(**options)
+        if isinstance(protocol, EvalConfig):
+            options = protocol.model_dump()
+        elif protocol not in (None, "regression"):
+            options = {"protocol": protocol}
+        return network, augment, EvalConfig(**{**options, **changes})
     except KeyError as error:
         raise UserError(f"the set's recipe says nothing of {error}; make the set again.") from None
     except (TypeError, ValidationError):

@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from limbeck.core.parallel import CheckCancelled, parallel_map
+from limbeck.core.parallel import parallel_map
 from limbeck.core.records import ResultRow
 from limbeck.core.rng import derive_seed
 from limbeck.evaluation.protocol import EvalConfig
+from limbeck.evaluation.training import Training, make_training
 from limbeck.task import Task
-from limbeck.training.plain import Schedule, Score, final_parameters, score, train
+from limbeck.training.plain import Schedule, Score
 
 
 class Summary(NamedTuple):
@@ -54,25 +55,28 @@ def make_trials(draw_set: SetForSeed, schedule: Schedule, networks: int, seed: i
 
 
 def run_trials(
-    task: Task, trials: Sequence[Trial], split: tuple[Tensor, Tensor], advance: Callable[[], None] = lambda: None
+    task: Task,
+    trials: Sequence[Trial],
+    split: tuple[Tensor, Tensor],
+    advance: Callable[[], None] = lambda: None,
+    training: Training | None = None,
 ) -> list[Score]:
     """Train the network of every trial and score it once on `split`, un-augmented; several at the same time.
 
-    advance: called after every network.
+    advance:  called after every network.
+    training: how they are trained and scored; the default is the field's protocol.
     """
+    training = Training(task, EvalConfig()) if training is None else training
     starts = [task.model.init(trial.seed).to(task.device) for trial in trials]
-    functions = [partial(_run_trial, task, trial, start, split) for trial, start in zip(trials, starts)]
+    functions = [
+        partial(training.run, start, (trial.images, trial.labels), trial.schedule, trial.seed, split)
+        for trial, start in zip(trials, starts)
+    ]
     scores: dict[int, Score] = {}
-    for place, trial_score in parallel_map(functions, task.max_workers):
+    for place, trial_score in parallel_map(functions, training.max_workers):
         scores[place] = trial_score
         advance()
     return [scores[place] for place in range(len(trials))]
-
-
-def _run_trial(task: Task, trial: Trial, start: Tensor, split: tuple[Tensor, Tensor], check: CheckCancelled) -> Score:
-    loss, network = task.loss_and_network()
-    path = train(loss, start, trial.images, trial.labels, trial.schedule, trial.seed, check=check)
-    return score(network, final_parameters(path), *split)
 
 
 def evaluate_set(
@@ -83,12 +87,13 @@ def evaluate_set(
     split: tuple[Tensor, Tensor],
     seed: int,
     advance: Callable[[], None] = lambda: None,
+    training: Training | None = None,
 ) -> Summary:
     """Train `networks` fresh networks, each on `draw_set(its seed)`, and score them once on `split`, un-augmented.
 
-    advance: called after every network.
+    advance, training: as in `run_trials`.
     """
-    return Summary.of(run_trials(task, make_trials(draw_set, schedule, networks, seed), split, advance))
+    return Summary.of(run_trials(task, make_trials(draw_set, schedule, networks, seed), split, advance, training))
 
 
 def best_lr(
@@ -101,17 +106,24 @@ def best_lr(
     """The step size of `config.baseline_lrs` whose networks do best on validation: for sets that bring none."""
     first_trials = make_trials(draw_set, config.schedule(config.baseline_lrs[0]), config.networks, seed)
     trials = [trial._replace(schedule=config.schedule(lr)) for lr in config.baseline_lrs for trial in first_trials]
-    scores = run_trials(task, trials, task.validation, advance)
+    scores = run_trials(task, trials, task.validation, advance, make_training(task, config))
     means = [Summary.of(scores[i : i + config.networks]).accuracy_mean for i in range(0, len(scores), config.networks)]
     return config.baseline_lrs[max(range(len(means)), key=means.__getitem__)]
 
 
 def result_row(
-    name: str, task: Task, summary: Summary, *, which: str | None = None, lr: float | None, step: int | None = None
+    name: str,
+    task: Task,
+    summary: Summary,
+    *,
+    which: str | None = None,
+    lr: float | None,
+    step: int | None = None,
+    protocol: str | None = None,
 ) -> ResultRow:
     """The row of results.json for the set `name`, whose networks were scored on the task's test part."""
     model = task.model_config.name
-    scores = summary._asdict()
+    scores = summary._asdict() | ({} if protocol is None else {"protocol": protocol})
     if step is None and name != "distilled":
         return ResultRow(set=name, which=which, model=model, split="test", **scores, lr=lr)
     return ResultRow(set=name, which=which, model=model, split="test", **scores, lr=lr, step=step)

@@ -23,11 +23,13 @@ from limbeck.core.records import StateHeader
 from limbeck.core.rng import derive_seed, make_generator
 from limbeck.core.tensors import read_header
 from limbeck.core.threads import one_thread
+from limbeck.derivatives.autograd import Loss
 from limbeck.evaluation.baselines import FULL_LR, baseline_path, real_images
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.evaluation.regression import RegressionConfig, fit_targets
 from limbeck.evaluation.run import budget, count_set_networks, without_repeats
 from limbeck.evaluation.sets import Evaluation
+from limbeck.evaluation.training import stand_in_training, teacher_path
 from limbeck.experts.handle import Experts
 from limbeck.experts.make import describe_experts
 from limbeck.experts.store import DTYPES
@@ -135,8 +137,11 @@ def estimate_evaluation(evaluations: Sequence[Evaluation], seed: int | None = No
     for evaluation in without_repeats(evaluations):
         task, config, distilled = evaluation.task, evaluation.config, evaluation.distilled
         pair = distilled.images.to(task.device), distilled.labels.to(task.device)
-        networks = config.networks if seed is None else count_set_networks(evaluation)
-        seconds += _networks_seconds(task, pair, config.schedule(distilled.lr), networks, len(task.data.test))
+        chooses = 1 + len(config.baseline_lrs) * (not config.learns_as_the_set)
+        networks = config.networks * chooses if seed is None else count_set_networks(evaluation)
+        seconds += _evaluated_seconds(task, pair, config, networks)
+    for task, config in {one.task: (one.task, one.config) for one in evaluations}.values():
+        seconds += _teacher_seconds(task, config)
     if seed is not None:
         for first in {one.task: one for one in evaluations}.values():
             seconds += _baseline_seconds(first.task, first.config, *budget(first.distilled), seed)
@@ -157,6 +162,22 @@ def _seconds(call: Callable[[], object], device: torch.device) -> float:
     return median(times[1:] or times)
 
 
+def _evaluated_seconds(task: Task, pair: tuple[Tensor, Tensor], config: EvalConfig, networks: int) -> float:
+    """Seconds to train networks on images and labels, and to score them on test, as a protocol says."""
+    tests = 1 + (config.epochs // config.test_every if config.test_every else 0)
+    loss = stand_in_training(task, config).loss_and_network()[0]
+    schedule = config.schedule(0.01)
+    return _networks_seconds(task, pair, schedule, networks, tests * len(task.data.test), loss=loss)
+
+
+def _teacher_seconds(task: Task, config: EvalConfig) -> float:
+    """Seconds of the teachers that are not stored yet."""
+    if config.labels != "teacher":
+        return 0.0
+    missing = sum(not teacher_path(task, config, index)[0].exists() for index in range(config.teachers))
+    return missing and _networks_seconds(task, task.train, config.plain.full_schedule(FULL_LR), missing, 0)
+
+
 def _networks_seconds(
     task: Task,
     pair: tuple[Tensor, Tensor],
@@ -164,13 +185,14 @@ def _networks_seconds(
     networks: int,
     scored: int,
     rule: GradientRule | None = None,
+    loss: Loss | None = None,
 ) -> float:
     """Seconds to train `networks` networks on images and labels and to score each on `scored` images."""
     images, labels = pair
     theta = task.model.init(0, "estimate").to(task.device)
     length = min(len(images), schedule.batch_size)
     endless = schedule._replace(epochs=sys.maxsize, drop=None)
-    path = train(task.loss, theta, images[:length], labels[:length], endless, 0, rule)
+    path = train(loss or task.loss, theta, images[:length], labels[:length], endless, 0, rule)
     some = tuple(tensor[:500] for tensor in task.validation)
     most = task.max_workers or torch.get_num_threads()
     with one_thread() if most > 1 else nullcontext():
@@ -221,7 +243,7 @@ def _validation_seconds(job: Job, synthetic: SyntheticSet, left: int) -> float:
     """Seconds of the validations in the `left` outer steps."""
     config = job.config
     rounds = 1 + left // (config.validate_every or max(1, left))
-    schedule = config.eval.schedule(float(synthetic.lr), config.validate_epochs)
+    schedule = config.eval.plain.schedule(float(synthetic.lr), config.validate_epochs)
     scored = len(job.task.data.validation)
     return rounds * _networks_seconds(job.task, synthetic.training_pair(), schedule, config.validate_networks, scored)
 
@@ -230,7 +252,7 @@ def _evaluation_seconds(job: Job, synthetic: SyntheticSet) -> float:
     """Seconds to evaluate the last and the chosen set, by the common protocol and by their own."""
     task, config, pair = job.task, job.config.eval, synthetic.training_pair()
     networks = config.networks * (1 if job.learns_lr else 1 + len(config.baseline_lrs))
-    seconds = 2 * _networks_seconds(task, pair, config.schedule(0.01), networks, len(task.data.test))
+    seconds = 2 * _evaluated_seconds(task, pair, config, networks) + _teacher_seconds(task, config)
     if "targets" in synthetic.extra:
         regression = RegressionConfig(networks=config.networks)
         options = ModelConfig(name="widening", width=regression.width).resolved(task.data.size)
@@ -255,7 +277,7 @@ def _baseline_seconds(task: Task, config: EvalConfig, ipc: int, fill: FillName, 
         select = _seconds(lambda: draw_set(derive_seed(seed, "estimate")), task.device)  # noqa: B023
         seconds += networks * select * len(task.data.train) / len(part.data.train)
         pair = real_images(part, "random", ipc, fill)(seed)
-        seconds += _networks_seconds(task, pair, config.schedule(0.01), networks, len(task.data.test))
+        seconds += _evaluated_seconds(task, pair, config, networks)
     if config.full_networks and not baseline_path(task, "full", ipc, config, seed)[0].exists():
         seconds += _networks_seconds(
             task, task.train, config.full_schedule(FULL_LR), config.full_networks, len(task.data.test)

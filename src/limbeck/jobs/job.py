@@ -20,6 +20,7 @@ from limbeck.core.records import DataRecord, RunRecord
 from limbeck.core.types import Trajectory
 from limbeck.core.user_code import source_key
 from limbeck.data import DataSource, load_data
+from limbeck.evaluation.protocol import ADDED
 from limbeck.experts.handle import Experts
 from limbeck.jobs.config import JobConfig, check_options
 from limbeck.jobs.record import RunFolder, versions
@@ -86,7 +87,7 @@ class Job:
     @property
     def recipe(self) -> dict[str, Any]:
         """The recipe in the header of a set: how a network is trained on it."""
-        recipe = self.config.eval.model_dump(include={"networks", "epochs", *VALIDATION})
+        recipe = self.config.eval.model_dump(include={"networks", "epochs", *VALIDATION, *ADDED})
         return {**recipe, "augment": self.task.augment.strategy, "model": self.task.model_config.model_dump()}
 
     @property

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
-import torch
-
 from limbeck.core.events import Listener
 from limbeck.core.files import content_key, write_json
 from limbeck.core.folders import size_of
@@ -25,10 +23,11 @@ from limbeck.core.records import (
     StageLine,
 )
 from limbeck.core.rng import derive_seed
-from limbeck.evaluation.baselines import count_networks, evaluate_baselines, real_images
+from limbeck.evaluation.baselines import count_networks, evaluate_baselines
 from limbeck.evaluation.protocol import EvalConfig
-from limbeck.evaluation.regression import RegressionConfig, regression_rows
+from limbeck.evaluation.regression import RegressionConfig, random_targets, regression_rows
 from limbeck.evaluation.run import CHOSEN_LR, evaluate_distilled
+from limbeck.evaluation.training import make_training
 from limbeck.evaluation.trials import best_lr
 from limbeck.jobs.job import Job
 from limbeck.jobs.record import RESULTS
@@ -50,7 +49,9 @@ def evaluate_run(job: Job, listen: Listener) -> list[ResultRow]:
     sets = {which: _load_set(job, which) for which in ("last", "chosen")}
     key = evaluation_key(job.task, config.eval, sets["last"].provenance["step"])
     logged = {(line.set, line.which): line.row for line in folder.lines(ResultLine) if line.evaluation == key}
-    networks = config.eval.networks * (1 if job.learns_lr else 1 + len(config.eval.baseline_lrs))
+    make_training(job.task, config.eval, listen)  # so that teachers are stored
+    has_lr = job.learns_lr and config.eval.learns_as_the_set
+    networks = config.eval.networks * (1 if has_lr else 1 + len(config.eval.baseline_lrs))
     total = 2 * networks + count_networks(config.eval)
     listen({"event": "stage", "name": "evaluate", "total": total, "unit": "network"})
     rows: list[ResultRow] = []
@@ -109,12 +110,9 @@ def _rows_by_targets(job: Job, sets: dict[str, DistilledSet], key: str, listen: 
     logged = {(line.set, line.which): line.rows for line in folder.lines(ProtocolLine) if line.evaluation == key}
     config = RegressionConfig(networks=job.config.eval.networks)
     listen({"event": "stage", "name": "own protocol", "total": 6 * config.networks, "unit": "network"})
-    images, labels = real_images(task, "random", job.config.ipc, job.config.fill)(
-        derive_seed(seed, "regression", "random")
-    )
-    one_hot = torch.eye(task.data.num_classes, device=labels.device)[labels] - 1 / task.data.num_classes
     subjects: list[tuple[str, str | None, DistilledSet]] = [("distilled", which, sets[which]) for which in sets]
-    subjects.append(("random", None, replace(sets["last"], images=images, targets=one_hot)))
+    images, targets = random_targets(task, job.config.ipc, job.config.fill, seed)
+    subjects.append(("random", None, replace(sets["last"], images=images, targets=targets)))
     rows = []
     for name, which, distilled in subjects:
         if (name, which) not in logged:

@@ -268,7 +268,7 @@ def _validate(job: Job, synthetic: SyntheticSet) -> tuple[float, float | None, i
     summary = evaluate_set(
         job.task,
         lambda _seed: pair,
-        config.eval.schedule(float(synthetic.lr), config.validate_epochs),
+        config.eval.plain.schedule(float(synthetic.lr), config.validate_epochs),
         config.validate_networks,
         job.task.validation,
         derive_seed(config.seed, "validate"),

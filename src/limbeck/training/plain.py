@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from math import cos, pi
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +18,13 @@ from limbeck.derivatives.autograd import Loss, as_loss
 
 
 class Schedule(NamedTuple):
-    """SGD for `epochs` passes over shuffled batches; from epoch `drop` on with 0.1 lr and without the old momentum."""
+    """`epochs` passes over shuffled batches; from epoch `drop` on with 0.1 lr and a new optimiser, without momentum.
+
+    optimiser: sgd or adamw (torch's, with its default betas).
+    cosine:    Whether the step size falls from lr to 0 along half a cosine, step by step.
+    ema:       Decay of an average of the parameters over steps, which takes the place of the parameters; 0 for none.
+               Its decay is at most (1 + t) / (10 + t) after t steps, as in TensorFlow's ExponentialMovingAverage.
+    """
 
     epochs: int
     lr: float
@@ -25,6 +32,9 @@ class Schedule(NamedTuple):
     momentum: float = 0.0
     weight_decay: float = 0.0
     drop: int | None = None
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    cosine: bool = False
+    ema: float = 0.0
 
 
 GradientRule = Callable[[Loss, Tensor, Batch], Tensor]
@@ -81,21 +91,30 @@ def train(
     theta = theta0.detach().clone().requires_grad_()
     yield theta.detach().clone()
     lr = schedule.lr
-    optimiser = _sgd(theta, lr, schedule)
+    optimiser = _make_optimiser(theta, lr, schedule)
+    average, steps = theta.detach().clone() if schedule.ema else theta.detach(), 0
+    total = schedule.epochs * -(-len(images) // schedule.batch_size)
     for epoch in range(schedule.epochs):
         if epoch == schedule.drop:
-            optimiser = _sgd(theta, lr * 0.1, schedule)
+            optimiser = _make_optimiser(theta, lr * 0.1, schedule)
         order = torch.randperm(len(images), generator=make_generator(seed, "order", epoch)).to(images.device)
         for step, rows in enumerate(order.split(schedule.batch_size)):
             if check is not None:
                 check()
             batch = Batch(images[rows], labels[rows], derive_seed(seed, "augment", epoch, step))
+            if schedule.cosine:
+                optimiser.param_groups[0]["lr"] = lr * (1 + cos(pi * steps / total)) / 2
             theta.grad = loss.gradient(theta, batch) if rule is None else rule(loss, theta, batch)
             optimiser.step()
-        yield theta.detach().clone()
+            steps += 1
+            if schedule.ema:
+                average.lerp_(theta.detach(), 1 - min(schedule.ema, (1 + steps) / (10 + steps)))
+        yield average.clone()
 
 
-def _sgd(theta: Tensor, lr: float, schedule: Schedule) -> torch.optim.Optimizer:
+def _make_optimiser(theta: Tensor, lr: float, schedule: Schedule) -> torch.optim.Optimizer:
+    if schedule.optimiser == "adamw":
+        return torch.optim.AdamW([theta], lr, weight_decay=schedule.weight_decay)
     return torch.optim.SGD([theta], lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay)
 
 
@@ -130,7 +149,12 @@ def score(model: Network, theta: Tensor, images: Tensor, labels: Tensor) -> Scor
     """Accuracy and balanced accuracy on images without augmentation; parameters that are not finite score 0."""
     if not bool(torch.isfinite(theta).all()):
         return Score(0.0, 0.0)
-    is_correct = (predict(model, theta, images) == labels).double()
+    return score_classes(predict(model, theta, images), labels)
+
+
+def score_classes(predictions: Tensor, labels: Tensor) -> Score:
+    """Accuracy and balanced accuracy of predicted classes (n,)."""
+    is_correct = (predictions == labels).double()
     present, index = labels.unique(return_inverse=True)
     count = torch.zeros(len(present), dtype=torch.double, device=labels.device).index_add_(
         0, index, torch.ones_like(is_correct)
