@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from command_line import EXPERTS, TINY
+from PIL import Image
 
 import limbeck as limbeck_package
 from limbeck import __version__
@@ -41,6 +43,22 @@ def test_a_reader_that_goes_away_is_no_error(words: list[str]) -> None:
     real = subprocess.run([sys.executable, "-m", "limbeck", *words], stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert (real.returncode, real.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_stream_that_lacks_characters_shows_their_codes(tmp_path: Path, encoding: str) -> None:
+    for name in ("日本", "😀 smile"):
+        for i in range(3):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.fromarray(np.full((4, 4), 50 * i, np.uint8)).save(tmp_path / name / f"{i}.png")
+    real = subprocess.run(
+        [sys.executable, "-m", "limbeck", "info", str(tmp_path)],
+        env={**os.environ, "PYTHONIOENCODING": encoding, "LIMBECK_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+    )
+    assert real.returncode == 0, real.stderr
+    assert "\\u65e5\\u672c" in real.stdout
 
 
 INTERRUPTED = """

@@ -104,6 +104,21 @@ def test_from_files_to_a_set_and_back(
     assert output["results"] == result["results"][:2]
 
 
+@pytest.mark.parametrize("options", [("--pixel-range", "0", "200"), ("--resize", "14"), ("--follow-links",)])
+def test_a_set_is_evaluated_on_data_that_is_read_in_the_same_way(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    (tmp_path / "data").mkdir()
+    for name in ("left", "right"):
+        (tmp_path / "data" / name).symlink_to(pictures(tmp_path / "elsewhere") / name)
+    monkeypatch.chdir(tmp_path)
+    reading = dict.fromkeys([*options, "--follow-links"])
+    result = call(capsys, "distill", "data", *reading, *TINY, "--out", "run")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    output = call(capsys, "evaluate", tmp_path / "run", "--json")
+    assert output["results"] == result["results"][:2]
+
+
 def test_other_images_under_the_same_name_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     data = medmnist(tmp_path / "xray.npz")
     call(capsys, "distill", data, *TINY, "--out", tmp_path / "run")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from io import TextIOWrapper
 
 os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
 # Both before torch is loaded. Threads that wait for each other by spinning cost 100 steps of a tiny network 29 s
@@ -23,6 +24,8 @@ def main(argv: list[str] | None = None) -> None:
 
         if argv is None:  # a process of its own
             exit_on_interrupt()
+            if isinstance(sys.stdout, TextIOWrapper):  # which may lack the characters of a class name
+                sys.stdout.reconfigure(errors="backslashreplace")
         from limbeck.cli.commands import run
 
         status = run(arguments)

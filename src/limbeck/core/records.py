@@ -312,7 +312,7 @@ class SetData(DataName):
 
     source: str | None = None
     resize: int | list[int] | None = None
-    pixel_range: tuple[float, float] | None = None
+    pixel_range: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
     follow_links: bool = False
     validation: float = 0.1
     seed: int | None = None
