@@ -10,7 +10,7 @@ import torch
 
 import limbeck
 from limbeck import UserError
-from limbeck.evaluation import protocol as evaluation
+from limbeck.evaluation import sets as evaluation
 from limbeck.interop import experts, import_experts
 from limbeck.jobs import inspection, job
 from limbeck.jobs.inspection import inspect_store

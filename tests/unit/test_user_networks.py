@@ -48,6 +48,7 @@ NUMBER = 3
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with the user's file in it; what is imported from it is forgotten after the test."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_nets", raising=False)  # a page of the docs has one as well
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     (tmp_path / "my_nets.py").write_text(NETWORK)
     before = set(sys.modules)
