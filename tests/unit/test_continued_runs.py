@@ -87,6 +87,12 @@ def test_a_refusal_names_the_option_that_was_given_not_one_that_follows_from_it(
         limbeck.distill("digits", out=path, **options)
 
 
+def test_a_run_on_other_images_is_refused_without_fingerprints(run: Path) -> None:
+    data = limbeck.load_data("digits", resize=12)
+    sentence = "run holds a run on other images or splits, of digits; repeat its command, or name a new folder"
+    assert_refused(lambda: prepare(data, out=run, **MINIMAL), sentence)
+
+
 # --- more iterations
 
 

@@ -97,7 +97,10 @@ def test_dicts_that_are_no_splits_are_refused() -> None:
     arrays = grey(4), [0, 1, 0, 1]
     refuses({}, "dict: no split to train on among no keys")
     refuses({"a": arrays, "test": arrays}, "dict: no split to train on among a, test")
-    refuses({"image": grey(4), "label": [0, 1, 0, 1]}, "no split to train on among image, label")
+    pairs = 'give them in pairs by split, {"train": (images, labels), "test": (images, labels)}'
+    refuses({"image": grey(4), "label": [0, 1, 0, 1]}, "dict: arrays called image, label;", pairs)
+    refuses({"x_train": grey(4), "y_train": np.array([0, 1, 0, 1])}, "dict: arrays called x_train, y_train;", pairs)
+    refuses({"images": [1], "labels": [0]}, "no split to train on among images, labels")
     refuses({"train": arrays, "val": arrays, "dev": arrays}, "two names for the split validation, val and dev")
     refuses({"train": arrays, "test": "photos/test"}, "test str: not a source of data")
     refuses({"train": arrays, "test": None}, "test NoneType: not a source of data")

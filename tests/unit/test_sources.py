@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from image_files import refuses
+from image_files import grey, refuses, save_picture
 
 from limbeck.data import load_data
 from limbeck.data.readers import builtin
@@ -39,11 +39,14 @@ def test_fashion_mnist_missing_says_how_to_get_it(monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_is_no_source_is_refused_with_what_is_known(tmp_path: Path) -> None:
-    refuses("digit", "no data called 'digit'", "digits, fashion-mnist")
+    refuses("nowhere", "no data called 'nowhere'", "digits, fashion-mnist")
     refuses(tmp_path / "gone", "gone", "digits")
     (tmp_path / "notes.txt").write_text("x")
     sentence = refuses(tmp_path / "notes.txt", "unknown file type '.txt'", ".npz", "one folder of images per class")
     assert len(sentence.removeprefix(str(tmp_path))) < 280  # and a path
+    save_picture(tmp_path / "cat" / "0.png", grey(1)[0])
+    refuses(tmp_path / "cat" / "0.png", "0.png: one picture; name the folder above those of the classes")
+    refuses(tmp_path / "cat", "images but no class folders", "the folder above")
     refuses(3, "int: not a source of data", "Dataset", "arrays (X, y)")
 
 
@@ -52,3 +55,12 @@ def test_data_already_loaded_comes_back_as_it_is() -> None:
     assert load_data(data) is data
     assert load_data(data, resize=8) is data
     refuses(data, "resize, pixel_range and test do nothing", resize=9)
+
+
+def test_a_path_with_a_slip_is_told_what_lies_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shapes.zip").write_bytes(b"")
+    refuses(tmp_path / "shpes.zip", "did you mean shapes.zip?")
+    monkeypatch.chdir(tmp_path)
+    refuses("Shapes.zip", "did you mean shapes.zip?")
+    refuses("digit", "did you mean digits?")
+    refuses("elsewhere/shapes.zip", "give a path that exists or a known name: digits, fashion-mnist")

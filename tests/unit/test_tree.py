@@ -127,3 +127,33 @@ def test_images_that_memory_does_not_hold_are_refused_before_it_is_taken(
     monkeypatch.setattr(memory, "machine_memory", lambda: 40 * 30 - 1)
     refuses(tmp_path, "40 images of 5x6 pixels need", "pass --resize")
     assert load_data(tmp_path, resize=5).size == (5, 5)
+
+
+def make_run(folder: Path) -> Path:
+    """A run folder as far as readers of data see it: its record, and previews, which are pictures."""
+    save_picture(folder / "previews" / "last.png", grey(1, seed=9)[0])
+    (folder / "run.json").write_text('{\n  "format": "limbeck-run"\n}')
+    return folder
+
+
+def test_runs_inside_the_data_folder_are_no_class(tmp_path: Path) -> None:
+    """`cd photos; limbeck distill .` writes runs/NAME there, and the next command reads the folder again."""
+    photos = make(tmp_path / "photos")
+    before = load_data(photos)
+    make_run(photos / "runs" / "first")
+    make_run(photos / "runs" / "second")
+    make_run(photos / "out")
+    data = load_data(photos)
+    assert same_images(data, before)
+    assert "left out: runs and stores of limbeck (3)" in data.notes
+    (photos / "shop").mkdir()
+    (photos / "shop" / "store.json").write_text('{"shop": 1}')  # a record of somebody else
+    save_picture(photos / "shop" / "0.png", grey(1)[0])
+    assert load_data(photos).classes == ("cat", "dog", "shop")
+
+
+def test_a_folder_of_runs_is_no_data_set(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs" / "first")
+    make_run(tmp_path / "runs" / "second")
+    sentence = refuses(tmp_path / "runs", "runs: a folder of runs of limbeck", "name one of them")
+    assert str(tmp_path / "runs" / "first") in sentence

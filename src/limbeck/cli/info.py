@@ -30,7 +30,7 @@ def describe(
     """Facts of a data set, a store of experts, a distilled set, a run or a .pt file of the field, JSON-able.
 
     "kind" says which of these it is. near, picture: of a data set, see `describe_data`. reading: keywords of
-    `load_data`. Raises UserError where it is none of these, damaged, a folder of runs, or no data set to draw.
+    `load_data`. Raises UserError where it is none of these, damaged, or no data set to draw.
     """
     if picture is not None:
         require_picture(picture)
@@ -46,7 +46,7 @@ def describe(
 def _describe_file(path: Path) -> dict[str, Any] | None:
     """Facts of anything but a data set; None for what may be one."""
     if not path.exists():
-        raise UserError(f"{path} does not exist, and is not a data set known by name ({', '.join(DATA_NAMES)}).")
+        return None  # which reading says
     if (path / "store.json").exists():
         return _store(path)
     if (path / "run.json").exists():
@@ -55,9 +55,6 @@ def _describe_file(path: Path) -> dict[str, Any] | None:
         return _tensors(path)
     if path.suffix == ".pt":
         return describe_pt(path)
-    if runs := sorted(str(file.parent) for file in path.glob("*/run.json")):
-        # their previews would be read as the images of a data set
-        raise UserError(f"{path} is a folder of runs; name one of them: {', '.join(runs)}.")
     return None
 
 

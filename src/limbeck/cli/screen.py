@@ -15,7 +15,7 @@ from rich.table import Table
 from limbeck.core.evaluation_records import EvaluationRow
 from limbeck.core.events import Event
 from limbeck.report.heat_map import heat_map
-from limbeck.report.text import NONE, percent
+from limbeck.report.text import NONE, duration, percent
 
 LOG = logging.getLogger("limbeck")
 LINE_SECONDS = 15.0  # between lines where there is no terminal to draw a bar on
@@ -90,7 +90,7 @@ class Screen:
             spent = now - self.start
             left = spent / max(self.done - self.done_before, 1) * (self.total - self.done)
             self.console.print(
-                f"{self.name}: {self.done}/{self.total}, {spent:.0f} s, about {left:.0f} s left; "
+                f"{self.name}: {self.done}/{self.total}, {duration(spent)}, about {duration(left)} left; "
                 f"{event.get('text', '')}"
             )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from limbeck.core.errors import UserError
+from limbeck.core.errors import UserError, suggest_names
 from limbeck.core.events import Listener
 from limbeck.core.files import refuse_own_folder
 from limbeck.data.archives import archive_suffix, read_archive_tree
@@ -38,7 +38,7 @@ from limbeck.data.readers.objects import MapDataset, read_objects
 from limbeck.data.readers.reader import Reader
 from limbeck.data.readers.table_files import list_names
 from limbeck.data.splits import NEUTRAL, SPLIT_OF, name_parts
-from limbeck.data.tree import Folder, Tree, file_on_disk, read_folder_tree
+from limbeck.data.tree import Folder, Tree, file_on_disk, is_hidden, read_folder_tree
 
 ObjectSource = Dataset[Any] | MapDataset | tuple[Any, Any] | Mapping[str, Any]
 """A Dataset, arrays (X, y), scikit-learn's Bunch, or, as a dict by split, several of these."""
@@ -167,13 +167,21 @@ def _read_named(source: str | Path, options: ReadOptions, follow_links: bool) ->
         return NAMES[source](options), options.pixel_range
     path = Path(source)
     if not path.exists():
-        raise UserError(
-            f"no data called {str(source)!r}; give a path that exists or a known name: {', '.join(DATA_NAMES)}"
-        )
+        raise UserError(f"no data called {str(source)!r}; {_suggest_paths(path)}")
     try:
         return _read_path(path, options, follow_links)
     finally:
         forget_files()
+
+
+def _suggest_paths(path: Path) -> str:
+    """What to do about a path that does not exist: the names nearest to it, or all names of data sets."""
+    beside = (
+        [place.name for place in path.parent.iterdir() if not is_hidden(place.name)] if path.parent.is_dir() else []
+    )
+    near = suggest_names(path.name, [*beside, *(DATA_NAMES if path.parent == Path() else ())])
+    advice = f"give a path that exists or a known name: {', '.join(DATA_NAMES)}"
+    return near if near.startswith("did you mean") else advice
 
 
 def _read_path(path: Path, options: ReadOptions, follow_links: bool) -> tuple[RawData, PixelRange | None]:
@@ -270,6 +278,10 @@ def _find_data(root: Folder) -> tuple[str, Folder, Reader]:
         shown = ", ".join(list(places)[:3]) + (" and others" if len(places) > 3 else "")
         raise UserError(f"{root.where}: several data sets lie in it, in {shown}; name one of them")
     if len(root.files) == 1 and not root.folders and root.where.endswith(next(iter(root.files))):
+        if is_picture(next(iter(root.files.values()))):
+            raise UserError(
+                f"{root.where}: one picture; name the folder above those of the classes, or a table of files"
+            )
         raise UserError(f"{root.where}: unknown file type {Path(root.where).suffix!r}; give one of: {describe_kinds()}")
     while len(root.folders) == 1 and not root.files and next(iter(root.folders.values())).folders:
         (root,) = root.folders.values()

@@ -14,10 +14,13 @@ from pathlib import Path, PurePath
 from typing import BinaryIO, NamedTuple, TypeVar
 
 from limbeck.core.errors import UserError
+from limbeck.core.files import RECORDS
 
 MAX_FILE = 1 << 30  # bytes of a file that is read whole: one picture, one idx or csv file
 MAX_DEPTH = 50  # folders inside each other
 T = TypeVar("T")
+OWN = "runs and stores of limbeck"
+HEAD = 1 << 16  # bytes of a record by which it is known as one of limbeck
 HIDDEN = (".", "__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "__pycache__")
 HIDDEN_FILES = ("thumbs.db", "desktop.ini", "icon\r")
 
@@ -158,13 +161,18 @@ def read_folder_tree(path: Path, follow_links: bool = False) -> Tree:
 
     Links to files are followed. A link to a folder is followed where that folder lies inside `path` and is not reached
     otherwise, so that every folder is visited once; a link that leads out of `path` is followed with `follow_links`.
-    Broken links, links to folders that are visited anyway, and what is neither file nor folder are left out and noted.
-    Raises UserError for a link to a folder outside `path` without `follow_links`, and OSError as the disk does.
+    Broken links, links to folders that are visited anyway, runs and stores of limbeck, and what is neither file nor
+    folder are left out and noted.
+    Raises UserError for a link to a folder outside `path` without `follow_links`, and for a folder that holds nothing
+    but runs and stores of limbeck; and OSError as the disk does.
     """
     visitor = _Visitor(path, follow_links)
     root = visitor.visit(path)
     while visitor.links:  # last, so that a folder is read at its own place
         visitor.follow(*visitor.links.pop(0))
+    if visitor.own and not (root.folders or root.files):
+        shown = ", ".join(sorted(visitor.own)[:2]) + (" and others" if len(visitor.own) > 2 else "")
+        raise UserError(f"{path}: a folder of runs of limbeck, {shown}; name one of them, or the data set behind it")
     notes = tuple(f"left out: {kind} ({count})" for kind, count in visitor.left_out.items())
     return Tree(sort_entries(root), notes)
 
@@ -176,6 +184,7 @@ class _Visitor:
         self.visited: set[tuple[int, int]] = set()
         self.links: list[tuple[Folder, Path]] = []
         self.left_out: Counter[str] = Counter()
+        self.own: set[str] = set()  # runs and stores of limbeck
 
     def visit(self, path: Path) -> Folder:
         if len(path.parts) > len(self.root.parts) + MAX_DEPTH:
@@ -208,7 +217,15 @@ class _Visitor:
         elif entry.is_symlink():
             self.links.append((folder, path))
         else:
-            folder.folders[entry.name] = self.visit(path)
+            self._add_folder(folder, entry.name, self.visit(path))
+
+    def _add_folder(self, folder: Folder, name: str, inner: Folder) -> None:
+        """Add a folder to its parent, unless it is a run or a store of limbeck, or held nothing else."""
+        if any(file in inner.files and b'"limbeck-' in inner.files[file].head(HEAD) for file in RECORDS):
+            self.left_out[OWN] += 1
+            self.own.add(inner.where)
+        elif inner.folders or inner.files or not any(PurePath(path).is_relative_to(inner.where) for path in self.own):
+            folder.folders[name] = inner
 
     def follow(self, folder: Folder, link: Path) -> None:
         target = link.resolve()

@@ -131,6 +131,11 @@ class RunFolder:
         for name in names:
             if recorded.get(name) == config.get(name) or name == "eval" or (name == "iterations" and not fewer):
                 continue
+            if name == "data":  # these are fingerprints, which say nothing to a person
+                raise UserError(
+                    f"{self.path} holds a run on other images or splits, of {self.read().data.name}; repeat its "
+                    "command, or name a new folder with --out."
+                )
             before, now = first_difference(recorded.get(name), config.get(name))
             option = "a method whose source code has the hash" if name == "code" else name
             hint = ""

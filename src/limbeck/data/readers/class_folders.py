@@ -244,8 +244,12 @@ def _pictures(folder: Folder, others: Counter[str]) -> list[File]:
 
 
 def _refuse(folder: Folder) -> None:
-    content = "images but no class folders" if _holds_loose_pictures(folder) else "no class folders of images"
-    content = content if folder.files or folder.folders else "an empty folder"
+    if _holds_loose_pictures(folder):
+        raise UserError(
+            f"{folder.where}: images but no class folders; name the folder above if this is one class, or a table of "
+            f"their labels (.csv); else {ADVICE}"
+        )
+    content = "no class folders of images" if folder.files or folder.folders else "an empty folder"
     archives = [path for path, _ in folder.walk() if archive_suffix(PurePosixPath(path))]
     if archives and not holds_pictures(folder):
         raise UserError(f"{folder.where}: holds archives, {list_names(archives, 2)}; unpack them, or name one")

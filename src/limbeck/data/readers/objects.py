@@ -106,6 +106,9 @@ def _sort_by_split(source: Any, test: Any) -> tuple[dict[str, Any], list[str]]:
         raise UserError("test= is the test split beside one Dataset or arrays; a dict of splits holds it as an entry")
     by_name = {str(key): value for key, value in source.items()}
     kind = type(source).__name__
+    if any(getattr(value, "ndim", 0) for value in by_name.values()):  # as numpy.load gives them
+        pairs = '{"train": (images, labels), "test": (images, labels)}'
+        raise UserError(f"{kind}: arrays called {shorten(', '.join(by_name))}; give them in pairs by split, {pairs}")
     split_names = find_splits(by_name, kind)
     if "train" not in split_names:
         keys = shorten(", ".join(by_name) or "no keys")
