@@ -93,3 +93,11 @@ def test_a_named_protocol_decides_the_defaults_of_distill(limbeck: Any) -> None:
     text = limbeck("distill", "--eval.protocol", "quick", "--help").out
     assert "(default: 200)" in text
     assert "(default: 1000)" not in text
+
+
+def test_compare(limbeck: Any, refused: Any, artifacts: dict[str, Path]) -> None:
+    words = ("compare", artifacts["run"], artifacts["run"], "--num-networks", "2", "--epochs", "2")
+    (row,) = limbeck(*words, "--json").json["comparisons"]
+    assert (row["difference"], row["n"], row["run"]) == (0, 2, str(artifacts["run"]))
+    assert "on convnet: +0.0 points" in limbeck(*words, "--protocol", "field-max").out
+    assert "needs two sets" in refused("compare", artifacts["run"])

@@ -16,6 +16,7 @@ SMALL = {
     "distill": TINY,
     "estimate": TINY,
     "experts": ["--model.width", "4", "--num-experts", "1", "--epochs", "6"],
+    "compare": ["--num-networks", "1", "--epochs", "2"],
     "evaluate": ["--num-networks", "1", "--epochs", "2"],
 }
 """Options that are added to an example, so that it takes a second."""

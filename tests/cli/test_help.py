@@ -20,7 +20,10 @@ BOXES = {
     "distill": RUN,
     "estimate": RUN,
     "experts": ["positional arguments", "options", "expert options", "model options"],
-    **{name: ["positional arguments", "options", "model options"] for name in ("import-experts", "import-set")},
+    **{
+        name: ["positional arguments", "options", "model options"]
+        for name in ("compare", "import-experts", "import-set")
+    },
     "evaluate": ["positional arguments", "options", "eval options", "model options"],
     **{name: ["options"] for name in ("methods", "presets", "cache")},
 }

@@ -75,6 +75,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "estimate": JOB,
     "experts": {"model": JOB["model"], "num_experts": 1, **EXPERT},
     "evaluate": {"num_networks": 1, "epochs": 2},
+    "compare": {"num_networks": 1, "epochs": 2},
 }
 """Options behind those shown, by command; `METHOD` is added where the command has a method with such options."""
 FORCED = {"distill": JOB, "prepare": JOB, "train_experts": JOB, "evaluate": SMALL["evaluate"]}

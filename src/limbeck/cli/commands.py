@@ -37,6 +37,10 @@ COMMANDS = {
     "experts": Entry("experts", "Train experts into a store; it keeps those it has."),
     "convexify": Entry("experts", "Convexify recorded experts into a new store."),
     "evaluate": Entry("evaluate", "Train fresh networks on a distilled set and measure their test accuracy."),
+    "compare": Entry(
+        "compare",
+        "Compare the sets of runs by networks of the same seeds: the difference, its standard error and an interval.",
+    ),
     "inspect": Entry(
         "experts", "Analyse the experts of a store: accuracy along paths, update directions, straightness, storage."
     ),

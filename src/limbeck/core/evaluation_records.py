@@ -19,17 +19,45 @@ class EvaluationRow(ResultRow):
     accuracies: The accuracy of every network, in the order of their seeds; rows of one evaluation share the seeds.
     image_bytes, label_bytes: Of the set: its images, and its labels as networks are trained on them, with the
         parameters of teachers where these give the labels.
+    class_accuracy: By class, over all networks; None for a class without test images.
+    confusion:  Images by class (row) and by predicted class (column), summed over networks; of at most 100 classes.
+    calibration_error: The expected calibration error of the networks, with 15 bins.
     """
 
     lr_from: LrOrigin | None = None
     accuracies: list[float] | None = None
     image_bytes: int | None = None
     label_bytes: int | None = None
+    class_accuracy: list[float | None] | None = None
+    confusion: list[list[int]] | None = None
+    calibration_error_mean: float | None = None
+    calibration_error_std: float | None = None
 
     @property
     def result(self) -> ResultRow:
         """The row as results.json holds it."""
         return ResultRow(**{name: value for name, value in self.to_json().items() if name in ResultRow.model_fields})
+
+
+class ComparisonRow(Record):
+    """A set compared with another by networks of the same seeds: accuracies on test, and their paired differences.
+
+    difference: Mean of the accuracies of `run` less those of `against`, over n pairs of networks.
+    standard_error, low, high: Its standard error, and a bootstrap interval of 95 %; None where n is 1.
+    """
+
+    run: str
+    against: str
+    which: str | None
+    model: str
+    protocol: str | None
+    accuracy: float
+    against_accuracy: float
+    difference: float
+    standard_error: float | None
+    low: float | None
+    high: float | None
+    n: int
 
 
 class EvaluationRecord(Record):

@@ -27,7 +27,9 @@ def make_record(
     """
     first = evaluations[0]
     data, config = first.task.data, first.config
+    own = next((one for one in evaluations if one.is_own), None)
     description = {
+        "model": own.task.model_config.model_dump() if own else first.distilled.recipe["model"],
         "sets": list(dict.fromkeys(_digest(one.distilled) for one in evaluations)),
         "protocol": protocol or config.model_dump(mode="json"),
         "augment": first.task.augment.strategy,
@@ -51,6 +53,10 @@ def make_record(
     )
 
 
+def _line(row: EvaluationRow) -> tuple[str | None, ...]:
+    return row.model, row.set, row.which, row.lr_from, row.protocol
+
+
 def _digest(distilled: DistilledSet) -> str:
     """A digest of images, labels and step size."""
     content = hashlib.sha256(str(distilled.lr).encode())
@@ -62,15 +68,14 @@ def _digest(distilled: DistilledSet) -> str:
 def merge_record(folder: Path, record: EvaluationRecord) -> Path:
     """Add a record to evaluations.json in a run folder and return that file's path.
 
-    Where there is one of the same key, the rows of the networks of `record` take the place of theirs.
+    Where there is one of the same key, its rows stay, but for those of the same set, network and kind of step size.
     """
     path = folder / FILE
     before = read_record(path, EvaluationsRecord, FORMAT).evaluations if path.exists() else []
     other = [evaluation for evaluation in before if evaluation.key != record.key]
     for same in (evaluation for evaluation in before if evaluation.key == record.key):
-        models = {row.model for row in record.rows}
-        rows = [row for row in same.rows if row.model not in models]
-        update = {"rows": rows + record.rows, "computed": {**same.computed, **record.computed}}
+        rows = {_line(row): row for row in (*same.rows, *record.rows)}
+        update = {"rows": list(rows.values()), "computed": {**same.computed, **record.computed}}
         record = record.model_copy(update=update)
     evaluations = EvaluationsRecord(format=FORMAT, version=1, evaluations=[*other, record])
     write_json(path, evaluations.to_json())

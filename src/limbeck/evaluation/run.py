@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
+from math import isfinite
 from pathlib import Path
-from typing import Literal
+from statistics import fmean, stdev
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +23,7 @@ from limbeck.core.rng import derive_seed
 from limbeck.data import DataSource
 from limbeck.data.pixels import PixelRange
 from limbeck.evaluation.baselines import count_networks, evaluate_baselines
+from limbeck.evaluation.outcome import Outcome
 from limbeck.evaluation.protocol import EvalConfig, ProtocolName
 from limbeck.evaluation.regression import RegressionConfig, random_targets, regression_rows
 from limbeck.evaluation.sets import Evaluation, prepare_evaluation
@@ -30,16 +33,16 @@ from limbeck.networks.registry import ModelConfig
 from limbeck.select import FillName
 from limbeck.synthetic.distilled import DistilledSet
 from limbeck.task import Precision, Task, announce_task, restore_switches, set_switches
-from limbeck.training.plain import Score
 
+MAX_CONFUSION = 100  # classes of which a row has a confusion matrix
 CHOSEN_LR = "chosen on validation"
 """The `lr` in the provenance of a set whose method learns no step size."""
 
 
 def train_on(
     task: Task, distilled: DistilledSet, config: EvalConfig, lr: float, seed: int, advance: Callable[[], None]
-) -> list[Score]:
-    """The scores on test of fresh networks that are trained on a distilled set with the step size `lr`."""
+) -> list[Outcome]:
+    """The outcomes on test of fresh networks that are trained on a distilled set with the step size `lr`."""
     pair = distilled.images.to(task.device), distilled.labels.to(task.device)
     trials = make_trials(lambda _seed: pair, config.schedule(lr), config.networks, derive_seed(seed, "evaluate"))
     return run_trials(task, trials, task.test, advance, make_training(task, config))
@@ -189,16 +192,31 @@ def _rows_of_set(evaluation: Evaluation, seed: int, listen: Listener) -> list[Ev
 def _evaluate(evaluation: Evaluation, lr: float, lr_from: LrOrigin, seed: int, listen: Listener) -> EvaluationRow:
     task, distilled, which, config, _ = evaluation
     advance = partial(listen, {"event": "advance", "text": f"distilled, {which}"})
-    scores = train_on(task, distilled, config, lr, seed, advance)
+    outcomes = train_on(task, distilled, config, lr, seed, advance)
     step = distilled.provenance.get("step")
-    row = result_row("distilled", task, Summary.of(scores), which=which, lr=lr, step=step, protocol=config.label)
+    row = result_row("distilled", task, Summary.of(outcomes), which=which, lr=lr, step=step, protocol=config.label)
     return EvaluationRow(
         **row.to_json(),
         lr_from=lr_from,
-        accuracies=[score.accuracy for score in scores],
+        accuracies=[outcome.accuracy for outcome in outcomes],
+        **_details(outcomes),
         image_bytes=_bytes(distilled.images),
         label_bytes=label_bytes(task, distilled, config),
     )
+
+
+def _details(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Confusion of classes and calibration, of several networks together."""
+    confusion = torch.stack([outcome.confusion for outcome in outcomes]).sum(0)
+    counts = confusion.sum(1)
+    accuracy = (confusion.diagonal() / counts).tolist()
+    errors = [outcome.calibration_error for outcome in outcomes if isfinite(outcome.calibration_error)]
+    details: dict[str, Any] = {
+        "class_accuracy": [value if count else None for value, count in zip(accuracy, counts.tolist())],
+        "calibration_error_mean": fmean(errors) if errors else None,
+        "calibration_error_std": stdev(errors) if len(errors) > 1 else None,
+    }
+    return details | ({"confusion": confusion.tolist()} if len(confusion) <= MAX_CONFUSION else {})
 
 
 def label_bytes(task: Task, distilled: DistilledSet, config: EvalConfig) -> int:

@@ -21,12 +21,13 @@ from limbeck.core.types import Batch
 from limbeck.data.augment import DSA, CanvasCrop
 from limbeck.data.cutmix import cutmix, mixup
 from limbeck.derivatives.autograd import Loss
+from limbeck.evaluation.outcome import Outcome, measure
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.networks.losses import Augment, cross_entropy
 from limbeck.networks.statistics import RunningStatistics
 from limbeck.synthetic.set import hard_labels
 from limbeck.task import Task
-from limbeck.training.plain import Network, Schedule, Score, final_parameters, score, train
+from limbeck.training.plain import Network, Schedule, final_parameters, train
 
 TEACHER_LR = 0.01  # of the field's full-data training
 FORMAT = "limbeck-teacher"
@@ -136,22 +137,22 @@ class Training:
         seed: int,
         split: tuple[Tensor, Tensor],
         check: CheckCancelled,
-    ) -> Score:
-        """Train one network from `start` (P,) on images and labels, and score it on `split`.
+    ) -> Outcome:
+        """Train one network from `start` (P,) on images and labels, and measure it on `split`.
 
-        It is scored at the end, or, where the protocol says so, after every so many epochs too: the best one counts.
+        It is measured at the end, or, where the protocol says so, after every so many epochs too: the best one counts.
         """
         loss, network = self.loss_and_network()
         path = train(loss, start, pair[0], self.labels(pair[1]), schedule, seed, check=check)
-        every = self.config.test_every
+        every, classes = self.config.test_every, self.task.data.num_classes
         if not every:
-            return score(network, final_parameters(path), *split)
-        scores = [
-            score(network, theta, *split)
+            return measure(network, final_parameters(path), *split, classes)
+        outcomes = [
+            measure(network, theta, *split, classes)
             for epoch, theta in enumerate(path)
             if epoch == schedule.epochs or (epoch and epoch % every == 0)
         ]
-        return max(scores)
+        return max(outcomes, key=lambda outcome: outcome.accuracy)
 
 
 def make_training(task: Task, config: EvalConfig, listen: Listener = lambda event: None) -> Training:

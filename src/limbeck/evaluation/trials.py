@@ -12,6 +12,7 @@ from torch import Tensor
 from limbeck.core.parallel import parallel_map
 from limbeck.core.records import ResultRow
 from limbeck.core.rng import derive_seed
+from limbeck.evaluation.outcome import Outcome
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.evaluation.training import Training, make_training
 from limbeck.task import Task
@@ -28,9 +29,9 @@ class Summary(NamedTuple):
     n: int
 
     @classmethod
-    def of(cls, scores: Iterable[Score]) -> Summary:
+    def of(cls, scores: Iterable[Score | Outcome]) -> Summary:
         """Summarise one score per network."""
-        plain, balanced = zip(*scores)
+        plain, balanced = zip(*((score.accuracy, score.balanced) for score in scores))
         spread = [stdev(values) if len(values) > 1 else None for values in (plain, balanced)]
         return cls(fmean(plain), spread[0], fmean(balanced), spread[1], len(plain))
 
@@ -60,7 +61,7 @@ def run_trials(
     split: tuple[Tensor, Tensor],
     advance: Callable[[], None] = lambda: None,
     training: Training | None = None,
-) -> list[Score]:
+) -> list[Outcome]:
     """Train the network of every trial and score it once on `split`, un-augmented; several at the same time.
 
     advance:  called after every network.
@@ -72,11 +73,11 @@ def run_trials(
         partial(training.run, start, (trial.images, trial.labels), trial.schedule, trial.seed, split)
         for trial, start in zip(trials, starts)
     ]
-    scores: dict[int, Score] = {}
-    for place, trial_score in parallel_map(functions, training.max_workers):
-        scores[place] = trial_score
+    outcomes: dict[int, Outcome] = {}
+    for place, outcome in parallel_map(functions, training.max_workers):
+        outcomes[place] = outcome
         advance()
-    return [scores[place] for place in range(len(trials))]
+    return [outcomes[place] for place in range(len(trials))]
 
 
 def evaluate_set(

@@ -1,0 +1,83 @@
+"""The command that compares sets by networks of the same seeds."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from rich.console import Console
+from tyro.conf import Positional
+
+from limbeck.cli.common import DATA, Command, Device, Options, WithEstimate, announce
+from limbeck.cli.records import RUNS
+from limbeck.core.evaluation_records import ComparisonRow
+from limbeck.core.events import Listener
+from limbeck.evaluation.compare import prepare_comparison, run_comparison
+from limbeck.evaluation.protocol import ProtocolName
+from limbeck.evaluation.sets import OWN_NETWORK
+from limbeck.jobs.estimate import estimate_evaluation
+from limbeck.networks.registry import ModelConfig
+from limbeck.report.text import points
+
+
+class Compare(Device, Options, WithEstimate):
+    """Compare the sets of runs by networks of the same seeds: the difference, its standard error and an interval."""
+
+    runs: Annotated[Positional[list[str]], RUNS]
+    """Run folders, or files of sets; every one is compared with the first."""
+    data: Annotated[str | None, DATA] = None
+    """The data to test on; the default is where the first set came from."""
+    which: Literal["chosen", "last"] = "chosen"
+    """The set of a run."""
+    num_networks: int | None = Field(default=None, ge=1)
+    """How many networks to train on each set; the default is as many as when the sets were made."""
+    protocol: ProtocolName | None = None
+    """How networks are trained and scored; the default is as when the sets were made."""
+    epochs: int | None = Field(default=None, ge=1)
+    """Passes over the set; the default is as many as the protocol says."""
+    seed: int = 0
+    """The seed of the networks."""
+    model: ModelConfig = OWN_NETWORK
+    """The network to train; 'same' is the one that the sets were distilled with, changed by the options given."""
+
+
+def run_compare(args: Compare, listen: Listener) -> Any:
+    """Prepare the comparison, say how long it will take, and run it; returns it with --json, else prints sentences."""
+    evaluations = prepare_comparison(
+        args.runs,
+        args.which,
+        data=args.data,
+        protocol=args.protocol,
+        changes={"networks": args.num_networks, "epochs": args.epochs},
+        model=args.model,
+        device=args.device,
+    )
+    if args.estimate:
+        announce(lambda: estimate_evaluation(evaluations), listen)
+    rows = run_comparison(args.runs, evaluations, args.seed, listen)
+    if args.as_json:
+        return {"comparisons": [row.to_json() for row in rows]}
+    for row in rows:
+        Console(highlight=False).print(sentence(row), soft_wrap=True, markup=False)
+    return {}
+
+
+def sentence(row: ComparisonRow) -> str:
+    """A comparison in words.
+
+    >>> numbers = {"accuracy": 0.7, "against_accuracy": 0.65, "difference": 0.05, "n": 5}
+    >>> names = {"run": "a", "against": "b", "which": "chosen", "model": "convnet", "protocol": None}
+    >>> sentence(ComparisonRow(**names, **numbers, standard_error=0.01, low=0.03, high=0.07))
+    'a less b on convnet: +5.0 points (70.0 % and 65.0 %), standard error 1.0, 95 % interval +3.0 to +7.0, n = 5'
+    """
+    text = f"{row.run} less {row.against} on {row.model}: {points(row.difference)} points "
+    text += f"({100 * row.accuracy:.1f} % and {100 * row.against_accuracy:.1f} %)"
+    if row.standard_error is not None:
+        text += f", standard error {100 * row.standard_error:.1f}"
+        text += f", 95 % interval {points(row.low)} to {points(row.high)}"
+    return f"{text}, n = {row.n}" + (f"; {row.protocol}" if row.protocol else "")
+
+
+COMMANDS = {
+    "compare": Command(Compare, run_compare, ("limbeck compare runs/mct runs/mtt --num-networks 10",)),
+}

@@ -1,0 +1,65 @@
+"""The outcome of one network on a test part: accuracy, confusion of classes, calibration."""
+
+from __future__ import annotations
+
+from math import nan
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from limbeck.training.plain import Network, predict_logits, score_classes
+
+BINS = 15  # of Guo et al.
+
+
+class Outcome(NamedTuple):
+    """What one network reaches.
+
+    accuracy, balanced: The fraction of images that are classified correctly, and its mean over classes.
+    confusion:          int64 (classes, classes), images by class and by predicted class; 0 for parameters that are not
+                        finite, for which accuracies are 0 too.
+    calibration_error:  The expected calibration error, see `calibration_error`; NaN for such parameters.
+    """
+
+    accuracy: float
+    balanced: float
+    confusion: Tensor
+    calibration_error: float
+
+
+@torch.no_grad()
+def measure(network: Network, theta: Tensor, images: Tensor, labels: Tensor, classes: int) -> Outcome:
+    """The outcome of a network at theta (P,) on images (n, c, h, w) without augmentation and their classes (n,)."""
+    if not bool(torch.isfinite(theta).all()):
+        return Outcome(0.0, 0.0, torch.zeros(classes, classes, dtype=torch.int64), nan)
+    logits = predict_logits(network, theta, images)
+    predictions = logits.argmax(1)
+    counts = confusion_matrix(labels.cpu(), predictions.cpu(), classes)
+    return Outcome(*score_classes(predictions, labels), counts, calibration_error(logits.cpu(), labels.cpu()))
+
+
+def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int) -> Tensor:
+    """int64 (classes, classes): how many images of each class (row) are predicted as each class (column).
+
+    >>> confusion_matrix(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 2).tolist()
+    [[1, 1], [0, 1]]
+    """
+    return torch.bincount(labels * classes + predictions, minlength=classes**2).view(classes, classes)
+
+
+def calibration_error(logits: Tensor, labels: Tensor, bins: int = BINS) -> float:
+    """The expected calibration error (Guo et al. 2017, equation 3) of logits (n, classes).
+
+    The mean over images of the distance, within bins of equal width of the largest probability, between the mean of
+    this probability and the accuracy.
+
+    >>> calibration_error(torch.tensor([[9.0, 0.0], [9.0, 0.0]]), torch.tensor([0, 1])) > 0.49
+    True
+    """
+    confidence, predictions = logits.double().softmax(1).max(1)
+    is_correct = (predictions == labels).double()
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)[1:-1]
+    index = torch.bucketize(confidence, edges)
+    gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, confidence - is_correct)
+    return float(gaps.abs().sum() / len(labels))
