@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 import unicodedata
 import zipfile
 from pathlib import Path
@@ -91,6 +92,7 @@ def test_domains_above_classes_are_never_the_classes(tmp_path: Path, folders: tu
     [
         (("cat/train", "cat/test", "dog/train"), "cat test, train and dog train"),
         (("bird", "cat/train", "cat/test", "dog/train", "dog/test"), "bird none and cat test, train"),
+        (("cat/train", "dog/test"), "cat train and dog test"),
         (("cat/test", "dog/test", "cat/extra", "dog/extra"), "cat extra, test and dog extra, test"),
     ],
 )
@@ -215,3 +217,29 @@ def test_a_range_for_two_depths_is_noted(tmp_path: Path) -> None:
         "3 images of 8 bits were scaled by the range of the 3 others"
         in load_data(tmp_path, pixel_range=(0, 65535)).notes
     )
+
+
+def test_one_split_that_is_nearly_black_is_noted(tmp_path: Path) -> None:
+    pixels, labels = grey(8), np.arange(8) % 2
+    np.savez(tmp_path / "x.npz", x_train=pixels // 128, y_train=labels, x_test=pixels | 255, y_test=labels)
+    note = "the pixels of train end at 1 of 255 and those of other splits at 255: give all of them one range"
+    assert note in load_data(tmp_path / "x.npz").notes
+
+
+def test_a_long_list_of_classes_without_images_is_cut(tmp_path: Path) -> None:
+    labels = np.arange(8) % 2
+    np.savez(tmp_path / "x.npz", images=grey(8), labels=labels, names=[f"wnid {k}" for k in range(1000)])
+    note = "classes without images were left out: wnid 2, wnid 3, wnid 4, wnid 5, wnid 6 and 993 more"
+    assert note in load_data(tmp_path / "x.npz").notes
+
+
+def test_hard_links_of_a_tar_are_files(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):  # as copies of `cp -l` and packers of deduplicated folders have them
+        save_picture(tmp_path / "all" / f"{name}.png", np.full((4, 4), GREY[name], np.uint8))
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i in range(4):
+            (tmp_path / "pets" / name / f"{i}.png").hardlink_to(tmp_path / "all" / f"{name}.png")
+    with tarfile.open(tmp_path / "pets.tar", "w") as archive:
+        archive.add(tmp_path / "pets", "pets")
+        assert sum(member.islnk() for member in archive.getmembers()) == 6
+    expect(load_data(tmp_path / "pets.tar"), "cat dog", 8)

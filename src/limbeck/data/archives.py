@@ -211,6 +211,7 @@ def _tar_name(member: tarfile.TarInfo) -> str:
 def _tar_entries(path: Path, left_out: Counter[str]) -> Iterator[Entry]:
     with _open_tar(path) as opened:
         stream = _DiskFile(opened)
+    places: dict[str, tuple[int, int]] = {}  # offset and bytes of the files by path
     last = -1
     with tarfile.open(fileobj=cast(BinaryIO, stream), mode="r:") as archive:
         for member in archive:
@@ -219,10 +220,15 @@ def _tar_entries(path: Path, left_out: Counter[str]) -> Iterator[Entry]:
             last = member.offset
             if member.isdir():
                 continue
-            if not member.isreg() or member.issparse():
+            place = None
+            if member.islnk():  # another name of a file before it
+                place = places.get(member.linkname)
+            elif member.isreg() and not member.issparse():
+                place = places[member.name] = member.offset_data, member.size
+            if place is None:
                 left_out[LINKS] += 1
                 continue
-            yield _tar_name(member), member.size, partial(_open_tar_entry, stream, member.offset_data, member.size)
+            yield _tar_name(member), place[1], partial(_open_tar_entry, stream, *place)
         if stream.part(archive.offset, len(BLOCK)) != BLOCK:  # a damaged header ends the loop as well
             raise EOFError(f"no valid entry at byte {archive.offset:,}")
 

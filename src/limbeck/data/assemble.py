@@ -24,7 +24,7 @@ from limbeck.data.images import (
     describe_resize,
     resize_images,
 )
-from limbeck.data.pixels import PixelRange, describe_darkness, scale_arrays
+from limbeck.data.pixels import DARK, PixelRange, describe_darkness, find_limits, scale_arrays
 
 TEST_FRACTION = 0.2  # of every class, where the source has no test split
 MAX_NAMES = 5  # class names in one note
@@ -58,8 +58,7 @@ def assemble(
         split: Split(_as_tensor(resize_images(array, resize)), torch.from_numpy(labels[split]))
         for split, array in images.items()
     }
-    levels = [int(level) for split in splits.values() for level in split.images.aminmax()]
-    notes += [note] if (note := describe_darkness(min(levels), max(levels))) else []
+    notes += _describe_levels({split: find_limits(part.images.numpy()) for split, part in splits.items()})
     fractions = {"test": TEST_FRACTION, "validation": validation}
     held_out = [split for split in ("validation", "test") if split not in splits and fractions[split]]
     files = dict(raw.files)
@@ -145,12 +144,15 @@ def _describe_small_classes(splits: dict[str, Split], held_out: Sequence[str], c
             groups.setdefault((number, missing), []).append(name)
     notes = []
     for (number, missing), names in sorted(groups.items()):
-        listed = ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if names[MAX_NAMES:] else "")
-        subject = f"class {listed} has" if len(names) == 1 else f"classes {listed} have"
+        subject = f"class {names[0]} has" if len(names) == 1 else f"classes {_list_names(names)} have"
         size = "one image" if number == 1 else f"{number} images"
         size += "" if len(names) == 1 else " each"
         notes.append(f"{subject} {size}: {'it has' if len(names) == 1 else 'they have'} {missing} image")
     return notes
+
+
+def _list_names(names: Sequence[str]) -> str:
+    return ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if names[MAX_NAMES:] else "")
 
 
 def _align_labels(raw: RawData, labels: dict[str, Array]) -> tuple[Sequence[str] | None, dict[str, Array], list[str]]:
@@ -199,10 +201,22 @@ def _renumber_labels(
     notes = []
     if names is not None and len(values) < len(names):
         unused = [class_name for value, class_name in enumerate(names) if value not in name_of]
-        notes.append(f"classes without images were left out: {', '.join(unused)}")
+        notes.append(f"classes without images were left out: {_list_names(unused)}")
     elif values[-1] != len(values) - 1:
         notes.append(f"labels were renumbered 0..{len(values) - 1}; class names keep the source's values")
     return {split: np.searchsorted(values, array) for split, array in labels.items()}, tuple(name_of.values()), notes
+
+
+def _describe_levels(limits: Mapping[str, PixelRange]) -> list[str]:
+    """Notes on a set that is nearly black or white, and on such splits beside others; limits: of 8 bits, by split."""
+    low, high = min(low for low, _ in limits.values()), max(high for _, high in limits.values())
+    if note := describe_darkness(int(low), int(high)):
+        return [note]
+    return [
+        f"the pixels of {split} end at {end:g} of 255 and those of other splits at {high:g}: give all of them one range"
+        for split, (_, end) in limits.items()
+        if end < DARK
+    ]
 
 
 def _describe_names(classes: Sequence[str]) -> list[str]:

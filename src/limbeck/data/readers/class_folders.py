@@ -98,10 +98,11 @@ def _classes_at_top(folder: Folder, inner: Mapping[str, Folder]) -> ClassFolders
     with_folders = {name: inner[name] for name in tops if _picture_folders(inner[name])}
     count = Counter(part for path in with_folders.values() for part in _picture_folders(path))
     shared = [part for part, number in count.items() if number > 1]
-    if any(map(split_of, count)):
-        return _splits_inside(folder, tops | with_folders)
+    tops |= with_folders
+    if any(split_of(part) for name, top in tops.items() if not split_of(name) for part in _picture_folders(top)):
+        return _splits_inside(folder, tops)
     if len(shared) > 1:
-        return _images_inside(folder, tops | with_folders, shared)
+        return _images_inside(folder, tops, shared)
     loose = find_splits((name for name, path in inner.items() if not path.folders), folder.where)
     splits = {split: name for split, name in loose.items() if split != "train"}
     classes = {name: path for name, path in _choose_classes(folder, []).items() if name not in splits.values()}
@@ -156,7 +157,7 @@ def _images_inside(folder: Folder, tops: Mapping[str, Folder], shared: Sequence[
     images = [name for name in shared if is_general(name)]
     if len(images) != 1 or not all(images[0] in _picture_folders(top) for top in tops.values()):
         raise UserError(
-            f"{folder.where}: {list_names(tops, 3)} hold the same folders, {list_names(shared, 2)}, so nothing says "
+            f"{folder.where}: {list_names(tops, 2)} hold the same folders, {list_names(shared, 2)}, so nothing says "
             "which are the classes; name one of the upper ones, or call them train, validation and test"
         )
     classes = {name: top.folders[images[0]] for name, top in tops.items()}
