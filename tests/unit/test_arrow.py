@@ -80,7 +80,7 @@ def test_a_saved_dictionary_is_read_and_its_classes_are_matched_by_name(tmp_path
     assert np.array_equal(data.train.images.numpy(), planes(pixels))
     assert data.test.labels.tolist() == [1, 0, 0, 0]
     orders = "test/data-00000-of-00001.arrow orders its classes otherwise: its labels were matched by name"
-    assert {orders, "unsupervised/ was left out: it is not called as a split"} <= set(data.notes)
+    assert {orders, "unsupervised/ was left out: not called as a split"} <= set(data.notes)
 
 
 def test_state_json_says_which_files_count(tmp_path: Path) -> None:

@@ -243,3 +243,18 @@ def test_hard_links_of_a_tar_are_files(tmp_path: Path) -> None:
         archive.add(tmp_path / "pets", "pets")
         assert sum(member.islnk() for member in archive.getmembers()) == 6
     expect(load_data(tmp_path / "pets.tar"), "cat dog", 8)
+
+
+def test_many_tables_have_few_notes(tmp_path: Path) -> None:
+    write(tmp_path, "images")
+    (tmp_path / "train.csv").write_text("file,label\n" + "".join(f"images/{i}.png,{i % 2}\n" for i in range(4)))
+    for k in range(30):
+        (tmp_path / f"boxes{k}.csv").write_text("x,y\n1,2\n")
+        (tmp_path / f"names{k}.csv").write_text("file\nimages/0.png\n")
+        (tmp_path / f"old{k}.csv").write_text("file,label\nimages/0.png,x\n")
+    notes = load_data(tmp_path).notes
+    assert len(notes) < 9
+    assert max(map(len, notes)) < 200
+    assert "boxes0.csv, boxes1.csv, boxes10.csv, boxes11.csv and 26 more were left out: no column names images" in (
+        " ".join(notes)
+    )

@@ -96,8 +96,8 @@ def test_kaggles_layout_with_a_test_set_without_labels(tmp_path: Path) -> None:
     data = load_data(tmp_path)
     expect(data, images, WORDS)
     assert {
-        "sample_submission.csv was left out: it is the sample of a submission",
-        "test.csv was left out: it has no column of labels",
+        "sample_submission.csv was left out: the sample of a submission",
+        "test.csv was left out: no column of labels",
         "8 images were left out: no row with a label names them",
     } <= set(data.notes)
 
@@ -111,7 +111,7 @@ def test_labels_of_test_that_are_empty_or_another_column_are_left_out(tmp_path: 
     expect(data, images, WORDS)
     assert "test was left out: it has no labels" in data.notes
     write_table(tmp_path / "test.csv", ["id", "width"], [(f"t{i}", 5) for i in range(8)])
-    assert "test.csv was left out: it has no column label" in load_data(tmp_path).notes
+    assert "test.csv was left out: no column label" in load_data(tmp_path).notes
 
 
 def test_a_table_for_each_split(tmp_path: Path) -> None:
@@ -376,7 +376,7 @@ def test_traffic_signs_with_class_folders_for_train_alone(tmp_path: Path) -> Non
     assert np.array_equal(data.train.images.numpy(), train)
     assert np.array_equal(data.test.images.numpy(), test)
     assert (data.train.labels.tolist(), data.test.labels.tolist()) == ([0, 1] * 4, [1, 0] * 2)
-    assert {"Meta.csv was left out: its name is not that of a split", "labels are the column ClassId"} & set(data.notes)
+    assert {"Meta.csv was left out: not called as a split", "labels are the column ClassId"} & set(data.notes)
 
 
 @pytest.mark.parametrize("suffix", ["zip", "tar"])

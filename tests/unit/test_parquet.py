@@ -75,7 +75,18 @@ def test_shards_without_the_name_of_a_split_are_train_in_their_order(tmp_path: P
     write(tmp_path / "train.parquet", [0, 1] * 2)
     data = load_data(tmp_path, validation=0)
     assert len(data.train) + len(data.test) == 4
-    assert "0000.parquet was left out: its name is not that of a split" in data.notes
+    assert "0000.parquet, 0001.parquet, 0002.parquet were left out: not called as a split" in data.notes
+
+
+@pytest.mark.parametrize("start", ["train", "data/train", "train/data"])
+def test_shards_that_are_missing_are_noted(tmp_path: Path, start: str) -> None:
+    for number in (0, 2):
+        write(tmp_path / f"{start}-0000{number}-of-00003.parquet", [0, 1] * 3)
+    write(tmp_path / f"{start.replace('train', 'test')}-00000-of-00001.parquet", [0, 1])
+    shown = start.removeprefix("data/")
+    assert [note for note in load_data(tmp_path).notes if " are here" in note] == [
+        f"of the 3 files of {shown}, 2 are here; fetch the others if they are meant"
+    ]
 
 
 def test_files_of_other_names_are_train_and_said(tmp_path: Path) -> None:
@@ -102,7 +113,7 @@ def test_several_configurations_are_named_and_files_at_other_depths_noted(tmp_pa
     assert "the files in old were left out, since others lie above them" in load_data(tmp_path / "deep").notes
     write(tmp_path / "extra" / "train" / "0.parquet", [0, 1] * 3)
     write(tmp_path / "extra" / "unlabelled" / "0.parquet", [0, 1] * 3)
-    assert "unlabelled/ was left out: it is not called as a split" in load_data(tmp_path / "extra").notes
+    assert "unlabelled/ was left out: not called as a split" in load_data(tmp_path / "extra").notes
     write(tmp_path / "two" / "train.parquet", [0, 1])
     write(tmp_path / "two" / "training.parquet", [0, 1])
     refuses(tmp_path / "two", "two names for the split train")

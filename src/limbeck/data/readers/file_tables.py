@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +28,7 @@ from limbeck.data.readers.columns import (
 )
 from limbeck.data.readers.picture_index import PictureIndex, has_class_folders
 from limbeck.data.readers.reader import Reader
-from limbeck.data.readers.table_files import TableFile, find_tables, holds_tables, list_names
+from limbeck.data.readers.table_files import TableFile, describe_left_out, find_tables, holds_tables, list_names
 from limbeck.data.readers.text_rows import SUFFIXES, TextRows, open_rows
 from limbeck.data.splits import name_parts, split_of, split_with_prefix
 from limbeck.data.tree import File, Folder, relative_paths
@@ -132,7 +133,7 @@ class _Tables:
     def __init__(self, only: str | None = None) -> None:
         self.only = only
         self.opened: dict[str, FileTable | None] = {}
-        self.notes: list[str] = []
+        self.left_out: dict[str, list[str]] = defaultdict(list)  # names of tables by reason
 
     def find(self, folder: Folder) -> dict[str, FileTable]:
         """The tables that lie directly in a folder, by name. Raises UserError for one with unclear columns."""
@@ -145,14 +146,14 @@ class _Tables:
     def _open(self, folder: Folder, name: str, index: PictureIndex) -> FileTable | None:
         file = folder.files[name]
         if "submission" in name_parts(name) and self.only is None:
-            self.notes.append(f"{name} was left out: it is the sample of a submission")
+            self.left_out["the sample of a submission"].append(name)
             return None
         try:
             text = open_rows(file)
         except UserError:
             if self.only:
                 raise
-            self.notes.append(f"{name} was left out: it is not readable as a table")
+            self.left_out["not readable as a table"].append(name)
             return None
         if any(map(index.is_named, text.columns)):
             if len(text.columns) != 2:
@@ -161,7 +162,7 @@ class _Tables:
         is_bare = not has_class_folders(folder) and bool(index.count_pictures() or not folder.folders)
         columns = _choose_columns(text, index, is_bare or self.only is not None)
         if columns is None:
-            self.notes.append(f"{name} was left out: none of its columns names images that are here")
+            self.left_out["no column names images that are here"].append(name)
             return None
         return FileTable(text, columns, index)
 
@@ -211,7 +212,7 @@ def read_file_tables(folder: Folder, options: ReadOptions, only: str | None = No
             shown = list_names(table.text.columns, 8)
             raise UserError(f"{table.text.file.where}: which column has the labels is unclear ({shown}); call it label")
         if table and not table.columns.labels:
-            notes.append(f"{PurePosixPath(table.text.file.where).name} was left out: it has no column of labels")
+            tables.left_out["no column of labels"].append(PurePosixPath(table.text.file.where).name)
     if not train:
         raise UserError(f"{folder.where}: no table of images to train on; call one train.csv, or name the one to read")
     _refuse_several(folder, files["train"])
@@ -220,7 +221,7 @@ def read_file_tables(folder: Folder, options: ReadOptions, only: str | None = No
         for source in sources:
             table = tables[source]
             if table.label_names != train[0].label_names:
-                notes.append(f"{source.path} was left out: it has no column {list_names(train[0].label_names)}")
+                tables.left_out[f"no column {list_names(train[0].label_names)}"].append(source.path)
                 continue
             by_split.setdefault(split, []).append((table, _read_rows(table, split, notes)))
             images = table.text.columns[table.columns.file]
@@ -228,7 +229,8 @@ def read_file_tables(folder: Folder, options: ReadOptions, only: str | None = No
             if others := table.other_names:
                 notes.append(f"{source.path}: columns left out are {list_names(others)}")
     by_split, split_notes = _divide(by_split, files["train"][0].path)
-    return _decode(folder, by_split, options, [*tables.notes, *notes, *split_notes])
+    left_out = [note for reason, names in tables.left_out.items() for note in describe_left_out(names, reason)]
+    return _decode(folder, by_split, options, [*left_out, *notes, *split_notes])
 
 
 def _is_of_all(table: FileTable) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from limbeck.data.splits import find_splits, split_of
 from limbeck.data.tree import File, Folder
 
-SHARD = re.compile(r"-\d+-of-\d+.*")  # train-00000-of-00002, perhaps with a digest behind it
+SHARD = re.compile(r"-\d+-of-(\d+).*")  # train-00000-of-00002, perhaps with a digest behind it
 NUMBER = re.compile(r"[-_. ](?:part|shard|chunk)?[-_. ]?\d+$")  # train-0, train_part1
 MAX_NAMES = 4  # in one note
 
@@ -57,6 +58,32 @@ def cut_number(name: str) -> str:
     return stem.rstrip("0123456789") if split_of(stem) else stem
 
 
+def describe_left_out(names: Sequence[str], reason: str) -> list[str]:
+    """One note on files or folders that were left out for one reason; none where there are none.
+
+    >>> describe_left_out(["a.csv"], "not called as a split"), describe_left_out([], "no table")
+    (['a.csv was left out: not called as a split'], [])
+    """
+    return [f"{list_names(names)} {'was' if len(names) == 1 else 'were'} left out: {reason}"] if names else []
+
+
+def describe_shards(names: Iterable[str]) -> list[str]:
+    """Notes on files that are not there, by the names of those that are.
+
+    >>> describe_shards(["train-00000-of-00003.parquet", "train-00002-of-00003.parquet", "test-00000-of-00001.parquet"])
+    ['of the 3 files of train, 2 are here; fetch the others if they are meant']
+    """
+    counts: Counter[tuple[str, int]] = Counter()
+    for name in names:
+        if match := SHARD.search(name):
+            counts[name[: match.start()], int(match[1])] += 1
+    return [
+        f"of the {total:,} files of {start}, {count:,} are here; fetch the others if they are meant"
+        for (start, total), count in counts.items()
+        if count < total
+    ]
+
+
 def with_suffix(*suffixes: str) -> Select:
     """The files with one of these suffixes, which are in lower case."""
     return lambda folder: {name: file for name, file in folder.files.items() if name.lower().endswith(suffixes)}
@@ -81,10 +108,14 @@ def find_tables(folder: Folder, select: Select) -> TableFiles:
     """
     if not (own := select(folder)):
         splits = _split_folders(folder, select)
-        notes = [
-            f"{name}/ was left out: it is not called as a split"
-            for name, inner in folder.folders.items()
-            if select(inner) and name not in splits.values()
+        outside = [
+            f"{name}/" for name in folder.folders if name not in splits.values() and select(folder.folders[name])
+        ]
+        notes = describe_left_out(outside, "not called as a split")
+        notes += [
+            note
+            for name in splits.values()
+            for note in describe_shards(f"{name}/{key}" for key in select(folder.folders[name]))
         ]
         return TableFiles(
             {
@@ -101,6 +132,7 @@ def find_tables(folder: Folder, select: Select) -> TableFiles:
         split = split_of(cut_number(files[0].path))
         other = f"{files[0].path} was read as train, since it is alone"
         return TableFiles({"train": files}, [*notes, *([other] if split not in (None, "train") else [])])
+    notes += describe_shards(own)
     stems = {name: cut_number(name) for name in own}
     splits = find_splits(dict.fromkeys(stems.values()), folder.where)
     if not splits:
@@ -108,7 +140,7 @@ def find_tables(folder: Folder, select: Select) -> TableFiles:
         note = [] if shards else [f"{list_names(own)}: no name is that of a split, so all are train, in this order"]
         return TableFiles({"train": files}, [*notes, *note])
     outside = [name for name, stem in stems.items() if stem not in splits.values()]
-    notes += [f"{name} was left out: its name is not that of a split" for name in outside]
+    notes += describe_left_out(outside, "not called as a split")
     return TableFiles(
         {split: [table for table in files if stems[table.path] == stem] for split, stem in splits.items()}, notes
     )
