@@ -12,11 +12,11 @@ from small_runs import distill_minimal, read_json
 from torch.utils.data import TensorDataset
 
 import limbeck
-from limbeck.core.records import RunRecord, ValidationLine
+from limbeck.core.records import ResultRow, RunRecord, ValidationLine
 from limbeck.data import ImageData, Split
 from limbeck.jobs.checkpoint import KeepBest
 from limbeck.jobs.record import RunFolder
-from limbeck.jobs.stages import _warn_of_small_validation
+from limbeck.jobs.stages import _warn_of_small_splits, _warn_of_useless_set
 from limbeck.synthetic.set import SyntheticSet
 
 SMALL = limbeck.EvalConfig(networks=1, epochs=2, full_networks=0)
@@ -131,27 +131,58 @@ def test_of_equals_the_last_is_chosen(accuracies: list[float], step: int, tmp_pa
         ((49, 49), ("98 validation images (49 of class '0')", "up to 5 points")),
         ((200, 9, 200), ("409 validation images (9 of class '1')", "up to 2 points")),
         ((2, 2, 2), ("6 validation images (2 of class '0')", "up to 20 points")),
-        ((1, 0), ("1 validation images (0 of class '1')", "up to 50 points")),
+        ((1, 0), ("1 validation image (0 of class '1')", "up to 50 points")),
     ],
 )
-def test_a_small_validation_part_is_named(
+def test_a_small_validation_or_test_part_is_named(
     counts: tuple[int, ...], parts: tuple[str, ...] | None, digits: ImageData
 ) -> None:
     classes = tuple(map(str, range(len(counts))))
     texts: list[str] = []
-    _warn_of_small_validation(replace(digits, validation=split_of(*counts), classes=classes), texts.append)
+    enough = split_of(*(50 for _ in counts))
+    _warn_of_small_splits(replace(digits, validation=split_of(*counts), test=enough, classes=classes), texts.append)
     assert len(texts) == (parts is not None)
     for part in parts or ():
         assert part in texts[0]
+    of_test: list[str] = []
+    _warn_of_small_splits(replace(digits, validation=enough, test=split_of(*counts), classes=classes), of_test.append)
+    assert len(of_test) == len(texts)
+    for part in parts or ():
+        assert part.replace("validation", "test") in of_test[0]
 
 
-def test_a_run_warns_of_small_validation_once(tmp_path: Path) -> None:
+def test_a_run_warns_of_small_splits_once(tmp_path: Path) -> None:
     events: list[dict[str, Any]] = []
     data, run = easy_data(20), tmp_path / "run"
     for iterations in (1, 2, 2):
         limbeck.distill(data, method="dm", iterations=iterations, out=run, listen=events.append, **QUICK)
-    assert len([text for text in warnings_of(events) if "uncertain by up to" in text]) == 1
+    uncertain = [text for text in warnings_of(events) if "uncertain by up to" in text]
+    assert [text.split()[0] for text in uncertain] == ["steps", "results"]
     assert "uncertain by up to" in (run / "log.jsonl").read_text()
     events.clear()
     distill_minimal(tmp_path / "digits", listen=events.append)
     assert not [text for text in warnings_of(events) if "uncertain" in text], "digits have enough"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "deviation", "step", "warns"),
+    [
+        (0.283, 0.04, 30, True),
+        (0.46, 0.04, 30, False),
+        (0.9, 0.0, 30, False),
+        (0.283, 0.04, 0, False),
+        (0.2, None, 9, False),
+    ],
+)
+def test_a_set_that_is_worse_than_random_images_is_named(
+    chosen: float, deviation: float | None, step: int, warns: bool
+) -> None:
+    """0.504 +- 0.076 of random images: 0.46 is within the deviations; without steps the set is a coreset."""
+    common = {"model": "convnet", "split": "test", "n": 5}
+    row = ResultRow(set="distilled", which="chosen", accuracy_mean=chosen, accuracy_std=deviation, step=step, **common)
+    texts: list[str] = []
+    _warn_of_useless_set(
+        [row, ResultRow(set="random", accuracy_mean=0.504, accuracy_std=0.076, **common)], texts.append
+    )
+    assert len(texts) == warns
+    assert not warns or "22.1 points more on test" in texts[0]

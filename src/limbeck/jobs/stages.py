@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from math import hypot
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from limbeck.core.events import Listener
 from limbeck.core.files import write_json
-from limbeck.core.records import ExpertBytes, ExpertsRecord, ValidationLine, WarningLine
+from limbeck.core.records import ExpertBytes, ExpertsRecord, ResultRow, ValidationLine, WarningLine
 from limbeck.core.rng import derive_seed
 from limbeck.core.types import Trajectory
 from limbeck.data import DataSource, ImageData
@@ -63,7 +64,7 @@ def run(job: Job, listen: Listener = lambda event: None) -> Path:
             announce_task(job.task, listen)
             _announce_fill(job, listen)
             if is_new:
-                _warn_of_small_validation(job.task.data, partial(_warn, job, listen))
+                _warn_of_small_splits(job.task.data, partial(_warn, job, listen))
             _run_stages(job, listen)
         if not (job.path / "report.html").exists():
             write_report(job.path)
@@ -83,6 +84,7 @@ def _run_stages(job: Job, listen: Listener) -> None:
             run_outer_loop(job, job.plan(trajectories), listen)
     with stage_timer(job, "evaluate"):
         rows = evaluate_run(job, listen)
+    _warn_of_useless_set(rows, partial(_warn, job, listen))
     write_results(job, rows)
 
 
@@ -214,21 +216,29 @@ def _warn(job: Job, listen: Listener, text: str) -> None:
 
 
 MIN_PER_CLASS, MAX_ERROR = 10, 0.05
-"""Fewer validation images of a class, or a larger standard error of an accuracy of one half, cause a warning."""
+"""Fewer images of a class, or a larger standard error of an accuracy of one half, cause a warning."""
 
 
-def _warn_of_small_validation(data: ImageData, warn: Callable[[str], None]) -> None:
-    """Warn where the validation part is too small to choose by."""
-    counts = data.validation.counts(data.num_classes)
-    fewest, total = min(counts), len(data.validation)
-    error = 0.5 / total**0.5
-    if fewest < MIN_PER_CLASS or error > MAX_ERROR:
-        name = data.classes[counts.index(fewest)]
-        warn(
-            f"steps and step sizes are chosen on {total} validation images ({fewest} of class '{name}'), on which an "
-            f"accuracy is uncertain by up to {100 * error:.0f} points: the choice is partly chance; give the data more "
-            "images, or a larger validation part."
-        )
+def _warn_of_small_splits(data: ImageData, warn: Callable[[str], None]) -> None:
+    """Warn where the validation part is too small to choose by, or the test part too small to measure by."""
+    sentences = {
+        "validation": "steps and step sizes are chosen on {}: the choice is partly chance; give the data more images, "
+        "or a larger validation part.",
+        "test": "results are measured on {}, which their deviation over networks does not show; give the data more "
+        "test images.",
+    }
+    for split, sentence in sentences.items():
+        counts = getattr(data, split).counts(data.num_classes)
+        fewest, total = min(counts), sum(counts)
+        error = 0.5 / max(total, 1) ** 0.5
+        if fewest < MIN_PER_CLASS or error > MAX_ERROR:
+            name = data.classes[counts.index(fewest)]
+            warn(
+                sentence.format(
+                    f"{total} {split} image{'s' * (total > 1)} ({fewest} of class '{name}'), on which an accuracy is "
+                    f"uncertain by up to {100 * error:.0f} points"
+                )
+            )
 
 
 def _warn_at_start(job: Job, initial_accuracy: float, warn: Callable[[str], None]) -> None:
@@ -259,6 +269,22 @@ def _warn_of_ties(job: Job, chosen_step: int, warn: Callable[[str], None]) -> No
         warn(
             f"{count} of {len(accuracies)} validations, the one of step {chosen_step} the last, are at 100 %, between "
             "which nothing can choose: the chosen set is that of the last of these steps."
+        )
+
+
+def _warn_of_useless_set(rows: Sequence[ResultRow], warn: Callable[[str], None]) -> None:
+    """Warn where random real images train better networks than the set that outer steps led to, beyond deviations."""
+    common = [row for row in rows if row.protocol is None and row.accuracy_std is not None]
+    chosen = next((row for row in common if row.which == "chosen"), None)
+    real = next((row for row in common if row.set == "random"), None)
+    if chosen is None or real is None or not chosen.step:
+        return
+    gap = real.accuracy_mean - chosen.accuracy_mean
+    if gap > hypot(real.accuracy_std or 0, chosen.accuracy_std or 0):
+        warn(
+            f"networks trained on random real images reach {100 * gap:.1f} points more on test than those trained on "
+            "this set, so that it is worse than no distillation: follow the warnings above, if any, or take more outer "
+            "steps."
         )
 
 
