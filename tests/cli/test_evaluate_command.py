@@ -101,3 +101,19 @@ def test_compare(limbeck: Any, refused: Any, artifacts: dict[str, Path]) -> None
     assert (row["difference"], row["n"], row["run"]) == (0, 2, str(artifacts["run"]))
     assert "on convnet: +0.0 points" in limbeck(*words, "--protocol", "field-max").out
     assert "needs two sets" in refused("compare", artifacts["run"])
+
+
+def test_evaluate_with_scores(limbeck: Any, refused: Any, artifacts: dict[str, Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(artifacts["run"], run)
+    words = ("evaluate", run, "--scores", "--num-networks", "1", "--epochs", "2", "--eval.full-epochs", "1")
+    result = limbeck(*words, "--json").json
+    assert {score["set"] for score in result["scores"]} == {"distilled", "kmeans"}
+    assert json.loads((run / "evaluations.json").read_text())["evaluations"][-1]["scores"] == result["scores"]
+    assert f"{result['scores'][0]['lrs']:.3f}" in (run / "report.html").read_text()
+    out = limbeck(*words).out
+    assert "LRS" in out
+    assert f"{result['scores'][-1]['ars']:.3f}" in out
+    limbeck("evaluate", run, "--num-networks", "1", "--epochs", "2", "--eval.full-epochs", "1")
+    assert json.loads((run / "evaluations.json").read_text())["evaluations"][-1]["scores"] == result["scores"]
+    assert "of one network" in refused(*words, "--networks", "mlp")

@@ -58,7 +58,7 @@ COMMANDS = {
 }
 
 
-HIDDEN = {"results", "format", "version", "key", "computed", "protocol", "seconds", "bytes", "data"}
+HIDDEN = {"results", "scores", "format", "version", "key", "computed", "protocol", "seconds", "bytes", "data"}
 HIDDEN |= {"changed", "published"}  # which "comparison" says in words
 """Parts of a result that are for programs, and not printed below the table."""
 
@@ -134,8 +134,8 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
 
         show_data(result, console)
         return
-    from limbeck.cli.screen import format_value, networks_table, results_table
-    from limbeck.core.evaluation_records import EvaluationRow
+    from limbeck.cli.screen import format_value, networks_table, results_table, scores_table
+    from limbeck.core.evaluation_records import EvaluationRow, ScoreRow
 
     rows = result.get("results")
     if rows:
@@ -145,6 +145,8 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
         records = [EvaluationRow.model_validate(row) for row in rows]
         several = networks_table(records, "test") if any(row.lr_from for row in records) else None
         console.print(several or results_table(records, name))
+    if result.get("scores"):
+        console.print(scores_table([ScoreRow.model_validate(row) for row in result["scores"]]))
     for key, value in result.items():
         if key in HIDDEN and rows:
             continue

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model
-from tyro.conf import Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from limbeck.cli.common import (
     DATA,
+    SWITCH,
     Command,
     Device,
     OptionGroup,
@@ -22,14 +23,16 @@ from limbeck.cli.common import (
     load_keywords,
 )
 from limbeck.core.aliases import NUMBER_OF_NETWORKS, split_networks
-from limbeck.core.evaluation_records import EvaluationRow
+from limbeck.core.errors import UserError
+from limbeck.core.evaluation_records import EvaluationRow, ScoreRow
 from limbeck.core.events import Listener
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.evaluation.record import make_record, merge_record
 from limbeck.evaluation.regression import WORDS
 from limbeck.evaluation.run import run_evaluations, run_on_networks, run_regressions
+from limbeck.evaluation.scores import run_scores
 from limbeck.evaluation.sets import OWN_NETWORK, Evaluation, prepare_evaluation
-from limbeck.jobs.estimate import estimate_evaluation
+from limbeck.jobs.estimate import estimate_evaluation, estimate_scores
 from limbeck.networks.registry import ModelConfig
 from limbeck.report.page import write_report
 from limbeck.task import Precision
@@ -63,6 +66,8 @@ class Evaluate(Reading, Device, Options, WithEstimate):
     """How many fresh networks to train; the default is as many as when the set was made."""
     protocol: Literal["field", "field-max", "ddranking", "regression", "quick"] | None = None
     """How networks are trained and scored; the default is as when the set was made."""
+    scores: Annotated[FlagCreatePairsOff[bool], SWITCH] = False
+    """Also compute DD-Ranking's scores: HLR, IOR, LRS and ARS, of the set and of k-means images."""
     epochs: int | None = Field(default=None, ge=1)
     """Passes over the set; the default is as many as the protocol says."""
     seed: int = 0
@@ -90,14 +95,22 @@ def run_evaluate(args: Evaluate, listen: Listener) -> Any:
         precision=args.precision,
         **load_keywords(args),
     )
+    if args.scores and (names or args.protocol == "regression"):
+        raise UserError("--scores are of one network and a protocol with labels; leave out --networks and regression.")
     if args.estimate and args.protocol != "regression":  # whose steps are not timed
-        announce(lambda: estimate_evaluation(evaluations, args.seed if names else None), listen)
+        estimate = estimate_scores if args.scores else estimate_evaluation
+        announce(lambda: estimate(evaluations, args.seed if names or args.scores else None), listen)
     if args.protocol == "regression":
         rows = run_regressions(evaluations, args.seed, listen)
         return {"results": [row.result.to_json() for row in rows], **_record(args, evaluations, rows, listen)}
     if not names:
         rows = run_evaluations(evaluations, args.seed, listen)
-        return {"results": [row.result.to_json() for row in rows], **_record(args, evaluations, rows, listen)}
+        scores = run_scores(evaluations, args.seed, listen) if args.scores else None
+        recorded = _record(args, evaluations, rows, listen, scores)
+        parts: dict[str, Any] = {} if scores is None else {"scores": [score.to_json() for score in scores]}
+        if scores is not None and recorded:
+            recorded |= {"report": str(write_report(Path(args.what)))}
+        return {"results": [row.result.to_json() for row in rows], **parts, **recorded}
     rows, paths = [], {}
     for part in run_on_networks(evaluations, args.seed, listen):  # a network takes long, so that none is lost
         rows += part
@@ -108,7 +121,11 @@ def run_evaluate(args: Evaluate, listen: Listener) -> Any:
 
 
 def _record(
-    args: Evaluate, evaluations: Sequence[Evaluation], rows: Sequence[EvaluationRow], listen: Listener
+    args: Evaluate,
+    evaluations: Sequence[Evaluation],
+    rows: Sequence[EvaluationRow],
+    listen: Listener,
+    scores: Sequence[ScoreRow] | None = None,
 ) -> dict[str, str]:
     """Record rows in the run folder, and return the path; do nothing for a set outside of one."""
     folder = Path(args.what)
@@ -116,7 +133,7 @@ def _record(
         return {}
     protocol = WORDS if args.protocol == "regression" else None
     try:
-        return {"recorded": str(merge_record(folder, make_record(evaluations, rows, args.seed, protocol)))}
+        return {"recorded": str(merge_record(folder, make_record(evaluations, rows, args.seed, protocol, scores)))}
     except OSError as error:
         listen({"event": "warning", "text": f"the rows cannot be recorded in {folder}: {error.strerror or error}"})
         return {}

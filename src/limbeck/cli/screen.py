@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.progress import TimeRemainingColumn as Remaining
 from rich.table import Table
 
-from limbeck.core.evaluation_records import EvaluationRow
+from limbeck.core.evaluation_records import EvaluationRow, ScoreRow
 from limbeck.core.events import Event
 from limbeck.report.heat_map import heat_map
 from limbeck.report.text import NONE, duration, percent
@@ -176,3 +176,15 @@ def networks_table(rows: Sequence[EvaluationRow], title: str) -> Table | None:
 def _cell_text(row: EvaluationRow) -> str:
     step_size = "" if row.lr is None else f", lr {row.lr:.2g}"
     return f"{percent(row.accuracy_mean, row.accuracy_std)}\nn {row.n}{step_size}"
+
+
+def scores_table(rows: Sequence[ScoreRow]) -> Table:
+    """DD-Ranking's scores of sets, as fractions."""
+    table = Table(title="scores, as fractions")
+    table.add_column("set")
+    for name in ("HLR (less is better)", "IOR", "LRS", "ARS"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        name = f"{row.set} ({row.which})" if row.which else row.set
+        table.add_row(name, *(f"{value:.3f}" for value in (row.hlr, row.ior, row.lrs, row.ars)))
+    return table

@@ -39,6 +39,28 @@ class EvaluationRow(ResultRow):
         return ResultRow(**{name: value for name, value in self.to_json().items() if name in ResultRow.model_fields})
 
 
+class ScoreRow(Record):
+    """DD-Ranking's scores of a set on one network, see `limbeck.evaluation.scores`; all numbers are fractions.
+
+    accuracies, random: Of the set and of random images at its budget, by variant of the protocol: own, hard (labels),
+        augmented, plain (not augmented).
+    full: The accuracy of all training images.
+    """
+
+    set: str
+    which: str | None
+    model: str
+    protocol: str | None
+    hlr: float
+    ior: float
+    lrs: float
+    ars: float
+    accuracies: dict[str, float]
+    random: dict[str, float]
+    full: float
+    n: int
+
+
 class ComparisonRow(Record):
     """A set compared with another by networks of the same seeds: accuracies on test, and their paired differences.
 
@@ -76,6 +98,7 @@ class EvaluationRecord(Record):
     protocol: str
     computed: dict[str, dict[str, JsonValue]]
     rows: list[EvaluationRow]
+    scores: list[ScoreRow] | None = None
 
 
 class EvaluationsRecord(Record):

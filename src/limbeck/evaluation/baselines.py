@@ -83,26 +83,30 @@ def evaluate_baselines(
     task: Task, ipc: int, config: EvalConfig, seed: int, listen: Listener, fill: FillName = "none"
 ) -> list[ResultRow]:
     """Rows for random, k-means and full data. They are stored for reuse, since they do not depend on the method."""
-    rows = []
-    for name in ("random", "kmeans", *(("full",) if config.full_networks else ())):
-        path, description = baseline_path(task, name, ipc, config, seed, fill)
-        if path.exists():
-            rows.append(read_record(path, BaselineRecord, FORMAT).row)
-            continue
-        if name == "full":
-            row = evaluate_full(task, config, seed, listen)
-        else:
-            row = evaluate_coreset(task, name, ipc, config, seed, listen, fill)
-        record = BaselineRecord(format=FORMAT, version=1, description=description, row=row)
-        write_json(path, record.to_json())
-        rows.append(row)
-    return rows
+    names = ("random", "kmeans", *(("full",) if config.full_networks else ()))
+    return [baseline_row(task, name, ipc, config, seed, listen, fill) for name in names]
+
+
+def baseline_row(
+    task: Task, name: str, ipc: int, config: EvalConfig, seed: int, listen: Listener, fill: FillName = "none"
+) -> ResultRow:
+    """The row of real images: of a selector's, or of all ("full"); stored for reuse."""
+    path, description = baseline_path(task, name, ipc, config, seed, fill)
+    if path.exists():
+        return read_record(path, BaselineRecord, FORMAT).row
+    if name == "full":
+        row = evaluate_full(task, config, seed, listen)
+    else:
+        row = evaluate_coreset(task, name, ipc, config, seed, listen, fill)
+    record = BaselineRecord(format=FORMAT, version=1, description=description, row=row)
+    write_json(path, record.to_json())
+    return row
 
 
 def baseline_path(
     task: Task, name: str, ipc: int, config: EvalConfig, seed: int, fill: FillName = "none"
 ) -> tuple[Path, dict[str, Any]]:
-    """The file in which `evaluate_baselines` stores the row of this name, and the description in its key."""
+    """The file in which `baseline_row` stores the row of this name, and the description in its key."""
     if name == "full":  # shared by runs that differ in anything else
         options = without_teachers(config).model_dump(mode="json", include={"momentum", "weight_decay", *FULL, *ADDED})
     else:

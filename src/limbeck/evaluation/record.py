@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from limbeck.core.evaluation_records import EvaluationRecord, EvaluationRow, EvaluationsRecord
+from limbeck.core.evaluation_records import EvaluationRecord, EvaluationRow, EvaluationsRecord, ScoreRow
 from limbeck.core.files import content_key, write_json
 from limbeck.core.record_files import read_record
 from limbeck.core.records import DataName
@@ -19,7 +19,11 @@ FILE = "evaluations.json"
 
 
 def make_record(
-    evaluations: Sequence[Evaluation], rows: Sequence[EvaluationRow], seed: int, protocol: str | None = None
+    evaluations: Sequence[Evaluation],
+    rows: Sequence[EvaluationRow],
+    seed: int,
+    protocol: str | None = None,
+    scores: Sequence[ScoreRow] | None = None,
 ) -> EvaluationRecord:
     """The record of rows of prepared evaluations; the key says which other rows they are comparable with.
 
@@ -50,6 +54,7 @@ def make_record(
             if one.task.model_config.name in models
         },
         rows=list(rows),
+        **({} if scores is None else {"scores": list(scores)}),
     )
 
 
@@ -75,7 +80,8 @@ def merge_record(folder: Path, record: EvaluationRecord) -> Path:
     other = [evaluation for evaluation in before if evaluation.key != record.key]
     for same in (evaluation for evaluation in before if evaluation.key == record.key):
         rows = {_line(row): row for row in (*same.rows, *record.rows)}
-        update = {"rows": list(rows.values()), "computed": {**same.computed, **record.computed}}
+        scores = record.scores or same.scores
+        update = {"rows": list(rows.values()), "scores": scores, "computed": {**same.computed, **record.computed}}
         record = record.model_copy(update=update)
     evaluations = EvaluationsRecord(format=FORMAT, version=1, evaluations=[*other, record])
     write_json(path, evaluations.to_json())

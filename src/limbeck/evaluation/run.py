@@ -102,12 +102,17 @@ def budget(distilled: DistilledSet) -> tuple[int, FillName]:
 def run_evaluations(
     evaluations: Sequence[Evaluation], seed: int = 0, listen: Listener = lambda event: None
 ) -> list[EvaluationRow]:
+    """Announce the task of prepared evaluations, and call `evaluate_sets`."""
+    if evaluations:  # all of one data set
+        announce_task(evaluations[0].task, listen)
+    return evaluate_sets(evaluations, seed, listen)
+
+
+def evaluate_sets(evaluations: Sequence[Evaluation], seed: int, listen: Listener) -> list[EvaluationRow]:
     """The rows of prepared evaluations on one network each: fresh networks trained on each set, and tested.
 
     Where the last set of a run is the chosen one too, networks are trained once, and both rows are theirs.
     """
-    if evaluations:  # all of one data set
-        announce_task(evaluations[0].task, listen)
     rows: list[EvaluationRow] = []
     for place, evaluation in enumerate(evaluations):
         if place and _train_alike(evaluation, evaluations[place - 1]):

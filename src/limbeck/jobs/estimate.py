@@ -28,6 +28,7 @@ from limbeck.evaluation.baselines import FULL_LR, baseline_path, real_images
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.evaluation.regression import RegressionConfig, fit_targets
 from limbeck.evaluation.run import budget, count_set_networks, without_repeats
+from limbeck.evaluation.scores import score_protocols
 from limbeck.evaluation.sets import Evaluation
 from limbeck.evaluation.training import stand_in_training, teacher_path
 from limbeck.experts.handle import Experts
@@ -146,6 +147,13 @@ def estimate_evaluation(evaluations: Sequence[Evaluation], seed: int | None = No
         for first in {one.task: one for one in evaluations}.values():
             seconds += _baseline_seconds(first.task, first.config, *budget(first.distilled), seed)
     return Estimate({"evaluate": seconds})
+
+
+def estimate_scores(evaluations: Sequence[Evaluation], seed: int | None = None) -> Estimate:
+    """Estimate `run_scores` on the sets, and the evaluation before it."""
+    variants = score_protocols(evaluations[0].config).values()
+    parts = [[one._replace(config=config) for one in evaluations] for config in variants]
+    return Estimate({"evaluate": sum(estimate_evaluation(part, seed).total for part in parts)})
 
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:

@@ -103,6 +103,7 @@ def _view(run: Run) -> dict[str, Any]:
         "has_random": any(row.set == "random" for row in rows),
         "protocol": run.summary.protocol,
         "heat_maps": heat_maps(run.evaluations.evaluations),
+        "scores": [score for evaluation in run.evaluations.evaluations for score in evaluation.scores or ()],
         "chosen_step": chosen,
         "curves": _curves(run, chosen),
         "expert_plot": _expert_plot(run),
