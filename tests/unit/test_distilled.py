@@ -102,6 +102,10 @@ def test_pictures_are_the_pixels_again(kind: str) -> None:
 def test_a_run_folder_gives_the_chosen_set_else_the_last(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no distilled set"):
         load(tmp_path)
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "run.json").write_text("{}")
+    with pytest.raises(UserError, match=r"it is a folder of runs, name one: .*first\."):
+        load(tmp_path)
     tiny(labels="hard").save(tmp_path / "set-last.safetensors")
     assert load(tmp_path).labels.dtype == torch.int64
     tiny(labels="soft").save(tmp_path / "set-chosen.safetensors")

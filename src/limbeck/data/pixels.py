@@ -26,7 +26,10 @@ def check_pixel_range(pixel_range: PixelRange | None) -> PixelRange | None:
         return None
     low, high = map(float, pixel_range)
     if not (isfinite(low) and isfinite(high) and low < high):
-        raise UserError(f"pixel_range is the value of black and, above it, that of white, not {low:g} and {high:g}")
+        raise UserError(
+            f"the pixel range is two numbers, that of black and then a larger one of white, not {low:g} and {high:g}; "
+            "pass, say, --pixel-range 0 4095 (pixel_range=(0, 4095) in Python)"
+        )
     return low, high
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from limbeck.core.errors import UserError
+from limbeck.core.errors import UserError, suggest_names
 from limbeck.data.preprocess import PreprocessName
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.experts.store import ExpertConfig
@@ -51,11 +52,34 @@ class JobConfig(BaseModel):
     eval: EvalConfig = EvalConfig()
 
 
-def check_options(config: type[Config], options: dict[str, Any]) -> Config:
-    """Make a config of keyword options; UserError that names the option at fault."""
+def check_options(config: type[Config], options: dict[str, Any], others: Iterable[str] = ()) -> Config:
+    """Make a config of keyword options; UserError that names the option at fault.
+
+    others: names of options that are not in this config, for the error about an unknown one.
+    """
     try:
         return config(**options)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
+            raise UserError(f"there is no option {name}; {_suggest_option(name, config, others)}") from None
         raise UserError(f"option {name}: {first['msg']} (given: {first.get('input')!r}).") from None
+
+
+def _suggest_option(name: str, config: type[BaseModel], others: Iterable[str]) -> str:
+    """What an unknown keyword may have been meant as: one of a group of options, or one of nearly the same name.
+
+    >>> _suggest_option("width", JobConfig, []), _suggest_option("iteration", JobConfig, ["iterations"])
+    ('did you mean model=ModelConfig(width=...)?', 'did you mean iterations?')
+    """
+    groups = {field: type(info.default) for field, info in config.model_fields.items()}
+    near = [
+        f"{field}={group.__name__}({name}=...)"
+        for field, group in groups.items()
+        if issubclass(group, BaseModel) and name in group.model_fields
+    ]
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    sentence = suggest_names(name, [*config.model_fields, *others])
+    return sentence if sentence.startswith("did you mean") else "'limbeck distill --help' lists all."

@@ -148,7 +148,8 @@ def prepare(
     chosen = find_method(method)
     options = rename_keywords(options, {*chosen.config.model_fields, *JobConfig.model_fields})
     own = {key: value for key, value in options.items() if key in chosen.config.model_fields}
-    config = check_options(JobConfig, {key: value for key, value in options.items() if key not in own})
+    others = {key: value for key, value in options.items() if key not in own}
+    config = check_options(JobConfig, others, chosen.config.model_fields)
     requested = check_options(chosen.config, own)
     task = _make_task(data, config, device, resize)
     _check_ipc(task, config)

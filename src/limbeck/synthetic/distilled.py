@@ -103,7 +103,10 @@ def load(path: str | Path) -> DistilledSet:
         files = [path / f"set-{name}.safetensors" for name in ("chosen", "last")]
         path = next((file for file in files if file.exists()), files[0])
         if not path.exists():
-            raise UserError(f"{path.parent} holds no distilled set; it is not a run folder, or the run has not ended.")
+            runs = [str(file.parent) for file in sorted(path.parent.glob("*/run.json"))]
+            reason = "it is not a run folder, or the run has not ended"
+            reason = f"it is a folder of runs, name one: {' or '.join(runs[:2])}" if runs else reason
+            raise UserError(f"{path.parent} holds no distilled set; {reason}.")
     tensors, content = read_tensors(path, FORMAT)
     header = parse_record(path, SetHeader, content)
     parse_record(path, Provenance, header.provenance)
