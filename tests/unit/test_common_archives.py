@@ -258,3 +258,45 @@ def test_many_tables_have_few_notes(tmp_path: Path) -> None:
     assert "boxes0.csv, boxes1.csv, boxes10.csv, boxes11.csv and 26 more were left out: no column names images" in (
         " ".join(notes)
     )
+
+
+def test_tables_of_one_split_name_an_image_once(tmp_path: Path) -> None:
+    write(tmp_path, "images", count=8)
+    rows = [f"images/{i}.png,{'xy'[i % 2]}\n" for i in range(8)]
+    (tmp_path / "train.csv").write_text("file,label\n" + "".join(rows[:5]))
+    (tmp_path / "train2.csv").write_text("file,label\n" + "".join(rows[3:]))
+    data = load_data(tmp_path)
+    values = [
+        value for split in (data.train, data.validation, data.test) for value in split.images[:, 0, 0, 0].tolist()
+    ]
+    assert sorted(values) == list(range(40, 48))
+    assert "2 rows were left out: a table before names the image" in data.notes
+    (tmp_path / "train2.csv").write_text("file,label\nimages/0.png,y\n")
+    refuses(tmp_path, "images/0.png: has two labels, x and y; keep one")
+    (tmp_path / "train2.csv").rename(tmp_path / "val.csv")
+    refuses(tmp_path, "images/0.png: has two labels, x and y; keep one")
+
+
+def test_columns_of_classes_may_be_in_any_order(tmp_path: Path) -> None:
+    for split, names in (("train", ["cat", "dog"]), ("valid", ["dog", "cat"])):  # Roboflow
+        write(tmp_path, split, count=8)
+        rows = [f"{i}.png,{int(names[i % 2] == 'cat')},{int(names[i % 2] != 'cat')}\n" for i in range(8)]
+        text = "file,cat,dog\n" + "".join(rows)
+        table = "".join(",".join(line.split(",")[k] for k in (0, 2, 1)) + "\n" for line in text.split())
+        (tmp_path / split / "_classes.csv").write_text(text if split == "train" else table)
+    data = load_data(tmp_path)
+    assert data.classes == ("cat", "dog")
+    assert data.validation.labels.tolist() == [1, 0] * 4
+
+
+def test_arrays_beside_class_folders(tmp_path: Path) -> None:
+    write(tmp_path, "train/cat", "train/dog")
+    for content in ({"mean": np.zeros(3)}, {"features": np.zeros((8, 5)), "labels": np.zeros(8)}):
+        np.savez(tmp_path / "other.npz", **content)
+        data = load_data(tmp_path)
+        expect(data, "cat dog", 8)
+        assert "files beside the folders of the splits were left out: other.npz" in data.notes
+    (tmp_path / "other.npz").write_bytes(b"x")
+    expect(load_data(tmp_path), "cat dog", 8)
+    np.savez(tmp_path / "other.npz", x=grey(6), y=np.arange(6) % 2)
+    assert "8 image files were left out, since an .npz file lies beside them" in load_data(tmp_path).notes

@@ -18,7 +18,7 @@ from limbeck.data.archives import archive_suffix, read_archive_tree
 from limbeck.data.assemble import assemble
 from limbeck.data.cache import read_with_cache
 from limbeck.data.images import ImageData, Origin, RawData, ReadOptions, Size
-from limbeck.data.pictures import forget_files, is_picture
+from limbeck.data.pictures import SUFFIXES, forget_files, is_picture
 from limbeck.data.pixels import PixelRange, check_pixel_range
 from limbeck.data.readers import (
     arrow,
@@ -197,6 +197,8 @@ def _read_path(path: Path, options: ReadOptions, follow_links: bool) -> tuple[Ra
     read = partial(reader.read, folder, options)
     if not reader.decodes:
         raw = read()
+        if pictures := sum(name.lower().endswith(SUFFIXES) for name, _ in folder.walk()):
+            notes.append(f"{pictures} image files were left out, since {reader.kind} lies beside them")
         remaining_range = options.pixel_range
     else:
         raw = read_with_cache(path, partial(_digest, path, follow_links), options, read)

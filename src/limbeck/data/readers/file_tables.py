@@ -220,7 +220,7 @@ def read_file_tables(folder: Folder, options: ReadOptions, only: str | None = No
     for split, sources in files.items():
         for source in sources:
             table = tables[source]
-            if table.label_names != train[0].label_names:
+            if sorted(table.label_names) != sorted(train[0].label_names):
                 tables.left_out[f"no column {list_names(train[0].label_names)}"].append(source.path)
                 continue
             by_split.setdefault(split, []).append((table, _read_rows(table, split, notes)))
@@ -229,8 +229,9 @@ def read_file_tables(folder: Folder, options: ReadOptions, only: str | None = No
             if others := table.other_names:
                 notes.append(f"{source.path}: columns left out are {list_names(others)}")
     by_split, split_notes = _divide(by_split, files["train"][0].path)
+    by_split, repeated_notes = _keep_once(by_split)
     left_out = [note for reason, names in tables.left_out.items() for note in describe_left_out(names, reason)]
-    return _decode(folder, by_split, options, [*left_out, *notes, *split_notes])
+    return _decode(folder, by_split, options, [*left_out, *notes, *split_notes, *repeated_notes])
 
 
 def _is_of_all(table: FileTable) -> bool:
@@ -325,6 +326,24 @@ def _divide(by_split: Mapping[str, Rows], path: str) -> tuple[dict[str, Rows], l
     notes = [f"splits are those of {'a column of the table' if cells else 'the folders of the images'}"]
     notes += [f"{left_out} rows were left out: their split is not train, validation or test"] if left_out else []
     return divided, notes
+
+
+def _keep_once(by_split: Mapping[str, Rows]) -> tuple[dict[str, Rows], list[str]]:
+    """The rows by split, each image once, and a note. Raises UserError for an image of two labels in two tables."""
+    labels: dict[str, str] = {}
+    unique: dict[str, Rows] = {}
+    repeated = 0
+    for split, tables in by_split.items():
+        paths: set[str] = set()
+        for table, rows in tables:
+            by_path = {table.index.files[row.path].where: row for row in rows}
+            for path, row in by_path.items():
+                if labels.setdefault(path, row.label) != row.label:
+                    raise UserError(f"{path}: has two labels, {labels[path][:40]} and {row.label[:40]}; keep one")
+            unique.setdefault(split, []).append((table, [row for path, row in by_path.items() if path not in paths]))
+            repeated += len(paths & by_path.keys())
+            paths |= by_path.keys()
+    return unique, [f"{repeated} rows were left out: a table before names the image"] if repeated else []
 
 
 def _folder_splits(rows: Sequence[Row]) -> dict[str, str]:

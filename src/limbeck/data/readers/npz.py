@@ -20,6 +20,7 @@ from limbeck.data.archives import check_zip_entry
 from limbeck.data.images import Array, RawData, ReadOptions
 from limbeck.data.memory import refuse_beyond_memory
 from limbeck.data.readers import idx, medmnist
+from limbeck.data.readers.picture_index import has_class_folders
 from limbeck.data.readers.reader import Reader
 from limbeck.data.splits import NEUTRAL, SPLIT_OF, name_parts, sort_class_names
 from limbeck.data.tree import File, Folder
@@ -253,4 +254,14 @@ def _number_words(labels: dict[str, Array], where: str) -> tuple[dict[str, Array
     return {split: array.reshape(labels[split].shape) for split, array in numbers.items()}, names
 
 
-READER = Reader("an .npz file", lambda folder: bool(_array_files(folder)), read_npz)
+def recognises(folder: Folder) -> bool:
+    """Whether arrays lie in a folder; beside class folders of pictures only where they are images with labels."""
+    if not _array_files(folder) or not has_class_folders(folder):
+        return bool(_array_files(folder))
+    try:
+        return bool(_find_arrays(folder))
+    except UserError:
+        return False
+
+
+READER = Reader("an .npz file", recognises, read_npz)
