@@ -118,7 +118,7 @@ def test_floating_point_files_are_refused_but_in_0_to_1(tmp_path: Path) -> None:
 def test_sizes_that_differ_are_named_and_resize_mends_them(tmp_path: Path) -> None:
     make_class_folders(tmp_path)
     save_picture(tmp_path / "b" / "wide.png", np.full((6, 9), 77, np.uint8))
-    refuses(tmp_path, "0.png is 5x6", "wide.png is 9x6", "--resize")
+    refuses(tmp_path, "0.png is 5x6", "wide.png is 9x6", "pass, say, --resize 32 (resize=32 in Python)")
     data = load_data(tmp_path, resize=(4, 3))
     assert data.shape == (1, 4, 3)
     assert data.notes[0] == "11 images were resized to 4x3 (height x width)"

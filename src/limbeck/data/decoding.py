@@ -158,7 +158,7 @@ class _Collection:
             (h, w), (h2, w2) = first.pixels.shape[:2], picture.pixels.shape[:2]
             raise UserError(
                 f"images differ in size: {first.where} is {w}x{h} and {picture.where} is {w2}x{h2}; "
-                f"pass --resize (resize= in Python) to bring all to one size"
+                "pass, say, --resize 32 (resize=32 in Python) to bring all to one size"
             )
 
     def choose_range(self, where: str) -> tuple[PixelRange, list[str]]:
