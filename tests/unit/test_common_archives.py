@@ -300,3 +300,15 @@ def test_arrays_beside_class_folders(tmp_path: Path) -> None:
     expect(load_data(tmp_path), "cat dog", 8)
     np.savez(tmp_path / "other.npz", x=grey(6), y=np.arange(6) % 2)
     assert "8 image files were left out, since an .npz file lies beside them" in load_data(tmp_path).notes
+
+
+@pytest.mark.parametrize("kind", ["uint16", "int64", "float32", "float64", "bool"])
+def test_a_split_of_8_bits_stays_as_it_is_beside_others(kind: str) -> None:
+    bright = {"uint16": 65535, "int64": 255, "bool": 1}.get(kind, 1.0)
+    other = np.where(grey(8) > 127, bright, 0).astype(kind)
+    labels = np.arange(8) % 2
+    for splits in ({"train": grey(8), "test": other}, {"train": other, "test": grey(8)}):
+        data = load_data({split: (images, labels) for split, images in splits.items()}, validation=0)
+        for split, images in splits.items():
+            expected = grey(8) if images is not other else np.where(grey(8) > 127, 255, 0)
+            assert np.array_equal(getattr(data, split).images[:, 0].numpy(), expected)

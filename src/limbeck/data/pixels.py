@@ -133,7 +133,7 @@ def scale_pixels(pixels: Pixels, pixel_range: PixelRange) -> npt.NDArray[np.uint
 def scale_arrays(
     arrays: Mapping[str, Pixels], pixel_range: PixelRange | None, where: str
 ) -> tuple[dict[str, npt.NDArray[np.uint8]], tuple[str, ...]]:
-    """The arrays of all splits as uint8, by one range for all of them, and notes on it.
+    """The arrays of all splits as uint8, by one range for all that are not uint8 already, and notes on it.
 
     pixel_range: the values that are black and white; None lets `choose_range` decide for all but uint8.
     Raises UserError for arrays that hold no real numbers, and for pixels without a known range.
@@ -147,14 +147,19 @@ def scale_arrays(
         refuse_nan(array, f"{where} ({split})")
     if pixel_range is None and all(array.dtype == np.uint8 for array in arrays.values()):
         return {split: array.astype(np.uint8, copy=False) for split, array in arrays.items()}, ()
-    limits = [find_limits(array) for array in arrays.values()]
+    scaled = [array for array in arrays.values() if pixel_range is not None or array.dtype != np.uint8]
+    limits = [find_limits(array) for array in scaled]
     low, high = min(low for low, _ in limits), max(high for _, high in limits)
-    is_float = any(array.dtype.kind == "f" for array in arrays.values())
+    is_float = any(array.dtype.kind == "f" for array in scaled)
     chosen = pixel_range or choose_range(low, high, is_float, where)
     notes = [describe_scaling(low, high, chosen, pixel_range is not None)]
     if is_float and pixel_range is None:
         notes = ["floating-point pixels were rounded to 8 bits"]
-    return {split: scale_pixels(array, chosen) for split, array in arrays.items()}, tuple(filter(None, notes))
+    ranges = {
+        split: (0.0, 255.0) if pixel_range is None and array.dtype == np.uint8 else chosen
+        for split, array in arrays.items()
+    }
+    return {split: scale_pixels(array, ranges[split]) for split, array in arrays.items()}, tuple(filter(None, notes))
 
 
 def describe_scaling(low: float, high: float, chosen: PixelRange, is_given: bool) -> str:
