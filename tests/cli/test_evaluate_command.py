@@ -80,6 +80,9 @@ def test_evaluate_by_another_protocol(limbeck: Any, refused: Any, artifacts: dic
     words = ("evaluate", artifacts["run"], "--num-networks", "1", "--epochs", "2")
     result = limbeck(*words, "--protocol", "ddranking", "--json").json["results"]
     assert {row["protocol"] for row in result} == {"ddranking, best test accuracy over time"}
+    for options in (["--networks", "convnet,mlp"], ["--scores"], []):
+        out = limbeck(*words, "--protocol", "field-max", *options).out
+        assert "best test accuracy over time" in " ".join(out.replace("│", " ").split())
     out = limbeck(*words, "--eval.labels", "hard", "--eval.mix", "cutmix", "--eval.dsa", "none").out
     assert "labels hard" in out
     assert "mix cutmix" in out

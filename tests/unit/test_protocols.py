@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -308,7 +309,10 @@ def test_a_run_with_another_protocol_says_so_in_every_row(tmp_path: Path) -> Non
     (row,) = limbeck.evaluate(path / "set-last.safetensors")
     assert row.to_json() == result_rows(path)[0]
     assert "best test accuracy over time, tested every 20 epochs" in (path / "results.json").read_text()
-    assert "best test accuracy over time" in (path / "report.html").read_text()
+    headline = re.search("<h1>(.*?)</h1>", (path / "report.html").read_text())
+    assert headline is not None
+    assert headline[1].startswith("10 images (1 per class) of digits train a convnet to ")
+    assert headline[1].endswith("(protocol: field-max, best test accuracy over time).")
 
 
 def test_the_protocol_of_a_set_is_replaced_by_a_named_one(run: Path) -> None:

@@ -143,7 +143,7 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
         data = data["name"] if isinstance(data, dict) else data
         name = f"{data}, {result['ipc']} per class, {result['method']}" if "ipc" in result else "test"
         records = [EvaluationRow.model_validate(row) for row in rows]
-        several = networks_table(records, "test") if any(row.lr_from for row in records) else None
+        several = networks_table(records) if any(row.lr_from for row in records) else None
         console.print(several or results_table(records, name))
     if result.get("scores"):
         console.print(scores_table([ScoreRow.model_validate(row) for row in result["scores"]]))

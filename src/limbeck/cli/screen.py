@@ -159,12 +159,16 @@ def results_table(rows: Sequence[EvaluationRow], title: str) -> Table:
     return table
 
 
-def networks_table(rows: Sequence[EvaluationRow], title: str) -> Table | None:
-    """Accuracy in percent, n and step size on one line a set and in one column a network; None for a single cell."""
+def networks_table(rows: Sequence[EvaluationRow]) -> Table | None:
+    """Accuracy in percent, n and step size on one line a set and in one column a network; None for a single cell.
+
+    The title has the protocol where it is not the field's.
+    """
     drawn = heat_map(rows)
     if drawn is None:
         return None
-    table = Table(title=title, show_lines=True)
+    protocols = dict.fromkeys(row.protocol for row in rows if row.protocol)
+    table = Table(title=", ".join(["test", *protocols]), show_lines=True)
     table.add_column("set")
     for network in drawn.networks:
         table.add_column(network, justify="right", no_wrap=True)
@@ -180,7 +184,8 @@ def _cell_text(row: EvaluationRow) -> str:
 
 def scores_table(rows: Sequence[ScoreRow]) -> Table:
     """DD-Ranking's scores of sets, as fractions."""
-    table = Table(title="scores, as fractions")
+    protocols = dict.fromkeys(row.protocol for row in rows if row.protocol)
+    table = Table(title=", ".join(["scores, as fractions", *protocols]))
     table.add_column("set")
     for name in ("HLR (less is better)", "IOR", "LRS", "ARS"):
         table.add_column(name, justify="right")

@@ -126,9 +126,12 @@ def _view(run: Run) -> dict[str, Any]:
 
 
 def _headline_row(run: Run) -> ResultRow | None:
-    """The row of the headline: the distilled set on test, at the chosen step rather than the last."""
-    rows = [row for row in run.summary.results if row.set not in ("random", "full") and not row.protocol]
-    rows.sort(key=lambda row: (row.set != "distilled", row.split != "test", row.which != "chosen"))
+    """The row of the headline: the distilled set on test, at the chosen step rather than the last.
+
+    A row by the field's protocol comes before others.
+    """
+    rows = [row for row in run.summary.results if row.set not in ("random", "full")]
+    rows.sort(key=lambda row: (bool(row.protocol), row.set != "distilled", row.split != "test", row.which != "chosen"))
     return rows[0] if rows else None
 
 
@@ -183,7 +186,7 @@ def _headline(run: Run) -> str:
     if full := _comparable_row(run, best, "full"):
         total = _totals(data)["train"]
         parts.append(f"all {count(total) + ' ' if total else ''}training images {_accuracy(full)}")
-    sentence = "; ".join(parts) + "."
+    sentence = "; ".join(parts) + (f" (protocol: {best.protocol})." if best.protocol else ".")
     return sentence[0].upper() + sentence[1:]
 
 
