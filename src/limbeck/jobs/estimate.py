@@ -276,16 +276,16 @@ def _evaluation_seconds(job: Job, synthetic: SyntheticSet) -> float:
 def _baseline_seconds(task: Task, config: EvalConfig, ipc: int, fill: FillName, seed: int) -> float:
     """Seconds of the baselines whose rows are not stored yet."""
     seconds = 0.0
-    for name in ("random", "kmeans"):
-        if baseline_path(task, name, ipc, config, seed, fill)[0].exists():
-            continue
-        networks = config.networks * (1 + len(config.baseline_lrs))
-        part = subset(task, max(100, 2 * ipc))
+    networks = config.networks * (1 + len(config.baseline_lrs))
+    missing = [n for n in ("random", "kmeans") if not baseline_path(task, n, ipc, config, seed, fill)[0].exists()]
+    part = subset(task, max(100, 2 * ipc))
+    for name in missing:
         draw_set = real_images(part, name, ipc, fill)
         select = _seconds(lambda: draw_set(derive_seed(seed, "estimate")), task.device)  # noqa: B023
         seconds += networks * select * len(task.data.train) / len(part.data.train)
+    if missing:  # networks take as long on the images of any selector
         pair = real_images(part, "random", ipc, fill)(seed)
-        seconds += _evaluated_seconds(task, pair, config, networks)
+        seconds += len(missing) * _evaluated_seconds(task, pair, config, networks)
     if config.full_networks and not baseline_path(task, "full", ipc, config, seed)[0].exists():
         seconds += _networks_seconds(
             task, task.train, config.full_schedule(FULL_LR), config.full_networks, len(task.data.test)
