@@ -312,3 +312,14 @@ def test_a_split_of_8_bits_stays_as_it_is_beside_others(kind: str) -> None:
         for split, images in splits.items():
             expected = grey(8) if images is not other else np.where(grey(8) > 127, 255, 0)
             assert np.array_equal(getattr(data, split).images[:, 0].numpy(), expected)
+
+
+def test_loose_files_inside_a_split_or_a_class_of_splits_are_noted(tmp_path: Path) -> None:
+    write(tmp_path / "a", "train", "train/cat", "train/dog", "test/cat", "test/dog")
+    (tmp_path / "a" / "test" / "list.txt").write_text("x")
+    assert load_data(tmp_path / "a").notes[:2] == (
+        "files beside the class folders of test were left out: list.txt",
+        "4 images beside the class folders of train were left out",
+    )
+    write(tmp_path / "b", "cat", "cat/train", "dog/train", "cat/test", "dog/test", count=3)
+    assert "3 files beside the folders of splits in the classes were left out" in load_data(tmp_path / "b").notes

@@ -66,6 +66,8 @@ def understand_folders(folder: Folder) -> ClassFolders:
     if "train" in splits:
         notes = _describe_others(folder, list(splits.values()))
         notes += _describe_loose(folder, "the folders of the splits")
+        for name in splits.values():
+            notes += _describe_loose(with_classes[name], f"the class folders of {name}")
         classes = {split: _choose_classes(with_classes[name], notes) for split, name in splits.items()}
         return ClassFolders(classes, notes)
     if splits and len(splits) == len(with_classes):
@@ -146,7 +148,10 @@ def _splits_inside(folder: Folder, tops: Mapping[str, Folder]) -> ClassFolders:
             "all the same (train, validation, test), or none"
         )
     classes = {split: {name: parts[name][by_class[name][split]] for name in tops} for split in by_class[first]}
-    return ClassFolders(classes, _describe_loose(folder))
+    notes = _describe_loose(folder)
+    if loose := sum(len(top.files) for top in tops.values()):
+        notes.append(f"{loose} files beside the folders of splits in the classes were left out")
+    return ClassFolders(classes, notes)
 
 
 def _images_inside(folder: Folder, tops: Mapping[str, Folder], shared: Sequence[str]) -> ClassFolders:
