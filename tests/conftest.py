@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import rich.style  # noqa: F401 - its import draws from the global generator
 import torch
@@ -18,6 +16,7 @@ from limbeck.experts import Expert, ExpertConfig, Store
 from limbeck.experts.make import describe_experts
 from limbeck.experts.train import train_expert
 from limbeck.interop import import_experts
+from limbeck.laws import law
 from limbeck.networks.registry import ModelConfig
 from limbeck.task import Task, make_task
 
@@ -45,11 +44,8 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 @pytest.fixture
 def untouched_generators() -> Iterator[None]:
     """Fails a test that draws from, or reseeds, a global generator."""
-    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002 - only looked at
-    yield
-    assert torch.equal(torch.get_rng_state(), before[0])
-    assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
-    assert random.getstate() == before[2]
+    with law.untouched_generators():
+        yield
 
 
 @pytest.fixture(scope="session")

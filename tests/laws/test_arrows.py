@@ -35,8 +35,9 @@ ARROWS = {
     "methods": "objectives experts select synthetic training task networks data",
     "evaluation": "task training derivatives select synthetic networks data",
     "jobs": "methods evaluation experts select report synthetic task training derivatives networks data",
+    "laws": "jobs methods experts select synthetic task derivatives networks data",
     "interop": "experts evaluation synthetic task training networks data",
-    "cli": "jobs interop methods evaluation experts report synthetic task training derivatives networks data",
+    "cli": "laws jobs interop methods evaluation experts report synthetic task training derivatives networks data",
     "__main__": "cli",
 }
 WITHOUT_TORCH = [

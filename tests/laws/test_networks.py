@@ -15,11 +15,8 @@ from torch import Tensor, nn
 
 from limbeck.core.errors import UserError
 from limbeck.core.rng import make_generator
-from limbeck.core.types import Batch
-from limbeck.derivatives.autograd import Loss, NeedsGrad
-from limbeck.networks.flat import FlatModel
+from limbeck.laws import NETWORK_LAWS, NetworkTrial, check_laws
 from limbeck.networks.layers import ACTIVATIONS, NORMS, POOLINGS
-from limbeck.networks.losses import CrossEntropy, cross_entropy
 from limbeck.networks.registry import MODELS, ModelConfig, find_network, flat_model
 
 COUNTS = {  # with 10 classes at 1 x 28 and 3 x 32 pixels, as counted from the code of DC and MTT
@@ -158,33 +155,12 @@ def describe(config: ModelConfig) -> str:
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 @pytest.mark.parametrize("config", variants(), ids=describe)
-def test_gradient_and_hessian_vector_product_are_those_of_the_module_in_float64(config: ModelConfig) -> None:
-    """FlatModel through `Loss` against autograd of a plain module with its own parameters."""
+def test_they_meet_the_laws_of_limbeck_check(config: ModelConfig) -> None:
+    """Among them gradient and Hessian-vector product in float64, against autograd of a plain module."""
     side = max(TINY[config.name], 16 if config.depth == 3 else 8)
-    single = flat_model(config, (1, side, side), 3)
-    model = FlatModel(lambda: single.build().double(), (1, side, side))
-    theta, images, labels = model.init(0), draw(3, 1, side, side).double(), torch.tensor([0, 1, 2])
-    direction = draw(len(theta), purpose="direction").double()
-    module, leaf = model.build(), images.clone().requires_grad_()
-    with torch.no_grad():
-        for parameter, value in zip(module.parameters(), model.layout.split(theta)):
-            parameter.copy_(value)
-    parameters = list(module.parameters())
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        gradients = torch.autograd.grad(cross_entropy(module(leaf), labels), parameters, create_graph=True)
-        gradient = torch.cat([part.reshape(-1) for part in gradients])
-        second = torch.autograd.grad(gradient @ direction, [*parameters, leaf])
-    loss = Loss(CrossEntropy(model))
-    actual = loss.gradient(theta, Batch(images, labels))
-    assert (actual - gradient).norm() <= 1e-9 * gradient.norm()
-    hvp = loss.hvp(theta, Batch(images, labels), direction, NeedsGrad(True, True, False))
-    exact = model.layout.join(list(second[:-1]))
-    assert hvp.theta is not None
-    assert hvp.images is not None
-    assert (hvp.theta - exact).norm() <= 1e-8 * exact.norm()
-    assert (hvp.images - second[-1]).norm() <= 1e-8 * second[-1].norm()
-    assert gradient.norm() > 0
-    assert exact.norm() > 0
+    outcomes = list(check_laws(NETWORK_LAWS, NetworkTrial(config, (1, side, side), 3)))
+    assert [outcome.text for outcome in outcomes if outcome.status != "passed"] == []
+    assert len(outcomes) == len(NETWORK_LAWS)
 
 
 # --- the forward pass, written down again

@@ -7,9 +7,16 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Container
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from limbeck.core.errors import UserError
+from limbeck.core.user_imports import entry_points
+
+if TYPE_CHECKING:
+    from limbeck.methods import Method
 
 
 class Entry(NamedTuple):
@@ -24,7 +31,7 @@ class Entry(NamedTuple):
 
 
 def load_catalogue() -> list[Entry]:
-    """Return every method: from the registry where that is loaded, since a user may have added methods to it."""
+    """Return limbeck's methods: from the registry where that is loaded, since a user may have added methods to it."""
     if "limbeck.methods" in sys.modules:
         return read_registry()
     return [Entry(**entry) for entry in json.loads(files("limbeck.cli").joinpath("catalogue.json").read_text("utf-8"))]
@@ -34,10 +41,30 @@ def read_registry() -> list[Entry]:
     """Return every method of the registry; this loads torch."""
     from limbeck.methods import METHODS
 
-    return [
-        Entry(method.name, method.summary, method.source, list(method.learns), method.experts, method.experimental)
-        for method in METHODS.values()
-    ]
+    return [_describe(name, method) for name, method in METHODS.items()]
+
+
+def load_plugins(names: Container[str]) -> tuple[list[Entry], list[str]]:
+    """Return the methods of installed packages, and a sentence for each that cannot be used.
+
+    names: those of limbeck's methods, which win. This loads torch where a package offers a method, and not otherwise.
+    """
+    entries, notes = [], []
+    for name in entry_points("method"):
+        if name in names:
+            notes.append(f"the method '{name}' of an installed package is not used: limbeck has one of this name")
+            continue
+        from limbeck.methods import find_method
+
+        try:
+            entries.append(_describe(name, find_method(name)))
+        except UserError as error:
+            notes.append(f"'{name}' cannot be used: {error}")
+    return entries, notes
+
+
+def _describe(name: str, method: Method) -> Entry:
+    return Entry(name, method.summary, method.source, list(method.learns), method.experts, method.experimental)
 
 
 def to_json(entries: list[Entry]) -> str:

@@ -58,7 +58,8 @@ class RunOptions(Data, JobConfig, Device, Options):
     """Options of commands that are about a run."""
 
     method: str = "mct"
-    """The method; 'limbeck methods' lists them, and '--method NAME --help' shows the options of one."""
+    """The method; 'limbeck methods' lists them, and '--method NAME --help' shows the options of one; my_file:METHOD
+    is one of your own."""
     preset: str | None = None
     """A published setting to start from; options beside it win, and 'limbeck presets' lists them."""
     ipc: int = 1
@@ -85,7 +86,8 @@ def choose_defaults(options: type[RunOptions], prog: str, arguments: Sequence[st
     if not any(word.startswith("--tyro-") for word in arguments[:1]):  # tyro's flags to write a completion script
         choice = parse_known(prog, MethodChoice, arguments)
     values = {} if choice.preset is None else preset_options(choice.preset)
-    method = find_method(choice.method or values.get("method", "mct"))
+    name = choice.method or values.get("method", "mct")
+    method = find_method(name)
     if values and method.name != values["method"]:
         raise UserError(
             f"'{choice.preset}' is a setting of {values['method']}, not of {method.name}; leave out --method, or name "
@@ -101,7 +103,7 @@ def choose_defaults(options: type[RunOptions], prog: str, arguments: Sequence[st
     settings = method.config(**{name: value for name, value in values.items() if name in method.config.model_fields})
     box = Annotated[MethodConfig, arg(name=method.name), OmitArgPrefixes]
     model: Any = create_model(options.__name__, __base__=options, settings=(box, ...), __doc__=options.__doc__)
-    return cast("RunOptions", make_default(model, method=method.name, settings=settings, **job))
+    return cast("RunOptions", make_default(model, method=name, settings=settings, **job))
 
 
 def _job_options(args: RunOptions) -> dict[str, Any]:

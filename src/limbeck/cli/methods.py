@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from rich.console import Console
 
-from limbeck.cli.catalogue import Entry, load_catalogue
+from limbeck.cli.catalogue import Entry, load_catalogue, load_plugins
 from limbeck.cli.common import Command, Options
 from limbeck.core.events import Listener
 
@@ -31,6 +32,10 @@ def learned_tensors(entry: Entry) -> str:
 def run_methods(args: Methods, listen: Listener) -> Any:
     """Return the methods as data with --json, else print two lines a method."""
     entries = load_catalogue()
+    plugins, notes = load_plugins([entry.name for entry in entries])
+    entries += plugins
+    for note in notes:
+        print(f"limbeck: {note}", file=sys.stderr)
     if args.as_json:
         return {"methods": [entry._asdict() for entry in entries]}
     width = max(len(entry.name) for entry in entries)

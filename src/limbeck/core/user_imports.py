@@ -1,13 +1,46 @@
-"""Objects of the user's own modules by name, as in `my_file:make`."""
+"""Objects of the user's own modules by name, as in `my_file:make`, and of installed packages by entry point."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from limbeck.core.errors import UserError, suggest_names
+
+
+def entry_points(kind: str) -> dict[str, str]:
+    """MODULE:NAME of the objects that installed packages offer in the group `limbeck.KINDs`, by entry point.
+
+    A package offers a method by `[project.entry-points."limbeck.methods"]` in its pyproject.toml.
+
+    >>> entry_points("no such kind")
+    {}
+    """
+    from importlib.metadata import entry_points as read_entry_points  # 20 ms, which a built-in name does not pay for
+
+    return {entry.name: entry.value.partition("[")[0].strip() for entry in read_entry_points(group=f"limbeck.{kind}s")}
+
+
+def find_object(name: str, kind: str, registry: Mapping[str, Any]) -> Any:
+    """The object of this name: of `registry`, of an installed package (its entry point), or a user's (MODULE:NAME).
+
+    A name of the registry is never that of a package. kind: what the object is for, as in `entry_points`.
+    Raises UserError for a name that is none of these, and for what cannot be imported.
+
+    >>> find_object("two", "number", {"two": 2}), find_object("math:pi", "number", {}) > 3
+    (2, True)
+    """
+    if name in registry:
+        return registry[name]
+    if ":" in name:
+        return import_object(name, kind)
+    packages = entry_points(kind)
+    if name not in packages:
+        raise UserError(f"there is no {kind} called '{name}'; {suggest_names(name, sorted({*registry, *packages}))}")
+    return import_object(packages[name], kind)
 
 
 def import_object(name: str, kind: str) -> Any:

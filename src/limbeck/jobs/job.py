@@ -129,7 +129,7 @@ class Job:
 def prepare(
     data: DataSource,
     *,
-    method: str = "mct",
+    method: str | Method = "mct",
     out: str | Path | None = None,
     experts: str | Path | None = None,
     device: str = "cpu",

@@ -23,7 +23,7 @@ from limbeck.jobs.checkpoint import Checkpoint, KeepBest, Log
 from limbeck.jobs.job import Job, prepare, prepare_experts
 from limbeck.jobs.record import RunFolder
 from limbeck.jobs.results import evaluate_run, stage_timer, write_results
-from limbeck.methods import Plan
+from limbeck.methods import Method, Plan
 from limbeck.report.page import write_report
 from limbeck.synthetic.distilled import DistilledSet
 from limbeck.synthetic.grids import image_grid, image_strip, save_png
@@ -91,7 +91,7 @@ def _run_stages(job: Job, listen: Listener) -> None:
 def distill(
     data: DataSource,
     *,
-    method: str = "mct",
+    method: str | Method = "mct",
     out: str | Path | None = None,
     experts: str | Path | None = None,
     device: str = "cpu",
@@ -102,6 +102,7 @@ def distill(
     """Distil `data` by `method` into a run folder and return its path: `run(prepare(...))`.
 
     data:    what `load_data` takes: a name, a path, an `ImageData`.
+    method:  a name of `limbeck methods`, MODULE:NAME of your own, or a `Method`.
     out:     the run folder; by default runs/DATA-METHOD-ipcN-seedS.
     experts: a store of experts; by default they are trained, or found again, in a store named by its content.
     listen:  hears of progress, see `limbeck.core.events.Listener`.

@@ -1,5 +1,7 @@
 """Methods by name. To add one: a file with a config, a plan and a `Method`, and a line here.
 
+A user's own needs no line: `find_method` also takes MODULE:NAME, and entry points of the group `limbeck.methods`.
+
 >>> import limbeck
 >>> limbeck.METHODS["mct"].summary
 'match convexified expert trajectories, from any real start epoch'
@@ -9,7 +11,10 @@
 
 from __future__ import annotations
 
-from limbeck.core.errors import UserError, suggest_names
+import re
+
+from limbeck.core.errors import UserError
+from limbeck.core.user_imports import find_object
 from limbeck.methods.coreset import CORESET_METHODS
 from limbeck.methods.datm import DATM
 from limbeck.methods.dc import DC
@@ -33,8 +38,25 @@ METHODS: dict[str, Method] = {
 }
 
 
-def find_method(name: str) -> Method:
-    """Return the method of this name; UserError with the nearest names if there is none."""
-    if name not in METHODS:
-        raise UserError(f"there is no method called '{name}'; {suggest_names(name, METHODS)}")
-    return METHODS[name]
+def find_method(name: str | Method) -> Method:
+    """Return the method of this name: of `METHODS`, of an installed package, or a user's own MODULE:NAME.
+
+    A `Method` is returned as it is, after the same checks. Raises UserError for a name that is none of these, for what
+    cannot be imported or is no `Method`, and for a user's method that has the name of another one.
+
+    >>> find_method("mct").learns
+    ('images', 'log_lr')
+    """
+    method = find_object(name, "method", METHODS) if isinstance(name, str) else name
+    if not isinstance(method, Method):
+        raise UserError(f"the method '{name}' is a {type(method).__name__}; it has to be a limbeck.methods.Method.")
+    if not (isinstance(method.config, type) and issubclass(method.config, MethodConfig)):
+        raise UserError(f"the config of the method '{method.name}' has to be a class derived from MethodConfig.")
+    if not re.fullmatch(r"\w[\w.+-]*", method.name):
+        raise UserError(f"a method cannot be called '{method.name}': a run folder has its name; take letters and '-'.")
+    if METHODS.get(method.name, method) is not method:
+        raise UserError(
+            f"limbeck has a method called '{method.name}' already; give yours another name: Method(name='my-"
+            f"{method.name}', ...)."
+        )
+    return method

@@ -105,6 +105,7 @@ class Method:
     threads_matter: whether the bits of a run depend on the number of threads although the network is compiled, because
         some gradient of the method goes through autograd.
     experimental: whether the method is not a reproduction of its source.
+    exact_gradient: whether the gradient of the objective is the derivative of its value; `limbeck check` asks.
     """
 
     name: str
@@ -118,6 +119,7 @@ class Method:
     learns: tuple[str, ...] = ("images", "log_lr")
     threads_matter: bool = False
     experimental: bool = False
+    exact_gradient: bool = True
 
     def resolve_options(self, config: Any, facts: DataFacts) -> Any:
         """Return the options that `plan` takes; UserError for options that do not fit together."""

@@ -61,4 +61,5 @@ TESLA = Method(
     plan=plan,
     resolve=resolve,
     expert_defaults={"keep": "both"},
+    exact_gradient=False,
 )

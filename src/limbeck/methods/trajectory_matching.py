@@ -96,11 +96,18 @@ def resolve_lengths(config: RecordedConfig, facts: DataFacts) -> dict[str, int]:
     return {"expert_epochs": span, "max_start_epoch": start}
 
 
-def init_synthetic_set(init: str, inputs: MethodInputs, lr: float, canvas: int = 1) -> SyntheticSet:
+def init_synthetic_set(
+    init: str,
+    inputs: MethodInputs,
+    lr: float,
+    canvas: int = 1,
+    learned: tuple[str, ...] = ("images", "log_lr"),
+) -> SyntheticSet:
     """Return a set with its classes: real images that the coreset `init` chooses, or noise.
 
     lr: the student's step size.
     canvas: an image is a mosaic of canvas x canvas real images, or noise of that size.
+    learned: names of the parameters that the method optimises.
     Raises UserError for canvases of whitened images: whitening is fitted to images of one size.
     """
     if canvas > 1 and inputs.task.preprocess.kind == "zca":
@@ -108,10 +115,10 @@ def init_synthetic_set(init: str, inputs: MethodInputs, lr: float, canvas: int =
             "--canvas needs --preprocess normalise: whitening is of whole images, a crop of a canvas is none."
         )
     if init == "noise":
-        return SyntheticSet.from_images(*draw_noise(inputs, canvas), lr)
+        return SyntheticSet.from_images(*draw_noise(inputs, canvas), lr, learned)
     rows = select_real(init, inputs, inputs.ipc * canvas**2)
     labels = inputs.task.train[1][rows[:: canvas**2]]
-    return SyntheticSet.from_images(make_canvases(take_real(rows, inputs), canvas), labels, lr)
+    return SyntheticSet.from_images(make_canvases(take_real(rows, inputs), canvas), labels, lr, learned)
 
 
 def make_canvases(images: Tensor, canvas: int) -> Tensor:

@@ -17,8 +17,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from limbeck.core.errors import UserError, suggest_names
-from limbeck.core.user_imports import import_object
+from limbeck.core.errors import UserError
+from limbeck.core.user_imports import find_object
 from limbeck.networks.alexnet import AlexNet
 from limbeck.networks.convnet import MLP, ConvNet, default_depth, widening
 from limbeck.networks.flat import FlatModel
@@ -48,21 +48,19 @@ MODELS: dict[str, Factory] = {
 
 
 def find_network(name: str) -> Factory:
-    """The function that builds the network of this name: of `MODELS`, of timm (timm:NAME), or a user's (MODULE:NAME).
+    """The function that builds the network of this name: of `MODELS`, of timm (timm:NAME), or the user's.
+
+    The user's are MODULE:NAME, and the entry points of the group `limbeck.networks`.
 
     Raises UserError for a name that is none of these, and for what cannot be imported.
 
     >>> find_network("lenet")
     <class 'limbeck.networks.lenet.LeNet'>
     """
-    if name in MODELS:
-        return MODELS[name]
-    prefix, colon, model = name.partition(":")
-    if not colon:
-        raise UserError(f"there is no network called '{name}'; {suggest_names(name, sorted(MODELS))}")
-    if prefix == "timm":
+    prefix, _, model = name.partition(":")
+    if prefix == "timm" and model:
         return partial(TimmNetwork, model)
-    factory = import_object(name, "network")
+    factory = find_object(name, "network", MODELS)
     if not callable(factory):
         raise UserError(
             f"the network '{name}' is a {type(factory).__name__}; it has to be a function of (channels, size, classes) "
@@ -144,7 +142,7 @@ def flat_model(config: ModelConfig, shape: tuple[int, int, int], classes: int) -
         try:
             return factory(channels, (height, width), classes, **options)
         except Exception as error:  # of the user's own code, anything
-            if ":" not in config.name or isinstance(error, UserError):
+            if config.name in MODELS or isinstance(error, UserError):
                 raise
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:150]}"
             raise UserError(

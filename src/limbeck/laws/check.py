@@ -1,0 +1,94 @@
+"""Finds a method, network or selector by name, of limbeck or of a user, and checks the laws of its kind."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from limbeck.core.errors import UserError, suggest_names
+from limbeck.core.user_imports import entry_points, import_object
+from limbeck.data import DataSource, load_data
+from limbeck.jobs.rehearsal import subset
+from limbeck.laws.law import Outcome, check_laws
+from limbeck.laws.methods import METHOD_LAWS, MethodTrial
+from limbeck.laws.networks import NETWORK_LAWS, NetworkTrial
+from limbeck.laws.selectors import SELECTOR_LAWS
+from limbeck.methods import METHODS, Method, find_method
+from limbeck.networks.registry import MODELS, ModelConfig
+from limbeck.select import SELECTORS
+from limbeck.task import make_task
+
+Kind = Literal["method", "network", "selector"]
+IMAGES, WIDTH = 30, 8
+"""Training images of a class in a trial of a method, and the channels of its ConvNet."""
+
+
+def find_kind(name: str) -> Kind:
+    """Whether a name is that of a method, a network or a selector.
+
+    MODULE:NAME is a method where it is a `Method`, a selector where its first parameter is called `features`, and a
+    network otherwise. Raises UserError for a name that is none of these, and for what cannot be imported.
+
+    >>> find_kind("mct"), find_kind("lenet"), find_kind("limbeck.select:herding")
+    ('method', 'network', 'selector')
+    """
+    if ":" in name and not name.startswith("timm:"):
+        return _kind_of_value(name, import_object(name, "plug-in"))
+    names: dict[Kind, set[str]] = {
+        "method": {*METHODS, *entry_points("method")},
+        "network": {*MODELS, *entry_points("network")},
+        "selector": {*SELECTORS},
+    }
+    if name.startswith("timm:"):
+        return "network"
+    for kind, known_names in names.items():
+        if name in known_names:
+            return kind
+    raise UserError(f"there is nothing called '{name}'; {suggest_names(name, sorted(set().union(*names.values())))}")
+
+
+def _kind_of_value(name: str, value: Any) -> Kind:
+    if isinstance(value, Method):
+        return "method"
+    if not callable(value):
+        raise UserError(
+            f"'{name}' is a {type(value).__name__}; it has to be a Method, a function (channels, size, classes) that "
+            "builds a network, or a selector (features, count, seed)."
+        )
+    try:
+        first = next(iter(inspect.signature(value).parameters), "")
+    except ValueError:
+        first = ""
+    return "selector" if first == "features" else "network"
+
+
+def check(
+    name: str, data: DataSource = "digits", kind: Kind | None = None, resize: int | None = None
+) -> Iterator[Outcome]:
+    """Yield the outcome of every law of a method, network or selector.
+
+    name:   MODULE:NAME of a user's own, or the name of one of limbeck's.
+    data:   images on which a method is tried, and whose shape and number of classes a network is built for.
+    kind:   what `name` is; by default `find_kind` says it.
+    resize: pixels a side of the images.
+
+    A method is tried with a small ConvNet, 30 images of a class, and a straight line between two random networks in
+    place of an expert. Raises UserError for what cannot be imported, is of the wrong type, or has a name of limbeck's.
+
+    >>> [outcome.status for outcome in check("limbeck.select:herding")]
+    ['passed', 'passed', 'passed']
+    """
+    kind = kind or find_kind(name)
+    if kind == "selector":
+        selector = SELECTORS[name] if name in SELECTORS else import_object(name, "selector")
+        yield from check_laws(SELECTOR_LAWS, selector)
+        return
+    method = find_method(name) if kind == "method" else None
+    images = load_data(data, resize=resize)
+    if method is None:
+        trial = NetworkTrial(ModelConfig(name=name), images.shape, images.num_classes)
+        yield from check_laws(NETWORK_LAWS, trial)
+        return
+    task = subset(make_task(images, ModelConfig(width=WIDTH)), IMAGES)
+    yield from check_laws(METHOD_LAWS, MethodTrial.on_stand_in(method, task))

@@ -1,0 +1,135 @@
+"""Methods, networks and selectors of a user, by MODULE:NAME and by entry points of installed packages."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from own_plugins import PLUGINS
+from small_runs import EVAL, read_json
+
+import limbeck
+from limbeck import METHODS, ModelConfig, UserError
+from limbeck.cli.main import main
+from limbeck.core.user_imports import entry_points
+from limbeck.methods import find_method
+from limbeck.networks.registry import find_network
+
+pytestmark = pytest.mark.usefixtures("home")
+SMALL: dict[str, Any] = {"model": ModelConfig(width=4), "eval": EVAL, "validate_networks": 1, "validate_epochs": 2}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder with the user's file; what is imported from it is forgotten after the test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    Path("plug.py").write_text(PLUGINS)
+    yield tmp_path
+    for name in [name for name in sys.modules if name.split(".")[0] in ("plug", "limbeck_means")]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installed package `limbeck_means` that offers a method and a network by entry points."""
+    place = folder / "site"
+    (place / "limbeck_means").mkdir(parents=True)
+    (place / "limbeck_means" / "__init__.py").write_text(PLUGINS)
+    info = place / "limbeck_means-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: limbeck-means\nVersion: 1.0\n")
+    groups = "[limbeck.methods]\nmeans = limbeck_means:METHOD\nbroken = limbeck_means:NO\nmct = limbeck_means:METHOD\n"
+    (info / "entry_points.txt").write_text(groups + "[limbeck.networks]\nmeans-net = limbeck_means:Net\n")
+    monkeypatch.syspath_prepend(str(place))
+    return place
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[Any, str, str]:
+    """The exit status, output and errors of a command."""
+    with pytest.raises(SystemExit) as end:
+        main(list(words))
+    output = capsys.readouterr()
+    return end.value.code, output.out, output.err
+
+
+def test_a_method_of_a_file_is_distilled_and_its_code_is_part_of_the_run(folder: Path) -> None:
+    path = limbeck.distill("digits", method="plug:METHOD", iterations=1, **SMALL)
+    config = read_json(path / "run.json")["config"]
+    assert path.name == "digits-means-ipc1-seed0"
+    assert (config["method"], config["iterations"], config["lr_img"]) == ("means", 1, 0.1)
+    stamp = (path / "results.json").stat().st_mtime_ns
+    again = limbeck.distill("digits", method=find_method("plug:METHOD"), iterations=1, **SMALL)
+    assert (again / "results.json").stat().st_mtime_ns == stamp, "the Method itself is the same job"
+    Path("plug.py").write_text(PLUGINS.replace("torch.rand(", "1 + torch.rand("))
+    del sys.modules["plug"]
+    with pytest.raises(UserError, match=r"a method whose source code has the hash \w{12}, not \w{12}"):
+        limbeck.distill("digits", method="plug:METHOD", iterations=1, **SMALL)
+
+
+def test_the_command_takes_a_method_of_a_file_with_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "distill", "--method", "plug:METHOD", "--help")
+    assert status == 0
+    assert "means options" in out
+    assert "Step size of the images." in out
+    words = ["distill", "digits", "--method", "plug:METHOD", "--lr-img", "0.5", "--model.width", "4", "--out", "run"]
+    words += ["--validate-networks", "1", "--validate-epochs", "2", "--eval.networks", "1", "--eval.epochs", "2"]
+    words += ["--eval.full-networks", "0"]
+    assert run(capsys, *words)[0] == 0
+    assert read_json(Path("run") / "run.json")["config"]["lr_img"] == 0.5
+    status, _, err = run(capsys, "distill", "digits", "--method", "plug:METHD")
+    assert status == 2
+    assert "did you mean METHOD" in err
+
+
+def test_entry_points_are_found_by_their_names(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert find_method("means").summary == "matches the mean image"
+    assert find_network("means-net").__name__ == "Net"
+    assert find_method("mct") is METHODS["mct"], "a package does not replace a method of limbeck"
+    path = limbeck.distill("digits", method="means", **{**SMALL, "model": ModelConfig(name="means-net")})
+    assert read_json(path / "run.json")["config"]["code"], "the source of an installed method counts"
+    with pytest.raises(UserError, match="limbeck_means has no 'NO'"):
+        find_method("broken")
+    with pytest.raises(UserError, match="no method called 'mean'; did you mean means"):
+        find_method("mean")
+    status, out, err = run(capsys, "methods", "--json")
+    assert status == 0
+    names = [entry["name"] for entry in json.loads(out)["methods"]]
+    assert names == [*METHODS, "means"]
+    assert "'broken' cannot be used: the method 'limbeck_means:NO': limbeck_means has no 'NO'" in err
+    assert "the method 'mct' of an installed package is not used: limbeck has one of this name" in err
+
+
+def test_without_packages_there_are_no_entry_points() -> None:
+    assert entry_points("method") == entry_points("network") == {}
+
+
+BAD = {
+    "NUMBER": "the method 'plug:NUMBER' is a int; it has to be a limbeck.methods.Method",
+    "Net": "the method 'plug:Net' is a type; it has to be",
+    "TAKEN": "limbeck has a method called 'mct' already; give yours another name",
+    "SLASH": "a method cannot be called 'a/b'",
+    "CONFIG": "the config of the method 'means' has to be a class derived from MethodConfig",
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_no_method_is_refused_in_a_sentence(name: str) -> None:
+    lines = ["from dataclasses import replace", "TAKEN = replace(METHOD, name='mct')"]
+    lines += ["SLASH = replace(METHOD, name='a/b')", "CONFIG = replace(METHOD, config=dict)"]
+    Path("plug.py").write_text(PLUGINS + "\n".join(lines))
+    with pytest.raises(UserError, match=BAD[name]) as refusal:
+        limbeck.prepare("digits", method=f"plug:{name}")
+    assert len(str(refusal.value)) <= 300
+    assert "\n" not in str(refusal.value)
+
+
+def test_limbecks_own_method_by_its_module_is_itself() -> None:
+    assert find_method("limbeck.methods.mct:MCT") is METHODS["mct"]
+    with pytest.raises(UserError, match="limbeck has a method called 'mct' already"):
+        find_method(replace(METHODS["mct"], summary="mine"))
