@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import TINY
+from own_plugins import PLUGINS
 
 from limbeck.cli.commands import COMMANDS, find_command
 
@@ -30,6 +32,8 @@ def _folders(artifacts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LIMBECK_HOME", str(tmp_path / "home"))  # which the example of `cache` clears
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    Path("my_file.py").write_text(PLUGINS + "make = Net\n")
+    monkeypatch.delitem(sys.modules, "my_file", raising=False)
     for name in ("digits", "mct", "mtt"):
         shutil.copytree(artifacts["run"], Path("runs") / name)
 

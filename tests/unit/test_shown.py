@@ -7,7 +7,7 @@ How a page is run:
   them the options of `SMALL`: the last one wins, so that the job shrinks and every word shown is still parsed.
   `make TARGET` is run as `make -n TARGET`. Names in `STAND_IN` are replaced. Nothing else may be shown.
 - ```python: run as it is, with `SMALL` forced on the functions of `FORCED`; >>> lines are compared with the output
-  below them.
+  below them. A block whose first line is `# NAME.py` is written to that file.
 - What cannot be run has a comment `<!-- not run: WHY -->` above it, and is counted in `NOT_RUN`.
 - Any other block is text: no language, or one of `PLAIN`. The examples of commands.md are those of the commands' help,
   which tests/cli/test_help.py parses.
@@ -21,6 +21,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,7 +35,7 @@ import limbeck
 from limbeck.cli.main import main
 from limbeck.evaluation import regression
 from limbeck.evaluation.regression import RegressionConfig, fit_targets
-from limbeck.methods import METHODS
+from limbeck.methods import find_method
 
 ROOT = Path(__file__).parents[2]
 HISTORY = {"LOG.md", "changelog.md"}  # commands as they were
@@ -45,6 +46,7 @@ PAGES = [
 ]
 PLAIN = {"", "text", "{eval-rst}", "{toctree}", "{include}", "{options}", "{commands}"}
 BLOCK = re.compile(r"^(?:<!-- not run: (?P<why>.*?) -->\n)?```(?P<language>\S*).*?\n(?P<code>.*?)^```$", re.M | re.S)
+OWN_FILE = re.compile(r"# (\w+\.py)\n")
 
 NOT_RUN = {
     ("docs/install.md", "it installs"): 1,
@@ -115,7 +117,7 @@ def make_flags(options: dict[str, Any], prefix: str = "--") -> Iterator[str]:
 
 def shrink_options(options: dict[str, Any], method: str) -> dict[str, Any]:
     """`options`, and those of `METHOD` that this method has."""
-    fields = METHODS[method].config.model_fields
+    fields = find_method(method).config.model_fields
     return {**options, **{name: value for name, value in METHOD.items() if name in fields}}
 
 
@@ -229,6 +231,7 @@ def test_what_a_page_shows_runs(
 ) -> None:
     shutil.copytree(desk, tmp_path / "desk")
     monkeypatch.chdir(tmp_path / "desk")
+    monkeypatch.syspath_prepend(str(tmp_path / "desk"))
     for name, options in FORCED.items():
         monkeypatch.setattr(limbeck, name, force_options(getattr(limbeck, name), options))
     monkeypatch.setattr(regression, "fit_targets", fit_in_two_steps)
@@ -237,6 +240,9 @@ def test_what_a_page_shows_runs(
         if block.language == "console":
             for words in split_commands(block.code):
                 run_command(words)
+        elif file := OWN_FILE.match(block.code):
+            Path(file[1]).write_text(block.code, encoding="utf-8")
+            monkeypatch.delitem(sys.modules, file[1].removesuffix(".py"), raising=False)
         elif ">>>" in block.code:
             test = doctest.DocTestParser().get_doctest(block.code, namespace, page.name, None, 0)
             runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)

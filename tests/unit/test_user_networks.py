@@ -90,7 +90,7 @@ BAD = {
     "my_syntax:make": "SyntaxError in its module",
     "my_needs:make": "its module needs 'no_such_package'",
     "my_exit:make": "SystemExit in its module: 2",
-    "nonesuch": "no network called 'nonesuch'; choose one of alexnet",
+    "nonesuch": "no network called 'nonesuch'; choose one of convnet",
 }
 
 

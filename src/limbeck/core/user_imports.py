@@ -39,7 +39,7 @@ def find_object(name: str, kind: str, registry: Mapping[str, Any]) -> Any:
         return import_object(name, kind)
     packages = entry_points(kind)
     if name not in packages:
-        raise UserError(f"there is no {kind} called '{name}'; {suggest_names(name, sorted({*registry, *packages}))}")
+        raise UserError(f"there is no {kind} called '{name}'; {suggest_names(name, [*registry, *packages])}")
     return import_object(packages[name], kind)
 
 
