@@ -140,6 +140,16 @@ def test_wide_pictures_are_resized_before_they_are_scaled(tmp_path: Path) -> Non
     assert np.abs(pixels_of(data) - np.stack(resized) / 4095 * 255).max() <= 0.54
 
 
+@pytest.mark.parametrize("source", ["folder", "pairs"])
+def test_the_range_is_that_of_the_files_at_every_size(tmp_path: Path, source: str) -> None:
+    """Resizing averages the few brightest pixels away: 12 bits looked like 10."""
+    images = wide(10)
+    images[:, 0, 0] = 4095
+    for size in (None, (2, 2)):
+        data = load_data(write(source, tmp_path, images), resize=size, **split_of_pairs(source, images))
+        assert any("to 4095: 0 to 4095 became 0 to 255" in note for note in data.notes), data.notes
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_pixels_that_are_no_numbers_are_named(tmp_path: Path, value: float) -> None:
     images = np.random.default_rng(0).random((10, 6, 5), np.float32)

@@ -142,7 +142,7 @@ class _Collection:
         if pixels.dtype == np.uint8 and self.pixel_range is None:
             return pixels
         refuse_nan(pixels, picture.where)
-        low, high = find_limits(pixels)
+        low, high = picture.limits or find_limits(pixels)
         self.low, self.high = min(self.low, low), max(self.high, high)
         self.floats += pixels.dtype.kind == "f"
         self.wide += pixels.dtype.kind in "ui" and pixels.dtype != np.uint8

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from limbeck.core.errors import UserError
 from limbeck.data.images import Array, Size, as_images, describe_resize
-from limbeck.data.pixels import read_pixels
+from limbeck.data.pixels import PixelRange, find_limits, read_pixels
 from limbeck.data.tree import File
 
 FORMATS = (
@@ -46,11 +46,13 @@ class Picture(NamedTuple):
     pixels:  (h, w) in grey or (h, w, 3) in RGB; uint8, or of another type of real numbers with its own range.
     where:   its source, for messages.
     remarks: what was done to it, each the end of a sentence about images.
+    limits:  the lowest and highest value before it was resized, for other types than uint8; None: those of `pixels`.
     """
 
     pixels: Array
     where: str
     remarks: tuple[str, ...] = ()
+    limits: PixelRange | None = None
 
 
 @cache
@@ -167,14 +169,16 @@ def _composite_on_white(image: Image.Image) -> tuple[Image.Image, str]:
 
 
 def _resize(image: Image.Image, where: str, size: Size | None, remarks: list[str]) -> Picture:
+    limits = None
     if size is not None and image.size != size[::-1]:
         whole = image.mode == "I"
+        limits = find_limits(np.asarray(image)) if image.mode in ("I", "F") else None
         image = image.convert("F") if whole else image
         image = image.resize(size[::-1], Image.Resampling.BILINEAR)
         if whole:
             image = Image.fromarray(np.rint(np.asarray(image)).astype(np.int32))
         remarks = [*remarks, describe_resize(size)]
-    return Picture(np.asarray(image), where, tuple(remarks))
+    return Picture(np.asarray(image), where, tuple(remarks), limits)
 
 
 def _from_array(pixels: Array, where: str, size: Size | None) -> Picture:
@@ -188,7 +192,8 @@ def _from_array(pixels: Array, where: str, size: Size | None) -> Picture:
     kind = np.int32 if pixels.dtype.kind in "ui" else np.float32
     planes = [Image.fromarray(np.ascontiguousarray(channels[..., c], kind)) for c in range(channels.shape[2])]
     resized = np.stack([_resize(plane, where, size, []).pixels for plane in planes], -1)
-    return Picture(resized[..., 0] if pixels.ndim == 2 else resized, where, (describe_resize(size),))
+    resized = resized[..., 0] if pixels.ndim == 2 else resized
+    return Picture(resized, where, (describe_resize(size),), find_limits(pixels))
 
 
 def as_encoded(image: Any, where: str) -> Encoded:

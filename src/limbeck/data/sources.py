@@ -220,9 +220,12 @@ def _fork(path: str, inner: str) -> str:
     return parts[start] + ("/" if parts[start + 1 :] else "")
 
 
+UNTELLING = {"raw", "default", "archive", "download", "downloads", "datasets"}
+
+
 def _is_telling(name: str) -> bool:
     """Whether the name of a folder says what lies in it, unlike "data" or "raw", or "default" on the hub."""
-    return not all(word in NEUTRAL or word in SPLIT_OF or word in ("raw", "default") for word in name_parts(name))
+    return not all(word in NEUTRAL or word in SPLIT_OF or word in UNTELLING for word in name_parts(name))
 
 
 def open_tree(path: Path, follow_links: bool = False) -> Tree:
