@@ -364,11 +364,9 @@ def test_the_command_shows_and_clears(
     size = entry.stat().st_size
     assert outputs["entries"]["images"] == {entry.name: size}
     assert outputs["entries"]["experts"] == {"digits-1": 5}
-    assert outputs["bytes"] == {
-        "images": entry.stat().st_size,
+    assert {name: count for name, count in outputs["bytes"].items() if count} == {
+        "images": size,
         "experts": 5,
-        "baselines": 0,
-        "pictures": 0,
         "kernels": 3,
     }
     text = call()
