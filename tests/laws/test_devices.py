@@ -267,7 +267,7 @@ def test_experts_are_trained_scored_and_written(
 
 
 def test_networks_are_evaluated(elsewhere: Elsewhere, task: Task) -> None:
-    """With the accuracies there are here; the processor waits four times a network: finite, classes, two accuracies."""
+    """With the accuracies there are here; the processor waits three times a network: finite, logits, classes."""
     config = EvalConfig(networks=2, epochs=3, batch_size=8, baseline_lrs=(0.01, 0.05))
     pair = task.train[0][:20], task.train[1][:20]
     with elsewhere:
@@ -276,7 +276,7 @@ def test_networks_are_evaluated(elsewhere: Elsewhere, task: Task) -> None:
         assert moved.validation[0].device == DEVICE
         elsewhere.reads.clear()
         lr = best_lr(moved, lambda _seed: sent, config, 5)
-    assert Counter(waits(elsewhere)) == {"training.plain.score": 4 * len(config.baseline_lrs) * config.networks}
+    assert Counter(waits(elsewhere)) == {"evaluation.outcome.measure": 3 * len(config.baseline_lrs) * config.networks}
     assert lr == best_lr(task, lambda _seed: pair, config, 5)
     in_order(elsewhere)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from scipy.special import betaincinv
 from torch import Tensor
 
 
@@ -37,6 +36,8 @@ def mixup(images: Tensor, labels: Tensor, generator: torch.Generator, alpha: flo
     lambda is one number of Beta(alpha, alpha) for the whole batch; the default alpha is DD-Ranking's.
     Returns new images and labels.
     """
+    from scipy.special import betaincinv  # here, because parsing a command line loads this module
+
     uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
     lam = float(betaincinv(alpha, alpha, uniform))  # the quantile function of Beta(alpha, alpha)
     order = torch.randperm(len(images), generator=generator).to(images.device)

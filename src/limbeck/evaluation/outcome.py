@@ -33,10 +33,10 @@ def measure(network: Network, theta: Tensor, images: Tensor, labels: Tensor, cla
     """The outcome of a network at theta (P,) on images (n, c, h, w) without augmentation and their classes (n,)."""
     if not bool(torch.isfinite(theta).all()):
         return Outcome(0.0, 0.0, torch.zeros(classes, classes, dtype=torch.int64), nan)
-    logits = predict_logits(network, theta, images)
+    logits, labels = predict_logits(network, theta, images).cpu(), labels.cpu()  # once, as the rest waits otherwise
     predictions = logits.argmax(1)
-    counts = confusion_matrix(labels.cpu(), predictions.cpu(), classes)
-    return Outcome(*score_classes(predictions, labels), counts, calibration_error(logits.cpu(), labels.cpu()))
+    counts = confusion_matrix(labels, predictions, classes)
+    return Outcome(*score_classes(predictions, labels), counts, calibration_error(logits, labels))
 
 
 def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int) -> Tensor:
