@@ -19,7 +19,7 @@ from limbeck.evaluation.trials import evaluate_set
 from limbeck.experts import Expert, Recorded, Store
 from limbeck.methods import MethodInputs
 from limbeck.methods.coreset import CORESETS, CoresetName, select_real
-from limbeck.methods.initial import InitName
+from limbeck.methods.initial import RealName
 from limbeck.methods.trajectory_matching import init_synthetic_set
 from limbeck.select.scores import early_checkpoints, el2n, extract_features, forgetting, grand
 from limbeck.task import Task, make_task
@@ -84,7 +84,7 @@ def test_scores_are_taken_after_a_tenth_of_the_epochs(task: Task) -> None:
 
 def test_the_names_for_options_are_those_of_the_table_and_of_the_registry() -> None:
     assert get_args(CoresetName) == tuple(CORESETS)
-    assert get_args(InitName) == (*CORESETS, "noise")
+    assert get_args(RealName) == (*CORESETS, "noise")
     assert set(CORESETS) <= set(METHODS)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from own_plugins import PLUGINS
 from small_runs import EVAL, read_json
 
@@ -17,7 +18,8 @@ import limbeck
 from limbeck import METHODS, ModelConfig, UserError
 from limbeck.cli.main import main
 from limbeck.core.user_imports import entry_points
-from limbeck.methods import find_method
+from limbeck.methods import MethodInputs, find_method
+from limbeck.methods.coreset import select_real
 from limbeck.networks.registry import find_network
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -45,7 +47,9 @@ def package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: limbeck-means\nVersion: 1.0\n")
     groups = "[limbeck.methods]\nmeans = limbeck_means:METHOD\nbroken = limbeck_means:NO\nmct = limbeck_means:METHOD\n"
-    (info / "entry_points.txt").write_text(groups + "[limbeck.networks]\nmeans-net = limbeck_means:Net\n")
+    groups += "[limbeck.networks]\nmeans-net = limbeck_means:Net\n"
+    groups += "[limbeck.selectors]\nmeans-select = limbeck_means:select\n"
+    (info / "entry_points.txt").write_text(groups)
     monkeypatch.syspath_prepend(str(place))
     return place
 
@@ -103,6 +107,59 @@ def test_entry_points_are_found_by_their_names(package: Path, capsys: pytest.Cap
     assert names == [*METHODS, "means"]
     assert "'broken' cannot be used: the method 'limbeck_means:NO': limbeck_means has no 'NO'" in err
     assert "the method 'mct' of an installed package is not used: limbeck has one of this name" in err
+
+
+def test_a_selector_of_a_file_chooses_the_start_and_its_code_is_part_of_the_run(folder: Path) -> None:
+    def distill(**options: Any) -> Path:
+        return limbeck.distill("digits", method="dm", init="plug:select", iterations=1, **{**SMALL, **options})
+
+    path = distill()
+    config = read_json(path / "run.json")["config"]
+    assert config["init"] == "plug:select"
+    assert config["code"]
+    inputs = MethodInputs(limbeck.prepare("digits", method="random").task, [], 2, 0)
+    rows = select_real("plug:select", inputs, 2)
+    assert inputs.task.train[1][rows].tolist() == sorted(2 * list(range(10)))
+    assert torch.equal(rows, select_real("plug:select", inputs, 2))
+    assert not torch.equal(rows, select_real("random", inputs, 2))
+    Path("plug.py").write_text(PLUGINS.replace("return order[:count]", "return order[-count:]"))
+    del sys.modules["plug"]
+    assert not torch.equal(rows, select_real("plug:select", inputs, 2))
+    with pytest.raises(UserError, match="whose source code has the hash"):
+        distill()
+
+
+def test_a_selector_of_a_package_chooses_the_start(package: Path) -> None:
+    job = limbeck.prepare("digits", method="dm", init="means-select")
+    assert job.resolved["init"] == "means-select"
+    assert job.resolved["code"]
+    assert "code" not in limbeck.prepare("digits", method="dm", init="kmeans").resolved
+
+
+BAD_SELECTORS = {
+    "plug:NUMBER": "the selector 'plug:NUMBER' is a int; it has to be a function",
+    "plug:selct": "plug has no 'selct'; did you mean select",
+    "plug:short": r"returned rows of shape \(0,\) where 1 were asked for; 'limbeck check'",
+    "selct": "Input should be one of random, .*, dream or my_file:select",
+}
+
+
+@pytest.mark.parametrize("name", BAD_SELECTORS)
+def test_what_is_no_selector_is_refused_in_a_sentence(name: str) -> None:
+    Path("plug.py").write_text(PLUGINS + "\ndef short(features, count, seed):\n    return torch.arange(0)\n")
+    with pytest.raises(UserError, match=BAD_SELECTORS[name]) as refusal:
+        limbeck.prepare("digits", method="dm", init=name)
+    assert len(str(refusal.value)) <= 300
+
+
+def test_the_command_takes_a_selector_of_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "distill", "--method", "dm", "--help")
+    assert status == 0
+    assert "MODULE:NAME}" in out
+    assert run(capsys, "estimate", "digits", "--method", "dm", "--init", "plug:select", "--model.width", "4")[0] == 0
+    status, _, err = run(capsys, "estimate", "digits", "--method", "dm", "--init", "selct")
+    assert status == 2
+    assert "--init: input should be one of random, kmeans" in err
 
 
 def test_without_packages_there_are_no_entry_points() -> None:

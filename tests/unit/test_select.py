@@ -13,6 +13,7 @@ from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.core.rng import derive_seed
+from limbeck.laws import SELECTOR_LAWS, check_laws
 from limbeck.select import SELECTORS, herding, kcentre, kmeans, select_per_class, topk
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
@@ -28,6 +29,12 @@ def blobs(count: int, size: int, seed: int = 0) -> Tensor:
 
 def cloud(count: int, size: int, seed: int = 0) -> Tensor:
     return torch.randn(count, size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_a_selector_meets_the_laws_of_limbeck_check(name: str) -> None:
+    outcomes = list(check_laws(SELECTOR_LAWS, SELECTORS[name]))
+    assert [outcome.status for outcome in outcomes] == ["passed"] * len(SELECTOR_LAWS), outcomes
 
 
 @pytest.mark.parametrize("name", SELECTORS)

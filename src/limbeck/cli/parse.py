@@ -6,7 +6,7 @@ import inspect
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 from pydantic import BaseModel, ValidationError
@@ -163,4 +163,21 @@ def describe_optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] 
         is_instance=lambda value: value is None or spec.is_instance(value),
         str_from_instance=lambda value: ["None"] if value is None else spec.str_from_instance(value),
         choices=None if spec.choices is None else (*spec.choices, "None"),
+    )
+
+
+@REGISTRY.primitive_rule
+def describe_open_choice(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """One of several names, or one of the user's own: the help shows the names, and the model checks the word."""
+    kinds = get_args(info.type)
+    if get_origin(info.type) not in (Union, types.UnionType) or len(kinds) != 2 or kinds[1] is not str:
+        return None
+    if get_origin(kinds[0]) is not Literal:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=f"{{{','.join(get_args(kinds[0]))},MODULE:NAME}}",
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda value: [value],
     )

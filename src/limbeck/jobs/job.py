@@ -26,6 +26,7 @@ from limbeck.jobs.config import JobConfig, check_options
 from limbeck.jobs.record import RunFolder, versions
 from limbeck.jobs.rehearsal import check_plan
 from limbeck.methods import DataFacts, Method, MethodInputs, Plan, find_method
+from limbeck.methods.initial import find_own_selector
 from limbeck.networks.registry import find_network
 from limbeck.task import Task, make_task, restore_switches
 
@@ -75,7 +76,8 @@ class Job:
         if self.config.fill == "none":  # as runs were recorded before there was the option
             del resolved["fill"]
         network = find_network(self.config.model.name)
-        code = source_key(self.method.plan, self.method.resolve, self.method.config, network)
+        selector = find_own_selector(self.options)
+        code = source_key(self.method.plan, self.method.resolve, self.method.config, network, selector)
         resolved = {**resolved, "code": code} if code else resolved
         return cast("dict[str, Any]", json.loads(json.dumps(resolved)))  # as a file holds it
 

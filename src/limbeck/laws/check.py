@@ -16,7 +16,7 @@ from limbeck.laws.networks import NETWORK_LAWS, NetworkTrial
 from limbeck.laws.selectors import SELECTOR_LAWS
 from limbeck.methods import METHODS, Method, find_method
 from limbeck.networks.registry import MODELS, ModelConfig
-from limbeck.select import SELECTORS
+from limbeck.select import SELECTORS, find_selector
 from limbeck.task import make_task
 
 Kind = Literal["method", "network", "selector"]
@@ -38,7 +38,7 @@ def find_kind(name: str) -> Kind:
     names: dict[Kind, set[str]] = {
         "method": {*METHODS, *entry_points("method")},
         "network": {*MODELS, *entry_points("network")},
-        "selector": {*SELECTORS},
+        "selector": {*SELECTORS, *entry_points("selector")},
     }
     if name.startswith("timm:"):
         return "network"
@@ -81,8 +81,7 @@ def check(
     """
     kind = kind or find_kind(name)
     if kind == "selector":
-        selector = SELECTORS[name] if name in SELECTORS else import_object(name, "selector")
-        yield from check_laws(SELECTOR_LAWS, selector)
+        yield from check_laws(SELECTOR_LAWS, find_selector(name))
         return
     method = find_method(name) if kind == "method" else None
     images = load_data(data, resize=resize)

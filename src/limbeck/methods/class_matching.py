@@ -13,7 +13,7 @@ from limbeck.core.errors import UserError
 from limbeck.core.rng import derive_seed
 from limbeck.data import Preprocess
 from limbeck.methods.coreset import select_real, take_real
-from limbeck.methods.initial import InitName, draw_noise
+from limbeck.methods.initial import DreamInitName, draw_noise
 from limbeck.methods.plan import MethodConfig, MethodInputs
 from limbeck.objectives.classes import RowSampler
 from limbeck.objectives.online_network import OnlineNetwork
@@ -38,7 +38,7 @@ class ClassMatchingConfig(MethodConfig):
     """Real images per class and outer step."""
     momentum: float = Field(default=0.5, ge=0, lt=1)
     """Momentum of SGD on the images."""
-    init: Literal[InitName, "dream"] = "random"
+    init: DreamInitName = "random"
     """A coreset, real images by clusters of an untrained network's features (dream), or noise."""
     policy: Literal["random", "dream", "centre", "boundary"] = "random"
     """Real images: random, by clusters of features (dream), or by distance to the class mean (centre, boundary)."""

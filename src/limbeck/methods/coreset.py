@@ -11,11 +11,12 @@ from pydantic import Field
 from torch import Tensor
 
 from limbeck.core.errors import UserError
+from limbeck.core.user_imports import entry_points
 from limbeck.experts.store import Kind
 from limbeck.methods.plan import Method, MethodConfig, MethodInputs, Plan
 from limbeck.networks.losses import CrossEntropy
 from limbeck.networks.statistics import for_inference
-from limbeck.select import herding, kcentre, kmeans, random, topk
+from limbeck.select import find_selector, herding, kcentre, kmeans, random, topk
 from limbeck.select.coresets import Selector, select_correct, select_per_class
 from limbeck.select.fill import take_images
 from limbeck.select.scores import early_checkpoints, el2n, extract_features, forgetting, grand
@@ -145,14 +146,22 @@ CoresetName = Literal[
 """The names in `CORESETS`, as the type of an option."""
 
 
+def is_own_selector(name: str) -> bool:
+    """Return whether a name has the form of a user's selector: MODULE:NAME, or an entry point of a package."""
+    return ":" in name or name in entry_points("selector")
+
+
 def select_real(name: str, inputs: MethodInputs, ipc: int) -> Tensor:
     """Return rows (classes * ipc,) of real images, `ipc` of every class, by the coreset of this name.
 
+    name: one of `CORESETS`, or a user's selector (MODULE:NAME, or an entry point), which compares pixels.
     With `inputs.fill`, a class with fewer images gives all of them, again and again. Otherwise this raises UserError
     for such a class. Raises UserError for an unknown name, and for scores by experts where there are none.
     """
     if name not in CORESETS:
-        raise UserError(f"there is no way to choose real images called '{name}'; use one of {', '.join(CORESETS)}.")
+        if not is_own_selector(name):
+            raise UserError(f"there is no way to choose real images called '{name}'; use one of {', '.join(CORESETS)}.")
+        return select_by(find_selector(name), pixels, inputs, ipc).to(inputs.task.device)
     if not inputs.trajectories and name in ("forgetting", "el2n", "grand", "correct"):
         raise UserError(f"'{name}' judges images by trained experts; name a store of them with --experts.")
     return CORESETS[name].select(inputs, ipc).to(inputs.task.device)

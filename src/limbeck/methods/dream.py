@@ -7,14 +7,14 @@ from typing import Literal
 from pydantic import Field
 
 from limbeck.methods.idc import IDCConfig, IDCOptions, plan, resolve_step_size
-from limbeck.methods.initial import InitName
+from limbeck.methods.initial import DreamInitName
 from limbeck.methods.plan import DataFacts, Method
 
 
 class DREAMConfig(IDCConfig):
     """Options of DREAM: those of IDC, with other defaults."""
 
-    init: Literal[InitName, "dream"] = "dream"
+    init: DreamInitName = "dream"
     """A coreset, real images by clusters of an untrained network's features (dream), or noise."""
     policy: Literal["random", "dream", "centre", "boundary"] = "dream"
     """Real images: random, by clusters of features (dream), or by distance to the class mean (centre, boundary)."""

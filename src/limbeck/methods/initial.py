@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Literal, get_args
 
 import torch
+from pydantic import AfterValidator
+from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from limbeck.core.rng import make_generator
-from limbeck.methods.coreset import CoresetName
-from limbeck.methods.plan import MethodInputs
+from limbeck.methods.coreset import CoresetName, is_own_selector
+from limbeck.methods.plan import MethodConfig, MethodInputs
+from limbeck.select import find_selector
+from limbeck.select.coresets import Selector
 
-InitName = Literal[CoresetName, "noise"]
-"""The type of the option --init: a coreset, or noise."""
+RealName = Literal[CoresetName, "noise"]
+DreamRealName = Literal[CoresetName, "noise", "dream"]
+
+
+def _check_name(names: Sequence[str], name: str) -> str:
+    """Return the name; a validation error for one that is neither of `names` nor that of a user's selector."""
+    if name not in names and not is_own_selector(name):
+        choices = ", ".join(names)
+        raise PydanticCustomError("init", "Input should be one of {choices} or my_file:select", {"choices": choices})
+    return name
+
+
+InitName = Annotated[RealName | str, AfterValidator(partial(_check_name, get_args(RealName)))]
+"""The type of the option --init: a coreset, noise, or a user's selector."""
+
+DreamInitName = Annotated[DreamRealName | str, AfterValidator(partial(_check_name, get_args(DreamRealName)))]
+"""The same, or DREAM's choice."""
+
+
+def find_own_selector(config: MethodConfig) -> Selector | None:
+    """Return the user's selector that the option `init` of a method names; None where it names none."""
+    name = getattr(config, "init", None)
+    return find_selector(name) if isinstance(name, str) and name not in get_args(DreamRealName) else None
 
 
 def draw_noise(inputs: MethodInputs, canvas: int = 1) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.core.rng import derive_seed, make_generator
+from limbeck.core.user_imports import find_object
 from limbeck.select.clusters import append_random, nearest_to_centres, random_order
 from limbeck.select.fill import repeat_rows
 
@@ -75,6 +76,24 @@ SELECTORS: dict[str, Selector] = {
 }
 
 
+def find_selector(name: str) -> Selector:
+    """The selector of this name: of `SELECTORS`, of an installed package, or a user's own MODULE:NAME.
+
+    Packages offer selectors by entry points of the group `limbeck.selectors`. Raises UserError for a name that is none
+    of these, and for what cannot be imported or called.
+
+    >>> find_selector("herding").__name__
+    'herding'
+    """
+    selector = find_object(name, "selector", SELECTORS)
+    if not callable(selector):
+        raise UserError(
+            f"the selector '{name}' is a {type(selector).__name__}; it has to be a function "
+            "(features, count, seed) that returns rows."
+        )
+    return selector  # type: ignore[no-any-return]
+
+
 def rows_by_class(labels: Tensor, classes: int, ipc: int = 0) -> tuple[Tensor, ...]:
     """The rows of each class (m_c,), in order, of labels (n,). Raises UserError for a class with fewer than `ipc`.
 
@@ -103,20 +122,24 @@ def select_per_class(
 ) -> Tensor:
     """Rows of `ipc` images of every class, class by class: int64 (classes * ipc,) on the CPU.
 
-    selector: a name in `SELECTORS`, or a function like those.
+    selector: a name as `find_selector` takes it, or a function like those in `SELECTORS`.
     features: (n, ...), one row per image; labels: int64 (n,).
     repeat: a class with fewer than `ipc` images gives all of them, in the selector's order, again and again.
     Raises UserError for an unknown selector and, without `repeat`, for a class with fewer than `ipc` images.
     """
     if isinstance(selector, str):
-        if selector not in SELECTORS:
-            raise UserError(f"there is no selector called '{selector}'; choose one of {', '.join(SELECTORS)}.")
-        selector = SELECTORS[selector]
+        selector = find_selector(selector)
     rows = []
     for label, members in enumerate(rows_by_class(labels, classes, 1 if repeat else ipc)):
         members = members.cpu()
         class_features = features[members.to(features.device)].flatten(1)
-        chosen = selector(class_features, min(ipc, len(members)), derive_seed(seed, "select", label))
+        count = min(ipc, len(members))
+        chosen = selector(class_features, count, derive_seed(seed, "select", label))
+        if tuple(chosen.shape) != (count,):
+            raise UserError(
+                f"a selector returned rows of shape {tuple(chosen.shape)} where {count} were asked for; "
+                "'limbeck check' says what a selector has to do."
+            )
         rows.append(repeat_rows(members[chosen], ipc))
     return torch.cat(rows)
 
