@@ -181,7 +181,7 @@ def test_parquet_files_that_are_unfit_are_refused(tmp_path: Path) -> None:
     write(file, [0, 1], [[1, 2, 3], [1, 2, 3]])
     refuses(tmp_path, "a flat list of 3 pixels is no grey square")
     pq.write_table(pa.table({"img": [b"x", b"y"], "label": [0, 1]}), file)
-    refuses(tmp_path, "train-0.parquet row 0: not an image")
+    refuses(tmp_path, "2 images do not open: train-0.parquet row 0, train-0.parquet row 1")
     pq.write_table(table(names=["cat"]), file)
     refuses(tmp_path, "label 1 has no name among the 1 class names")
     pq.write_table(table(0), file)

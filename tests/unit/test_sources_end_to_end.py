@@ -127,7 +127,7 @@ def test_other_images_under_the_same_name_are_refused(capsys: pytest.CaptureFixt
     np.savez(data, **arrays)
     with pytest.raises(limbeck.UserError, match="fingerprint"):
         limbeck.evaluate(tmp_path / "run")
-    with pytest.raises(limbeck.UserError, match="a run with data "):
+    with pytest.raises(limbeck.UserError, match="a run on other images"):
         limbeck.distill(data, out=tmp_path / "run", **_options(tmp_path / "run"))
 
 

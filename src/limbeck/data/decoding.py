@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from math import prod
 
@@ -13,7 +13,7 @@ import torch
 from limbeck.core.errors import UserError
 from limbeck.data.images import Array, ReadOptions, Size
 from limbeck.data.memory import refuse_beyond_memory
-from limbeck.data.pictures import Encoded, Picture, decode_picture
+from limbeck.data.pictures import DamagedPicture, Encoded, Picture, decode_picture
 from limbeck.data.pixels import (
     HINT,
     PixelRange,
@@ -25,6 +25,7 @@ from limbeck.data.pixels import (
     scale_pixels,
 )
 
+SHOWN = 3  # damaged pictures in a sentence
 WINDOW = 64  # pictures that are decoded ahead, at most
 
 
@@ -43,11 +44,16 @@ def decode_splits(
     """
     collection = _Collection(options.pixel_range)
     stacks = {split: _Stack(count) for split, (count, _) in splits.items()}
+    failures: list[DamagedPicture] = []
     advance = options.announce(sum(count for count, _ in splits.values()), where)
     for split, (_, images) in splits.items():
         for picture in _decode_in_order(images, options.size):
-            stacks[split].append(collection.convert(picture))
+            if isinstance(picture, DamagedPicture):
+                failures.append(picture)
+            else:
+                stacks[split].append(collection.convert(picture))
             advance()
+    _refuse_failures(failures, where)
     pixel_range, notes = collection.choose_range(where)
     arrays = {split: stack.finish(pixel_range) for split, stack in stacks.items() if stack.size}
     if collection.rgb:
@@ -55,23 +61,40 @@ def decode_splits(
     return arrays, (*collection.notes(), *filter(None, notes))
 
 
-def _decode_in_order(images: Iterable[Encoded], size: Size | None) -> Iterator[Picture]:
-    """Decoded pictures in the order of `images`, decoded by as many threads as torch has."""
+def _decode_in_order(images: Iterable[Encoded], size: Size | None) -> Iterator[Picture | DamagedPicture]:
+    """Decoded pictures, or the errors of those that do not open, in the order of `images`, by torch's threads."""
     workers = torch.get_num_threads()
     if workers == 1:
-        yield from (decode_picture(encoded, size) for encoded in images)
+        yield from (_decode(encoded, size) for encoded in images)
         return
     pool = ThreadPoolExecutor(workers)
     try:
-        window: deque[Future[Picture]] = deque()
+        window: deque[Future[Picture | DamagedPicture]] = deque()
         for encoded in images:
-            window.append(pool.submit(decode_picture, encoded, size))
+            window.append(pool.submit(_decode, encoded, size))
             if len(window) == WINDOW:
                 yield window.popleft().result()
         while window:
             yield window.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _decode(encoded: Encoded, size: Size | None) -> Picture | DamagedPicture:
+    try:
+        return decode_picture(encoded, size)
+    except DamagedPicture as error:
+        return error
+
+
+def _refuse_failures(failures: Sequence[DamagedPicture], where: str) -> None:
+    """Raise the error of the only damaged picture, or UserError that names the first of several."""
+    if len(failures) == 1:
+        raise failures[0]
+    if failures:
+        names = ", ".join(error.where.removeprefix(f"{where}/") for error in failures[:SHOWN])
+        others = f" and {len(failures) - SHOWN:,} more" if len(failures) > SHOWN else ""
+        raise UserError(f"{where}: {len(failures):,} images do not open: {names}{others}; replace or remove them")
 
 
 class _Stack:

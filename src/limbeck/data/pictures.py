@@ -84,6 +84,14 @@ def _begins_as_picture(file: File) -> bool:
         return False
 
 
+class DamagedPicture(UserError):
+    """A picture that does not open; where: its source."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where}: not an image {reason}; replace or remove it")
+        self.where = where
+
+
 def decode_picture(encoded: Encoded, size: Size | None = None) -> Picture:
     """Decode one image, turned upright by its EXIF tag.
 
@@ -91,7 +99,7 @@ def decode_picture(encoded: Encoded, size: Size | None = None) -> Picture:
 
     Grey images stay grey, transparent pixels are composited on white, and only the first of several frames is used;
     the remarks of the result say so. Pixels of more than 8 bits keep their values.
-    Raises UserError for a file that does not open, and for one of more than `MAX_PIXELS` pixels.
+    Raises DamagedPicture for a file that does not open, and UserError for one of more than `MAX_PIXELS` pixels.
     """
     content, where = encoded
     if isinstance(content, np.ndarray):
@@ -108,9 +116,9 @@ def decode_picture(encoded: Encoded, size: Size | None = None) -> Picture:
     except UserError:
         raise
     except UnidentifiedImageError as error:
-        raise UserError(f"{where}: not an image in a known format; replace or remove it") from error
+        raise DamagedPicture(where, "in a known format") from error
     except Exception as error:  # a damaged file makes Pillow raise almost anything
-        raise UserError(f"{where}: not an image that opens ({_shorten(error)}); replace or remove it") from error
+        raise DamagedPicture(where, f"that opens ({_shorten(error)})") from error
     remarks += [remark] if remark else []
     return _resize(image, where, size, remarks)
 

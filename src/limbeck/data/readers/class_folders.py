@@ -217,12 +217,11 @@ def read_class_folders(folder: Folder, options: ReadOptions) -> RawData:
     files: dict[str, list[list[File]]] = {}
     others: Counter[str] = Counter()
     for split, classes in by_split.items():
-        for name in sorted(set(names) ^ set(classes)):
-            where, where_not = (split, "train") if name in classes else ("train", split)
-            raise UserError(
-                f"{folder.where}: class folder {name} is in {where} and not in {where_not}; give both the same classes"
-            )
-        files[split] = [_pictures(classes[name], others) for name in names]
+        for name in sorted(set(classes) - set(names)):
+            raise UserError(f"{folder.where}: class folder {name} is in {split} and not in train; add it there")
+        if missing := [name for name in names if name not in classes]:
+            notes.append(f"{split} has no folder of {list_names(missing)}")
+        files[split] = [_pictures(classes[name], others) if name in classes else [] for name in names]
     splits = {
         split: (sum(map(len, lists)), (Encoded(file, file.where) for files in lists for file in files))
         for split, lists in files.items()
