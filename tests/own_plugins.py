@@ -1,10 +1,13 @@
-"""The text of a user's file with a method, a network and a selector that meet every law."""
+"""The text of a user's file with a method, a network, a selector and a reader that meet every law."""
 
 PLUGINS = '''
+import numpy as np
 import torch
 from torch import nn
 
 from limbeck.core.rng import make_generator
+from limbeck.data.images import RawData
+from limbeck.data.readers.reader import Reader
 from limbeck.methods import Method, MethodConfig, Plan
 from limbeck.methods.trajectory_matching import init_synthetic_set
 
@@ -48,6 +51,19 @@ def select(features, count, seed):
     order = torch.randperm(len(features), generator=make_generator(seed, "own"))
     return order[:count]
 
+
+def recognise(folder):
+    return any(name.endswith(".raw") for name in folder.files)
+
+
+def read(folder, options):
+    """A file of 8 x 8 pixels an image; labels count 0, 1, 2, 0, 1, 2."""
+    (file,) = folder.files.values()
+    images = np.frombuffer(file.read(), np.uint8).reshape(-1, 8, 8)
+    return RawData(folder.name, {"train": images}, {"train": np.arange(len(images)) % 3})
+
+
+READER = Reader("a file of raw pixels", recognise, read)
 
 NUMBER = 3
 '''

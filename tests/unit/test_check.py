@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from own_plugins import PLUGINS
 
 from limbeck import METHODS, UserError
 from limbeck.cli.main import main
-from limbeck.laws import METHOD_LAWS, NETWORK_LAWS, SELECTOR_LAWS
+from limbeck.laws import METHOD_LAWS, NETWORK_LAWS, READER_LAWS, SELECTOR_LAWS
 from limbeck.laws.check import check, find_kind
 
 
@@ -128,6 +129,45 @@ def test_a_broken_law_is_said_with_its_place(case: str) -> None:
     assert any(re.search(sentence, reason) for reason in failures), failures
 
 
+BROKEN_READERS = {
+    "any folder": ("return any(", "return True or any(", "it recognises an empty folder"),
+    "no folder": ("return any(", "return False and any(", "it does not recognise photos.raw"),
+    "no train": ('{"train": images}', '{"test": images}', "there is no split 'train', but test"),
+    "fewer labels": ("np.arange(len(images))", "np.arange(len(images) - 1)", "'train' has 90 images and 89 labels"),
+    "random": (".reshape(-1, 8, 8)", ".reshape(-1, 8, 8) // next(COUNT)", "images of 'train' differ between two reads"),
+    "one class": ("% 3", "% 1", "class"),
+}
+
+
+def write_pixels() -> None:
+    Path("photos.raw").write_bytes(bytes(range(1, 181)) * 32)
+
+
+def test_a_reader_that_meets_the_laws_passes() -> None:
+    write()
+    write_pixels()
+    assert [outcome.text for outcome in check("plug:READER", "photos.raw") if outcome.status != "passed"] == []
+    np.savez("ours.npz", train_images=np.zeros((60, 8, 8), np.uint8), train_labels=np.arange(60) % 3)
+    outcomes = list(check("limbeck.data.readers.npz:READER", "ours.npz"))
+    assert [outcome.status for outcome in outcomes] == ["passed"] * len(READER_LAWS)
+
+
+@pytest.mark.parametrize("case", BROKEN_READERS)
+def test_a_broken_law_of_readers_is_said(case: str) -> None:
+    before, after, sentence = BROKEN_READERS[case]
+    assert before in PLUGINS
+    write("import itertools\nCOUNT = itertools.count(1)\n" + PLUGINS.replace(before, after))
+    write_pixels()
+    failures = [outcome.reason for outcome in check("plug:READER", "photos.raw") if outcome.status == "failed"]
+    assert any(sentence in reason for reason in failures), failures
+
+
+def test_a_reader_needs_data() -> None:
+    write()
+    with pytest.raises(UserError, match="a reader is checked on data of yours: limbeck check plug:READER PATH"):
+        list(check("plug:READER"))
+
+
 def test_an_approximate_gradient_is_declared() -> None:
     text = PLUGINS.replace("synthetic.images.mean(0)", "(2 * synthetic.images - synthetic.images.detach()).mean(0)")
     write(text.replace('learns=("images",)', 'learns=("images",), exact_gradient=False'))
@@ -151,7 +191,7 @@ def test_limbecks_own_are_checked_by_name() -> None:
     [
         ("plug:METHD", "plug has no 'METHD'; did you mean METHOD"),
         ("plg:METHOD", "neither in this folder nor installed"),
-        ("plug:NUMBER", "is a int; it has to be a Method, a function"),
+        ("plug:NUMBER", "is a int; it has to be a Method, a Reader, a function"),
         ("lenett", "there is nothing called 'lenett'; did you mean lenet"),
     ],
 )

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from own_plugins import PLUGINS
@@ -49,6 +51,7 @@ def package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     groups = "[limbeck.methods]\nmeans = limbeck_means:METHOD\nbroken = limbeck_means:NO\nmct = limbeck_means:METHOD\n"
     groups += "[limbeck.networks]\nmeans-net = limbeck_means:Net\n"
     groups += "[limbeck.selectors]\nmeans-select = limbeck_means:select\n"
+    groups += "[limbeck.readers]\nraw-pixels = limbeck_means:READER\n"
     (info / "entry_points.txt").write_text(groups)
     monkeypatch.syspath_prepend(str(place))
     return place
@@ -160,6 +163,64 @@ def test_the_command_takes_a_selector_of_a_file(capsys: pytest.CaptureFixture[st
     status, _, err = run(capsys, "estimate", "digits", "--method", "dm", "--init", "selct")
     assert status == 2
     assert "--init: input should be one of random, kmeans" in err
+
+
+@pytest.fixture
+def pixels(folder: Path) -> npt.NDArray[np.uint8]:
+    """The pixels of the file photos.raw, which limbeck's own readers do not know."""
+    images = np.random.default_rng(0).integers(0, 256, (90, 8, 8), dtype=np.uint8)
+    Path("photos.raw").write_bytes(images.tobytes())
+    return images
+
+
+def test_a_reader_of_a_file_reads_what_limbeck_does_not(folder: Path, pixels: npt.NDArray[np.uint8]) -> None:
+    with pytest.raises(UserError, match="unknown file type"):
+        limbeck.load_data("photos.raw")
+    data = limbeck.load_data("plug:READER=photos.raw")
+    assert (data.name, data.layout, data.num_classes, data.shape) == ("photos", "a file of raw pixels", 3, (1, 8, 8))
+    splits = (data.train, data.validation, data.test)
+    assert sum(len(split) for split in splits) == 90
+    read = {
+        split.images[row].numpy().tobytes(): int(split.labels[row]) for split in splits for row in range(len(split))
+    }
+    assert read == {image.tobytes(): row % 3 for row, image in enumerate(pixels)}
+    assert data.origin.source == f"plug:READER={folder / 'photos.raw'}"
+    assert limbeck.load_data("plug:READER=photos.raw", resize=4).size == (4, 4)
+
+
+def test_a_run_on_images_of_ones_own_reader_is_evaluated_again(
+    pixels: npt.NDArray[np.uint8], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = limbeck.distill("plug:READER=photos.raw", method="random", out="run", **SMALL)
+    rows = limbeck.evaluate(path, num_networks=1, epochs=1)
+    assert rows[0].n == 1
+    status, out, _ = run(capsys, "info", "plug:READER=photos.raw")
+    assert status == 0
+    assert "a file of raw pixels" in out
+
+
+BAD_READERS = {
+    "plug:NUMBER=photos.raw": "the reader 'plug:NUMBER' is a int; it has to be a limbeck.data.readers.reader.Reader",
+    "plug:READR=photos.raw": "plug has no 'READR'; did you mean READER",
+    "plug:READER=nothing.raw": "nothing.raw: neither a file nor a folder",
+    "plug:READER=plug.py": "the reader 'plug:READER' does not recognise it as a file of raw pixels",
+    "plug:BROKEN=photos.raw": "the reader 'plug:BROKEN' failed: ZeroDivisionError: division by zero",
+    "plug:ARRAY=photos.raw": "returned a list; it has to return a RawData",
+}
+
+
+@pytest.mark.parametrize("source", BAD_READERS)
+def test_what_cannot_be_read_is_refused_in_a_sentence(source: str, pixels: npt.NDArray[np.uint8]) -> None:
+    lines = ["BROKEN = Reader('x', recognise, lambda folder, options: 1 / 0)"]
+    lines += ["ARRAY = Reader('x', recognise, lambda folder, options: [])"]
+    Path("plug.py").write_text(PLUGINS + "\n".join(lines))
+    with pytest.raises(UserError, match=BAD_READERS[source]) as refusal:
+        limbeck.load_data(source)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_reader_of_a_package_has_a_name(package: Path, pixels: npt.NDArray[np.uint8]) -> None:
+    assert limbeck.load_data("raw-pixels=photos.raw").num_classes == 3
 
 
 def test_without_packages_there_are_no_entry_points() -> None:

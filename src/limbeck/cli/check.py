@@ -1,4 +1,4 @@
-"""The command that checks a user's own method, network or selector."""
+"""The command that checks a user's own method, network, selector or reader."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from limbeck.laws.check import check
 
 
 class Check(Options):
-    """Check a method, network or selector of your own by the laws that limbeck's own meet."""
+    """Check your own method, network, selector or reader by the laws that limbeck's own meet."""
 
     name: Annotated[Positional[str], arg(metavar="NAME")]
-    """my_file:METHOD, my_file:make of a network, my_file:select of a selector; or the name of one of limbeck's own."""
+    """my_file:METHOD, my_file:make (a network), my_file:select (a selector), my_file:READER, or a name of limbeck's."""
     data: Annotated[Positional[str], DATA] = "digits"
-    """Images to try a method on, and to build a network for."""
+    """Images to try a method on, and to build a network for; the path of what a reader has to read."""
     resize: int | None = None
     """Resize every image to this many pixels a side."""
-    kind: Literal["method", "network", "selector"] | None = None
+    kind: Literal["method", "network", "selector", "reader"] | None = None
     """What NAME is, where limbeck takes it for something else."""
 
 

@@ -54,7 +54,7 @@ COMMANDS = {
         "Import a distilled set of MTT and its kin, DC, DSA, DM, DataDAM, IDC or DREAM (.pt files) into one file.",
     ),
     "export": Entry("interop", "Export a store of experts, a distilled set or a run as .pt files of other code."),
-    "check": Entry("check", "Check a method, network or selector of your own by the laws that limbeck's own meet."),
+    "check": Entry("check", "Check your own method, network, selector or reader by the laws that limbeck's own meet."),
     "presets": Entry("presets", "List the published settings, with their sources and accuracies."),
 }
 

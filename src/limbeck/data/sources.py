@@ -35,6 +35,7 @@ from limbeck.data.readers import (
     tiny_imagenet,
 )
 from limbeck.data.readers.objects import MapDataset, read_objects
+from limbeck.data.readers.own import find_reader, split_source
 from limbeck.data.readers.reader import Reader
 from limbeck.data.readers.table_files import list_names
 from limbeck.data.splits import NEUTRAL, SPLIT_OF, name_parts
@@ -84,7 +85,8 @@ def load_data(
 ) -> ImageData:
     """Read a labelled image set as uint8 (n, c, h, w) tensors with train, validation and test splits.
 
-    source:       a name in `DATA_NAMES`; the path of a file, folder or archive in a layout of `READERS`; a map-style
+    source:       a name in `DATA_NAMES`; the path of a file, folder or archive in a layout of `READERS`; a path behind
+                  the name of a reader of your own (my_file:READER=PATH); a map-style
                   Dataset of torch or Hugging Face, whose items are (image, label) or a dict of them; arrays (X, y); a
                   dict of these by split; or an ImageData, which is returned as it is. A name wins over a path: write
                   ./digits for a folder.
@@ -133,6 +135,8 @@ def _absolute(source: object) -> str | None:
     """The source as it is found again from another folder: a name that is known stays a name, a path gets absolute."""
     if isinstance(source, str) and source in NAMES:
         return source
+    if own := split_source(source):
+        return own.absolute
     return str(Path(source).resolve()) if isinstance(source, str | Path) else None
 
 
@@ -165,6 +169,9 @@ def _read_named(source: str | Path, options: ReadOptions, follow_links: bool) ->
     """The images of a name or path, and the pixel range that has yet to be applied to them."""
     if isinstance(source, str) and source in NAMES:
         return NAMES[source](options), options.pixel_range
+    if own := split_source(source):
+        tree = open_own_tree(own.path, follow_links)
+        return own.read(tree, options), None if find_reader(own.reader).decodes else options.pixel_range
     path = Path(source)
     if not path.exists():
         raise UserError(f"no data called {str(source)!r}; {_suggest_paths(path)}")
@@ -246,6 +253,13 @@ def open_tree(path: Path, follow_links: bool = False) -> Tree:
         tree.root.files[path.name] = file_on_disk(path)  # which may be hidden
         return tree
     return Tree(_file_folder(path))
+
+
+def open_own_tree(source: str | Path, follow_links: bool = False) -> Tree:
+    """The tree of a path for a user's reader, which gets a file alone, whatever its type. Raises as `open_tree`."""
+    path = Path(source)
+    is_plain_file = path.is_file() and not archive_suffix(path)
+    return Tree(_file_folder(path)) if is_plain_file else open_tree(path, follow_links)
 
 
 def _is_table(path: Path) -> bool:
