@@ -17,8 +17,11 @@ from limbeck.jobs.config import JobConfig
 
 READ_BY_ALL = {*Options.model_fields, *Threads.model_fields}
 """Options that `limbeck.cli.commands` itself reads."""
-COMPUTES = {"distill", "estimate", "experts", "convexify", "evaluate", "inspect", "import-experts", "import-set"}
-MAY_TAKE_LONG = {"distill", "experts", "evaluate"}
+COMPUTES = {"distill", "estimate", "experts", "convexify", "evaluate", "compare", "inspect"} | {
+    "import-experts",
+    "import-set",
+}
+MAY_TAKE_LONG = {"distill", "experts", "evaluate", "compare"}
 
 
 def names_read(function: Callable[..., Any]) -> set[str]:
