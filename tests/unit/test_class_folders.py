@@ -12,7 +12,7 @@ from image_files import colour, grey, make_class_folders, refuses, save_npz, sav
 from PIL import Image
 
 from limbeck.core.errors import UserError
-from limbeck.data import ImageData, load_data
+from limbeck.data import ImageData, decoding, load_data
 
 
 def test_class_folders_give_the_pixels_of_their_files(tmp_path: Path) -> None:
@@ -191,9 +191,24 @@ def test_an_image_that_does_not_open_is_named(tmp_path: Path, content: bytes | N
     assert "BytesIO" not in sentence
 
 
+def test_threads_change_no_bit_and_small_pictures_get_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_class_folders(tmp_path, "ab", 40, colour)
+    monkeypatch.setenv("LIMBECK_CACHE_GB", "0")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    pools: list[int] = []
+    pool = decoding.ThreadPoolExecutor
+    monkeypatch.setattr(decoding, "ThreadPoolExecutor", lambda workers: pools.append(workers) or pool(workers))
+    plain = load_data(tmp_path)
+    assert pools == []
+    monkeypatch.setattr(decoding, "LARGE", 1)
+    assert load_data(tmp_path).fingerprint == plain.fingerprint
+    assert pools == [2]
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_all_damaged_pictures_are_named_at_once(tmp_path: Path, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(decoding, "LARGE", 0)
     make_class_folders(tmp_path, "ab", 9)
     for name in ("a/3", "b/0", "b/1", "b/8"):
         (tmp_path / f"{name}.png").write_bytes(b"damaged")
