@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -48,10 +47,9 @@ def assemble(
         if array.shape[1:] != train_shape and (resize is None or array.shape[1] != train_shape[0]):
             shapes = f"train images are (c, h, w) {train_shape} and {split} images {array.shape[1:]}"
             raise UserError(f"{raw.name}: {shapes}; give both in one size and colour")
-    names, labels, label_notes = _align_labels(raw, labels)
-    labels, classes, class_notes = _renumber_labels(raw.name, names, labels)
+    labels, classes, class_notes = _renumber_labels(raw.name, raw.names, labels)
     images, range_notes = scale_arrays(images, pixel_range, raw.name)
-    notes = [*raw.notes, *label_notes, *class_notes, *_describe_names(classes), *range_notes]
+    notes = [*raw.notes, *class_notes, *_describe_names(classes), *range_notes]
     if resize is not None and (count := sum(len(array) for array in images.values() if array.shape[2:] != resize)):
         notes.append(f"{count} images {describe_resize(resize)}")
     splits = {
@@ -153,30 +151,6 @@ def _describe_small_classes(splits: dict[str, Split], held_out: Sequence[str], c
 
 def _list_names(names: Sequence[str]) -> str:
     return ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if names[MAX_NAMES:] else "")
-
-
-def _align_labels(raw: RawData, labels: dict[str, Array]) -> tuple[Sequence[str] | None, dict[str, Array], list[str]]:
-    """The class names of train, the labels of all splits as indices of these names, and notes."""
-    if not isinstance(raw.names, Mapping):
-        return raw.names, labels, []
-    names = list(raw.names["train"])
-    for name, count in Counter(names).items():
-        if count > 1:
-            raise UserError(f"{raw.name}: {count} classes of train are called {name!r}; give each a name of its own")
-    aligned, notes = dict(labels), []
-    for split, own_names in raw.names.items():
-        if split not in labels or list(own_names) == names:
-            continue
-        _check_names(f"{raw.name} ({split})", own_names, labels[split])
-        for label in np.unique(labels[split]):
-            if own_names[label] not in names:
-                raise UserError(
-                    f"{raw.name}: class {own_names[label]} is in {split} and not in train; give it training images"
-                )
-        position = np.array([names.index(name) if name in names else -1 for name in own_names])
-        aligned[split] = position[labels[split]]
-        notes.append(f"{split} orders its classes otherwise: its labels were matched to those of train by name")
-    return names, aligned, notes
 
 
 def _check_names(where: str, names: Sequence[str], labels: Array) -> None:

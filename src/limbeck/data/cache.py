@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -136,9 +136,7 @@ def _store_entry(path: Path, raw: RawData, description: dict[str, Any]) -> None:
         "description": description,
         "name": raw.name,
         "splits": list(raw.images),
-        "names": {split: list(names) for split, names in raw.names.items()}
-        if isinstance(raw.names, Mapping)
-        else raw.names and list(raw.names),
+        "names": raw.names and list(raw.names),
         "notes": list(raw.notes),
     }
     size = sum(tensor.nbytes for tensor in tensors.values())

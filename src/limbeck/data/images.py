@@ -144,7 +144,7 @@ class RawData(NamedTuple):
     images: by split ("train", and perhaps "validation" and "test"): real numbers of shape (n, h, w), (n, h, w, c) or
             (n, c, h, w) with c 1 or 3.
     labels: by split: whole numbers, (n,) or (n, 1).
-    names:  class names indexed by label value, of all splits or by split; None where the source has none.
+    names:  class names indexed by label value; None where the source has none.
     notes:  sentences on what the reader did to the source.
     files:  by split, the path of every image below the source; no entry for images that are not files of their own.
     layout: the kind of source, in words; the caller of the reader sets it.
@@ -153,7 +153,7 @@ class RawData(NamedTuple):
     name: str
     images: dict[str, Array]
     labels: dict[str, Array]
-    names: Sequence[str] | Mapping[str, Sequence[str]] | None = None
+    names: Sequence[str] | None = None
     notes: tuple[str, ...] = ()
     files: Mapping[str, Sequence[str]] = MappingProxyType({})
     layout: str = ""
