@@ -22,8 +22,13 @@ from limbeck.task import Task, make_task
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Kernels are compiled into pytest's cache, before a test module asks for them: never into the user's own."""
-    os.environ["XDG_CACHE_HOME"] = str(config.cache.mkdir("kernels"))
+    """Kernels are compiled into pytest's cache, before a test module asks for them: never into the user's own.
+
+    Where the plugin is switched off (-p no:cacheprovider), the same folder is used.
+    """
+    cache = getattr(config, "cache", None)
+    folder = config.rootpath / ".pytest_cache" / "d" / "kernels" if cache is None else cache.mkdir("kernels")
+    os.environ["XDG_CACHE_HOME"] = str(folder)
 
 
 @pytest.fixture(scope="session", autouse=True)

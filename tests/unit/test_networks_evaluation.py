@@ -105,10 +105,46 @@ def test_the_data_is_preprocessed_once_for_all_networks(run: Path) -> None:
 
 
 def test_the_sets_own_network_keeps_its_options(run: Path) -> None:
-    tasks = [evaluation.task for evaluation in prepare_evaluation(run, networks=["convnet", "same", "mlp"])][::2]
-    assert tasks[0].model_config == tasks[1].model_config == ModelConfig(**limbeck.load(run).recipe["model"])
-    assert tasks[2].model_config == ModelConfig(name="mlp").resolved((8, 8))
-    assert tasks[2].model_config.width == 128
+    evaluations = prepare_evaluation(run, networks=["convnet", "same", "mlp"])[::2]
+    own, mlp = (evaluation.task.model_config for evaluation in evaluations)  # "same" is the first one again
+    assert own == ModelConfig(**limbeck.load(run).recipe["model"])
+    assert prepare_evaluation(run, networks=["same"])[0].task.model_config == own
+    assert mlp == ModelConfig(name="mlp").resolved((8, 8))
+    assert mlp.width == 128
+
+
+def test_options_after_a_name_are_those_of_the_network(run: Path) -> None:
+    """Of the set's own network they change the options that it was distilled with (here the width 4)."""
+    names = "convnet:width=4,convnet:norm=batch,same:width=8,mlp:width=128,mlp:width=6,mlp"
+    evaluations = prepare_evaluation(run, networks=names)[::2]
+    labels = ["convnet", "convnet:norm=batch", "convnet:width=8", "mlp", "mlp:width=6"]
+    assert [evaluation.network for evaluation in evaluations] == labels
+    assert [evaluation.is_own for evaluation in evaluations] == [True, False, False, False, False]
+    models = [evaluation.task.model_config for evaluation in evaluations]
+    assert [(model.width, model.norm) for model in models[:3]] == [(4, "instance"), (4, "batch"), (8, "instance")]
+    assert [model.width for model in models[3:]] == [128, 6]
+
+
+def test_two_widths_of_one_network_are_told_apart(run: Path, tmp_path: Path) -> None:
+    """In rows, in the record, in the heat map; and each is trained as `--model.width` would train it."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    evaluations = prepare_evaluation(run, networks=["mlp:width=6", "mlp:width=7"], changes={"epochs": 3})
+    for part in run_on_networks(evaluations):
+        merge_record(copy, make_record(evaluations, part, 0))
+    (record,) = read_record(copy / "evaluations.json", EvaluationsRecord, "limbeck-evaluations").evaluations
+    assert (
+        list(record.computed) == ["mlp:width=6", "mlp:width=7"] == list(dict.fromkeys(row.model for row in record.rows))
+    )
+    for width in (6, 7):
+        (alone, *_) = limbeck.evaluate(run, model=ModelConfig(name="mlp", width=width), epochs=3)
+        (row, *_) = [row for row in record.rows if (row.model, row.lr_from) == (f"mlp:width={width}", "set")]
+        assert row.accuracy_mean == alone.accuracy_mean
+        assert record.computed[row.model]["model"] == ModelConfig(name="mlp", width=width).resolved((8, 8)).model_dump()
+    drawn = heat_map(record.rows)
+    assert drawn is not None
+    assert drawn.networks == ["mlp:width=6", "mlp:width=7"]
+    assert "<th>mlp:width=7</th>" in write_report(copy).read_text()
 
 
 @pytest.mark.parametrize(
@@ -117,6 +153,18 @@ def test_the_sets_own_network_keeps_its_options(run: Path) -> None:
         ({"networks": "convnet,convnot"}, "no network called 'convnot'"),
         ({"networks": "mlp", "model": ModelConfig(name="mlp")}, "one of the two"),
         ({"networks": ["lenet"]}, "too small for LeNet"),
+        ({"networks": 1}, "how many fresh networks are trained is --num-networks"),
+        ({"networks": "3"}, "how many fresh networks are trained is --num-networks"),
+        ({"networks": "mlp:depth=2"}, "the network 'mlp' has no option 'depth'; it has width"),
+        ({"networks": "mlp:widht=2"}, "'mlp:widht=2': networks have no option 'widht'; did you mean width?"),
+        ({"networks": "mlp:width=wide"}, "'mlp:width=wide': width=wide: .* valid integer"),
+        ({"networks": "mlp:width=0"}, "'mlp:width=0': width=0: .* greater than or equal to 1"),
+        ({"networks": "mlp:width=2:width=3"}, "'mlp:width=2:width=3' has the option 'width' twice"),
+        ({"networks": "mlp:width="}, "'mlp:width=' has no value for the option 'width'"),
+        ({"networks": "mlp:width=2:timm"}, "not of the form NAME:option=value"),
+        ({"networks": "convnet:norm=bach"}, "unknown norm 'bach' for a ConvNet"),
+        ({"networks": "timm:resnet10t:width=2"}, "the network 'timm:resnet10t' has no option 'width'; it has none"),
+        ({"model": ModelConfig(name="mlp:width=2")}, "elsewhere a network and its options are given one by one"),
     ],
 )
 def test_networks_that_cannot_be_are_refused_before_any_training(run: Path, options: Any, words: str) -> None:
@@ -124,11 +172,6 @@ def test_networks_that_cannot_be_are_refused_before_any_training(run: Path, opti
     with pytest.raises(UserError, match=words):
         limbeck.evaluate(run, listen=events.append, **options)
     assert events == []
-
-
-def test_a_number_of_networks_still_works_with_a_warning(run: Path) -> None:
-    with pytest.warns(DeprecationWarning, match="is now called num_networks"):
-        assert limbeck.evaluate(run, networks=1, epochs=1)[0].n == 1
 
 
 def test_an_estimate_counts_all_networks(both: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,7 +21,6 @@ from limbeck.cli.common import (
     announce,
     load_keywords,
 )
-from limbeck.core.aliases import NUMBER_OF_NETWORKS, split_networks
 from limbeck.core.errors import UserError
 from limbeck.core.evaluation_records import EvaluationRow, ScoreRow
 from limbeck.core.events import Listener
@@ -61,7 +59,9 @@ class Evaluate(Reading, Device, Options, WithEstimate):
     data: Annotated[str | None, DATA] = None
     """The data to test on; the default is where the set came from."""
     networks: Annotated[str | None, arg(metavar="NAME,NAME")] = None
-    """Networks to train on the set, on random and k-means images, and on all images, with a step size of their own."""
+    """Networks to train on the set, on random and k-means images, and on all images, with a step size of their own.
+    Each has its own defaults, or options after its name (resnet18:width=16:norm=batch), and the name of the set's own
+    network stands for the one that the set was distilled with."""
     num_networks: int | None = Field(default=None, ge=1)
     """How many fresh networks to train; the default is as many as when the set was made."""
     protocol: Literal["field", "field-max", "ddranking", "regression", "quick"] | None = None
@@ -81,29 +81,26 @@ class Evaluate(Reading, Device, Options, WithEstimate):
 
 def run_evaluate(args: Evaluate, listen: Listener) -> Any:
     """Prepare the evaluation, say how long it will take, run it, and record it in the run folder; returns its rows."""
-    names, number, is_old = split_networks(args.networks, args.num_networks)
-    if is_old:
-        print(f"limbeck: {NUMBER_OF_NETWORKS.format(name='--num-networks', old='--networks')}.", file=sys.stderr)
     evaluations = prepare_evaluation(
         args.what,
         data=args.data,
-        networks=names,
+        networks=args.networks or (),
         protocol=args.protocol,
-        changes={**dict(args.eval), "networks": number, "epochs": args.epochs},
+        changes={**dict(args.eval), "networks": args.num_networks, "epochs": args.epochs},
         model=args.model,
         device=args.device,
         precision=args.precision,
         **load_keywords(args),
     )
-    if args.scores and (names or args.protocol == "regression"):
+    if args.scores and (args.networks or args.protocol == "regression"):
         raise UserError("--scores are of one network and a protocol with labels; leave out --networks and regression.")
     if args.estimate and args.protocol != "regression":  # whose steps are not timed
         estimate = estimate_scores if args.scores else estimate_evaluation
-        announce(lambda: estimate(evaluations, args.seed if names or args.scores else None), listen)
+        announce(lambda: estimate(evaluations, args.seed if args.networks or args.scores else None), listen)
     if args.protocol == "regression":
         rows = run_regressions(evaluations, args.seed, listen)
         return {"results": [row.result.to_json() for row in rows], **_record(args, evaluations, rows, listen)}
-    if not names:
+    if not args.networks:
         rows = run_evaluations(evaluations, args.seed, listen)
         scores = run_scores(evaluations, args.seed, listen) if args.scores else None
         recorded = _record(args, evaluations, rows, listen, scores)
@@ -143,6 +140,9 @@ COMMANDS = {
     "evaluate": Command(
         Evaluate,
         run_evaluate,
-        ("limbeck evaluate runs/digits --num-networks 10", "limbeck evaluate runs/digits --networks convnet,mlp"),
+        (
+            "limbeck evaluate runs/digits --num-networks 10",
+            "limbeck evaluate runs/digits --networks convnet,mlp:width=32",
+        ),
     )
 }

@@ -140,11 +140,14 @@ def _format_part(value: Any) -> str:
 
 
 def results_table(rows: Sequence[EvaluationRow], title: str) -> Table:
-    """Results as a table: accuracy in percent as mean, standard deviation and n, and points above random images."""
-    table = Table(title=title)
-    for name in ("set", "network", "n", "accuracy", "balanced", "over random"):
-        table.add_column(name, justify="left" if name in ("set", "network") else "right")
+    """Results as a table: accuracy in percent as mean, standard deviation and n.
+
+    Where rows of random images are among them there is a column of the points above these.
+    """
     random = {(row.model, row.protocol): row.accuracy_mean for row in rows if row.set == "random"}
+    table = Table(title=title)
+    for name in ("set", "network", "n", "accuracy", "balanced", *(("over random",) if random else ())):
+        table.add_column(name, justify="left" if name in ("set", "network") else "right")
     for row in rows:
         baseline = random.get((row.model, row.protocol))
         gain = "" if baseline is None or row.set == "random" else f"{100 * (row.accuracy_mean - baseline):+.1f}"
@@ -154,7 +157,7 @@ def results_table(rows: Sequence[EvaluationRow], title: str) -> Table:
             str(row.n),
             percent(row.accuracy_mean, row.accuracy_std),
             percent(row.balanced_accuracy_mean, row.balanced_accuracy_std),
-            gain,
+            *((gain,) if random else ()),
         )
     return table
 

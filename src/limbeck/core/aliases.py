@@ -55,26 +55,6 @@ def rename_flags(arguments: Sequence[str], names: Collection[str]) -> tuple[list
     return words, notices
 
 
-NUMBER_OF_NETWORKS = "the number of networks is now called {name}; a number for {old} works until the next release"
-
-
-def split_networks(
-    networks: int | str | Sequence[str] | None, num_networks: int | None
-) -> tuple[list[str], int | None, bool]:
-    """Names of networks and their number, from options of which the first was the number before it was the names.
-
-    networks: Names, or one string of them with commas; a number where the old meaning was meant.
-    Returns (names without repeats, number, whether the old meaning was meant).
-
-    >>> split_networks("convnet,vgg11", 3), split_networks("5", None), split_networks(None, None)
-    ((['convnet', 'vgg11'], 3, False), ([], 5, True), ([], None, False))
-    """
-    if isinstance(networks, int) or (isinstance(networks, str) and networks.strip().isdecimal()):
-        return [], int(networks) if num_networks is None else num_networks, True
-    names = networks.split(",") if isinstance(networks, str) else networks or ()
-    return list(dict.fromkeys(name.strip() for name in names)), num_networks, False
-
-
 def rename_configs(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return configurations of runs, in which an option that one of them has by its old name has the others' name.
 

@@ -49,9 +49,9 @@ def make_record(
         seed=seed,
         protocol=protocol or config.describe(first.task.augment.strategy),
         computed={
-            one.task.model_config.name: {"model": one.task.model_config.model_dump(), **one.task.conditions()}
+            one.network: {"model": one.task.model_config.model_dump(), **one.task.conditions()}
             for one in evaluations
-            if one.task.model_config.name in models
+            if one.network in models
         },
         rows=list(rows),
         **({} if scores is None else {"scores": list(scores)}),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,7 +14,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from limbeck.core.aliases import NUMBER_OF_NETWORKS, level_of_caller, split_networks
 from limbeck.core.evaluation_records import EvaluationRow, LrOrigin
 from limbeck.core.events import Listener
 from limbeck.core.records import ResultRow
@@ -118,7 +116,7 @@ def evaluate_sets(evaluations: Sequence[Evaluation], seed: int, listen: Listener
         if place and _train_alike(evaluation, evaluations[place - 1]):
             rows.append(_repeat(rows[-1], evaluation))
             continue
-        task, distilled, which, config, _ = evaluation
+        task, distilled, which, config, *_ = evaluation
         set_switches(task.device, task.precision)
         make_training(task, config, listen)  # so that teachers are stored
         chooses = not config.learns_as_the_set
@@ -147,7 +145,7 @@ def run_on_networks(
         sets = list(group)
         make_training(task, sets[0].config, listen)  # so that teachers are stored
         total = sum(map(count_set_networks, without_repeats(sets))) + count_networks(sets[0].config)
-        name = f"evaluate {task.model_config.name}"
+        name = f"evaluate {sets[0].network}"
         listen({"event": "stage", "name": name, "total": total, "unit": "network"})
         yield _rows_of_network(task, sets, seed, listen)
 
@@ -163,6 +161,7 @@ def count_set_networks(evaluation: Evaluation) -> int:
 
 
 def _rows_of_network(task: Task, sets: list[Evaluation], seed: int, listen: Listener) -> list[EvaluationRow]:
+    """The rows of sets and of real images, which carry the label of the network (a stored row has its name)."""
     rows: list[EvaluationRow] = []
     previous: list[EvaluationRow] = []
     for place, evaluation in enumerate(sets):
@@ -175,12 +174,12 @@ def _rows_of_network(task: Task, sets: list[Evaluation], seed: int, listen: List
     for row in evaluate_baselines(task, ipc, sets[0].config, seed, listen, fill):
         origin: LrOrigin = "protocol" if row.set == "full" else "validation"
         rows.append(EvaluationRow(**row.to_json(), lr_from=origin))
-    return rows
+    return [row.model_copy(update={"model": sets[0].network}) for row in rows]
 
 
 def _rows_of_set(evaluation: Evaluation, seed: int, listen: Listener) -> list[EvaluationRow]:
     """One row where the network is the set's own, else one for its own step size and one for the best on validation."""
-    task, distilled, which, config, is_own = evaluation
+    task, distilled, which, config, is_own, _ = evaluation
     rows = []
     if not config.learns_as_the_set:
         is_own = False
@@ -195,7 +194,7 @@ def _rows_of_set(evaluation: Evaluation, seed: int, listen: Listener) -> list[Ev
 
 
 def _evaluate(evaluation: Evaluation, lr: float, lr_from: LrOrigin, seed: int, listen: Listener) -> EvaluationRow:
-    task, distilled, which, config, _ = evaluation
+    task, distilled, which, config, *_ = evaluation
     advance = partial(listen, {"event": "advance", "text": f"distilled, {which}"})
     outcomes = train_on(task, distilled, config, lr, seed, advance)
     step = distilled.provenance.get("step")
@@ -241,7 +240,7 @@ def run_regressions(
     evaluations: Sequence[Evaluation], seed: int = 0, listen: Listener = lambda event: None
 ) -> list[EvaluationRow]:
     """The rows of sets by the protocol of FRePo and RCIG, a regression on targets, and of random real images beside."""
-    task, distilled, _, config, _ = evaluations[0]
+    task, distilled, _, config, *_ = evaluations[0]
     options = RegressionConfig(networks=config.networks)
     total = 2 * config.networks * (len(evaluations) + 1)
     announce_task(task, listen)
@@ -268,7 +267,7 @@ def evaluate(
     seed: int = 0,
     listen: Listener = lambda event: None,
     data: DataSource | None = None,
-    networks: str | Sequence[str] | int | None = None,
+    networks: str | Sequence[str] = (),
     num_networks: int | None = None,
     protocol: ProtocolName | Literal["regression"] | EvalConfig | None = None,
     epochs: int | None = None,
@@ -283,7 +282,8 @@ def evaluate(
 
     seed:     Of the networks.
     data:     Where the images are; by default where the set says it came from.
-    networks: Names of networks. For every one of them there are also rows of random and k-means images at the same
+    networks: Networks by name, perhaps with options: "resnet18:width=16"; the name of the set's own network stands for
+              that with its options. For every one of them there are also rows of random and k-means images at the same
               budget, and of all images: see `run_on_networks`. By default there are the rows of the sets alone, on the
               network they were distilled with.
     model:    Another network than the one it was distilled with, see `evaluated_network`.
@@ -304,16 +304,12 @@ def evaluate(
     >>> [(row.set, row.which, row.model) for row in table][1:]
     [('distilled', 'chosen', 'mlp'), ('random', None, 'mlp'), ('kmeans', None, 'mlp')]
     """
-    names, number, is_old = split_networks(networks, num_networks)
-    if is_old:
-        text = NUMBER_OF_NETWORKS.format(name="num_networks", old="networks")
-        warnings.warn(text, DeprecationWarning, stacklevel=level_of_caller())
     evaluations = prepare_evaluation(
         distilled,
         data=data,
-        networks=names,
+        networks=networks,
         protocol=protocol,
-        changes={"networks": number, "epochs": epochs},
+        changes={"networks": num_networks, "epochs": epochs},
         model=model,
         device=device,
         resize=resize,
@@ -323,6 +319,6 @@ def evaluate(
     )
     if protocol == "regression":
         return [row.result for row in run_regressions(evaluations, seed, listen)]
-    if not names:
+    if not networks:
         return [row.result for row in run_evaluations(evaluations, seed, listen)]
     return [row for rows in run_on_networks(evaluations, seed, listen) for row in rows]

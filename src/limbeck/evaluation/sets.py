@@ -13,7 +13,7 @@ from limbeck.core.errors import UserError
 from limbeck.data import DataSource, ImageData, load_data
 from limbeck.data.pixels import PixelRange
 from limbeck.evaluation.protocol import EvalConfig
-from limbeck.networks.registry import ModelConfig
+from limbeck.networks.registry import ModelConfig, parse_network
 from limbeck.synthetic.distilled import DistilledSet, load
 from limbeck.task import Precision, Task, make_task, restore_switches
 
@@ -25,7 +25,9 @@ class Evaluation(NamedTuple):
     """A distilled set that is to be evaluated on the network of `task` by the protocol `config`.
 
     which:  Of its run, last or chosen.
-    is_own: Whether the set was distilled with this network, or with this one but for its options.
+    is_own: Whether the set was distilled with this network. Without `networks`, the one network of an evaluation
+        counts as its own.
+    label:  What rows call the network, where it is one of several; see `ModelConfig.label`.
     """
 
     task: Task
@@ -33,6 +35,12 @@ class Evaluation(NamedTuple):
     which: str | None
     config: EvalConfig
     is_own: bool = True
+    label: str | None = None
+
+    @property
+    def network(self) -> str:
+        """What rows call the network."""
+        return self.task.model_config.name if self.label is None else self.label
 
 
 @restore_switches()
@@ -40,7 +48,7 @@ def prepare_evaluation(
     distilled: DistilledSet | str | Path,
     *,
     data: DataSource | None = None,
-    networks: Sequence[str] = (),
+    networks: str | Sequence[str] = (),
     protocol: str | EvalConfig | None = None,
     changes: Mapping[str, Any] | None = None,
     model: ModelConfig | None = None,
@@ -52,10 +60,12 @@ def prepare_evaluation(
 ) -> list[Evaluation]:
     """Read and check what `evaluate` takes: one evaluation for each network and set; nothing is trained.
 
+    networks: As `split_networks` takes them.
     changes: Options of the protocol that are not None take the place of its own.
     Raises UserError when there is no set, when the data is not what the set was made from, and for networks that do not
     fit the images.
     """
+    networks = split_networks(networks)
     if networks and model not in (None, OWN_NETWORK):
         raise UserError("--networks names networks, and --model one network; give one of the two.")
     if networks and protocol == "regression":
@@ -87,18 +97,48 @@ def prepare_evaluation(
             raise UserError("the protocol 'regression' is for sets with real-valued targets (rcig); name another.")
     if not networks:
         return evaluations
-    return [evaluation for name in networks for evaluation in _on_network(name, evaluations)]
+    by_label: dict[str | None, list[Evaluation]] = {}
+    for name in networks:
+        on_network = list(_on_network(name, evaluations))
+        by_label.setdefault(on_network[0].label, on_network)  # one network may be named in two ways
+    return [evaluation for on_network in by_label.values() for evaluation in on_network]
 
 
-def _on_network(name: str, evaluations: Sequence[Evaluation]) -> Iterator[Evaluation]:
-    """The evaluations of sets on the network of this name: their own one with its options, or one by its defaults."""
+def split_networks(networks: str | Sequence[str]) -> list[str]:
+    """Names of networks without repeats, from names or from one string of them with commas.
+
+    Raises UserError for a number, which --networks took before there were names.
+
+    >>> split_networks("convnet,resnet18:width=16")
+    ['convnet', 'resnet18:width=16']
+    """
+    names = networks.split(",") if isinstance(networks, str) else networks
+    if isinstance(names, int) or any(name.strip().isdecimal() for name in names):
+        raise UserError(
+            f"--networks names networks, and {networks} is a number; how many fresh networks are trained is "
+            "--num-networks (in Python num_networks)."
+        )
+    return list(dict.fromkeys(name.strip() for name in names))
+
+
+def _on_network(text: str, evaluations: Sequence[Evaluation]) -> Iterator[Evaluation]:
+    """The evaluations of sets on one network, as `parse_network` reads it.
+
+    The set's own name stands for the network that it was distilled with, changed by the options; another name for that
+    network by its own defaults.
+    """
+    network = parse_network(text)
     tasks: dict[Task, Task] = {}
     for evaluation in evaluations:
-        own, task = evaluation.distilled.recipe["model"]["name"], evaluation.task
-        is_own = name in (own, OWN_NETWORK.name)
+        task, size = evaluation.task, evaluation.task.data.size
+        own = task.model_config
+        has_own_name = network.name in (own.name, OWN_NETWORK.name)
+        usual = own if has_own_name else ModelConfig(name=network.name).resolved(size)
+        model = evaluated_network(own.model_dump(), network.model_copy(update={"name": OWN_NETWORK.name}))
+        model = model.resolved(size) if has_own_name else network.resolved(size)
         if task not in tasks:
-            tasks[task] = task if is_own else task.with_model(ModelConfig(name=name))
-        yield evaluation._replace(task=tasks[task], is_own=is_own)
+            tasks[task] = task if model == own else task.with_model(model)
+        yield evaluation._replace(task=tasks[task], is_own=model == own, label=model.label(usual))
 
 
 def _is_same_task(task: Task, other: Task) -> bool:

@@ -14,10 +14,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
-from limbeck.core.errors import UserError
+from limbeck.core.errors import UserError, suggest_names
 from limbeck.core.user_imports import find_object
 from limbeck.networks.alexnet import AlexNet
 from limbeck.networks.convnet import MLP, ConvNet, default_depth, widening
@@ -28,7 +28,17 @@ from limbeck.networks.timm_models import TimmNetwork
 from limbeck.networks.vgg import VGG11
 from limbeck.networks.vit import ViT
 
-__all__ = ["MLP", "MODELS", "ConvNet", "ModelConfig", "default_depth", "find_network", "flat_model", "widening"]
+__all__ = [
+    "MLP",
+    "MODELS",
+    "ConvNet",
+    "ModelConfig",
+    "default_depth",
+    "find_network",
+    "flat_model",
+    "parse_network",
+    "widening",
+]
 
 Factory = Callable[..., nn.Module]
 """(channels, (height, width), classes, **options) -> a network with random weights."""
@@ -58,6 +68,11 @@ def find_network(name: str) -> Factory:
     <class 'limbeck.networks.lenet.LeNet'>
     """
     prefix, _, model = name.partition(":")
+    if "=" in name:
+        raise UserError(
+            f"the network '{name}' has options in its name, as --networks takes them; elsewhere a network and its "
+            "options are given one by one: --model.name resnet18 --model.width 16."
+        )
     if prefix == "timm" and model:
         return partial(TimmNetwork, model)
     factory = find_object(name, "network", MODELS)
@@ -117,6 +132,49 @@ class ModelConfig(BaseModel):
         if "depth" in defaults and defaults["depth"] is None:
             defaults["depth"] = default_depth(min(size))
         return ModelConfig(name=self.name, **{**defaults, **options})
+
+    def label(self, usual: ModelConfig) -> str:
+        """The name with those options in which the network differs from `usual`, as `parse_network` reads them.
+
+        >>> ModelConfig(name="resnet18", width=16).label(ModelConfig(name="resnet18", width=64))
+        'resnet18:width=16'
+        """
+        options = self.model_dump(exclude={"name"})
+        words = [f"{key}={value}" for key, value in options.items() if value not in (None, getattr(usual, key))]
+        return ":".join([self.name, *words])
+
+
+def parse_network(text: str) -> ModelConfig:
+    """The network that NAME:key=value:key=value names; the keys are options of `ModelConfig`.
+
+    NAME is any that `find_network` knows, also MODULE:NAME and timm:NAME: a part with = is none of Python's names.
+    Raises UserError for an option that is no option of networks, that is given twice, and for a wrong value.
+
+    >>> parse_network("my_file:make:width=8:norm=batch")
+    ModelConfig(name='my_file:make', depth=None, width=8, norm='batch', activation=None, pooling=None)
+    """
+    parts = text.split(":")
+    words = [part for part in parts if "=" in part]
+    name = ":".join(parts[: len(parts) - len(words)])
+    if parts[len(parts) - len(words) :] != words or not name:
+        raise UserError(f"the network '{text}' is not of the form NAME:option=value; write resnet18:width=16.")
+    keys = [key for key in ModelConfig.model_fields if key != "name"]
+    options: dict[str, Any] = {}
+    for word in words:
+        key, _, value = word.partition("=")
+        if key not in keys:
+            raise UserError(f"the network '{text}': networks have no option '{key}'; {suggest_names(key, keys)}")
+        if key in options:
+            raise UserError(f"the network '{text}' has the option '{key}' twice; give one of the two.")
+        if not value:
+            raise UserError(f"the network '{text}' has no value for the option '{key}'; write {key}=VALUE.")
+        options[key] = value
+    try:
+        return ModelConfig(name=name, **options)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        message = f"{fault['msg'][0].lower()}{fault['msg'][1:]}"
+        raise UserError(f"the network '{text}': {fault['loc'][0]}={fault['input']}: {message}.") from None
 
 
 def _parameters(name: str) -> Mapping[str, inspect.Parameter]:
