@@ -42,3 +42,7 @@ def mixup(images: Tensor, labels: Tensor, generator: torch.Generator, alpha: flo
     lam = float(betaincinv(alpha, alpha, uniform))  # the quantile function of Beta(alpha, alpha)
     order = torch.randperm(len(images), generator=generator).to(images.device)
     return lam * images + (1 - lam) * images[order], lam * labels + (1 - lam) * labels[order]
+
+
+MIXES = {"cutmix": cutmix, "mixup": mixup}
+"""Functions of (images, probabilities, generator) that mix a batch, by name."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from limbeck.training.plain import Schedule
+from limbeck.training.plain import Schedule, make_schedule
 
 ProtocolName = Literal["field", "field-max", "ddranking", "quick"]
 PROTOCOLS: dict[str, dict[str, Any]] = {
@@ -117,9 +117,8 @@ class EvalConfig(BaseModel):
         1000
         """
         epochs = self.epochs if epochs is None else epochs
-        drop = epochs // 2 + 1 if self.decay == "step" else None
-        schedule = Schedule(epochs, lr, self.batch_size, self.momentum, self.weight_decay, drop)
-        return schedule._replace(optimiser=self.optimiser, cosine=self.decay == "cosine", ema=self.ema)
+        parts = self.batch_size, self.momentum, self.weight_decay, self.optimiser, self.decay, self.ema
+        return make_schedule(epochs, lr, *parts)
 
     def full_schedule(self, lr: float) -> Schedule:
         """The schedule of training on the whole training part, with the step size `lr`."""

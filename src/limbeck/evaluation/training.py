@@ -19,7 +19,7 @@ from limbeck.core.rng import derive_seed, make_generator
 from limbeck.core.tensors import read_tensors, write_tensors
 from limbeck.core.types import Batch
 from limbeck.data.augment import DSA, CanvasCrop
-from limbeck.data.cutmix import cutmix, mixup
+from limbeck.data.cutmix import MIXES
 from limbeck.derivatives.autograd import Loss
 from limbeck.evaluation.outcome import Outcome, measure
 from limbeck.evaluation.protocol import EvalConfig
@@ -31,7 +31,6 @@ from limbeck.training.plain import Network, Schedule, final_parameters, train
 
 TEACHER_LR = 0.01  # of the field's full-data training
 FORMAT = "limbeck-teacher"
-MIXES = {"cutmix": cutmix, "mixup": mixup}
 
 Teach = Callable[[Tensor], Tensor]
 """images (n, c, h, w) -> probabilities (n, classes)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torch.utils.data import TensorDataset
 
 from limbeck.core.errors import UserError
@@ -17,6 +18,8 @@ from limbeck.core.record_files import parse_record
 from limbeck.core.records import Provenance, SetHeader
 from limbeck.core.tensors import read_tensors, write_tensors
 from limbeck.data import Preprocess
+from limbeck.data.augment import DSA, CanvasCrop
+from limbeck.synthetic.recipe import train_by_recipe
 from limbeck.synthetic.set import hard_labels
 
 FORMAT = "limbeck-set"
@@ -65,6 +68,56 @@ class DistilledSet:
     def hard_labels(self) -> Tensor:
         """The class of each image, int64 (n,): the most likely one where labels are probabilities."""
         return hard_labels(self.labels)
+
+    @property
+    def augment(self) -> CanvasCrop:
+        """The augmentation for which the set was made: (images (n, c, h, w), seed) -> images of a network's size.
+
+        Canvases are cropped by it. Raises UserError where the recipe names none.
+        """
+        strategy = self.recipe.get("augment")
+        if not isinstance(strategy, str):
+            raise UserError(f"the set's recipe names no augmentation but {strategy!r}; make the set again.")
+        canvas = self.provenance.get("config", {}).get("canvas") or 1
+        height, width = self.images.shape[2:]
+        return CanvasCrop((height // canvas, width // canvas), DSA(strategy))
+
+    def train(self, module: Module, *, seed: int = 0, epochs: int | None = None, lr: float | None = None) -> Module:
+        """Train any torch module on the set by the set's own recipe, in place; returns it in evaluation mode.
+
+        module: maps images (n, channels, height, width) in network input space to logits (n, classes). It may have
+            dropout and batch norm. The set goes to the device on which its parameters are.
+        epochs, lr: Passes over the set, and the step size; by default the recipe's and the set's. A step size belongs
+            to the network with which it was learned: for another one, try a few on validation images.
+        Raises UserError where the recipe cannot be followed.
+
+        >>> from limbeck.data import fit_preprocess, load_data
+        >>> data = load_data("digits")
+        >>> preprocess = fit_preprocess("normalise", data.train.images)
+        >>> rows = torch.arange(100)
+        >>> images, labels = preprocess.apply(data.train.images[rows]), data.train.labels[rows]
+        >>> recipe = {"epochs": 30, "batch_size": 50, "augment": "crop_rotate"}
+        >>> small = DistilledSet(images, labels, 0.05, preprocess, data.classes, recipe, {})
+        >>> network = small.train(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)))
+        >>> small.accuracy(network, data.test.images, data.test.labels) > 0.7
+        True
+        """
+        train_by_recipe(module, self, seed, epochs, lr)
+        return module
+
+    def accuracy(self, module: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> float:
+        """The fraction of images that a network classifies correctly, without augmentation.
+
+        images: pixels (n, channels, height, width), uint8 or float in [0, 1], as those of `load_data`; labels: (n,).
+        """
+        device = next(module.parameters()).device if isinstance(module, Module) else images.device
+        with torch.no_grad():
+            chunks = zip(images.split(500), labels.split(500))
+            hits = [
+                (module(self.preprocess.apply(part).to(device)).argmax(1).cpu() == classes.cpu()).sum()
+                for part, classes in chunks
+            ]
+        return float(sum(hits)) / len(images)
 
     def save(self, path: str | Path) -> None:
         """Write the set to one safetensors file, atomically. `load` reads it."""

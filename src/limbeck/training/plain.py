@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import cos, pi
 from typing import Literal, NamedTuple
@@ -35,6 +35,27 @@ class Schedule(NamedTuple):
     optimiser: Literal["sgd", "adamw"] = "sgd"
     cosine: bool = False
     ema: float = 0.0
+
+
+def make_schedule(
+    epochs: int,
+    lr: float,
+    batch_size: int = 256,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    optimiser: Literal["sgd", "adamw"] = "sgd",
+    decay: Literal["step", "cosine"] = "step",
+    ema: float = 0.0,
+) -> Schedule:
+    """The schedule of the field's evaluation: the step size drops to a tenth after half of the epochs.
+
+    decay: "cosine" lets it fall along half a cosine to 0 instead.
+
+    >>> make_schedule(1000, 0.01).drop
+    501
+    """
+    drop = epochs // 2 + 1 if decay == "step" else None
+    return Schedule(epochs, lr, batch_size, momentum, weight_decay, drop, optimiser, decay == "cosine", ema)
 
 
 GradientRule = Callable[[Loss, Tensor, Batch], Tensor]
@@ -91,12 +112,12 @@ def train(
     theta = theta0.detach().clone().requires_grad_()
     yield theta.detach().clone()
     lr = schedule.lr
-    optimiser = _make_optimiser(theta, lr, schedule)
+    optimiser = make_optimiser([theta], lr, schedule)
     average, steps = theta.detach().clone() if schedule.ema else theta.detach(), 0
     total = schedule.epochs * -(-len(images) // schedule.batch_size)
     for epoch in range(schedule.epochs):
         if epoch == schedule.drop:
-            optimiser = _make_optimiser(theta, lr * 0.1, schedule)
+            optimiser = make_optimiser([theta], lr * 0.1, schedule)
         order = torch.randperm(len(images), generator=make_generator(seed, "order", epoch)).to(images.device)
         for step, rows in enumerate(order.split(schedule.batch_size)):
             if check is not None:
@@ -108,14 +129,20 @@ def train(
             optimiser.step()
             steps += 1
             if schedule.ema:
-                average.lerp_(theta.detach(), 1 - min(schedule.ema, (1 + steps) / (10 + steps)))
+                average.lerp_(theta.detach(), 1 - average_decay(schedule.ema, steps))
         yield average.clone()
 
 
-def _make_optimiser(theta: Tensor, lr: float, schedule: Schedule) -> torch.optim.Optimizer:
+def make_optimiser(parameters: Sequence[Tensor], lr: float, schedule: Schedule) -> torch.optim.Optimizer:
+    """The schedule's optimiser of these parameters, with the step size `lr`."""
     if schedule.optimiser == "adamw":
-        return torch.optim.AdamW([theta], lr, weight_decay=schedule.weight_decay)
-    return torch.optim.SGD([theta], lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay)
+        return torch.optim.AdamW(parameters, lr, weight_decay=schedule.weight_decay)
+    return torch.optim.SGD(parameters, lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay)
+
+
+def average_decay(decay: float, steps: int) -> float:
+    """The decay of a `Schedule`'s average of the parameters after so many steps."""
+    return min(decay, (1 + steps) / (10 + steps))
 
 
 def final_parameters(path: Iterable[Tensor]) -> Tensor:
