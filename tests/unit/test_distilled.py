@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 import limbeck
 from limbeck.core.errors import UserError
-from limbeck.core.tensors import write_tensors
+from limbeck.core.tensors import read_tensors, write_tensors
 from limbeck.data import fit_preprocess
-from limbeck.synthetic.distilled import DistilledSet, load
+from limbeck.synthetic.distilled import DistilledSet, load, make_mosaics
+from limbeck.synthetic.set import SyntheticSet
+from limbeck.synthetic.tiles import Mode, Partition
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "set.safetensors"
 KINDS = [(kind, labels) for kind in ("normalise", "zca") for labels in ("hard", "soft")]
@@ -122,3 +126,48 @@ def test_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cut").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="damaged"):
         load(tmp_path / "cut")
+
+
+@pytest.mark.parametrize("mode", ["single", "multi", "bound"])
+@pytest.mark.parametrize("labels", ["hard", "soft"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_set_of_tiles_stores_its_mosaics_alone(tmp_path: Path, mode: Mode, labels: str, channels: int) -> None:
+    raw = torch.tensor([0, 0, 1]) if labels == "hard" else torch.tensor([[2.0, 0.0], [1.0, 0.5], [0.0, 1.0]])
+    images = torch.randn(3, channels, 7, 8, generator=torch.Generator().manual_seed(0))
+    tiles = Partition(2, mode, (0.5,) * channels, max_per_class=6)
+    synthetic = SyntheticSet.from_images(images, raw, 0.1, decode=tiles)
+    pixels = torch.arange(2 * channels * 56, dtype=torch.uint8).reshape(2, channels, 7, 8)
+    parts = (*synthetic.training_pair(), 0.1, fit_preprocess("normalise", pixels), ("a", "b"), {}, {})
+    tiled, plain = DistilledSet(*parts, mosaics=make_mosaics(synthetic)), DistilledSet(*parts)
+    tiled.save(tmp_path / "tiled.safetensors")
+    plain.save(tmp_path / "plain.safetensors")
+    loaded = load(tmp_path / "tiled.safetensors")
+    assert_equal(loaded, plain)
+    assert_equal(load(tmp_path / "plain.safetensors"), plain)
+    assert torch.equal(loaded.stored_pair[0], images)
+    with safe_open(str(tmp_path / "tiled.safetensors"), "pt") as file:
+        assert torch.equal(file.get_tensor("images"), images)
+    before = (tmp_path / "tiled.safetensors").read_bytes()
+    loaded.save(tmp_path / "tiled.safetensors")
+    assert (tmp_path / "tiled.safetensors").read_bytes() == before
+
+
+def test_images_that_were_changed_are_stored_as_they_are(tmp_path: Path) -> None:
+    synthetic = SyntheticSet.from_images(torch.randn(2, 1, 4, 4), torch.tensor([0, 1]), 0.1, decode=Partition(2))
+    pixels = torch.arange(32, dtype=torch.uint8).reshape(2, 1, 4, 4)
+    parts = (*synthetic.training_pair(), 0.1, fit_preprocess("normalise", pixels), ("a", "b"), {}, {})
+    changed = replace(DistilledSet(*parts, mosaics=make_mosaics(synthetic)), images=torch.zeros(8, 1, 4, 4))
+    changed.save(tmp_path / "set.safetensors")
+    assert_equal(load(tmp_path / "set.safetensors"), changed)
+
+
+@pytest.mark.parametrize("change", [{"factor": 0}, {"factor": 2.5}, {"mode": "x"}, {"pad": [0.0, 0.0]}, {"factor": 5}])
+def test_tiles_that_cannot_be_cut_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    synthetic = SyntheticSet.from_images(torch.zeros(2, 1, 4, 4), torch.tensor([0, 1]), 0.1, decode=Partition(2))
+    pixels = torch.arange(32, dtype=torch.uint8).reshape(2, 1, 4, 4)
+    parts = (*synthetic.training_pair(), 0.1, fit_preprocess("normalise", pixels), ("a", "b"), {}, {})
+    DistilledSet(*parts, mosaics=make_mosaics(synthetic)).save(tmp_path / "set.safetensors")
+    tensors, header = read_tensors(tmp_path / "set.safetensors", "limbeck-set", 2)
+    write_tensors(tmp_path / "set.safetensors", tensors, {**header, "tiles": {**header["tiles"], **change}})
+    with pytest.raises(UserError):
+        load(tmp_path / "set.safetensors")

@@ -328,10 +328,11 @@ class Provenance(Record):
 
 
 class SetHeader(Record):
-    """Header of a distilled set's file, see `limbeck.DistilledSet`."""
+    """Header of a distilled set's file, see `limbeck.DistilledSet`; tiles: in files of version 2 alone."""
 
     format: str = "limbeck-set"
     version: int = 1
+    tiles: dict[str, JsonValue] | None = None
     classes: list[str]
     preprocess: dict[str, JsonValue]
     recipe: dict[str, JsonValue]

@@ -30,6 +30,7 @@ from limbeck.evaluation.trials import Summary, best_lr, make_trials, result_row,
 from limbeck.networks.registry import ModelConfig
 from limbeck.select import FillName
 from limbeck.synthetic.distilled import DistilledSet
+from limbeck.synthetic.set import hard_labels
 from limbeck.task import Precision, Task, announce_task, restore_switches, set_switches
 
 MAX_CONFUSION = 100  # classes of which a row has a confusion matrix
@@ -204,7 +205,7 @@ def _evaluate(evaluation: Evaluation, lr: float, lr_from: LrOrigin, seed: int, l
         lr_from=lr_from,
         accuracies=[outcome.accuracy for outcome in outcomes],
         **_details(outcomes),
-        image_bytes=_bytes(distilled.images),
+        image_bytes=_bytes(distilled.stored_pair[0]),
         label_bytes=label_bytes(task, distilled, config),
     )
 
@@ -226,8 +227,8 @@ def _details(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 def label_bytes(task: Task, distilled: DistilledSet, config: EvalConfig) -> int:
     """Bytes of the labels that networks are trained on; of the teachers' parameters too, where these give them."""
     if config.labels == "set":
-        return _bytes(distilled.labels)
-    classes = _bytes(distilled.hard_labels())
+        return _bytes(distilled.stored_pair[1])
+    classes = _bytes(hard_labels(distilled.stored_pair[1]))
     return classes + (4 * task.model.layout.count * config.teachers if config.labels == "teacher" else 0)
 
 

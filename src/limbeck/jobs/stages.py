@@ -25,7 +25,7 @@ from limbeck.jobs.record import RunFolder
 from limbeck.jobs.results import evaluate_run, stage_timer, write_results
 from limbeck.methods import Method, Plan
 from limbeck.report.page import write_report
-from limbeck.synthetic.distilled import DistilledSet
+from limbeck.synthetic.distilled import DistilledSet, make_mosaics
 from limbeck.synthetic.grids import image_grid, image_strip, save_png
 from limbeck.synthetic.hooks import StudentMonitor
 from limbeck.synthetic.loop import outer_loop
@@ -306,10 +306,10 @@ def _validate(job: Job, synthetic: SyntheticSet) -> tuple[float, float | None, i
 def write_set(job: Job, which: str, synthetic: SyntheticSet, step: int) -> None:
     """Write the set of one outer step and its picture; of the initial set, which is real images, the picture alone."""
     task = job.task
-    images, labels = synthetic.training_pair()
+    images, labels = (tensor.cpu() for tensor in synthetic.training_pair())
     distilled = DistilledSet(
-        images.cpu(),
-        labels.cpu(),
+        images,
+        labels,
         float(synthetic.lr),
         task.preprocess.to("cpu"),
         task.data.classes,
@@ -322,6 +322,7 @@ def write_set(job: Job, which: str, synthetic: SyntheticSet, step: int) -> None:
             "step": step,
         },
         None if "targets" not in synthetic.extra else synthetic.extra["targets"].cpu(),
+        make_mosaics(synthetic),
     )
     draw = image_strip if job.config.ipc == 1 else image_grid
     picture = draw(distilled.pictures(), distilled.hard_labels(), list(distilled.classes))

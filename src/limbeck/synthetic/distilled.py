@@ -3,26 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import Module
 from torch.utils.data import TensorDataset
 
 from limbeck.core.errors import UserError
 from limbeck.core.record_files import parse_record
-from limbeck.core.records import Provenance, SetHeader
-from limbeck.core.tensors import read_tensors, write_tensors
+from limbeck.core.records import Provenance, Record, SetHeader
+from limbeck.core.tensors import read_header, read_tensors, write_tensors
 from limbeck.data import Preprocess
 from limbeck.data.augment import DSA, CanvasCrop
 from limbeck.synthetic.recipe import train_by_recipe
-from limbeck.synthetic.set import hard_labels
+from limbeck.synthetic.set import SyntheticSet, hard_labels
+from limbeck.synthetic.tiles import Partition
 
 FORMAT = "limbeck-set"
+TILED = 2  # version of files that hold mosaics; others are of version 1
+
+
+class TilesRecord(Record):
+    """How training images are cut from stored ones: the fields of a `Partition`."""
+
+    factor: int = Field(ge=1, le=64)
+    mode: Literal["single", "multi", "bound"]
+    pad: list[float]
+    max_per_class: int = Field(ge=1)
+
+
+class Mosaics(NamedTuple):
+    """The stored images from which training images are cut (multi-formation), and how.
+
+    images, labels: as in a `SyntheticSet`; labels are classes or probabilities.
+    """
+
+    images: Tensor
+    labels: Tensor
+    partition: Partition
+
+
+def make_mosaics(synthetic: SyntheticSet) -> Mosaics | None:
+    """The stored images of a synthetic set from which a `Partition` cuts training images; None where it has none."""
+    partition, labels = synthetic.decode, synthetic.labels.detach().cpu()
+    if not isinstance(partition, Partition) or partition.factor == 1:
+        return None
+    labels = labels.softmax(1) if labels.dtype.is_floating_point else labels
+    return Mosaics(synthetic.images.detach().cpu(), labels, partition)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +70,7 @@ class DistilledSet:
     provenance: method, resolved configuration, name and fingerprint of the data, outer step, seed.
     targets:    float32 (n, classes), targets of a regression, any real numbers, where the set was distilled for one
                 (RCIG); else None. `labels` are their counterpart for cross-entropy.
+    mosaics:    what `images` and `labels` were cut from, where they were (IDC, DREAM); the file holds these alone.
 
     >>> from limbeck.data import fit_preprocess, load_data
     >>> data = load_data("digits")
@@ -56,6 +89,17 @@ class DistilledSet:
     recipe: dict[str, Any]
     provenance: dict[str, Any]
     targets: Tensor | None = None
+    mosaics: Mosaics | None = None
+
+    @property
+    def stored_pair(self) -> tuple[Tensor, Tensor]:
+        """The images and labels that have to be stored: mosaics, where `images` and `labels` are cut from some."""
+        if self.mosaics is not None:
+            stored, labels, partition = self.mosaics
+            images, repeats = partition(stored, labels)
+            if torch.equal(images, self.images) and torch.equal(repeats, self.labels):
+                return stored, labels
+        return self.images, self.labels
 
     def dataset(self) -> TensorDataset:
         """A torch `Dataset` of (image, label) pairs, ready for a network."""
@@ -121,19 +165,28 @@ class DistilledSet:
 
     def save(self, path: str | Path) -> None:
         """Write the set to one safetensors file, atomically. `load` reads it."""
-        tensors = {"images": self.images, "labels": self.labels, "lr": torch.tensor(self.lr, dtype=torch.float64)}
+        images, labels = self.stored_pair
+        tensors = {"images": images, "labels": labels, "lr": torch.tensor(self.lr, dtype=torch.float64)}
+        tiles = None
+        if self.mosaics is not None and images is not self.images:
+            partition = asdict(self.mosaics.partition)
+            tiles = TilesRecord(**{**partition, "pad": list(partition["pad"])}).to_json()
         if self.targets is not None:
             tensors["targets"] = self.targets
         tensors |= {f"preprocess.{name}": tensor for name, tensor in self.preprocess.state().items()}
         header = SetHeader(
             format=FORMAT,
-            version=1,
+            version=1 if tiles is None else TILED,
+            tiles=tiles,
             classes=list(self.classes),
             preprocess=self.preprocess.header(),
             recipe=self.recipe,
             provenance=self.provenance,
         )
-        write_tensors(Path(path), tensors, header.to_json())
+        values = header.to_json()
+        if tiles is None:
+            del values["tiles"]
+        write_tensors(Path(path), tensors, values)
 
 
 def load(path: str | Path) -> DistilledSet:
@@ -160,7 +213,8 @@ def load(path: str | Path) -> DistilledSet:
             reason = "it is not a run folder, or the run has not ended"
             reason = f"it is a folder of runs, name one: {' or '.join(runs[:2])}" if runs else reason
             raise UserError(f"{path.parent} holds no distilled set; {reason}.")
-    tensors, content = read_tensors(path, FORMAT)
+    version = TILED if read_header(path).get("version") == TILED else 1
+    tensors, content = read_tensors(path, FORMAT, version)
     header = parse_record(path, SetHeader, content)
     parse_record(path, Provenance, header.provenance)
     prefix = "preprocess."
@@ -169,15 +223,23 @@ def load(path: str | Path) -> DistilledSet:
     if lr is None or lr.numel() != 1 or not 0 < float(lr) < inf:
         raise UserError(f"{path} is damaged: its step size is not one number above 0; make it again.")
     _check_tensors(path, tensors, len(header.classes))
+    images, labels, mosaics = tensors["images"], tensors["labels"], None
+    if header.tiles is not None:
+        tiles = parse_record(path, TilesRecord, header.tiles)
+        if len(tiles.pad) not in (1, images.shape[1]):
+            raise UserError(f"{path} is damaged: its tiles have {len(tiles.pad)} values of padding; make it again.")
+        mosaics = Mosaics(images, labels, Partition(tiles.factor, tiles.mode, tuple(tiles.pad), tiles.max_per_class))
+        images, labels = mosaics.partition(images, labels)
     return DistilledSet(
-        images=tensors["images"],
-        labels=tensors["labels"],
+        images=images,
+        labels=labels,
         lr=float(lr),
         preprocess=Preprocess.from_state(header.preprocess, state),
         classes=tuple(header.classes),
         recipe=dict(header.recipe),
         provenance=dict(header.provenance),
         targets=tensors.get("targets"),
+        mosaics=mosaics,
     )
 
 
