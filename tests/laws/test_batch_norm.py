@@ -270,7 +270,7 @@ def test_a_batch_of_one_value_per_channel_is_refused_in_a_sentence() -> None:
 
 # --- distilling with batch norm
 
-CLASSWISE = ("dc", "dm", "idc", "dream-plus")
+CLASSWISE = ("dc", "dm", "idc", "dream-plus", "tgdd", "ncfm")
 
 
 @pytest.mark.parametrize("method", ["mct", "mtt", "ftd", "datm", "ptm", *CLASSWISE, "herding", "el2n"])

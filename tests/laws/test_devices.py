@@ -147,11 +147,13 @@ REPLAY = {
     "training.unroll._Replayed.backward": 1,  # the step sizes
     "objectives.trajectory.MatchTrajectory.__call__": 1,  # whether the student went far past its target
 }
-BY_CLASS = {"objectives.classes.MatchClasses.__call__": 1}  # the labels
+BY_CLASS = {"objectives.classes.sum_over_groups": 1}  # the labels
+BY_CLASS_TWICE = {"objectives.classes.sum_over_groups": 2}
 READS = {
     **dict.fromkeys(("mct", "mtt", "tesla", "ftd", "datm"), REPLAY),
     "ptm": REPLAY | {"objectives.combine.FiniteOr.__call__": 1},  # whether the loss may be used
     **dict.fromkeys(("dc", "dsa", "dm", "idc", "dream", "dream-plus"), BY_CLASS),
+    **dict.fromkeys(("tgdd", "ncfm"), BY_CLASS_TWICE),  # for the features, and for the cross-entropy
     "rcig": {"training.implicit.System.factor": 1},  # whether float32 was enough
 }
 """Where an outer step waits for the device, and how often: beside these nothing does."""

@@ -21,6 +21,7 @@ from limbeck.experts.store import make_path
 from limbeck.jobs.rehearsal import check_plan
 from limbeck.methods import DataFacts, Method, MethodInputs
 from limbeck.networks.registry import ModelConfig
+from limbeck.objectives import MatchTrajectory
 from limbeck.task import Task, make_task
 
 EXPERT = ExpertConfig(epochs=3, batch_size=32)
@@ -107,10 +108,10 @@ def test_a_rehearsal_refuses_what_the_plan_refuses_and_nothing_else(
                 inputs = MethodInputs(task, expert_of(task, expert, method), 2, 0)
                 plan = method.plan(resolved[0], inputs)
                 plan.evaluated_set().training_pair()
-                if method.experts in ("convex", "recorded"):
+                sampled = getattr(plan.objective, "objective", plan.objective)
+                sampled = getattr(sampled, "objective", sampled)
+                if isinstance(sampled, MatchTrajectory):
                     for step in (0, 1):
-                        sampled = getattr(plan.objective, "objective", plan.objective)
-                        sampled = getattr(sampled, "objective", sampled)
                         sampled.segment(step, 0, task.device)
 
             ends = None if method.experts is None else EXPERT.epochs

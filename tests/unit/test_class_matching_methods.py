@@ -129,8 +129,8 @@ def test_ten_steps_lower_the_loss(task: Task, name: str) -> None:
     """Of the same network, rows and draws before and after."""
     plan = recipe(name, task, ipc=1)
     assert isinstance(plan.objective, MatchClasses)
-    network = plan.objective.network()
-    match = replace(plan.objective, network=lambda: network)
+    network = plan.objective.network(0, 0)
+    match = replace(plan.objective, network=lambda step, seed: network)
     first = sum(float(match(plan.synthetic, step, 77).detach()) for step in range(3))
     outer_loop(match, plan.synthetic, plan.optimisers, range(10), 0)
     last = sum(float(match(plan.synthetic, step, 77).detach()) for step in range(3))

@@ -63,7 +63,7 @@ def make_set(decode: Decode | None = None, soft: bool = False) -> SyntheticSet:
 def objective(discrepancy: Discrepancy, **options: Any) -> MatchClasses:
     parameters = theta()
     rows = RandomRows(rows_by_class(real()[1], CLASSES), 7)
-    return MatchClasses(real(), rows, lambda: parameters, discrepancy, **options)
+    return MatchClasses(real(), rows, lambda step, seed: parameters, discrepancy, **options)
 
 
 def by_hand(name: str, a: Tensor, b: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ def test_no_gradient_reaches_a_network_or_the_data() -> None:
     rows = RandomRows(rows_by_class(data[1], CLASSES), 7)
     distance = GradientDistance(LOSS, MODEL.layout, weight_indices(MODEL.layout), DISTANCES["cosine"])
     synthetic = make_set()
-    MatchClasses(data, rows, lambda: parameters, distance)(synthetic, 0, 0).backward()
+    MatchClasses(data, rows, lambda step, seed: parameters, distance)(synthetic, 0, 0).backward()
     assert parameters.grad is None
     assert not parameters.requires_grad
     assert all(p.grad is None and not p.requires_grad for p in MODEL.module.parameters())

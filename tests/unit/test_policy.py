@@ -110,7 +110,7 @@ def query(**options: int) -> tuple[Query, list[int]]:
     images, _, class_members = members()
     sizes: list[int] = []
 
-    def represent(batch: Tensor) -> Tensor:
+    def represent(batch: Tensor, step: int) -> Tensor:
         sizes.append(len(batch))
         return batch * 2
 

@@ -25,16 +25,35 @@ from limbeck.methods.ftd import FTD
 from limbeck.methods.idc import IDC
 from limbeck.methods.mct import MCT
 from limbeck.methods.mtt import MTT
+from limbeck.methods.ncfm import NCFM
 from limbeck.methods.plan import DataFacts, Method, MethodConfig, MethodInputs, Plan
 from limbeck.methods.ptm import PTM
 from limbeck.methods.rcig import RCIG
 from limbeck.methods.tesla import TESLA
+from limbeck.methods.tgdd import TGDD
 
 __all__ = ["METHODS", "DataFacts", "Method", "MethodConfig", "MethodInputs", "Plan", "find_method"]
 
 METHODS: dict[str, Method] = {
     method.name: method
-    for method in (MCT, MTT, TESLA, FTD, DATM, PTM, DC, DSA, DM, IDC, DREAM, DREAM_PLUS, RCIG, *CORESET_METHODS)
+    for method in (
+        MCT,
+        MTT,
+        TESLA,
+        FTD,
+        DATM,
+        PTM,
+        DC,
+        DSA,
+        DM,
+        IDC,
+        DREAM,
+        DREAM_PLUS,
+        NCFM,
+        TGDD,
+        RCIG,
+        *CORESET_METHODS,
+    )
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -12,10 +12,12 @@ from torch import Tensor
 from limbeck.core.errors import UserError
 from limbeck.core.rng import derive_seed
 from limbeck.data import Preprocess
+from limbeck.experts.recorded import Recorded
 from limbeck.methods.coreset import select_real, take_real
 from limbeck.methods.initial import DreamInitName, draw_noise
 from limbeck.methods.plan import MethodConfig, MethodInputs
-from limbeck.objectives.classes import RowSampler
+from limbeck.objectives.along_experts import AlongExperts, Anywhere
+from limbeck.objectives.classes import NetworkSource, RowSampler
 from limbeck.objectives.online_network import OnlineNetwork
 from limbeck.objectives.query import Query, RandomRows
 from limbeck.select.coresets import Selector, rows_by_class
@@ -24,7 +26,7 @@ from limbeck.select.policy import POLICIES, Dream
 from limbeck.select.scores import extract_features
 from limbeck.synthetic.loop import Hook
 from limbeck.synthetic.set import Decode, SyntheticSet
-from limbeck.synthetic.tiles import Partition, make_mosaic
+from limbeck.synthetic.tiles import Mode, Partition, make_mosaic, pad_value
 
 LR_NET = 0.01  # the papers' step size of networks, and the initial step size of a set of these methods
 
@@ -54,39 +56,67 @@ class ClassMatchingConfig(MethodConfig):
         return self.batch_real
 
 
+class OnlineNetworkConfig(ClassMatchingConfig):
+    """Options of the methods that have networks of their own."""
+
+    network: Literal["own", "experts"] = "own"
+    """Networks of the method's own, or at every step another point on the path of an expert of --experts (experts)."""
+
+
+class MatchingNetwork(NamedTuple):
+    """The network under which images are compared, the outer steps for which it lives, and the hooks that renew it."""
+
+    parameters: NetworkSource
+    every: int
+    hooks: list[Hook]
+
+
+def choose_network(
+    options: OnlineNetworkConfig, inputs: MethodInputs, make_own: Callable[[], OnlineNetwork]
+) -> MatchingNetwork:
+    """Return the method's own network, or points on the paths of experts; UserError where there are no experts."""
+    if options.network == "own":
+        own = make_own()
+        return MatchingNetwork(own.parameters, own.every, [own])
+    if not inputs.trajectories:
+        raise UserError("--network experts takes networks from a store of experts; name one with --experts FOLDER.")
+    place = Anywhere(whole=any(isinstance(path, Recorded) for path in inputs.trajectories))
+    return MatchingNetwork(AlongExperts(inputs.trajectories, place, inputs.task.device), 1, [])
+
+
 def find_class_rows(inputs: MethodInputs) -> tuple[Tensor, ...]:
     """Return the rows of the training images of every class."""
     return rows_by_class(inputs.task.train[1], inputs.task.data.num_classes)
 
 
-def make_feature_fn(inputs: MethodInputs, network: OnlineNetwork) -> Callable[[Tensor], Tensor]:
-    """Return the features of the present network as a function, images (m, c, h, w) -> (m, d)."""
-    return lambda images: extract_features(inputs.task.model, network.parameters(), images)
+def make_feature_fn(inputs: MethodInputs, network: NetworkSource) -> Callable[[Tensor, int], Tensor]:
+    """Return (images (m, c, h, w), outer step) -> their features (m, d) under the network of that step."""
+    return lambda images, step: extract_features(inputs.task.model, network(step, inputs.seed), images)
 
 
 def make_row_sampler(
-    options: ClassMatchingConfig, inputs: MethodInputs, network: OnlineNetwork
+    options: ClassMatchingConfig, inputs: MethodInputs, network: MatchingNetwork
 ) -> tuple[RowSampler, list[Hook]]:
     """Return what samples the real images, and the hooks that update the network and the sampler, in this order."""
     if options.policy == "random":  # it needs no features and has no state
-        return RandomRows(find_class_rows(inputs), options.batch_real), [network]
+        return RandomRows(find_class_rows(inputs), options.batch_real), network.hooks
     policies: dict[str, Selector] = {**POLICIES, "dream": Dream(options.per_cluster)}
     query = Query(
         images=inputs.task.train[0],
         class_rows=find_class_rows(inputs),
         policy=policies[options.policy],
         count=options.batch_real,
-        features=make_feature_fn(inputs, network),
+        features=make_feature_fn(inputs, network.parameters),
         seed=inputs.seed,
         every=network.every,
         interval=options.interval,
         pool=options.pool,
     )
-    return query.sample, [network, query]
+    return query.sample, [*network.hooks, query]
 
 
 def init_synthetic_set(
-    options: ClassMatchingConfig, inputs: MethodInputs, network: OnlineNetwork, decode: Decode | None = None
+    options: ClassMatchingConfig, inputs: MethodInputs, network: NetworkSource, decode: Decode | None = None
 ) -> SyntheticSet:
     """Return `ipc` images per class to learn; with tiles, every tile is a downsampled real image.
 
@@ -111,6 +141,11 @@ def init_synthetic_set(
     images = torch.cat([make_mosaic(images, factor) for images in take_real(rows, inputs).split(count)])
     labels = inputs.task.train[1][rows[:: factor**2]]
     return SyntheticSet.from_images(images, labels, LR_NET, ("images",), decode=decode)
+
+
+def make_tiles(factor: int, how: Mode, inputs: MethodInputs) -> Partition | None:
+    """Return what cuts every image into factor x factor tiles; None for a factor of 1, and UserError for whitening."""
+    return Partition(factor, how, pad_value(inputs.task.preprocess)) if factor > 1 else None
 
 
 def mean_pixel_variance(preprocess: Preprocess) -> float:

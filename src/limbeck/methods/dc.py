@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from pydantic import Field
 
 from limbeck.core.rng import derive_seed
 from limbeck.methods.class_matching import (
     LR_NET,
-    ClassMatchingConfig,
+    OnlineNetworkConfig,
+    choose_network,
     init_synthetic_set,
     make_image_optimiser,
     make_row_sampler,
@@ -19,7 +22,7 @@ from limbeck.objectives.gradient import DISTANCES, GradientDistance, weight_indi
 from limbeck.objectives.online_network import OnlineNetwork, RandomInit, Sgd, SyntheticBatches
 
 
-class DCConfig(ClassMatchingConfig):
+class DCConfig(OnlineNetworkConfig):
     """Options of DC and DSA. The augmentation of DSA is --augment."""
 
     lr_img: float = Field(default=0.1, gt=0)
@@ -56,8 +59,9 @@ def make_plan(options: DCOptions, inputs: MethodInputs, siamese: Augment | None,
     task, layout = inputs.task, inputs.task.model.layout
     init = RandomInit(task.model, inputs.seed, task.device)
     batches = SyntheticBatches(options.net_epochs, options.batch_net, derive_seed(inputs.seed, "lessons"), augment)
-    network = OnlineNetwork(task.loss_with(None), init, options.inner, batches, Sgd(options.lr_net))
-    synthetic = init_synthetic_set(options, inputs, network)
+    own = partial(OnlineNetwork, task.loss_with(None), init, options.inner, batches, Sgd(options.lr_net))
+    network = choose_network(options, inputs, own)
+    synthetic = init_synthetic_set(options, inputs, network.parameters)
     rows, hooks = make_row_sampler(options, inputs, network)
     distance = GradientDistance(task.loss_with(None), layout, weight_indices(layout), DISTANCES["cosine"])
     objective = MatchClasses(task.train, rows, network.parameters, distance, siamese)

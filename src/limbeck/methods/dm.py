@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from pydantic import Field
 
 from limbeck.methods.class_matching import (
-    ClassMatchingConfig,
+    OnlineNetworkConfig,
+    choose_network,
     init_synthetic_set,
     make_image_optimiser,
     make_row_sampler,
@@ -18,7 +20,7 @@ from limbeck.objectives.features import FeatureDistance
 from limbeck.objectives.online_network import OnlineNetwork, RandomInit
 
 
-class DMConfig(ClassMatchingConfig):
+class DMConfig(OnlineNetworkConfig):
     """Options of DM."""
 
     lr_img: float = Field(default=1.0, gt=0)
@@ -28,8 +30,9 @@ class DMConfig(ClassMatchingConfig):
 def plan(options: DMConfig, inputs: MethodInputs) -> Plan:
     """Match mean features under a new untrained network at every step, with one draw of the augmentation per class."""
     task = inputs.task
-    network = OnlineNetwork(task.loss_with(None), RandomInit(task.model, inputs.seed, task.device), every=1)
-    synthetic = init_synthetic_set(options, inputs, network)
+    init = RandomInit(task.model, inputs.seed, task.device)
+    network = choose_network(options, inputs, partial(OnlineNetwork, task.loss_with(None), init, every=1))
+    synthetic = init_synthetic_set(options, inputs, network.parameters)
     rows, hooks = make_row_sampler(options, inputs, network)
     siamese = replace(task.augment, siamese=True)
     objective = MatchClasses(task.train, rows, network.parameters, FeatureDistance(task.model), siamese)

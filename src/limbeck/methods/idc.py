@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 from pydantic import Field
@@ -10,10 +11,12 @@ from limbeck.core.rng import derive_seed
 from limbeck.data.augment import DSA, ComposedDSA
 from limbeck.methods.class_matching import (
     LR_NET,
-    ClassMatchingConfig,
+    OnlineNetworkConfig,
+    choose_network,
     init_synthetic_set,
     make_image_optimiser,
     make_row_sampler,
+    make_tiles,
     mean_pixel_variance,
 )
 from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
@@ -22,11 +25,10 @@ from limbeck.objectives.features import FeatureDistance
 from limbeck.objectives.gradient import DISTANCES, GradientDistance, convolution_indices
 from limbeck.objectives.online_network import OnlineNetwork, RandomInit, RealBatches, Sgd, WarmUp
 from limbeck.synthetic.hooks import make_clamp_hooks
-from limbeck.synthetic.tiles import Partition, pad_value
 from limbeck.training.plain import Schedule
 
 
-class IDCConfig(ClassMatchingConfig):
+class IDCConfig(OnlineNetworkConfig):
     """Options of IDC and DREAM."""
 
     factor: int = Field(default=2, ge=1)
@@ -104,9 +106,9 @@ def make_network(options: IDCOptions, inputs: MethodInputs) -> OnlineNetwork:
 def plan(options: IDCOptions, inputs: MethodInputs) -> Plan:
     """Match the gradients of convolutions for enlarged tiles; pixels stay between 0 and 1."""
     task, layout = inputs.task, inputs.task.model.layout
-    network = make_network(options, inputs)
-    tiles = Partition(options.factor, options.how, pad_value(task.preprocess)) if options.factor > 1 else None
-    synthetic = init_synthetic_set(options, inputs, network, tiles)
+    network = choose_network(options, inputs, partial(make_network, options, inputs))
+    tiles = make_tiles(options.factor, options.how, inputs)
+    synthetic = init_synthetic_set(options, inputs, network.parameters, tiles)
     rows, hooks = make_row_sampler(options, inputs, network)
     distance = DISTANCES[options.distance]
     discrepancy: Discrepancy = GradientDistance(task.loss_with(None), layout, convolution_indices(layout), distance)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,6 +22,9 @@ Discrepancy = Callable[[Tensor, Pair, Pair], Tensor]
 RowSampler = Callable[[int, int, int], Tensor]
 """(outer step, class, seed) -> rows of the real images to compare with (m,)."""
 
+NetworkSource = Callable[[int, int], Tensor]
+"""(outer step, seed) -> the parameters (P,) of the network under which images are compared at this step."""
+
 BY_ROW = ("images", "labels")
 """The parameters of a synthetic set that have one row per stored image."""
 
@@ -38,15 +41,45 @@ class WeightedSum:
 
 
 @dataclass(frozen=True)
+class ClassPairs:
+    """Draws the images of a class that an outer step compares, real and synthetic ones augmented by the same draw.
+
+    real:       All training images in network input space, and their classes.
+    rows:       Which of them to compare with; see objectives/query.py.
+    augment:    Siamese augmentation: real and synthetic images of a class get the same seed. None augments nothing.
+    max_images: At most this many synthetic images of a class are compared, drawn at every step; None for all.
+    """
+
+    real: Pair
+    rows: RowSampler
+    augment: Augment | None = None
+    max_images: int | None = None
+
+    def real_pair(self, label: int, step: int, seed: int) -> Pair:
+        """Real images of the class `label`, and their classes."""
+        rows = self.rows(step, label, seed)
+        return self._augmented(self.real[0][rows], label, step, seed), self.real[1][rows]
+
+    def synthetic_pair(self, part: SyntheticSet, label: int, step: int, seed: int) -> Pair:
+        """Training images of the class `label`, whose stored images are `part`, and their labels."""
+        images, labels = part.training_pair()
+        if self.max_images is not None and len(images) > self.max_images:
+            generator = make_generator(seed, "most", step, label)
+            order = torch.randperm(len(images), generator=generator)[: self.max_images].to(images.device)
+            images, labels = images[order], labels[order]
+        return self._augmented(images, label, step, seed), labels
+
+    def _augmented(self, images: Tensor, label: int, step: int, seed: int) -> Tensor:
+        return images if self.augment is None else self.augment(images, derive_seed(seed, "siamese", step, label))
+
+
+@dataclass(frozen=True)
 class MatchClasses:
     """An objective: the sum over classes of a discrepancy between real and synthetic images, under one network.
 
-    real:        All training images in network input space, and their classes.
-    rows:        Which of them to compare with; see objectives/query.py.
-    network:     Returns the parameters (P,) of the present network; see objectives/online_network.py.
+    real, rows, augment, max_images: as in `ClassPairs`.
+    network:     The parameters of the network at an outer step; see objectives/online_network.py.
     discrepancy: Of gradients (objectives/gradient.py), of features (objectives/features.py), or both.
-    augment:     Siamese augmentation: real and synthetic images of a class get the same seed. None augments nothing.
-    max_images:  At most this many synthetic images of a class are compared, drawn at every step; None for all.
 
     One outer step is one step of the papers' inner loop over all classes. Their losses are summed and the set is
     updated once; the released code of IDC and DREAM updates it after every class, so that with momentum each class
@@ -55,45 +88,64 @@ class MatchClasses:
 
     real: Pair
     rows: RowSampler
-    network: Callable[[], Tensor]
+    network: NetworkSource
     discrepancy: Discrepancy
     augment: Augment | None = None
     max_images: int | None = None
 
-    @torch.enable_grad()
     def __call__(self, synthetic: SyntheticSet, step: int, seed: int) -> Tensor:
         """The sum at this outer step: a scalar whose gradients are those of the learned parameters."""
-        theta = self.network()
-        classes = hard_labels(synthetic.labels).cpu()  # one transfer from a GPU instead of one per class
-        parameters = synthetic.parameters()
-        total = torch.zeros((), dtype=synthetic.images.dtype, device=synthetic.images.device)
-        sums: dict[str, Tensor] = {}
-        for label in classes.unique().tolist():
-            rows = (classes == label).nonzero().squeeze(1).to(synthetic.images.device)
-            part = select_images(synthetic, rows)
-            value = self._class_value(part, theta, label, step, seed)
-            leaves = part.parameters()
-            gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
-            total = total + value.detach()
-            for name, gradient in zip(leaves, gradients):
-                if gradient is not None:
-                    gradient_sum = sums.setdefault(name, torch.zeros_like(parameters[name]))
-                    gradient_sum[rows if name in BY_ROW else ...] += gradient
-        return attach_gradients(total, [parameters[name] for name in sums], list(sums.values()))
+        theta = self.network(step, seed)
+        pairs = ClassPairs(self.real, self.rows, self.augment, self.max_images)
 
-    def _class_value(self, part: SyntheticSet, theta: Tensor, label: int, step: int, seed: int) -> Tensor:
-        """The discrepancy of one class, whose synthetic images are `part`."""
-        rows = self.rows(step, label, seed)
-        images, labels = part.training_pair()
-        if self.max_images is not None and len(images) > self.max_images:
-            generator = make_generator(seed, "most", step, label)
-            order = torch.randperm(len(images), generator=generator)[: self.max_images]
-            images, labels = images[order.to(images.device)], labels[order.to(images.device)]
-        real_images, real_labels = self.real[0][rows], self.real[1][rows]
-        if self.augment is not None:
-            augment_seed = derive_seed(seed, "siamese", step, label)
-            real_images, images = self.augment(real_images, augment_seed), self.augment(images, augment_seed)
-        return self.discrepancy(theta, (real_images, real_labels), (images, labels))
+        def class_value(parts: Mapping[int, SyntheticSet]) -> Tensor:
+            ((label, part),) = parts.items()
+            synthetic_pair = pairs.synthetic_pair(part, label, step, seed)
+            return self.discrepancy(theta, pairs.real_pair(label, step, seed), synthetic_pair)
+
+        return sum_over_groups(synthetic, class_value, max_images=1)
+
+
+@torch.enable_grad()
+def sum_over_groups(
+    synthetic: SyntheticSet, value: Callable[[Mapping[int, SyntheticSet]], Tensor], max_images: int
+) -> Tensor:
+    """The sum of a value over groups of classes, with the graph of one group alive at a time.
+
+    value:      {class: its stored images as a set} -> scalar.
+    max_images: Stored images of a group, at most; a group holds at least one class.
+    Returns a scalar whose gradients are those of the set's learned parameters.
+    """
+    classes = hard_labels(synthetic.labels).cpu()  # one transfer from a GPU instead of one per class
+    rows = {label: (classes == label).nonzero().squeeze(1) for label in classes.unique().tolist()}
+    parameters = synthetic.parameters()
+    total = torch.zeros((), dtype=synthetic.images.dtype, device=synthetic.images.device)
+    sums: dict[str, Tensor] = {}
+    for group in _groups(rows, max_images):
+        places = {label: rows[label].to(synthetic.images.device) for label in group}
+        parts = {label: select_images(synthetic, place) for label, place in places.items()}
+        leaves = [(name, label, leaf) for label in group for name, leaf in parts[label].parameters().items()]
+        group_value = value(parts)
+        gradients = torch.autograd.grad(group_value, [leaf for _, _, leaf in leaves], allow_unused=True)
+        total = total + group_value.detach()
+        for (name, label, _), gradient in zip(leaves, gradients):
+            if gradient is not None:
+                gradient_sum = sums.setdefault(name, torch.zeros_like(parameters[name]))
+                gradient_sum[places[label] if name in BY_ROW else ...] += gradient
+    return attach_gradients(total, [parameters[name] for name in sums], list(sums.values()))
+
+
+def _groups(rows: Mapping[int, Tensor], max_images: int) -> list[list[int]]:
+    """The classes in order, in groups of at most `max_images` stored images or of one class."""
+    groups: list[list[int]] = []
+    count = 0
+    for label, class_rows in rows.items():
+        count += len(class_rows)
+        if not groups or count > max_images:
+            groups.append([])
+            count = len(class_rows)
+        groups[-1].append(label)
+    return groups
 
 
 def select_images(synthetic: SyntheticSet, rows: Tensor) -> SyntheticSet:

@@ -1,4 +1,4 @@
-"""Objectives that wrap another one: the mean over several draws, and one that is always finite."""
+"""Objectives that are composed of others: a weighted sum, the mean over several draws, and one always finite."""
 
 from __future__ import annotations
 
@@ -41,6 +41,17 @@ def value_and_grad(objective: Objective, synthetic: SyntheticSet, step: int, see
     loss = objective(synthetic, step, seed)
     gradients = torch.autograd.grad(loss, list(synthetic.parameters().values()), allow_unused=True)
     return loss.detach(), gradients
+
+
+@dataclass(frozen=True)
+class Sum:
+    """The sum of objectives, each times its weight: ((weight, objective), ...)."""
+
+    terms: tuple[tuple[float, Objective], ...]
+
+    def __call__(self, synthetic: SyntheticSet, step: int, seed: int) -> Tensor:
+        """The sum at this outer step: a scalar."""
+        return torch.stack([weight * objective(synthetic, step, seed) for weight, objective in self.terms]).sum()
 
 
 @dataclass(frozen=True)

@@ -163,8 +163,8 @@ class OnlineNetwork(StatefulHook):
         """Outer steps for which a network lives."""
         return self.every
 
-    def parameters(self) -> Tensor:
-        """The parameters (P,) of the present network."""
+    def parameters(self, step: int = 0, seed: int = 0) -> Tensor:
+        """The parameters (P,) of the present network, at whichever step: a `NetworkSource`."""
         return self.theta.detach()
 
     def state(self) -> dict[str, Tensor]:

@@ -37,7 +37,7 @@ class Query(StatefulHook):
     images:     All training images (n, c, h, w).
     class_rows: The rows of each class, from `rows_by_class`.
     policy:     Chooses `count` rows by their features; see select/policy.py.
-    features:   images (m, c, h, w) -> features (m, d) under the present network.
+    features:   (images (m, c, h, w), outer step) -> features (m, d) under the network of that step.
     seed:       Of the policy's random numbers.
     every:      Outer steps for which a network lives (`OnlineNetwork.every`); rows are chosen again for a new network,
     interval:   and after each `interval` steps of its life.
@@ -53,7 +53,7 @@ class Query(StatefulHook):
         class_rows: Sequence[Tensor],
         policy: Selector,
         count: int,
-        features: Callable[[Tensor], Tensor],
+        features: Callable[[Tensor, int], Tensor],
         seed: int,
         every: int = 1,
         interval: int = 1,
@@ -72,7 +72,7 @@ class Query(StatefulHook):
         if self.pool is not None and len(rows) > max(self.pool, self.count):
             order = torch.randperm(len(rows), generator=make_generator(self.seed, "sub-pool", step, label))
             rows = rows[order[: max(self.pool, self.count)].to(rows.device)]
-        features = self.features(self.images[rows]).flatten(1)
+        features = self.features(self.images[rows], step).flatten(1)
         return rows[self.policy(features, self.count, derive_seed(self.seed, "query", step, label)).to(rows.device)]
 
     def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:

@@ -1,0 +1,41 @@
+"""NCFM (Wang et al., CVPR 2025): characteristic functions of features under networks on the paths of experts."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from limbeck.methods.feature_matching import FeatureMatchingConfig, make_plan
+from limbeck.methods.plan import Method, MethodInputs, Plan
+from limbeck.objectives.along_experts import AtEnd
+from limbeck.objectives.characteristic import CharacteristicDistance
+
+
+class NCFMConfig(FeatureMatchingConfig):
+    """Options of NCFM."""
+
+    frequencies: int = Field(default=256, ge=1)
+    """Frequencies per outer step at which characteristic functions are compared (the authors: 4096)."""
+    scale: float = Field(default=100.0, gt=0)
+    """Weight of their distance (the authors: 300)."""
+    amplitude: float = Field(default=0.5, ge=0, le=1)
+    """Weight of the difference of amplitudes; that of phases has what is left to 1."""
+    calibration: float = Field(default=1.0, ge=0)
+    """Weight of the cross-entropy under the trained expert."""
+
+
+def plan(options: NCFMConfig, inputs: MethodInputs) -> Plan:
+    """Match characteristic functions at a random place on the path of an expert, and classify at its end."""
+    distance = CharacteristicDistance(options.frequencies, options.scale, options.amplitude)
+    return make_plan(options, inputs, distance, options.calibration, AtEnd())
+
+
+NCFM = Method(
+    name="ncfm",
+    summary="match the characteristic functions of features along the paths of experts",
+    source="Wang et al., Dataset Distillation with Neural Characteristic Function: A Minmax Perspective, CVPR 2025",
+    config=NCFMConfig,
+    experts="convex",
+    plan=plan,
+    learns=("images",),
+    threads_matter=True,
+)
