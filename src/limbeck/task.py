@@ -19,7 +19,9 @@ from limbeck.data import ImageData, Preprocess, Split, fit_preprocess
 from limbeck.data.augment import DSA, CanvasCrop, default_strategy
 from limbeck.derivatives.autograd import Loss
 from limbeck.derivatives.choice import Choice, choose
+from limbeck.derivatives.compiled import CompiledDerivatives
 from limbeck.derivatives.explicit import ExplicitDerivatives, FusedCrossEntropy
+from limbeck.derivatives.image_functions import ImageFunctions
 from limbeck.networks.flat import FlatModel
 from limbeck.networks.losses import Augment, CrossEntropy
 from limbeck.networks.registry import ModelConfig, find_network, flat_model
@@ -72,6 +74,12 @@ class Task:
             return FusedCrossEntropy(CrossEntropy(self.model, augment), self.explicit, self.device.type)
         autocast_dtype = torch.bfloat16 if self.precision == "bfloat16" else None
         return Loss(CrossEntropy(self.model, augment, autocast_dtype, statistics))
+
+    @cached_property
+    def image_functions(self) -> ImageFunctions:
+        """Features and logits of images under a network, differentiable in the images."""
+        compiled = self.explicit if isinstance(self.explicit, CompiledDerivatives) else None
+        return ImageFunctions(self.model, compiled)
 
     @cached_property
     def logits(self) -> Network:

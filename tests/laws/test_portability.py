@@ -60,7 +60,15 @@ def exact_results(index: int, dtype: torch.dtype) -> list[Tensor]:
     assert reference is not None
     second = reference.hvp(theta, images, labels, direction, NeedsGrad(True, True, True))
     results = [reference.gradient(theta, images, labels), reference.logits(theta, images), second.theta, second.images]
-    return [tensor for tensor in (*results, second.labels) if tensor is not None]
+    leaf = images.requires_grad_()
+    features = model.features(theta, leaf)
+    (adjoint,) = torch.autograd.grad(features, leaf, cotangent(features))
+    return [tensor for tensor in (*results, second.labels, features.detach(), adjoint) if tensor is not None]
+
+
+def cotangent(features: Tensor) -> Tensor:
+    """A direction (n, d) in the space of the features, of their type."""
+    return torch.randn(features.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float32).to(features)
 
 
 def make_derivatives(library: Library, model: FlatModel, dtype: torch.dtype) -> CompiledDerivatives:
@@ -113,6 +121,8 @@ def test_builds_for_this_processor_are_accurate_and_independent_of_threads(
                     torch.set_num_threads(threads)
                     second = network.hvp(theta, images, labels, direction, NeedsGrad(True, True, True))
                     tensors = [network.gradient(theta, images, labels), network.logits(theta, images), *second[1:]]
+                    features = network.features(theta, images)
+                    tensors += [features, network.features_adjoint(theta, images, cotangent(features))]
                     results.append([tensor for tensor in tensors if tensor is not None])
                 check_results(results[0], index, dtype)
                 assert all(a.equal(b) for one, other in pairwise(results) for a, b in zip(one, other))
@@ -135,9 +145,11 @@ def test_the_build_for_aarch64_is_accurate_and_independent_of_threads(build_fold
             model, (theta, images, labels, direction) = make_inputs(case, dtype)
             network = make_derivatives(_NeonLibrary(), model, dtype)
             wide, direction = network._pad(theta), network._pad(direction)
-            head = [dtype.itemsize, len(network.blocks), len(images), len(wide), images.numel(), labels.numel()]
+            counts = [len(wide), images.numel(), labels.numel(), len(images) * network._padded_features]
+            head = [dtype.itemsize, len(network.blocks), len(images), *counts]
+            dfeatures = network._pad_features(cotangent(torch.zeros(len(images), network.width, dtype=dtype)))
             tensors = [torch.tensor(head), torch.tensor([network.eps], dtype=torch.float64), network._sizes(images)]
-            arrays = [tensor.numpy() for tensor in (*tensors, wide, images, labels, direction)]
+            arrays = [tensor.numpy() for tensor in (*tensors, wide, images, labels, direction, dfeatures)]
             source, answers = tmp_path / "input", []
             source.write_bytes(b"".join(array.tobytes() for array in arrays))
             for threads in ("1", "3"):
@@ -145,10 +157,12 @@ def test_the_build_for_aarch64_is_accurate_and_independent_of_threads(build_fold
                 answers.append((tmp_path / "output").read_bytes())
             assert answers[0] == answers[1]
             outputs = torch.frombuffer(bytearray(answers[0][:-8]), dtype=dtype)
-            lengths = [len(wide), labels.numel(), len(wide), images.numel(), labels.numel()]
-            gradient, logits, dtheta, dimages, dlabels = outputs.split(lengths)
+            lengths = [len(wide), labels.numel(), len(wide), images.numel(), labels.numel(), counts[3], images.numel()]
+            gradient, logits, dtheta, dimages, dlabels, features, adjoint = outputs.split(lengths)
             results = [network._unpad(gradient), logits.view_as(labels), network._unpad(dtheta)]
-            check_results([*results, dimages.view_as(images), dlabels.view_as(labels)], index, dtype)
+            results += [dimages.view_as(images), dlabels.view_as(labels)]
+            results += [features.view(len(images), -1)[:, : network.width], adjoint.view_as(images)]
+            check_results(results, index, dtype)
 
 
 class _NeonLibrary(Library):

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from limbeck.core.errors import UserError
 from limbeck.core.rng import derive_seed
 from limbeck.data.augment import DSA, ComposedDSA
+from limbeck.derivatives.compiled import CompiledDerivatives
+from limbeck.derivatives.convnet import convnet_derivatives
+from limbeck.derivatives.image_functions import ImageFunctions
 from limbeck.experts import Convexified, ExpertConfig, Recorded, convexify
 from limbeck.methods import METHODS, DataFacts, MethodInputs, Plan
 from limbeck.networks.registry import ModelConfig, flat_model
@@ -311,3 +314,29 @@ def test_every_class_matcher_takes_networks_from_experts(name: str, task: Task) 
         hook(plan.synthetic, 1, 0.0)
     with pytest.raises(UserError, match="--experts FOLDER"):
         recipe(name, task, [], **small)
+
+
+# --- compiled features
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 20, 26)])
+def test_compiled_features_and_logits_are_those_of_the_network(shape: tuple[int, int, int]) -> None:
+    """Values, and derivatives in the images along a random direction, in float64."""
+    model = flat_model(ModelConfig(width=5, depth=2), shape, 4)
+    compiled = convnet_derivatives(model, torch.float64, "cpu")
+    if not isinstance(compiled, CompiledDerivatives):
+        pytest.skip("no kernels")
+    functions, plain = ImageFunctions(model, compiled), ImageFunctions(model)
+    theta = model.init(0).double() + 0.1 * draw(model.layout.count, seed=1)
+    for name in ("features", "logits"):
+        images = draw(23, *shape, seed=2).requires_grad_()
+        results = []
+        for source in (functions, plain):
+            values = getattr(source, name)(theta, images)
+            (gradient,) = torch.autograd.grad(values, images, draw(*values.shape, seed=3))
+            results.append((values.detach(), gradient))
+        for ours, theirs in zip(*results, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    assert functions.features(theta, draw(0, *shape)).shape == (0, compiled.width)
+    single = functions.features(theta.float(), draw(2, *shape).float())  # of another type: by autograd
+    assert torch.equal(single, plain.features(theta.float(), draw(2, *shape).float()))

@@ -33,7 +33,7 @@ class CompiledDerivatives:
     """Explicit derivatives of a ConvNet's cross-entropy by a compiled library: see `ExplicitDerivatives`.
 
     library:    The compiled network.
-    blocks:     The network's blocks; classes and features are the outputs and inputs of its last layer.
+    blocks:     The network's blocks; classes and width are the numbers of outputs and inputs of its last layer.
     parameters: P, the length of theta.
     eps:        Of instance norm.
     dtype:      The type of all tensors, float32 or float64; tensors of another type are converted.
@@ -45,7 +45,7 @@ class CompiledDerivatives:
     library: Library
     blocks: tuple[Block, ...]
     classes: int
-    features: int
+    width: int
     parameters: int
     eps: float
     dtype: torch.dtype
@@ -78,6 +78,25 @@ class CompiledDerivatives:
             self.library.compute(*self._arguments(theta, images, None, logits=logits))
         return logits
 
+    def features(self, theta: Tensor, images: Tensor) -> Tensor:
+        """The inputs of the last layer (n, d) without a graph; n may be 0."""
+        wide = torch.empty(len(images), self._padded_features, dtype=self.dtype)
+        if len(images):
+            self.library.compute(*self._arguments(theta, images, None, features=wide))
+        return wide[:, : self.width].contiguous()
+
+    def features_adjoint(self, theta: Tensor, images: Tensor, direction: Tensor) -> Tensor:
+        """The derivative in the images (n, c, h, w) of the sum of direction * features, both (n, d)."""
+        dimages = torch.empty(images.shape, dtype=self.dtype)
+        if len(images):
+            wide = self._pad_features(direction)
+            self.library.compute(*self._arguments(theta, images, None, dfeatures=wide, dimages=dimages))
+        return dimages
+
+    def supports(self, theta: Tensor, images: Tensor) -> bool:
+        """Whether these tensors are of the network's type and on the processor."""
+        return all(tensor.dtype is self.dtype and tensor.device.type == "cpu" for tensor in (theta, images))
+
     def _arguments(
         self,
         theta: Tensor,
@@ -109,7 +128,7 @@ class CompiledDerivatives:
         for block in self._padded_blocks:
             sizes += [block.channels, block.out, height, width, block.padding]
             height, width = ((side + 2 * block.padding - 2) // 2 for side in (height, width))
-        if channels != self.blocks[0].channels or self.blocks[-1].out * height * width != self.features:
+        if channels != self.blocks[0].channels or self.blocks[-1].out * height * width != self.width:
             raise ValueError(f"images of shape {tuple(images.shape)} do not fit the network")
         return torch.tensor(sizes)
 
@@ -125,6 +144,17 @@ class CompiledDerivatives:
         outs = [-(-block.out // panel) * panel for block in self.blocks]
         inputs = [self.blocks[0].channels, *outs]
         return tuple(Block(inputs[i], outs[i], block.padding) for i, block in enumerate(self.blocks))
+
+    def _pad_features(self, direction: Tensor) -> Tensor:
+        """(n, d) -> the same for the padded network."""
+        wide = torch.zeros(len(direction), self._padded_features, dtype=self.dtype)
+        wide[:, : self.width] = direction.detach()
+        return wide
+
+    @property
+    def _padded_features(self) -> int:
+        """The features of the padded network, channels first, so that those of the padding are the last."""
+        return self.width // self.blocks[-1].out * self._padded_blocks[-1].out
 
     @cached_property
     def _padded_places(self) -> tuple[Tensor | None, int]:
@@ -142,7 +172,7 @@ class CompiledDerivatives:
             for _ in ("bias", "gamma", "beta"):
                 add((padded.out,), (slice(block.out),))
         out, padded_out = self.blocks[-1].out, self._padded_blocks[-1].out
-        add((self.classes, padded_out, self.features // out), (slice(None), slice(out)))
+        add((self.classes, padded_out, self.width // out), (slice(None), slice(out)))
         add((self.classes,), (slice(None),))
         return (None if count == self.parameters else torch.cat(places)), count
 

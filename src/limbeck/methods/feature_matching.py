@@ -73,8 +73,8 @@ def make_plan(
     rows, hooks = make_row_sampler(options, inputs, MatchingNetwork(experts, 1, []))
     pairs = ClassPairs(task.train, rows, ComposedDSA(DSA(options.match_augment, siamese=True)), options.batch_syn)
     together = 1 if task.model.has_statistics else IMAGES
-    match = MatchFeatures(pairs, experts, task.model.features, distance, together)
-    classify = ClassCrossEntropy(pairs, replace(experts, place=trained), task.model, together)
+    match = MatchFeatures(pairs, experts, task.image_functions.features, distance, together)
+    classify = ClassCrossEntropy(pairs, replace(experts, place=trained), task.image_functions.logits, together)
     objective = Sum(((1.0, match), (weight, classify))) if weight else match
     hooks = [*make_clamp_hooks(task.preprocess), *hooks]
     optimiser = make_optimiser(options, inputs, synthetic)

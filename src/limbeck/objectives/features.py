@@ -68,7 +68,7 @@ class MatchFeatures:
 
     pairs:    Draws the images of each class.
     network:  The parameters of the network at an outer step.
-    features: Of images under these parameters: `FlatModel.features`, say.
+    features: Of images under these parameters: `task.image_functions.features`, or `FlatModel.features`.
     distance: Of the features of all classes.
     together: Stored images that go through the network together, at most; where a network has statistics of its batch,
               as batch norm has, 1 keeps classes apart.
@@ -103,7 +103,7 @@ class ClassCrossEntropy:
 
     pairs:    Draws and augments the synthetic images, as for the distance.
     network:  The parameters of the network at an outer step.
-    logits:   Of images under these parameters: a `FlatModel`, say.
+    logits:   Of images under these parameters: `task.image_functions.logits`, or a `FlatModel`.
     together: As in `MatchFeatures`.
     """
 

@@ -21,8 +21,8 @@ from limbeck.derivatives.kernels.build import Unavailable, find_compiler, librar
 
 NAMES = {torch.float32: "float32", torch.float64: "float64"}
 BUFFERS = (
-    *("theta", "images", "labels", "direction"),
-    *("logits", "gradient", "dtheta", "dimages", "dlabels", "directional"),
+    *("theta", "images", "labels", "direction", "dfeatures"),
+    *("features", "logits", "gradient", "dtheta", "dimages", "dlabels", "directional"),
 )
 """The buffers that `compute` of network.cpp takes: inputs, then outputs."""
 
@@ -47,7 +47,15 @@ class Library:
         for dtype in NAMES.values():
             number, address = ctypes.c_int64, ctypes.c_void_p
             compute = getattr(functions, f"compute_{dtype}")
-            compute.argtypes = [number, address, ctypes.c_double, number, address, *[address] * 10, ctypes.c_int]
+            compute.argtypes = [
+                number,
+                address,
+                ctypes.c_double,
+                number,
+                address,
+                *[address] * len(BUFFERS),
+                ctypes.c_int,
+            ]
             compute.restype = getattr(functions, f"panel_{dtype}").restype = ctypes.c_int
         return cls(path, name, functions)
 

@@ -59,7 +59,7 @@ struct Worker {
                        {dz, b.out, Simd<A>::panel}, dw + row * run * b.out, b.out, false);
     }
 
-    // dimage (in, height, width) of the sum of two transposed convolutions.
+    // dimage (in, height, width) of the sum of two transposed convolutions, or of one where dz1 is null.
     void first_backward(const A* dz, const A* transposed, const A* dz1, const A* transposed1, A* dimage) const {
         const Block& b = net.first();
         const int64_t k = net.first_inputs(), wide = round_up<A>(k), run = 3 * b.in, line = net.padded_columns() * b.in;
@@ -68,8 +68,9 @@ struct Worker {
             const int64_t offset = row * b.columns() * b.out;
             product<A>(b.columns(), wide, 1, b.out, {dz + offset, b.out, 1}, {transposed, wide, Simd<A>::panel},
                        scratch.columns, wide, false);
-            product<A>(b.columns(), wide, 1, b.out, {dz1 + offset, b.out, 1}, {transposed1, wide, Simd<A>::panel},
-                       scratch.columns, wide, true);
+            if (dz1)
+                product<A>(b.columns(), wide, 1, b.out, {dz1 + offset, b.out, 1}, {transposed1, wide, Simd<A>::panel},
+                           scratch.columns, wide, true);
             for (int64_t column = 0; column < b.columns(); ++column)
                 for (int64_t t = 0; t < 3; ++t)
                     for (int64_t r = 0; r < run; ++r)
@@ -149,6 +150,28 @@ struct Worker {
         for (int64_t b = 0; b < net.depth; ++b)
             forward_block(w, b, tape, terms, start,
                           b + 1 < net.depth ? scratch.y : terms.features + start * net.features);
+    }
+
+    // The adjoint of the features of n images: dfeatures (n, features), channels first -> dimages (n, in, height, width).
+    void features_adjoint(const Weights<A>& w, const A* dfeatures, const Tape<A>& tape, const Terms<A>& terms,
+                          int64_t start, A* dimages) const {
+        const int64_t n = tape.images;
+        for (int64_t i = 0; i < n; ++i)
+            net.swap_features(dfeatures + i * net.features, tape.dy[net.depth - 1] + i * net.features, false);
+        for (int64_t b = net.depth - 1; b >= 0; --b) {
+            const Block& block = net.blocks[b];
+            const Shape s = block.shape();
+            for (int64_t i = 0; i < n; ++i) {
+                A* dz = tape.dz[b] + i * (b ? s.size() : tape.first_dz);
+                backward<A>(s, tape.z[b] + i * s.size(), w.theta + block.gamma(), w.theta + block.beta(),
+                            tape.stats[b] + i * s.norms(), tape.dy[b] + i * s.pooled_size(), dz,
+                            terms.sums[b] + (start + i) * s.norms());
+                if (b == 0) first_backward(dz, w.first_transposed, nullptr, nullptr, dimages + i * net.image_size());
+            }
+            if (b == 0) break;
+            backward_block(b, n, tape.dz[b], w.w_bwd[b], false);
+            gather<A>(block.map(n), scratch.product, block.in, scratch.sink, tape.dy[b - 1]);
+        }
     }
 
     // The forward pass; writes the logits to tape.probabilities (n, classes rounded up).
@@ -357,21 +380,25 @@ void write_gradient(const Net& net, const GradientSum<A>& sum, A* out) {
 template <class A>
 struct Request {
     int64_t count;
-    const A *theta, *images, *labels, *direction;
-    A *logits, *gradient, *dtheta, *dimages, *dlabels;
+    const A *theta, *images, *labels, *direction, *dfeatures;
+    A *features, *logits, *gradient, *dtheta, *dimages, *dlabels;
     double* directional;
 
     // Whether every buffer has the length that the network and the batch need, and outputs have their inputs.
     bool fits(const Net& net, const int64_t* lengths) const {
         const int64_t images_size = count * net.image_size(), labels_size = count * net.classes;
+        const int64_t features_size = count * net.features;
         const std::pair<const void*, int64_t> buffers[] = {
-            {theta, net.parameters}, {images, images_size},      {labels, labels_size},    {direction, net.parameters},
-            {logits, labels_size},   {gradient, net.parameters}, {dtheta, net.parameters}, {dimages, images_size},
-            {dlabels, labels_size},  {directional, 1},
+            {theta, net.parameters},    {images, images_size},     {labels, labels_size},  {direction, net.parameters},
+            {dfeatures, features_size}, {features, features_size}, {logits, labels_size},  {gradient, net.parameters},
+            {dtheta, net.parameters},   {dimages, images_size},    {dlabels, labels_size}, {directional, 1},
         };
         for (const auto& [buffer, length] : buffers)
             if (const int64_t actual = *lengths++; buffer && actual != length) return false;
         const bool differentiates = gradient || direction;
+        if (features || dfeatures)  // of the blocks alone
+            return theta && images && count > 0 && !labels && !direction && !logits && !gradient && !dtheta && !dlabels &&
+                   !directional && !dfeatures == !dimages;
         return theta && images && count > 0 && (labels || !differentiates) && (!direction || (dlabels && directional)) &&
                (logits || differentiates) && !(gradient && direction) && !(dtheta && !direction);
     }
@@ -391,6 +418,16 @@ struct Computation {
         const int64_t image = chunk + start, label = image * net.classes;
         const A* images = request.images + image * net.image_size();
         const Tape<A> tape(net, n, with_tangent, arena);
+        if (request.features || request.dfeatures) {
+            worker.features(w, images, tape, terms, start);
+            for (int64_t i = 0; request.features && i < n; ++i)
+                net.swap_features(terms.features + (start + i) * net.features,
+                                  request.features + (image + i) * net.features, true);
+            if (request.dfeatures)
+                worker.features_adjoint(w, request.dfeatures + image * net.features, tape, terms, start,
+                                        request.dimages + image * net.image_size());
+            return;
+        }
         if (request.logits) {
             worker.logits(w, images, tape, terms, start);
             for (int64_t i = 0; i < n; ++i)
@@ -440,7 +477,7 @@ void compute(const Net& net, const Request<A>& request, int threads) {
     // Nothing below allocates: an exception cannot leave a parallel region.
 #pragma omp parallel num_threads(threads)
     {
-        shared.w.prepare(net, request.gradient || with_tangent);
+        shared.w.prepare(net, request.gradient || request.dfeatures || with_tangent);
         if (with_tangent) shared.w1.prepare(net, true);
         const int64_t chunks = (request.count + IMAGES_PER_CHUNK - 1) / IMAGES_PER_CHUNK;
         for (int64_t c = 0; c < chunks; ++c) {
@@ -480,13 +517,14 @@ void compute(const Net& net, const Request<A>& request, int threads) {
 // Returns 0 on success, 1 where memory is short, 2 where a buffer does not fit the network, 3 for an unsupported network.
 #define EXPORT(NAME, A)                                                                                                \
     VISIBLE int compute_##NAME(int64_t depth, const int64_t* sizes, double eps, int64_t count, const int64_t* lengths, \
-                               const A* theta, const A* images, const A* labels, const A* direction, A* logits,        \
-                               A* gradient, A* dtheta, A* dimages, A* dlabels, double* directional, int threads) {     \
+                               const A* theta, const A* images, const A* labels, const A* direction,                   \
+                               const A* dfeatures, A* features, A* logits, A* gradient, A* dtheta, A* dimages,         \
+                               A* dlabels, double* directional, int threads) {                                         \
         if (!Net::supports<A>(depth, sizes)) return 3;                                                                 \
         try {                                                                                                          \
             const Net net(depth, sizes, eps);                                                                          \
-            const Request<A> request{count,    theta,  images,  labels,  direction,   logits,                          \
-                                 gradient, dtheta, dimages, dlabels, directional};                                     \
+            const Request<A> request{count,  theta,    images, labels,  direction, dfeatures,  features,               \
+                                     logits, gradient, dtheta, dimages, dlabels,   directional};                       \
             if (!request.fits(net, lengths)) return 2;                                                                 \
             compute<A>(net, request, threads);                                                                         \
         } catch (const std::bad_alloc&) {                                                                              \

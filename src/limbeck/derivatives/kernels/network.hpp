@@ -65,6 +65,16 @@ struct Net {
         }
         return true;
     }
+    // The features of one image: out = x with channels first where x has them last (`first`), and the reverse.
+    template <class A>
+    void swap_features(const A* x, A* out, bool first) const {
+        const int64_t c = last().out, pixels = features / c;
+        for (int64_t k = 0; k < c; ++k)
+            for (int64_t p = 0; p < pixels; ++p) {
+                const int64_t planar = k * pixels + p, mixed = p * c + k;
+                out[first ? planar : mixed] = x[first ? mixed : planar];
+            }
+    }
     const Block& first() const { return blocks[0]; }
     const Block& last() const { return blocks[depth - 1]; }
     int64_t first_inputs() const { return 9 * first().in; }
