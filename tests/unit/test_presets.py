@@ -35,6 +35,8 @@ def test_how_many_there_are() -> None:
         "datm": 12,
         "mct": 12,
         "dream": 18,
+        "tgdd": 5,
+        "ncfm": 5,
         "rcig": 10,
     }
 
@@ -60,6 +62,8 @@ def test_a_name_says_what_it_is(name: str) -> None:
         ("datm/cifar100/ipc10-zca", {"first_max_start_epoch": 30, "max_start_epoch": 50, "expansion_steps": 2000}),
         ("ftd/cifar10/ipc1-zca", {"ema_decay": 0.9999, "lr_lr": 1e-7}),
         ("rcig/cifar10/ipc1-zca", {"iterations": 15000, "flip": True, "ridge": 5e-4, "pool_width": 128}),
+        ("tgdd/cifar10/ipc50", {"lr_img": 0.5, "alpha": 0.5, "batch_syn": 200, "optimizer": "sgd", "momentum": 0.5}),
+        ("ncfm/cifar10/ipc10", {"lr_img": 0.001, "frequencies": 4096, "batch_real": 1024, "factor": 2}),
         ("tesla/imagenet-1k/ipc1", {"teacher_labels": True, "syn_steps": 10, "expert_epochs": 3}),
     ],
 )

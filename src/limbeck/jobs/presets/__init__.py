@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from limbeck.core.errors import UserError, suggest_names
 
-PRESET_METHODS = ("mtt", "tesla", "ftd", "datm", "mct", "dream", "rcig")
+PRESET_METHODS = ("mtt", "tesla", "ftd", "datm", "mct", "dream", "tgdd", "ncfm", "rcig")
 _DICTS = ("model", "expert", "options", "eval")
 
 
@@ -107,7 +107,14 @@ MATCHING = {"f": "factor"}
 MATCHING |= {name: name for name in ("distance", "lr_img", "batch_real", "inner", "net_steps", "batch_net", "cutmix")}
 IMPLICIT = {"steps": "iterations"}
 IMPLICIT |= {name: name for name in ("batch_real", "ridge", "flip", "grad_images", "pool_width", "pool_activation")}
-COLUMNS: dict[str, dict[str, str]] = {"dream": MATCHING, "rcig": IMPLICIT}
+FEATURES = {"f": "factor", "steps": "iterations"}
+FEATURES |= {name: name for name in ("lr_img", "optimizer", "batch_real")}
+COLUMNS: dict[str, dict[str, str]] = {
+    "dream": MATCHING,
+    "tgdd": FEATURES | {"alpha": "alpha"},
+    "ncfm": FEATURES | {"frequencies": "frequencies"},
+    "rcig": IMPLICIT,
+}
 """Headings and options of the table of a method; of trajectory matching where none are given."""
 
 
