@@ -72,7 +72,8 @@ def make_plan(
     synthetic = init_synthetic_set(options, inputs, experts, make_tiles(options.factor, options.how, inputs))
     rows, hooks = make_row_sampler(options, inputs, MatchingNetwork(experts, 1, []))
     pairs = ClassPairs(task.train, rows, ComposedDSA(DSA(options.match_augment, siamese=True)), options.batch_syn)
-    together = 1 if task.model.has_statistics else IMAGES
+    is_fast_together = task.image_functions.derivatives is not None or task.device.type != "cpu"  # docs/LOG.md
+    together = IMAGES if is_fast_together and not task.model.has_statistics else 1
     match = MatchFeatures(pairs, experts, task.image_functions.features, distance, together)
     classify = ClassCrossEntropy(pairs, replace(experts, place=trained), task.image_functions.logits, together)
     objective = Sum(((1.0, match), (weight, classify))) if weight else match
