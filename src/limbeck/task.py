@@ -219,8 +219,18 @@ def announce_task(task: Task, listen: Listener) -> None:
     if data.notes[MAX_NOTES:]:
         count = len(data.notes) - MAX_NOTES
         listen({"event": "note", "text": f"{data.name}: {count} more notes, which 'limbeck info' on it shows"})
+    announce_network(task, listen)
     if task.choice.reason:
         listen({"event": "warning" if task.choice.could_be_faster else "note", "text": task.choice.reason})
+
+
+def announce_network(task: Task, listen: Listener) -> None:
+    """Emit that dropout of the network was switched off, where it had any."""
+    layers = task.model.dropout
+    if layers:
+        others = f" and {len(layers) - 3} more" if layers[3:] else ""
+        text = f"dropout of {task.model_config.name} is off, in {', '.join(layers[:3])}{others}; see 'Which network'"
+        listen({"event": "note", "text": text})
 
 
 def allow_tf32(allowed: bool) -> None:

@@ -99,7 +99,7 @@ BROKEN = {
         "return self.body(images)",
         "has to return logits of shape",
     ),
-    "dropout": ("Net", "nn.ReLU(), ", "nn.ReLU(), nn.Dropout(0.5), ", "is random"),
+    "dropout": ("Net", "self.body(images))", "nn.functional.dropout(self.body(images)))", "is random"),
     "constant": ("Net", "self.body(images))", "0 * self.body(images))", "two different images are the same"),
     "detached": (
         "Net",

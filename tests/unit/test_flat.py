@@ -1,4 +1,4 @@
-"""Networks as pure functions: random and stateful layers are refused, and attention has second derivatives."""
+"""Networks as pure functions: dropout is off, other randomness is refused, attention has second derivatives."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import limbeck
 from limbeck import EvalConfig, ExpertConfig, ImageData, ModelConfig
 from limbeck.core.errors import UserError
-from limbeck.core.rng import make_generator
+from limbeck.core.rng import fork_rng, make_generator
 from limbeck.core.types import Batch
 from limbeck.networks.flat import FlatModel
 from limbeck.networks.registry import MLP, MODELS, flat_model
@@ -54,18 +54,37 @@ class Attention(nn.Module):
         return self.attention(rows, rows, rows, need_weights=False)[0]
 
 
-REFUSED = {
-    "Dropout": lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.1)),
-    "Dropout2d": lambda: nn.Dropout2d(0.1),
-    "AlphaDropout": lambda: nn.AlphaDropout(0.1),
-    "MultiheadAttention": lambda: Attention(0.3),
+RANDOM_LAYERS = {
+    "1 (Dropout, 0.1)": lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(64, 3)),
+    "0 (Dropout2d, 0.2)": lambda: nn.Sequential(nn.Dropout2d(0.2), nn.Conv2d(1, 2, 3)),
+    "1 (AlphaDropout, 0.1)": lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.AlphaDropout(0.1)),
+    "attention (MultiheadAttention, 0.3)": lambda: Attention(0.3),
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_random_layers_are_refused_by_name(name: str) -> None:
-    with pytest.raises(UserError, match=name):
-        FlatModel(REFUSED[name])
+@pytest.mark.parametrize("name", RANDOM_LAYERS)
+def test_dropout_of_layers_is_off_and_named(name: str) -> None:
+    """The result is that of the same module in evaluation mode, which torch defines as being without dropout."""
+    model, images = FlatModel(RANDOM_LAYERS[name], (1, 8, 8)), make_images()
+    assert model.dropout == [name]
+    theta = model.init(0)
+    with fork_rng(0, "shell"):
+        expected = RANDOM_LAYERS[name]().eval()
+    torch.nn.utils.vector_to_parameters(theta, expected.parameters())
+    torch.testing.assert_close(model(theta, images), expected(images))
+    assert torch.equal(model(theta, images), model(theta, images))
+
+
+def test_dropout_is_noted_once_for_every_network(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(channels: int, size: tuple[int, int], classes: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(channels * size[0] * size[1], classes))
+
+    monkeypatch.setitem(MODELS, "drops", build)
+    for network in ("convnet,drops", "drops"):
+        events: list[dict[str, Any]] = []
+        limbeck.evaluate(run, networks=network, num_networks=1, epochs=1, listen=events.append)
+        notes = [event["text"] for event in events if event["event"] == "note" and "dropout" in event["text"]]
+        assert notes == ["dropout of drops is off, in 1 (Dropout, 0.5); see 'Which network'"]
 
 
 IMPURE: dict[str, Callable[[Any, Tensor], Tensor]] = {

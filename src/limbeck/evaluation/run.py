@@ -31,7 +31,7 @@ from limbeck.networks.registry import ModelConfig
 from limbeck.select import FillName
 from limbeck.synthetic.distilled import DistilledSet
 from limbeck.synthetic.set import hard_labels
-from limbeck.task import Precision, Task, announce_task, restore_switches, set_switches
+from limbeck.task import Precision, Task, announce_network, announce_task, restore_switches, set_switches
 
 MAX_CONFUSION = 100  # classes of which a row has a confusion matrix
 CHOSEN_LR = "chosen on validation"
@@ -144,6 +144,8 @@ def run_on_networks(
     for task, group in groupby(evaluations, key=lambda evaluation: evaluation.task):
         set_switches(task.device, task.precision)
         sets = list(group)
+        if task is not evaluations[0].task:
+            announce_network(task, listen)
         make_training(task, sets[0].config, listen)  # so that teachers are stored
         total = sum(map(count_set_networks, without_repeats(sets))) + count_networks(sets[0].config)
         name = f"evaluate {sets[0].network}"

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from limbeck.core.errors import UserError
 from limbeck.core.rng import fork_rng
+from limbeck.networks.dropout import switch_off_dropout
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,6 @@ def _refuse_unfinished(module: object) -> None:
         )
 
 
-def _refuse_random_layers(module: nn.Module) -> None:
-    """Raise UserError for a module with a layer of torch that is random, and names the layer."""
-    for name, part in module.named_modules():
-        is_dropout = isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0
-        if is_dropout or (isinstance(part, nn.MultiheadAttention) and part.training and part.dropout > 0):
-            raise UserError(f"layer '{name}' ({type(part).__name__}) is random; build the network without dropout.")
-
-
 @contextmanager
 def _differentiable_attention() -> Iterator[None]:
     """Compute attention by products and softmax, because torch's fused kernels have no second derivative."""
@@ -149,8 +142,8 @@ def _find_changed_buffers(module: nn.Module, shape: Sequence[int]) -> list[str]:
     if not all(_same_bits(*pair) for pair in pairs):
         raise UserError(
             f"the network {type(module).__name__} is random or keeps state outside its buffers: two calls on the same "
-            "images differ, so that a student cannot compute a step again; build it without dropout (F.dropout and "
-            "that of attention too)."
+            "images differ, so that a student cannot compute a step again. Dropout of layers is off already; that of a "
+            "function (F.dropout) has to be taken out."
         )
     return [buffer for buffer, tensor in module.named_buffers() if not _same_bits(tensor, first.buffers[buffer])]
 
@@ -161,8 +154,9 @@ class FlatModel:
     build: A function that builds the module. It is called once here, and by `fresh` for each new initialisation.
     shape: The shape of one image (channels, height, width); None where it is not known before the first call.
 
-    The same arguments must give the same bits, because a student computes its steps again. Hence the module is called
-    twice on the same images when it is built, or before its first call where `shape` is None.
+    The same arguments must give the same bits, because a student computes its steps again. Hence dropout is switched
+    off (`dropout` names its layers), and the module is called twice on the same images when it is built, or before its
+    first call where `shape` is None.
     Every call starts from copies of the module's initial buffers. Batch norm in training mode thus normalises by the
     statistics of the batch and is a pure function; its running statistics are for evaluation, and
     `limbeck.networks.statistics` keeps them.
@@ -185,7 +179,7 @@ class FlatModel:
         with fork_rng(0, "shell"):
             self.module = build()
         _refuse_unfinished(self.module)
-        _refuse_random_layers(self.module)
+        self.dropout = switch_off_dropout(self.module)
         for parameter in self.module.parameters():
             parameter.requires_grad_(False)
         self._initial_buffers: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}  # sent to a device once

@@ -41,7 +41,7 @@ def import_timm() -> Any:
 
 
 def create_model(name: str, channels: int, size: tuple[int, int], classes: int) -> nn.Module:
-    """A network of timm with random weights, without dropout, for images of this size.
+    """A network of timm with random weights for images of this size, with a drop rate of 0.
 
     Raises UserError for an unknown name, and where timm cannot build it for such images.
     """
@@ -61,9 +61,4 @@ def create_model(name: str, channels: int, size: tuple[int, int], classes: int) 
         raise UserError(
             f"timm cannot build {name} for images of {size[0]} x {size[1]} pixels: {reason[:150]}"
         ) from None
-    for part in model.modules():
-        if isinstance(part, nn.modules.dropout._DropoutNd):
-            part.p = 0.0
-        if hasattr(part, "drop_prob"):  # timm's DropPath: Swin has 0.1 by default
-            part.drop_prob = 0.0  # type: ignore[assignment]
     return model
