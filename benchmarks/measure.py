@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 
 import limbeck
-from limbeck.cli.allocator import keep_freed_memory
+from limbeck.core.allocator import keep_freed_memory
 from limbeck.core.files import write_json
 from limbeck.derivatives.kernels.library import load
 
@@ -112,7 +112,7 @@ ALLOCATOR = (
 )
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # malloc.h
 ADAPTED_THRESHOLDS = (32 << 20, 64 << 20)
-TUNED_THRESHOLDS = (1 << 30, (1 << 31) - 1)  # as limbeck.cli.allocator sets them
+TUNED_THRESHOLDS = (1 << 30, (1 << 31) - 1)  # as limbeck.core.allocator sets them
 
 
 def has_kernels() -> bool:

@@ -28,7 +28,7 @@ from benchmarks.measure import (
     write,
 )
 from benchmarks.reference import Step, mtt_step, reference_dsa, released_step
-from limbeck.cli.allocator import keep_freed_memory
+from limbeck.core.allocator import keep_freed_memory
 from limbeck.core.rng import make_generator
 from limbeck.core.types import Batch, PureLoss
 from limbeck.data.augment import CanvasCrop

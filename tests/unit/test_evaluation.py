@@ -61,7 +61,7 @@ def test_scores_are_those_of_one_network_after_the_other(task: Task) -> None:
 
 
 def test_one_network_has_no_deviation() -> None:
-    assert Summary.of([Score(0.5, 0.4)]) == (0.5, None, 0.4, None, 1)
+    assert Summary.of([Score(0.5, 0.4)]) == (0.5, None, 0.4, None, 1, [0.5])
     assert Summary.of([Score(0.5, 0.4), Score(0.7, 0.4)]).accuracy_std == pytest.approx(0.2 / 2**0.5)
 
 

@@ -7,7 +7,7 @@ How a page is run:
   them the options of `SMALL`: the last one wins, so that the job shrinks and every word shown is still parsed.
   `make TARGET` is run as `make -n TARGET`. Names in `STAND_IN` are replaced. Nothing else may be shown.
 - ```python: run as it is, with `SMALL` forced on the functions of `FORCED`; >>> lines are compared with the output
-  below them. A block whose first line is `# NAME.py` is written to that file.
+  below them. A block whose first line is `# NAME.py` or `# NAME.toml` is written to that file.
 - What cannot be run has a comment `<!-- not run: WHY -->` above it, and is counted in `NOT_RUN`.
 - Any other block is text: no language, or one of `PLAIN`. The examples of commands.md are those of the commands' help,
   which tests/cli/test_help.py parses.
@@ -44,9 +44,9 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     *(page for page in sorted((ROOT / "docs").rglob("*.md")) if page.name not in HISTORY),
 ]
-PLAIN = {"", "text", "{eval-rst}", "{toctree}", "{include}", "{options}", "{commands}"}
+PLAIN = {"", "text", "toml", "{eval-rst}", "{toctree}", "{include}", "{options}", "{commands}"}
 BLOCK = re.compile(r"^(?:<!-- not run: (?P<why>.*?) -->\n)?```(?P<language>\S*).*?\n(?P<code>.*?)^```$", re.M | re.S)
-OWN_FILE = re.compile(r"# (\w+\.py)\n")
+OWN_FILE = re.compile(r"# (\w+\.(?:py|toml))\n")
 
 NOT_RUN = {
     ("docs/install.md", "it installs"): 1,
@@ -217,8 +217,12 @@ def _registries() -> Iterator[None]:
 
 
 def read_run_blocks(page: Path) -> list[Block]:
-    """Blocks that are run."""
-    return [block for block in read_blocks(page) if block.why is None and block.language in ("console", "python")]
+    """Blocks that are run, or written to a file."""
+    return [
+        block
+        for block in read_blocks(page)
+        if block.why is None and (block.language in ("console", "python") or OWN_FILE.match(block.code))
+    ]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if read_run_blocks(page)], ids=lambda page: page.stem)
@@ -241,7 +245,8 @@ def test_what_a_page_shows_runs(
             for words in split_commands(block.code):
                 run_command(words)
         elif file := OWN_FILE.match(block.code):
-            Path(file[1]).write_text(block.code, encoding="utf-8")
+            code = re.sub(r"^seeds = .*", "seeds = [0]", block.code, flags=re.M)  # of a study
+            Path(file[1]).write_text(code, encoding="utf-8")
             monkeypatch.delitem(sys.modules, file[1].removesuffix(".py"), raising=False)
         elif ">>>" in block.code:
             test = doctest.DocTestParser().get_doctest(block.code, namespace, page.name, None, 0)

@@ -19,6 +19,7 @@ KINDS = {
     "experts": "stores of experts that a run made for itself; they are trained again",
     "teachers": "networks trained on real images that label batches in an evaluation; they are trained again",
     "baselines": "accuracies of random, k-means and all real images; they are measured again",
+    "studies": "runs of studies, whose rows are in the studies' own files; an unfinished one begins again",
     "kernels": "compiled kernels; they are compiled again",
 }
 
@@ -26,7 +27,7 @@ KINDS = {
 class Cache(Options):
     """Show what limbeck keeps for reuse and how large it is, or clear it."""
 
-    clear: tuple[Literal["images", "pictures", "experts", "teachers", "baselines", "kernels"], ...] = ()
+    clear: tuple[Literal["images", "pictures", "experts", "teachers", "baselines", "studies", "kernels"], ...] = ()
     """The kinds of things to remove; no other command may be using them."""
 
 

@@ -41,6 +41,10 @@ COMMANDS = {
         "compare",
         "Compare the sets of runs by networks of the same seeds: the difference, its standard error and an interval.",
     ),
+    "study": Entry(
+        "study",
+        "Compute the grid of runs of a study file, compare its cells over the same seeds, and write one page.",
+    ),
     "inspect": Entry(
         "experts", "Analyse the experts of a store: accuracy along paths, update directions, straightness, storage."
     ),
@@ -112,8 +116,8 @@ def _run_command(name: str, arguments: list[str]) -> int:
         from limbeck.core.files import require_writable
 
         require_writable(Path(out))
-    from limbeck.cli.allocator import keep_freed_memory  # after parsing, so that --help does not wait for rich
     from limbeck.cli.screen import Screen
+    from limbeck.core.allocator import keep_freed_memory  # after parsing, so that --help does not wait for rich
 
     keep_freed_memory()
     raise_on_interrupt()

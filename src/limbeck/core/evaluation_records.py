@@ -16,7 +16,6 @@ class EvaluationRow(ResultRow):
     """Fresh networks `model`, trained on the images `set` and scored on test.
 
     lr_from:    Where the step size comes from.
-    accuracies: The accuracy of every network, in the order of their seeds; rows of one evaluation share the seeds.
     image_bytes, label_bytes: Of the set: its images, and its labels as networks are trained on them, with the
         parameters of teachers where these give the labels.
     class_accuracy: By class, over all networks; None for a class without test images.
@@ -25,7 +24,6 @@ class EvaluationRow(ResultRow):
     """
 
     lr_from: LrOrigin | None = None
-    accuracies: list[float] | None = None
     image_bytes: int | None = None
     label_bytes: int | None = None
     class_accuracy: list[float | None] | None = None

@@ -42,6 +42,7 @@ class ResultRow(Measurement):
 
     set:      distilled, random, kmeans or full; which: of a distilled set, "last" or "chosen" (on validation).
     lr, step: step size of the networks; outer steps after which the set is as it was evaluated.
+    accuracies: the accuracy of every network, in the order of their seeds, which rows of one run share.
     protocol: how the networks were trained where that is not the run's common protocol.
     """
 
@@ -54,6 +55,7 @@ class ResultRow(Measurement):
     lr: float | None = None
     step: int | None = None
     protocol: str | None = None
+    accuracies: list[float] | None = None
 
 
 # --- run.json
@@ -120,11 +122,12 @@ class StepLine(LogLine):
 
 
 class ValidationLine(Measurement, LogLine):
-    """The distilled set after `step` outer steps, on the validation images."""
+    """The distilled set after `step` outer steps, on the validation images; seconds: how long that took."""
 
     event: Literal["validate"] = "validate"
     step: int
     which: str = "distilled"
+    seconds: float | None = None
 
 
 class StageLine(LogLine):
@@ -133,6 +136,14 @@ class StageLine(LogLine):
     event: Literal["stage"] = "stage"
     name: str
     seconds: float
+
+
+class MemoryLine(LogLine):
+    """Peak memory of one session of the run, in bytes: of its process, and on its GPU."""
+
+    event: Literal["memory"] = "memory"
+    process: int | None
+    device: int | None = None
 
 
 class WarningLine(LogLine):

@@ -205,7 +205,6 @@ def _evaluate(evaluation: Evaluation, lr: float, lr_from: LrOrigin, seed: int, l
     return EvaluationRow(
         **row.to_json(),
         lr_from=lr_from,
-        accuracies=[outcome.accuracy for outcome in outcomes],
         **_details(outcomes),
         image_bytes=_bytes(distilled.stored_pair[0]),
         label_bytes=label_bytes(task, distilled, config),

@@ -20,20 +20,24 @@ from limbeck.training.plain import Schedule, Score
 
 
 class Summary(NamedTuple):
-    """Accuracies of n networks, plain and balanced over classes; std is of the sample, and None where n is 1."""
+    """Accuracies of n networks, plain and balanced over classes; std is of the sample, and None where n is 1.
+
+    accuracies: of the single networks.
+    """
 
     accuracy_mean: float
     accuracy_std: float | None
     balanced_accuracy_mean: float
     balanced_accuracy_std: float | None
     n: int
+    accuracies: list[float]
 
     @classmethod
     def of(cls, scores: Iterable[Score | Outcome]) -> Summary:
         """Summarise one score per network."""
         plain, balanced = zip(*((score.accuracy, score.balanced) for score in scores))
         spread = [stdev(values) if len(values) > 1 else None for values in (plain, balanced)]
-        return cls(fmean(plain), spread[0], fmean(balanced), spread[1], len(plain))
+        return cls(fmean(plain), spread[0], fmean(balanced), spread[1], len(plain), list(plain))
 
 
 SetForSeed = Callable[[int], tuple[Tensor, Tensor]]

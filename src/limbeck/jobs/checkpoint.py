@@ -61,9 +61,10 @@ class KeepBest:
     def __call__(self, synthetic: SyntheticSet, step: int, loss: float = 0.0) -> None:
         if step % self.every and step != self.last:
             return
-        candidate = self.evaluated_set()
+        start, candidate = time.perf_counter(), self.evaluated_set()
         mean, std, n = self.measure(candidate)
-        line = ValidationLine(step=step, which="distilled", accuracy_mean=mean, accuracy_std=std, n=n)
+        seconds = round(time.perf_counter() - start, 2)
+        line = ValidationLine(step=step, which="distilled", accuracy_mean=mean, accuracy_std=std, n=n, seconds=seconds)
         self.run.line(line)
         self.listen(line.to_json())
         if mean >= self.best:

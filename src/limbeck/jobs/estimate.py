@@ -33,7 +33,7 @@ from limbeck.evaluation.sets import Evaluation
 from limbeck.evaluation.training import stand_in_training, teacher_path
 from limbeck.experts.handle import Experts
 from limbeck.experts.make import describe_experts
-from limbeck.experts.store import DTYPES
+from limbeck.experts.store import DTYPES, Kind
 from limbeck.experts.train import make_rule, make_schedule
 from limbeck.jobs.job import Job
 from limbeck.jobs.rehearsal import stand_in, subset
@@ -126,7 +126,7 @@ def estimate_experts(experts: Experts) -> Estimate:
         return Estimate({"experts": 0.0})
     images = (config.epochs + 1) * len(task.data.validation) + len(task.data.test)
     seconds = _networks_seconds(task, task.train, make_schedule(config), missing, images, make_rule(config))
-    return Estimate({"experts": seconds}, missing * _expert_bytes(experts))
+    return Estimate({"experts": seconds}, missing * expert_bytes(experts))
 
 
 def estimate_evaluation(evaluations: Sequence[Evaluation], seed: int | None = None) -> Estimate:
@@ -293,11 +293,15 @@ def _baseline_seconds(task: Task, config: EvalConfig, ipc: int, fill: FillName, 
     return seconds
 
 
-def _expert_bytes(experts: Experts) -> int:
-    """Bytes of one expert's file: waypoints and beta, every epoch's parameters, or both; and its header."""
+def expert_bytes(experts: Experts, kind: Kind = "any") -> int:
+    """Bytes of one expert's file: waypoints and beta, every epoch's parameters, or both; and its header.
+
+    kind: of the trajectories that are stored; "any" stands for what the experts' configuration says.
+    """
     task, config = experts.task, experts.config
+    keep = config.keep if kind == "any" else kind
     numbers, layers = task.model.layout.count * DTYPES[config.dtype].itemsize, len(task.model.layout.names)
     convex = len(config.waypoint_epochs()) * numbers + 4 * config.epochs * layers
     recorded = (config.epochs + 1) * numbers
     header = len(json.dumps(describe_experts(task, config, 0))) + 22 * config.epochs + 600
-    return header + convex * (config.keep != "recorded") + recorded * (config.keep != "convex")
+    return header + convex * (keep != "recorded") + recorded * (keep != "convex")

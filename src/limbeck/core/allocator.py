@@ -1,4 +1,4 @@
-"""How glibc returns memory to the system. It is a setting of the whole process, so only the command line makes it."""
+"""How glibc returns memory to the system: a setting of the whole process, which only processes of our own make."""
 
 from __future__ import annotations
 

@@ -1,0 +1,97 @@
+"""The command that computes a study."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from limbeck.cli.common import PATH, SWITCH, Command, Options, WithEstimate
+from limbeck.core.errors import UserError
+from limbeck.core.events import Listener
+from limbeck.core.record_files import read_record
+from limbeck.core.study_records import FORMAT, StudyRecord
+from limbeck.report.study import COSTS, HEAD, comparison_sentence, reach_sentence, table_lines
+from limbeck.report.study_page import write_study_page
+from limbeck.studies.run import describe_plan, plan_study, run_study
+
+WIDTH = 160
+"""Columns of tables where standard output is a file, say."""
+
+
+class Study(Options, WithEstimate):
+    """Compute the grid of runs of a study file, compare its cells over the same seeds, and write one page."""
+
+    file: Annotated[Positional[str], arg(metavar="FILE.toml")]
+    """The study file; its record is written beside it as FILE.json after every run."""
+    work: Annotated[str | None, PATH] = None
+    """The folder of the runs, where interrupted ones are resumed; the default lies in limbeck's cache folder."""
+    jobs: int | None = Field(default=None, ge=1)
+    """Runs at a time, each a process of its own; the default is as many as the cores allow, and one on a GPU."""
+    threads: int = Field(default=1, ge=1)
+    """Processor threads of each run."""
+    page_only: Annotated[FlagCreatePairsOff[bool], SWITCH] = False
+    """Write the page from the record as it is now, and compute nothing."""
+    dry_run: Annotated[FlagCreatePairsOff[bool], SWITCH] = False
+    """Check every run and say what is done and what is left, and compute nothing."""
+
+
+def run_study_command(args: Study, listen: Listener) -> Any:
+    """Compute what is left of a study; returns its record with --json, else prints its tables."""
+    path = Path(args.file)
+    if args.dry_run:
+        plan = plan_study(path, work=args.work, threads=args.threads, listen=listen)
+        return {"plan": describe_plan(plan), "left": [run.name for run in plan.left]}
+    if args.page_only:
+        record = read_record(path.with_suffix(".json"), StudyRecord, FORMAT)
+    else:
+        record = run_study(
+            path, work=args.work, jobs=args.jobs, threads=args.threads, tell_cost=args.estimate, listen=listen
+        )
+    files = {"record": str(path.with_suffix(".json")), "page": str(write_study_page(record, path.with_suffix(".html")))}
+    if not args.as_json:
+        show_study(record, Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH))
+    if record.failures and not args.page_only:
+        count, first = len(record.failures), record.failures[0]
+        raise UserError(
+            f"{count} of {record.planned} runs failed, the first because {first.sentence.rstrip('.')}; the same "
+            f"command tries them again, and {files['record']} has every sentence."
+        )
+    return {**record.to_json(), **files} if args.as_json else files
+
+
+def show_study(record: StudyRecord, console: Console) -> None:
+    """Print the table of a study, and its comparisons."""
+    lines = table_lines(record)
+    has_measures = any(line.measure for line in lines)
+    results = _table(record, ["measure"] if has_measures else [], HEAD, f"{record.title}: accuracy on test in %")
+    for line in lines:
+        results.add_row(*line.values, *([line.measure or "accuracy"] if has_measures else []), *line.words)
+    costs = _table(record, [], COSTS, "means over seeds, and the largest peak memory")
+    for words in dict.fromkeys((*line.values, *line.costs) for line in lines):
+        costs.add_row(*words)
+    for table in (results, costs):
+        console.print(table)
+    for row in record.comparisons:
+        console.print(comparison_sentence(row), soft_wrap=True, markup=False)
+        sentence = reach_sentence(row) if row.which == "chosen" and row.measure == "accuracy" else None
+        if sentence is not None:
+            console.print(f"  {sentence}", soft_wrap=True, markup=False)
+
+
+def _table(record: StudyRecord, names: Sequence[str], numbers: Sequence[str], title: str) -> Table:
+    table = Table(title=title)
+    for name in (*record.axes, *names):
+        table.add_column(name, no_wrap=True)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+COMMANDS = {"study": Command(Study, run_study_command, ("limbeck study study.toml --jobs 2",))}

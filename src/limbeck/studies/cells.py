@@ -1,0 +1,93 @@
+"""The cells of a study: the product of its axes without what is left out, each with its options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product, zip_longest
+from typing import Any
+
+from limbeck.core.errors import UserError
+from limbeck.core.study_records import CellValues
+from limbeck.studies.config import Study
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the grid: the values of the axes, the options of its runs, and their seeds."""
+
+    values: CellValues
+    options: dict[str, Any]
+    seeds: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The cell as an error names it.
+
+        >>> Cell({"method": "MCT", "ipc": "10"}, {}, (0,)).name
+        'method=MCT, ipc=10'
+        """
+        return ", ".join(f"{axis}={value}" for axis, value in self.values.items()) or "the only cell"
+
+
+def make_cells(study: Study) -> list[Cell]:
+    """The cells of a study, the last axis fastest.
+
+    Raises UserError where nothing is left.
+
+    >>> axes = {"size": {"small": {"model": {"width": 4}}, "large": {"model": {"width": 8}}}, "ipc": {"1": {"ipc": 1}}}
+    >>> study = Study(title="Sizes", options={"data": "digits", "model": {"depth": 2}}, axes=axes, skip=[{"ipc": "1"}])
+    >>> make_cells(study.model_copy(update={"skip": ()}))[1].options
+    {'data': 'digits', 'model': {'depth': 2, 'width': 8}, 'ipc': 1}
+    >>> make_cells(study)
+    Traceback (most recent call last):
+    limbeck.core.errors.UserError: the study skips all of its cells; take something out of skip.
+    """
+    cells = []
+    for names in product(*study.axes.values()):
+        values = dict(zip(study.axes, names))
+        if any(_has(values, left_out) for left_out in study.skip):
+            continue
+        tables = [study.axes[axis][name] for axis, name in values.items()]
+        tables += [override.options for override in study.overrides if _has(values, override.where)]
+        options: dict[str, Any] = {**study.options}
+        for table in tables:
+            options = merge(options, table)
+        seeds = options.pop("seeds", study.seeds)
+        if not isinstance(seeds, list | tuple) or not seeds or not all(type(seed) is int for seed in seeds):
+            raise UserError(f"{Cell(values, {}, ()).name}: seeds are whole numbers, as [0, 1, 2], not {seeds!r}.")
+        cells.append(Cell(values, options, tuple(seeds)))
+    if not cells:
+        raise UserError("the study skips all of its cells; take something out of skip.")
+    return cells
+
+
+def merge(options: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of which `others` win; a table is merged with a table, name by name.
+
+    >>> merge({"ipc": 1, "model": {"name": "mlp", "width": 4}}, {"model": {"width": 8}})
+    {'ipc': 1, 'model': {'name': 'mlp', 'width': 8}}
+    """
+    both = {name: merge(options[name], table) for name, table in others.items() if _are_tables(options, name, table)}
+    return {**options, **others, **both}
+
+
+def _are_tables(options: Mapping[str, Any], name: str, value: Any) -> bool:
+    return isinstance(value, Mapping) and isinstance(options.get(name), Mapping)
+
+
+def _has(values: CellValues, part: CellValues) -> bool:
+    return all(values[axis] == value for axis, value in part.items())
+
+
+def by_seed(cells: list[Cell]) -> Iterator[tuple[Cell, int]]:
+    """Yield the runs in the order in which they are computed: the first seed of every cell, then the second one.
+
+    So a study that is stopped half way has every cell.
+
+    >>> cells = [Cell({"ipc": "1"}, {}, (0, 1)), Cell({"ipc": "2"}, {}, (0,))]
+    >>> [(cell.name, seed) for cell, seed in by_seed(cells)]
+    [('ipc=1', 0), ('ipc=2', 0), ('ipc=1', 1)]
+    """
+    for seeds in zip_longest(*(cell.seeds for cell in cells)):
+        yield from ((cell, seed) for cell, seed in zip(cells, seeds) if seed is not None)

@@ -1,0 +1,106 @@
+"""A process of a study: `python -m limbeck.studies.child` does one run, or trains the experts of a store.
+
+It reads an order from standard input, a JSON object, and writes events to standard output, one JSON object a line. The
+last one, "end", has the sentence of the error, or None. Where the parent has ended, the next event ends this process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from limbeck.core.allocator import keep_freed_memory
+from limbeck.core.errors import UserError
+from limbeck.core.events import Event
+from limbeck.core.records import MemoryLine
+from limbeck.jobs.stages import run
+from limbeck.studies.calls import Call
+
+BETWEEN_EVENTS = 0.2
+"""Seconds between two "advance" events, of which there may be a thousand a second."""
+
+
+class Reporter:
+    """A listener that writes events to standard output; an "advance" says how many units are done."""
+
+    def __init__(self) -> None:
+        self.last, self.done = 0.0, 0
+
+    def __call__(self, event: Event) -> None:
+        if event["event"] == "stage":
+            self.done = event.get("done", 0)
+        elif event["event"] == "advance":
+            self.done += 1
+            event = {**event, "done": self.done}
+            now = time.perf_counter()
+            if now - self.last < BETWEEN_EVENTS:
+                return
+            self.last = now
+        print(json.dumps(event), flush=True)
+
+
+def peak_memory() -> int | None:
+    """The most bytes of memory that this process has had; None where the system does not say.
+
+    On Linux it is VmHWM: what `getrusage` says there counts the memory of the parent, too.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = [line.split() for line in status.read_text(encoding="utf-8").splitlines()]
+        sizes = [int(words[1]) for words in lines if words[:1] == ["VmHWM:"]]
+        return 1024 * sizes[0] if sizes else None
+    import resource  # which Windows lacks
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def carry_out(order: dict[str, Any], listen: Reporter) -> None:
+    """Do the run of an order, or train its experts."""
+    torch.set_num_threads(order["threads"])
+    path = Path(order["path"])
+    job = Call(**order["call"]).prepare(path)
+    if order["kind"] == "experts":
+        if job.experts is not None:
+            job.experts.train(listen)
+        return
+    if job.record().key != order["key"]:
+        raise UserError("the data or the options have changed since the study was planned; start it again.")
+    try:
+        run(job, listen)
+    finally:
+        if job.folder.has_begun():
+            on_gpu = job.task.device.type == "cuda"
+            device = torch.cuda.max_memory_allocated(job.task.device) if on_gpu else None
+            job.folder.line(MemoryLine(process=peak_memory(), device=device))
+
+
+def main() -> None:
+    """Read an order, carry it out, and say how it ended: exit status 0, or 1 after an error."""
+    keep_freed_memory()
+    listen = Reporter()
+    sentence: str | None = None
+    try:
+        try:
+            carry_out(json.load(sys.stdin), listen)
+        except (UserError, OSError) as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            sentence = str(error)
+        listen({"event": "end", "sentence": sentence})
+    except BrokenPipeError:  # the parent has ended; Python is not to flush again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0 if sentence is None else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""The plan of a study: every run prepared and checked before the first one is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from limbeck.core.errors import UserError
+from limbeck.core.events import Listener
+from limbeck.core.files import content_key
+from limbeck.core.study_records import StudyRow
+from limbeck.data import ImageData
+from limbeck.jobs.estimate import estimate, expert_bytes
+from limbeck.jobs.job import Job
+from limbeck.studies.calls import Call
+from limbeck.studies.cells import Cell, by_seed
+
+
+@dataclass(frozen=True)
+class StoreNeed:
+    """The experts that a run needs: their store, how many, and how many of these are not trained yet.
+
+    bytes: Of these experts in the form that the run matches.
+    """
+
+    path: Path
+    count: int
+    missing: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a study, prepared once and checked; the job itself is prepared again by the process that runs it.
+
+    key:       The content key of the job's whole resolved configuration.
+    path:      The run folder, named by the key and by the conditions of computation.
+    store:     None for a method without experts.
+    is_finished: Whether the run folder holds the results.
+    depends_on_threads: Whether the bits do, so that its experts are trained on as many.
+    """
+
+    cell: Cell
+    seed: int
+    call: Call
+    key: str
+    path: Path
+    store: StoreNeed | None
+    is_finished: bool
+    device: str
+    depends_on_threads: bool
+
+    @property
+    def has_experts_to_train(self) -> bool:
+        """Whether a store lacks experts that the run needs."""
+        return self.store is not None and self.store.missing > 0
+
+    @property
+    def name(self) -> str:
+        """The run as a message names it."""
+        return f"{self.cell.name}, seed {self.seed}"
+
+
+def plan_runs(cells: list[Cell], folder: Path, work: Path, listen: Listener) -> list[PlannedRun]:
+    """Prepare every run of the cells, in the order in which they are computed.
+
+    folder: Of the study file; work: of the run folders.
+    Raises UserError that names the cell for options that do not work, and where two cells are the same run.
+    """
+    plan: list[PlannedRun] = []
+    runs = list(by_seed(cells))
+    names: dict[str, str] = {}
+    listen({"event": "stage", "name": "plan", "total": len(runs), "unit": "run"})
+    images: tuple[tuple[Any, ...], ImageData] | None = None
+    for cell, seed in runs:
+        try:
+            call = Call.of(cell.options, seed, folder)
+            if images is None or images[0] != call.reading_key:
+                images = (call.reading_key, call.load())
+            run = _plan_run(cell, seed, call, work, images[1])
+        except UserError as error:
+            raise UserError(f"{cell.name}, seed {seed}: {error}") from None
+        if run.key in names:
+            raise UserError(
+                f"{names[run.key]} and {run.name} are the same run, with the same options; correct an axis, or skip "
+                "one of them."
+            )
+        names[run.key] = run.name
+        plan.append(run)
+        listen({"event": "advance", "text": run.name})
+    return plan
+
+
+def _plan_run(cell: Cell, seed: int, call: Call, work: Path, data: ImageData) -> PlannedRun:
+    job = call.prepare(work / "new", data)
+    record = job.record()
+    path = work / f"{record.key}-{content_key({'computed': record.computed})[:6]}"
+    job = replace(job, path=path)
+    return PlannedRun(
+        cell=cell,
+        seed=seed,
+        call=call,
+        key=record.key,
+        path=path,
+        store=_store_need(job),
+        is_finished=job.is_finished,
+        device=str(job.task.device),
+        depends_on_threads="threads" in (record.computed or {}),
+    )
+
+
+def _store_need(job: Job) -> StoreNeed | None:
+    experts = job.experts
+    if experts is None:
+        return None
+    size = experts.count * expert_bytes(experts, experts.kind)
+    return StoreNeed(experts.path, experts.count, len(experts.missing()), size)
+
+
+def estimate_runs(plan: Sequence[PlannedRun], rows: Iterable[StudyRow], listen: Listener) -> dict[str, float]:
+    """Seconds of the runs that are left, by their keys: those of a finished run of the same cell, else timed ones.
+
+    One run of a cell is timed, in a few of its steps. The experts of a store are counted with the first of its runs.
+    An estimate that fails counts nothing, since it must not stop the work.
+    """
+    rows = list(rows)
+    done = {row.key for row in rows}
+    left = [run for run in plan if run.key not in done]
+    stages = {name: dict(row.seconds) for row in rows for name in [Cell(row.cell, {}, ()).name]}
+    first: dict[str, PlannedRun] = {}
+    for run in left:
+        if run.cell.name not in stages or run.has_experts_to_train:
+            first.setdefault(run.cell.name, run)
+    if first:
+        listen({"event": "stage", "name": "estimate", "total": len(first), "unit": "cell"})
+    for name, run in first.items():
+        try:
+            stages[name] = {**estimate(run.call.prepare(run.path)).seconds, **stages.get(name, {})}
+        except Exception:  # the run itself will say what is wrong, if it matters
+            stages.setdefault(name, {})
+        listen({"event": "advance", "text": name})
+    seconds, stores = {}, set[Path]()
+    for run in left:
+        parts = stages[run.cell.name]
+        seconds[run.key] = sum(value for stage, value in parts.items() if stage != "experts")
+        if run.store is not None and run.has_experts_to_train and run.store.path not in stores:
+            stores.add(run.store.path)
+            seconds[run.key] += parts.get("experts", 0.0)
+    return seconds

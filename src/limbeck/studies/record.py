@@ -1,0 +1,112 @@
+"""The rows of a study from its run folders, and the study's file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+from limbeck.core.files import write_atomically
+from limbeck.core.record_files import read_record
+from limbeck.core.records import MemoryLine, ResultsRecord, StepLine, ValidationLine
+from limbeck.core.study_records import FORMAT, Curve, RunBytes, StudyRecord, StudyRow
+from limbeck.jobs.record import RESULTS, RunFolder
+from limbeck.studies.plan import PlannedRun
+from limbeck.synthetic.distilled import load
+
+STRETCHES = 100
+DIGITS = 5  # of a loss, significant ones
+
+
+def read_row(run: PlannedRun) -> StudyRow:
+    """The row of a finished run, from its folder."""
+    folder = RunFolder(run.path)
+    results = read_record(run.path / "results.json", ResultsRecord, RESULTS)
+    record = folder.read()
+    distilled = load(run.path / "set-chosen.safetensors")
+    memory = folder.lines(MemoryLine)
+    stored = None if run.store is None else results.bytes.experts
+    experts = None if run.store is None else run.store.bytes
+    images, labels = (tensor.numel() * tensor.element_size() for tensor in (distilled.images, distilled.labels))
+    return StudyRow(
+        cell=run.cell.values,
+        seed=run.seed,
+        key=run.key,
+        results=results.results,
+        curve=read_curve(folder.lines(StepLine), folder.lines(ValidationLine)),
+        seconds=results.seconds,
+        bytes=RunBytes(images=images, labels=labels, experts=experts, stored=stored),
+        peak_memory=max((line.process for line in memory if line.process is not None), default=None),
+        device_memory=max((line.device for line in memory if line.device is not None), default=None),
+        computed=record.computed or {},
+        threads=record.threads,
+        versions=record.versions,
+        data=results.data.name,
+        ipc=results.ipc,
+        created=record.created,
+    )
+
+
+def read_curve(steps: Sequence[StepLine], validations: Sequence[ValidationLine]) -> Curve:
+    """The curve of a log, in which a step that was repeated after an interruption counts once.
+
+    >>> steps = [StepLine(step=n, loss=1 / n, lr=0.1, seconds=2.0 * n + (n > 1)) for n in (1, 2)]
+    >>> values = [ValidationLine(step=n, accuracy_mean=n / 4, n=1, seconds=1.0) for n in (1, 2)]
+    >>> curve = read_curve(steps, values)
+    >>> curve.steps, curve.accuracy, curve.seconds, curve.loss
+    ([1, 2], [0.25, 0.5], [2.0, 4.0], [1.0, 0.5])
+    """
+    by_step = {line.step: line for line in steps}
+    lines = [line for _, line in sorted({line.step: line for line in validations}.items())]
+    seconds, validating = [], 0.0
+    for line in lines:
+        so_far = by_step[line.step].seconds if line.step in by_step else 0.0
+        seconds.append(round(max(0.0, so_far - validating), 2))
+        validating += line.seconds or 0.0
+    stretches = _stretches(sorted(by_step), STRETCHES)
+    losses = [[_finite(by_step[step].loss) for step in stretch] for stretch in stretches]
+    finite = [[value for value in stretch if value is not None] for stretch in losses]
+    return Curve(
+        steps=[line.step for line in lines],
+        accuracy=[line.accuracy_mean for line in lines],
+        std=[line.accuracy_std for line in lines],
+        seconds=seconds,
+        loss_steps=[stretch[-1] for stretch in stretches],
+        loss=[_round(median(values)) if values else None for values in finite],
+        loss_low=[_round(min(values)) if values else None for values in finite],
+        loss_high=[_round(max(values)) if values else None for values in finite],
+    )
+
+
+def _stretches(steps: list[int], most: int) -> list[list[int]]:
+    size = max(1, math.ceil(len(steps) / most))
+    return [steps[start : start + size] for start in range(0, len(steps), size)]
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
+
+
+def read_study_record(path: Path) -> StudyRecord | None:
+    """The file of a study; None where there is none yet. Raises UserError where it is damaged."""
+    return read_record(path, StudyRecord, FORMAT) if path.exists() else None
+
+
+def write_study_record(path: Path, record: StudyRecord) -> None:
+    """Write the file of a study atomically: JSON with one line for every row, so that its versions can be compared."""
+    fields = []
+    for name, value in record.to_json().items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            rows = ",\n    ".join(json.dumps(row, allow_nan=False) for row in value)
+            text = f"[\n    {rows}\n  ]"
+        else:
+            text = json.dumps(value, allow_nan=False)
+        fields.append(f"  {json.dumps(name)}: {text}")
+    content = "{\n" + ",\n".join(fields) + "\n}\n"
+    write_atomically(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))
