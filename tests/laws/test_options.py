@@ -15,13 +15,14 @@ from limbeck.cli.common import Options, Threads, WithEstimate
 from limbeck.cli.distill import MethodChoice
 from limbeck.jobs.config import JobConfig
 
+# --threads of a study are those of its child processes
 READ_BY_ALL = {*Options.model_fields, *Threads.model_fields}
 """Options that `limbeck.cli.commands` itself reads."""
 COMPUTES = {"distill", "estimate", "experts", "convexify", "evaluate", "compare", "inspect"} | {
     "import-experts",
     "import-set",
 }
-MAY_TAKE_LONG = {"distill", "experts", "evaluate", "compare"}
+MAY_TAKE_LONG = {"distill", "experts", "evaluate", "compare", "study"}
 
 
 def names_read(function: Callable[..., Any]) -> set[str]:
