@@ -24,8 +24,8 @@ class Call:
     >>> call = Call.of({"data": "digits", "method": "dm", "ipc": 1, "iterations": 2}, 3, Path())
     >>> call.options
     {'method': 'dm', 'ipc': 1, 'iterations': 2, 'seed': 3}
-    >>> call.prepare(Path("runs/x")).key
-    'c5'
+    >>> call.prepare(Path("runs/x")).config.seed
+    3
     """
 
     data: str
