@@ -350,7 +350,7 @@ class SetHeader(Record):
     provenance: dict[str, JsonValue]
 
 
-# --- state.safetensors, inspect.json
+# --- state.safetensors
 
 
 class LoopProgress(Record):
@@ -369,42 +369,3 @@ class StateHeader(Record):
     step: int
     scalars: dict[str, JsonValue] = {}
     more: LoopProgress
-
-
-class PathCurves(Record):
-    """Validation accuracy at the epochs `t`: by path, one curve an expert."""
-
-    t: list[int]
-    curves: dict[str, list[list[float]]]
-
-
-class PlaneRecord(Record):
-    """Paths in the plane of two principal components: shares of variance, and by path the two coordinates."""
-
-    explained: list[float]
-    paths: dict[str, list[list[float]]]
-
-
-class StorageRow(Record):
-    """Bytes of one expert in one form, and how many times smaller that is than every epoch recorded."""
-
-    form: str
-    bytes: int
-    ratio: float
-
-
-class InspectionRecord(Record):
-    """inspect.json: the analyses of a store; those without the points that they need are None."""
-
-    format: str = "limbeck-inspection"
-    version: int = 1
-    store: str
-    data: str
-    model: dict[str, JsonValue]
-    expert: dict[str, JsonValue]
-    experts: int
-    accuracy: PathCurves | None
-    cosine: list[list[float]] | None
-    straightness: list[float] | None
-    plane: PlaneRecord | None
-    storage: list[StorageRow]

@@ -11,8 +11,8 @@ from torch import Tensor
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.core.files import write_json
+from limbeck.core.inspection_records import InspectionRecord, PathCurves, PlaneRecord, StorageRow
 from limbeck.core.record_files import parse_record
-from limbeck.core.records import InspectionRecord, PathCurves, PlaneRecord, StorageRow
 from limbeck.core.types import Trajectory
 from limbeck.data import DataSource, ImageData, Preprocess, load_data
 from limbeck.data.pixels import PixelRange

@@ -6,8 +6,8 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from limbeck.core.inspection_records import InspectionRecord, PathCurves, PlaneRecord
 from limbeck.core.record_files import read_record
-from limbeck.core.records import InspectionRecord, PathCurves, PlaneRecord
 from limbeck.report.page import render_page, write_page
 from limbeck.report.plots import Line, Plot, clean, mean_with_range, plot
 
