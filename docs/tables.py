@@ -2,6 +2,7 @@
 
 results.json   rows of the tables that `limbeck table` wrote at the commits the page names; means, deviations and n in
                percent.
+studies/*.json the records of studies, as `limbeck study` wrote them beside their files.
 records/*.json one run each: its commit, its command, and its results.json as the run left it.
 
 A table stands between `<!-- NAME -->` and `<!-- end of NAME -->`; a test holds every page up to date.
@@ -12,11 +13,15 @@ from __future__ import annotations
 import json
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from limbeck.core.record_files import read_record
+from limbeck.core.study_records import FORMAT, StudyRecord
 from limbeck.methods import METHODS
+from limbeck.report.study import Table, costs_table, differences_table, results_table
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -216,6 +221,21 @@ def format_runs() -> str:
     return "\n\n".join(parts)
 
 
+STUDIES = {path.stem: path for path in sorted((DOCS / "studies").glob("*.json"))}
+STUDY_TABLES = {
+    "": results_table,
+    " differences": differences_table,
+    " costs": costs_table,
+}
+"""A block `study NAME` has the accuracies of docs/studies/NAME.json; with a word behind it, another of its tables."""
+
+
+def format_study(name: str, table: Callable[[StudyRecord], Table]) -> str:
+    """A table of a study."""
+    head, lines = table(read_record(STUDIES[name], StudyRecord, FORMAT))
+    return format_table(head, [[join_by_nbsp(word) for word in line] for line in lines])
+
+
 SECTIONS: dict[str, Any] = {
     "numbers": format_numbers,
     "runs": format_runs,
@@ -238,6 +258,11 @@ SECTIONS: dict[str, Any] = {
         for ipc in (1, 2, 10)
     },
 }
+STUDY_SECTIONS: dict[str, Any] = {
+    f"study {name}{word}": partial(format_study, name, table)
+    for name in STUDIES
+    for word, table in STUDY_TABLES.items()
+}
 PAGES = (
     ROOT / "README.md",
     DOCS / "index.md",
@@ -248,10 +273,10 @@ PAGES = (
 
 def fill_tables(text: str) -> str:
     """A page with its tables written anew."""
-    for name in re.findall(r"<!-- end of ([\w ]+) -->", text):
+    for name in re.findall(r"<!-- end of ([\w -]+) -->", text):
         before, after = text.split(f"<!-- {name} -->\n", 1)
         _, after = after.split(f"<!-- end of {name} -->", 1)
-        text = f"{before}<!-- {name} -->\n\n{SECTIONS[name]()}\n\n<!-- end of {name} -->{after}"
+        text = f"{before}<!-- {name} -->\n\n{(SECTIONS | STUDY_SECTIONS)[name]()}\n\n<!-- end of {name} -->{after}"
     return text
 
 

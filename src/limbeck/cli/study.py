@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +16,7 @@ from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.core.record_files import read_record
 from limbeck.core.study_records import FORMAT, StudyRecord
-from limbeck.report.study import COSTS, HEAD, comparison_sentence, reach_sentence, table_lines
+from limbeck.report.study import comparison_sentence, costs_table, reach_sentence, results_table
 from limbeck.report.study_page import write_study_page
 from limbeck.studies.run import describe_plan, plan_study, run_study
 
@@ -67,31 +66,22 @@ def run_study_command(args: Study, listen: Listener) -> Any:
 
 
 def show_study(record: StudyRecord, console: Console) -> None:
-    """Print the table of a study, and its comparisons."""
-    lines = table_lines(record)
-    has_measures = any(line.measure for line in lines)
-    results = _table(record, ["measure"] if has_measures else [], HEAD, f"{record.title}: accuracy on test in %")
-    for line in lines:
-        results.add_row(*line.values, *([line.measure or "accuracy"] if has_measures else []), *line.words)
-    costs = _table(record, [], COSTS, "means over seeds, and the largest peak memory")
-    for words in dict.fromkeys((*line.values, *line.costs) for line in lines):
-        costs.add_row(*words)
-    for table in (results, costs):
+    """Print the tables of a study, and its comparisons."""
+    for title, (head, lines) in (
+        (f"{record.title}: accuracy on test in %", results_table(record)),
+        ("means over seeds, and the largest peak memory", costs_table(record)),
+    ):
+        table = Table(title=title)
+        for place, name in enumerate(head):
+            table.add_column(name, justify="right" if place >= len(record.axes) else "left", no_wrap=True)
+        for line in lines:
+            table.add_row(*line)
         console.print(table)
     for row in record.comparisons:
         console.print(comparison_sentence(row), soft_wrap=True, markup=False)
         sentence = reach_sentence(row) if row.which == "chosen" and row.measure == "accuracy" else None
         if sentence is not None:
             console.print(f"  {sentence}", soft_wrap=True, markup=False)
-
-
-def _table(record: StudyRecord, names: Sequence[str], numbers: Sequence[str], title: str) -> Table:
-    table = Table(title=title)
-    for name in (*record.axes, *names):
-        table.add_column(name, no_wrap=True)
-    for name in numbers:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
 
 
 COMMANDS = {"study": Command(Study, run_study_command, ("limbeck study study.toml --jobs 2",))}

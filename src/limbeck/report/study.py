@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import fmean
 
 from limbeck.core.records import ResultRow
@@ -12,29 +11,12 @@ from limbeck.report.table import MEASURES, UNEVEN, Cell, pool_runs
 from limbeck.report.text import NONE, duration, percent, points, size
 
 SETS = (("distilled", "chosen"), ("distilled", "last"), ("random", None), ("kmeans", None), ("full", None))
-HEAD = ("n", "chosen", "last", "random", "k-means", "all images")
-COSTS = ("distillation", "set", "experts", "peak memory")
+RESULTS = ("n", "chosen", "within seeds", "between seeds", "last", "random", "k-means", "all images")
+COSTS = ("images", "labels", "experts", "stored", "outer steps", "memory")
+DIFFERENCES = ("less", "set", "measure", "difference", "standard error", "95 % interval", "n")
 
-
-@dataclass(frozen=True)
-class Line:
-    """A line of the table: the values of the axes, measure and protocol in words, seeds, accuracies, and costs.
-
-    accuracies: Of chosen, last, random, k-means and all images; None where there are none.
-    """
-
-    values: list[str]
-    measure: str
-    seeds: int
-    accuracies: list[Cell | None]
-    costs: list[str]
-
-    @property
-    def words(self) -> list[str]:
-        """Numbers of the line as text, as `HEAD` names them; n is said again where it is another one."""
-        numbers = [count_networks(cell) for cell in self.accuracies if cell is not None]
-        n = numbers[0] if numbers else str(self.seeds)
-        return [n, *(NONE if cell is None else format_cell(cell, n) for cell in self.accuracies)]
+Table = tuple[list[str], list[list[str]]]
+"""Headings and lines."""
 
 
 def row_sentence(row: StudyRow) -> str:
@@ -75,26 +57,28 @@ def group_rows(record: StudyRecord) -> list[list[StudyRow]]:
     return list(groups.values())
 
 
-def table_lines(record: StudyRecord) -> list[Line]:
-    """The lines of the table: one for every cell and protocol, and one for balanced accuracy where that differs."""
-    lines = []
-    groups = group_rows(record)
+def results_table(record: StudyRecord) -> Table:
+    """Accuracies on test in percent, as mean and standard deviation: a line for every cell, measure and protocol.
+
+    Balanced accuracy is there where it differs; measure and protocol have a column where there are several.
+    """
     results = [result for row in record.rows for result in row.results]
     uneven = any(
         abs(result.balanced_accuracy_mean - result.accuracy_mean) > UNEVEN
         for result in results
         if result.balanced_accuracy_mean is not None
     )
-    for rows in groups:
-        protocols = list(dict.fromkeys(result.protocol for row in rows for result in row.results))
-        for protocol in protocols:
-            for measure, label in MEASURES.items():
+    has_measures = uneven or any(result.protocol for result in results)
+    lines = []
+    for rows in group_rows(record):
+        for protocol in dict.fromkeys(result.protocol for row in rows for result in row.results):
+            for measure in MEASURES:
                 if measure != "accuracy" and not uneven:
                     continue
-                words = "; ".join(part for part in (label.strip(" ()"), protocol) if part)
+                words = "; ".join(part for part in (measure.replace("_", " "), protocol) if part)
                 cells = [_pool(rows, name, which, protocol, measure) for name, which in SETS]
-                lines.append(Line(list(rows[0].cell.values()), words, len(rows), cells, _costs(rows)))
-    return lines
+                lines.append([*rows[0].cell.values(), *([words] if has_measures else []), *_numbers(cells)])
+    return [*record.axes, *(["measure"] if has_measures else []), *RESULTS], lines
 
 
 def _pool(rows: Sequence[StudyRow], name: str, which: str | None, protocol: str | None, measure: str) -> Cell | None:
@@ -104,18 +88,44 @@ def _pool(rows: Sequence[StudyRow], name: str, which: str | None, protocol: str 
     return pool_runs(results, measure) if results else None
 
 
-def _costs(rows: Sequence[StudyRow]) -> list[str]:
-    """Means over seeds: seconds of the outer steps, bytes of the set and of its experts; the largest peak memory."""
-    seconds = [row.curve.seconds[-1] for row in rows if row.curve.seconds]
-    sets = [(row.bytes.images or 0) + (row.bytes.labels or 0) for row in rows]
-    experts = [row.bytes.experts for row in rows if row.bytes.experts is not None]
-    memory = [row.peak_memory for row in rows if row.peak_memory is not None]
-    return [
-        duration(fmean(seconds) if seconds else None),
-        size(fmean(sets)),
-        size(fmean(experts)) if experts else NONE,
-        size(max(memory, default=None)),
-    ]
+def _numbers(cells: Sequence[Cell | None]) -> list[str]:
+    """n, the chosen set with its two spreads, and the others; n is said again where it is another one."""
+    numbers = [count_networks(cell) for cell in cells if cell is not None]
+    n = numbers[0] if numbers else NONE
+    words = [NONE if cell is None else format_cell(cell, n) for cell in cells]
+    spreads = (None, None) if cells[0] is None else (cells[0].within, cells[0].between)
+    return [n, words[0], *(NONE if std is None else f"{100 * std:.1f}" for std in spreads), *words[1:]]
+
+
+def costs_table(record: StudyRecord) -> Table:
+    """What a run of every cell needs: bytes and seconds as means over seeds, and the largest peak memory."""
+    stages = list(dict.fromkeys(name for row in record.rows for name in row.seconds))
+    lines = []
+    for rows in group_rows(record):
+        sizes = [_mean([getattr(row.bytes, name) for row in rows]) for name in COSTS[:4]]
+        steps = _mean([row.curve.seconds[-1] for row in rows if row.curve.seconds])
+        memory = [row.peak_memory for row in rows if row.peak_memory is not None]
+        seconds = [steps, *(_mean([row.seconds.get(name) for row in rows]) for name in stages)]
+        words = [*map(size, sizes), *map(duration, seconds), size(max(memory, default=None))]
+        lines.append([*rows[0].cell.values(), *words])
+    return [*record.axes, *COSTS[:5], *(f"{name} in all" for name in stages), COSTS[5]], lines
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    numbers = [value for value in values if value is not None]
+    return fmean(numbers) if numbers else None
+
+
+def differences_table(record: StudyRecord) -> Table:
+    """The comparisons, in points."""
+    lines = []
+    for row in record.comparisons:
+        error = NONE if row.standard_error is None else f"{100 * row.standard_error:.1f}"
+        interval = NONE if row.low is None else f"{points(row.low)} to {points(row.high)}"
+        measure, n = row.measure.replace("_", " "), f"{row.n} {row.over if row.n != 1 else row.over[:-1]}"
+        words = [row.against[row.axis], row.which, measure, points(row.difference), error, interval, n]
+        lines.append([*row.cell.values(), *words])
+    return [*record.axes, *DIFFERENCES], lines
 
 
 def comparison_sentence(row: StudyComparison) -> str:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
 from limbeck.core.study_records import CellValues, StudyComparison, StudyRecord, StudyRow, cell_name
 from limbeck.report.page import render_page, write_page
 from limbeck.report.plots import Line, Plot, mean_with_range, plot
-from limbeck.report.study import COSTS, HEAD, comparison_sentence, group_rows, reach_sentence, table_lines
-from limbeck.report.text import NONE, count, duration, size
+from limbeck.report.study import costs_table, differences_table, group_rows, reach_sentence, results_table
+from limbeck.report.text import NONE, count, duration
 
 
 def write_study_page(record: StudyRecord, out: Path) -> Path:
@@ -20,21 +18,17 @@ def write_study_page(record: StudyRecord, out: Path) -> Path:
 
     Raises UserError where it cannot be written.
     """
-    lines = table_lines(record)
-    groups = group_rows(record)
+    sentences = [reach_sentence(row) for row in record.comparisons if _is_main(row)]
     page = render_page(
         "study.html",
         record=record,
         facts=_facts(record),
-        head=HEAD,
-        costs=COSTS,
-        lines=lines,
-        has_measures=any(line.measure for line in lines),
-        comparisons=[(row, cell_name(row.cell), comparison_sentence(row)) for row in record.comparisons],
-        reaches=[text for row in record.comparisons if _is_main(row) and (text := reach_sentence(row))],
-        panels=_panels(record, groups),
-        spending=[_spending(rows) for rows in groups],
-        stages=_stages(record),
+        axes=len(record.axes),
+        results=results_table(record),
+        differences=differences_table(record),
+        reaches=[sentence for sentence in sentences if sentence is not None],
+        panels=_panels(record, group_rows(record)),
+        costs=costs_table(record),
         failures=[(cell_name(row.cell), row) for row in record.failures],
         study=json.dumps(record.study, indent=2, ensure_ascii=False),
     )
@@ -111,26 +105,3 @@ def _curves(members: Sequence[tuple[str, int, list[StudyRow]]], salt: str) -> li
         plot("Loss", losses, "step", salt=f"{salt}loss"),
     ]
     return [one for one in plots if one is not None]
-
-
-def _spending(rows: Sequence[StudyRow]) -> dict[str, Any]:
-    """What the runs of a cell need: bytes and memory, and mean seconds by stage."""
-    stages = {name: fmean(row.seconds.get(name, 0.0) for row in rows) for row in rows for name in row.seconds}
-
-    def mean_size(name: str) -> str:
-        values = [value for row in rows if (value := getattr(row.bytes, name)) is not None]
-        return size(fmean(values)) if values else NONE
-
-    memory = [row.peak_memory for row in rows if row.peak_memory is not None]
-    device = [row.device_memory for row in rows if row.device_memory is not None]
-    return {
-        "name": cell_name(rows[0].cell),
-        "bytes": [mean_size(name) for name in ("images", "labels", "experts", "stored")],
-        "stages": stages,
-        "memory": size(max(memory, default=None)),
-        "device": size(max(device, default=None)),
-    }
-
-
-def _stages(record: StudyRecord) -> list[str]:
-    return list(dict.fromkeys(name for row in record.rows for name in row.seconds))

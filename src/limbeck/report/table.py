@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
-from statistics import fmean, variance
+from statistics import fmean, stdev, variance
 from typing import Any, NamedTuple
 
 from pydantic import JsonValue
@@ -30,12 +30,15 @@ class Cell:
     """Accuracies of one kind of set: mean and standard deviation as fractions, networks per run, runs.
 
     std: None where there is one network in all.
+    within, between: The standard deviations of networks of one run, and of the means of runs; None where there is one.
     """
 
     mean: float
     std: float | None
     networks: int
     runs: int
+    within: float | None = None
+    between: float | None = None
 
     def __str__(self) -> str:
         std = NONE if self.std is None else f"{100 * self.std:.1f}"
@@ -60,7 +63,8 @@ def pool_runs(rows: Sequence[ResultRow], measure: str = "accuracy") -> Cell:
     within = fmean(variances) if variances else 0.0
     between = max(0.0, variance(means) - within * fmean(1 / n for n in networks)) if len(means) > 1 else 0.0
     std = sqrt(within + between) if variances or len(means) > 1 else None
-    return Cell(fmean(means), std, min(networks), len(rows))
+    spread = (sqrt(within) if variances else None, stdev(means) if len(means) > 1 else None)
+    return Cell(fmean(means), std, min(networks), len(rows), *spread)
 
 
 class FinishedRun(NamedTuple):

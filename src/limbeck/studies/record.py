@@ -29,7 +29,7 @@ def read_row(run: PlannedRun) -> StudyRow:
     memory = folder.lines(MemoryLine)
     stored = None if run.store is None else results.bytes.experts
     experts = None if run.store is None else run.store.bytes
-    images, labels = (tensor.numel() * tensor.element_size() for tensor in (distilled.images, distilled.labels))
+    images, labels = (tensor.numel() * tensor.element_size() for tensor in distilled.stored_pair)
     return StudyRow(
         cell=run.cell.values,
         seed=run.seed,
