@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -17,16 +18,18 @@ from small_runs import set_bytes
 import limbeck
 from limbeck import UserError
 from limbeck.core.records import ResultRow, StepLine, ValidationLine
-from limbeck.core.study_records import Curve, StudyRecord, StudyRow
+from limbeck.core.study_records import Curve, StudyRecord, StudyRow, Trial
 from limbeck.jobs.record import RunFolder
 from limbeck.report.study_page import write_study_page
-from limbeck.studies import pool
-from limbeck.studies.cells import by_seed, make_cells
+from limbeck.studies import child, pool
+from limbeck.studies.cells import Cell, by_seed, make_cells
 from limbeck.studies.compare import compare_cells
-from limbeck.studies.config import Comparison, Study, read_study
+from limbeck.studies.config import Comparison, Range, Search, Study, read_study
+from limbeck.studies.opened import describe_plan, plan_study
 from limbeck.studies.pool import make_units
 from limbeck.studies.record import read_curve
-from limbeck.studies.run import plan_study, run_study
+from limbeck.studies.run import run_study
+from limbeck.studies.search import STARTUP, OpenSearch
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -68,18 +71,30 @@ def write_file(folder: Path, text: str = STUDY, name: str = "study.toml") -> Pat
     return path
 
 
+def begin_here(begun: list[dict[str, Any]]) -> Callable[..., None]:
+    """Carries out orders in this process, which spares child processes to import torch; `begun` gets the orders."""
+
+    def begin(self: pool.Pool, unit: pool.Unit, slots: int) -> None:
+        begun.append({**unit.order(slots), "name": unit.name})
+        number, sentence = len(begun), None
+        process = subprocess.Popen([sys.executable, "-S", "-c", ""], stdin=subprocess.DEVNULL, text=True)
+        try:
+            child.carry_out(unit.order(slots), lambda event: None)
+        except UserError as error:
+            sentence = str(error)
+        self.children[number] = pool.Child(unit, process, slots, self.errors)
+        self.events.put((number, {"event": "end", "sentence": sentence}))
+        self.events.put((number, None))
+
+    return begin
+
+
 @pytest.fixture
-def children(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The orders of the child processes that are started."""
-    orders: list[dict[str, Any]] = []
-    begin = pool.Pool._begin
-
-    def record(self: pool.Pool, unit: pool.Unit, slots: int) -> None:
-        orders.append({**unit.order(slots), "name": unit.name})
-        begin(self, unit, slots)
-
-    monkeypatch.setattr(pool.Pool, "_begin", record)
-    return orders
+def orders(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The orders of a study's child processes, which are carried out in this process."""
+    begun: list[dict[str, Any]] = []
+    monkeypatch.setattr(pool.Pool, "_begin", begin_here(begun))
+    return begun
 
 
 # --- the grid
@@ -173,6 +188,7 @@ def test_a_store_is_trained_once_for_the_run_that_needs_most(tmp_path: Path) -> 
 PARENT = """
 import sys
 from limbeck.studies.run import run_study
+from limbeck.studies.search import STARTUP, OpenSearch
 run_study(sys.argv[1], work=sys.argv[2], jobs=1, tell_cost=False)
 """
 
@@ -194,6 +210,7 @@ def study(shared_home: Path, _one_thread: None, tmp_path_factory: pytest.TempPat
         with FileLock(folder / ".lock", timeout=60):  # the run ends with its parent, which it notices when it says more
             assert not (folder / "results.json").exists()
         assert read_record(path).rows == []
+        patch.setattr(pool.Pool, "_begin", begin_here([]))
         run_study(path, work=work, jobs=2, tell_cost=False)
     return path
 
@@ -240,28 +257,28 @@ def test_the_record_has_curves_bytes_and_single_networks(study: Path) -> None:
     assert record.rows[0].bytes.stored == record.rows[1].bytes.stored, "one store of both forms"
 
 
-def test_what_is_done_is_not_done_again(study: Path, tmp_path: Path, children: list[dict[str, Any]]) -> None:
+def test_what_is_done_is_not_done_again(study: Path, tmp_path: Path, orders: list[dict[str, Any]]) -> None:
     path = write_file(tmp_path)
     path.with_suffix(".json").write_bytes(study.with_suffix(".json").read_bytes())
     record = run_study(path, work=tmp_path / "work")
-    assert children == []
+    assert orders == []
     assert record == read_record(study)
     reordered = STUDY.replace("MCT]", "ours]").replace('title = "Two methods"', 'title = "Another title"')
     record = run_study(write_file(tmp_path, reordered), work=tmp_path / "work")
-    assert children == []
+    assert orders == []
     assert [row.cell["method"] for row in record.rows] == ["MTT", "ours"], "a row is known by what it computed"
 
 
 def test_runs_of_another_record_are_taken_from_their_folders(
-    study: Path, tmp_path: Path, children: list[dict[str, Any]]
+    study: Path, tmp_path: Path, orders: list[dict[str, Any]]
 ) -> None:
     record = run_study(write_file(tmp_path), work=study.parent / "work")
-    assert children == []
+    assert orders == []
     assert record.rows == read_record(study).rows
 
 
 def test_a_changed_option_is_a_run_of_its_own_and_the_old_row_stays_apart(
-    study: Path, tmp_path: Path, children: list[dict[str, Any]]
+    study: Path, tmp_path: Path, orders: list[dict[str, Any]]
 ) -> None:
     text = STUDY.replace('method = "mct"', 'method = "mct"\nlr_img = 0.5')
     path = write_file(tmp_path, text)
@@ -275,7 +292,7 @@ def test_a_changed_option_is_a_run_of_its_own_and_the_old_row_stays_apart(
 
 
 def test_a_failed_run_is_recorded_and_the_others_go_on(
-    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, children: list[dict[str, Any]]
+    study: Path, tmp_path: Path, orders: list[dict[str, Any]]
 ) -> None:
     """The second run of a method finds a folder in its way; it is tried again by the next call."""
     path = write_file(tmp_path)
@@ -286,12 +303,104 @@ def test_a_failed_run_is_recorded_and_the_others_go_on(
         source_copy = work / source.name
         source_copy.symlink_to(source)
     record = run_study(path, work=work, tell_cost=False)
-    assert [order["name"] for order in children] == ["method=MCT, seed 0"]
+    assert [order["name"] for order in orders] == ["method=MCT, seed 0"]
     (failure,) = record.failures
     assert failure.cell == {"method": "MCT"}
     assert "exists and is not a run of limbeck" in failure.sentence
     assert [row.cell["method"] for row in record.rows] == ["MTT"]
     assert read_record(path).failures == [failure]
+
+
+# --- search
+
+
+SEARCH = STUDY.replace(
+    "[compare]", "[search]\ntrials = 3\n[search.options.lr_img]\nlow = 0.01\nhigh = 1.0\nlog = true\n\n[compare]"
+)
+
+
+def test_a_search_tries_the_same_number_of_options_in_every_cell_and_takes_the_best_on_validation(
+    tmp_path: Path, orders: list[dict[str, Any]]
+) -> None:
+    pytest.importorskip("optuna")
+    path, work = write_file(tmp_path, SEARCH), tmp_path / "work"
+    record = run_study(path, work=work, tell_cost=False)
+    trials = [order for order in orders if order["kind"] == "trial"]
+    assert [order["name"].split(", ")[0] for order in trials] == ["method=MTT"] * 3 + ["method=MCT"] * 3
+    assert len([order for order in orders if order["kind"] == "run"]) == 2
+    mtt, mct = record.searches
+    assert [trial.options for trial in mtt.trials] == [trial.options for trial in mct.trials], "the same random trials"
+    for search, row in zip(record.searches, record.rows, strict=True):
+        assert len({trial.options["lr_img"] for trial in search.trials}) == 3
+        best = max(search.trials, key=lambda trial: trial.accuracy or 0.0)
+        assert (row.cell, row.searched, row.trials, row.key) == (search.cell, best.options, 3, best.key)
+        assert best.accuracy == max(row.curve.accuracy), "the run goes on from its trial"
+        for trial in search.trials:
+            (folder,) = work.glob(f"{trial.key}-*")
+            assert (folder / "results.json").exists() == (trial.key == row.key), "test is for the best alone"
+    begun = len(orders)
+    assert run_study(path, work=tmp_path / "elsewhere") == record
+    assert len(orders) == begun
+    more = write_file(tmp_path, SEARCH.replace("trials = 3", "trials = 4"))
+    assert "2 trials of a search to do first" in describe_plan(plan_study(more, work=work))
+
+
+def make_search(trials: int, **values: Any) -> OpenSearch:
+    space = {"lr_img": Range(low=0.01, high=1.0, log=True), "syn_steps": Range(low=2, high=9)}
+    space["init"] = Range(choices=("random", "kmeans"))
+    cell = Cell({"method": "MCT"}, {"method": "mct"}, (0,), space)
+    return OpenSearch.of(cell, Search(trials=trials, **values), [])
+
+
+def tell(search: OpenSearch, number: int) -> None:
+    options = search.suggest(number)
+    accuracy = 1 - abs(options["lr_img"] - 0.1)
+    search.trials[number] = Trial(number=number, options=options, key="", accuracy=accuracy)
+
+
+def test_a_trial_follows_from_the_seed_its_number_and_the_trials_before() -> None:
+    pytest.importorskip("optuna")
+    search = make_search(14)
+    assert search.ready() == list(range(STARTUP)), "random trials depend on none"
+    for number in reversed(range(STARTUP)):
+        tell(search, number)
+    for number in range(STARTUP, 14):
+        assert search.ready() == [number], "others come one after another"
+        tell(search, number)
+    assert search.ready() == []
+    resumed = OpenSearch.of(search.cell, search.search, [search.record()])
+    assert resumed.is_finished
+    del resumed.trials[13]
+    assert resumed.suggest(13) == search.trials[13].options
+    assert make_search(14, seed=1).suggest(0) != search.trials[0].options
+    values = [trial.options for trial in search.trials.values()]
+    assert all(0.01 <= value["lr_img"] <= 1 and value["syn_steps"] in range(2, 10) for value in values)
+    assert {value["init"] for value in values} == {"random", "kmeans"}
+
+
+def test_a_failed_trial_counts_and_never_wins() -> None:
+    pytest.importorskip("optuna")
+    search = make_search(2)
+    tell(search, 0)
+    search.trials[1] = Trial(number=1, options=search.suggest(1), key="", accuracy=None, sentence="it diverged.")
+    assert search.best().number == 0
+    search.trials[0] = search.trials[1]
+    with pytest.raises(UserError, match="method=MCT: all trials failed, the first because it diverged"):
+        search.best()
+
+
+@pytest.mark.parametrize(
+    ("space", "sentence"),
+    [
+        ("low = 1.0\nhigh = 0.5", "from low to a larger high"),
+        ("low = 0.0\nhigh = 0.5\nlog = true", "positive with log"),
+        ('choices = ["one"]', "two choices or more"),
+    ],
+)
+def test_a_space_that_cannot_be_searched_is_refused(tmp_path: Path, space: str, sentence: str) -> None:
+    text = SEARCH.replace("low = 0.01\nhigh = 1.0\nlog = true", space)
+    with pytest.raises(UserError, match=sentence):
+        plan_study(write_file(tmp_path, text))
 
 
 # --- curves, comparisons, page

@@ -18,7 +18,8 @@ from limbeck.core.record_files import read_record
 from limbeck.core.study_records import FORMAT, StudyRecord
 from limbeck.report.study import comparison_sentence, costs_table, reach_sentence, results_table
 from limbeck.report.study_page import write_study_page
-from limbeck.studies.run import describe_plan, plan_study, run_study
+from limbeck.studies.opened import describe_plan, plan_study
+from limbeck.studies.run import run_study
 
 WIDTH = 160
 """Columns of tables where standard output is a file, say."""

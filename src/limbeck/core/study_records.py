@@ -58,6 +58,7 @@ class StudyRow(Record):
     results:     Its rows, as results.json holds them.
     seconds:     By stage, summed over sessions.
     peak_memory: Of its process in bytes, the largest of its sessions; device_memory: on its GPU.
+    searched:    The options that a search found, and `trials`, how many it had.
     computed:    The conditions under which it was computed.
     created:     When the run began.
     """
@@ -71,12 +72,46 @@ class StudyRow(Record):
     bytes: RunBytes = RunBytes()
     peak_memory: int | None = None
     device_memory: int | None = None
+    searched: dict[str, JsonValue] = Field(default_factory=dict)
+    trials: int = 0
     computed: dict[str, JsonValue] = Field(default_factory=dict)
     threads: int | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     data: str = ""
     ipc: int | None = None
     created: str = ""
+
+
+class Trial(Record):
+    """A trial of a search: the values that were tried, and the set by them on validation.
+
+    key:   The content key of its run; step: the outer step that did best, which `accuracy`, `std` and `n` are of.
+    sentence: Why it failed, where it did; it counts as the worst.
+    """
+
+    number: int
+    options: dict[str, JsonValue]
+    key: str
+    accuracy: float | None
+    std: float | None = None
+    n: int | None = None
+    step: int | None = None
+    seconds: float | None = None
+    sentence: str | None = None
+
+
+class CellSearch(Record):
+    """The search for options of a cell, on validation.
+
+    seed:  Of the distillation of its trials; key: the content key of all that trials have in common.
+    space: The range or the choices of every option.
+    """
+
+    cell: CellValues
+    seed: int
+    key: str
+    space: dict[str, JsonValue]
+    trials: list[Trial] = Field(default_factory=list)
 
 
 class StudyFailure(Record):
@@ -133,6 +168,7 @@ class StudyRecord(Record):
     axes:    The names of the values of every axis, in the order of the study file; seeds: of distillation.
     study:   The study file, as JSON.
     rows:    The finished runs, in the order of the grid; failures: the runs that failed in the last call.
+    searches: Of the cells whose options are searched for.
     earlier: Finished runs of earlier states of the study file, which tables and pages leave out.
     """
 
@@ -147,6 +183,7 @@ class StudyRecord(Record):
     rows: list[StudyRow] = Field(default_factory=list)
     comparisons: list[StudyComparison] = Field(default_factory=list)
     failures: list[StudyFailure] = Field(default_factory=list)
+    searches: list[CellSearch] = Field(default_factory=list)
     earlier: list[StudyRow] = Field(default_factory=list)
 
 

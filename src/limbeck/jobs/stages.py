@@ -34,13 +34,14 @@ from limbeck.task import announce_task, restore_switches, set_switches
 
 
 @restore_switches()
-def run(job: Job, listen: Listener = lambda event: None) -> Path:
+def run(job: Job, listen: Listener = lambda event: None, evaluate: bool = True) -> Path:
     """Do a job and return its run folder; an interrupted run is resumed.
 
     A finished run is left alone, continued where more iterations are asked for, and evaluated again where `eval` is
     another. Raises UserError where the folder holds another job's run.
 
-    listen: hears of progress, see `limbeck.core.events.Listener`.
+    listen:   hears of progress, see `limbeck.core.events.Listener`.
+    evaluate: False ends after the outer loop, before anything is measured on test; a later call goes on from there.
 
     >>> from tempfile import TemporaryDirectory
     >>> from limbeck import EvalConfig, prepare
@@ -65,13 +66,13 @@ def run(job: Job, listen: Listener = lambda event: None) -> Path:
             _announce_fill(job, listen)
             if is_new:
                 _warn_of_small_splits(job.task.data, partial(_warn, job, listen))
-            _run_stages(job, listen)
-        if not (job.path / "report.html").exists():
+            _run_stages(job, listen, evaluate)
+        if evaluate and not (job.path / "report.html").exists():
             write_report(job.path)
     return job.path
 
 
-def _run_stages(job: Job, listen: Listener) -> None:
+def _run_stages(job: Job, listen: Listener, evaluate: bool) -> None:
     """Run the stages; a stage that was interrupted is resumed."""
     if job.folder.has_steps_left(job.resolved):
         trajectories: list[Trajectory] = []
@@ -82,6 +83,8 @@ def _run_stages(job: Job, listen: Listener) -> None:
             inspect_experts(job, job.experts)
         with stage_timer(job, "distill"):
             run_outer_loop(job, job.plan(trajectories), listen)
+    if not evaluate:
+        return
     with stage_timer(job, "evaluate"):
         rows = evaluate_run(job, listen)
     _warn_of_useless_set(rows, partial(_warn, job, listen))

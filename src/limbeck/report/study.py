@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from limbeck.core.records import ResultRow
-from limbeck.core.study_records import StudyComparison, StudyRecord, StudyRow, cell_name
+from limbeck.core.study_records import StudyComparison, StudyRecord, StudyRow, Trial, cell_name
 from limbeck.report.table import MEASURES, UNEVEN, Cell, pool_runs
 from limbeck.report.text import NONE, duration, percent, points, size
 
@@ -26,6 +26,19 @@ def row_sentence(row: StudyRow) -> str:
     if result is None:
         return f"no result in {time}"
     return f"{percent(result.accuracy_mean, result.accuracy_std)} (n = {result.n}) in {time}"
+
+
+def trial_sentence(trial: Trial) -> str:
+    """A trial of a search in words.
+
+    >>> trial_sentence(Trial(number=0, options={"lr_img": 0.1}, key="", accuracy=0.5, std=0.01, n=3, step=10))
+    'lr_img 0.1: 50.0 ± 1.0 % (n = 3) on validation at step 10'
+    """
+    parts = [(name, f"{value:.3g}" if isinstance(value, float) else value) for name, value in trial.options.items()]
+    values = ", ".join(f"{name} {value}" for name, value in parts)
+    if trial.accuracy is None:
+        return f"{values}: failed: {trial.sentence}"
+    return f"{values}: {percent(trial.accuracy, trial.std)} (n = {trial.n}) on validation at step {trial.step}"
 
 
 def find_result(row: StudyRow, name: str, which: str | None, protocol: str | None) -> ResultRow | None:
@@ -60,7 +73,8 @@ def group_rows(record: StudyRecord) -> list[list[StudyRow]]:
 def results_table(record: StudyRecord) -> Table:
     """Accuracies on test in percent, as mean and standard deviation: a line for every cell, measure and protocol.
 
-    Balanced accuracy is there where it differs; measure and protocol have a column where there are several.
+    Balanced accuracy is there where it differs; measure and protocol have a column where there are several, and
+    so has the number of trials of a search for options.
     """
     results = [result for row in record.rows for result in row.results]
     uneven = any(
@@ -69,6 +83,7 @@ def results_table(record: StudyRecord) -> Table:
         if result.balanced_accuracy_mean is not None
     )
     has_measures = uneven or any(result.protocol for result in results)
+    has_trials = any(row.trials for row in record.rows)
     lines = []
     for rows in group_rows(record):
         for protocol in dict.fromkeys(result.protocol for row in rows for result in row.results):
@@ -77,8 +92,10 @@ def results_table(record: StudyRecord) -> Table:
                     continue
                 words = "; ".join(part for part in (measure.replace("_", " "), protocol) if part)
                 cells = [_pool(rows, name, which, protocol, measure) for name, which in SETS]
-                lines.append([*rows[0].cell.values(), *([words] if has_measures else []), *_numbers(cells)])
-    return [*record.axes, *(["measure"] if has_measures else []), *RESULTS], lines
+                extra = [*([words] if has_measures else []), *([str(rows[0].trials)] if has_trials else [])]
+                lines.append([*rows[0].cell.values(), *extra, *_numbers(cells)])
+    extra = [*(["measure"] if has_measures else []), *(["trials"] if has_trials else [])]
+    return [*record.axes, *extra, *RESULTS], lines
 
 
 def _pool(rows: Sequence[StudyRow], name: str, which: str | None, protocol: str | None, measure: str) -> Cell | None:

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product, zip_longest
 from typing import Any
 
+from pydantic import ValidationError
+
 from limbeck.core.errors import UserError
 from limbeck.core.study_records import CellValues
-from limbeck.studies.config import Study
+from limbeck.studies.config import Range, Study
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the grid: the values of the axes, the options of its runs, and their seeds."""
+    """A cell of the grid: the values of the axes, the options of its runs, and their seeds.
+
+    space:    The options that are searched for; searched: what a search of `trials` found, which `options`
+        have, too.
+    """
 
     values: CellValues
     options: dict[str, Any]
     seeds: tuple[int, ...]
+    space: dict[str, Range] = field(default_factory=dict)
+    searched: dict[str, Any] = field(default_factory=dict)
+    trials: int = 0
 
     @property
     def name(self) -> str:
@@ -53,13 +62,26 @@ def make_cells(study: Study) -> list[Cell]:
         options: dict[str, Any] = {**study.options}
         for table in tables:
             options = merge(options, table)
-        seeds = options.pop("seeds", study.seeds)
+        seeds, own = options.pop("seeds", study.seeds), options.pop("search", {})
         if not isinstance(seeds, list | tuple) or not seeds or not all(type(seed) is int for seed in seeds):
             raise UserError(f"{Cell(values, {}, ()).name}: seeds are whole numbers, as [0, 1, 2], not {seeds!r}.")
-        cells.append(Cell(values, options, tuple(seeds)))
+        cells.append(Cell(values, options, tuple(seeds), _space(study, values, own)))
     if not cells:
         raise UserError("the study skips all of its cells; take something out of skip.")
     return cells
+
+
+def _space(study: Study, values: CellValues, own: Any) -> dict[str, Range]:
+    """The options that are searched for in a cell: those of the study, and its own."""
+    if study.search is None:
+        if own:
+            raise UserError(f"{Cell(values, {}, ()).name}: it has options to search for, and the study no [search].")
+        return {}
+    try:
+        return {**study.search.options, **{name: Range.model_validate(value) for name, value in own.items()}}
+    except (ValidationError, AttributeError) as error:
+        sentence = str(error).splitlines()[-1].strip()
+        raise UserError(f"{Cell(values, {}, ()).name}: its table search does not fit: {sentence}.") from None
 
 
 def merge(options: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:

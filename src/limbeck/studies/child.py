@@ -1,4 +1,5 @@
-"""A process of a study: `python -m limbeck.studies.child` does one run, or trains the experts of a store.
+"""A process of a study: `python -m limbeck.studies.child` does one run,
+tries options in one without evaluation, or trains the experts of a store.
 
 It reads an order from standard input, a JSON object, and writes events to standard output, one JSON object a line. The
 last one, "end", has the sentence of the error, or None. Where the parent has ended, the next event ends this process.
@@ -73,7 +74,7 @@ def carry_out(order: dict[str, Any], listen: Reporter) -> None:
     if job.record().key != order["key"]:
         raise UserError("the data or the options have changed since the study was planned; start it again.")
     try:
-        run(job, listen)
+        run(job, listen, evaluate=order["kind"] == "run")
     finally:
         if job.folder.has_begun():
             on_gpu = job.task.device.type == "cuda"

@@ -7,7 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictFloat,
+    StrictInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from limbeck.core.errors import UserError
 from limbeck.core.study_records import CellValues
@@ -36,6 +45,43 @@ class Override(Part):
     options: dict[str, Any]
 
 
+class Range(Part):
+    """Values to search: numbers from `low` to `high`, uniform in their logarithm with `log`, or `choices`.
+
+    Whole numbers are searched where both ends are whole.
+
+    >>> Range(low=0.01, high=1.0, log=True).high, Range(choices=["sgd", "adam"]).choices
+    (1.0, ('sgd', 'adam'))
+    """
+
+    low: StrictInt | StrictFloat | None = None
+    high: StrictInt | StrictFloat | None = None
+    log: bool = False
+    choices: tuple[bool | int | float | str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _is_one_of_both(self) -> Range:
+        if self.choices is not None:
+            if self.low is not None or self.high is not None or len(self.choices) < 2:
+                raise ValueError("an option is searched between low and high, or among two choices or more")
+        elif self.low is None or self.high is None or self.low >= self.high or (self.log and self.low <= 0):
+            raise ValueError("an option is searched from low to a larger high, which are positive with log")
+        return self
+
+
+class Search(Part):
+    """Options that are searched for on validation, in every cell with the same number of trials.
+
+    seed:    Of the sampler; on_seed: of the distillation of trials, by default the first seed of the cell.
+    options: By name, as lr_img or "expert.lr"; a value of an axis may have a table `search` with options of its own.
+    """
+
+    trials: int = Field(ge=1)
+    seed: int = 0
+    on_seed: int | None = None
+    options: dict[str, Range] = Field(default_factory=dict)
+
+
 class Study(Part):
     """The content of a study file.
 
@@ -59,6 +105,7 @@ class Study(Part):
     overrides: tuple[Override, ...] = ()
     skip: tuple[CellValues, ...] = ()
     compare: tuple[Comparison, ...] = ()
+    search: Search | None = None
 
     @field_validator("compare", mode="before")
     @classmethod

@@ -93,6 +93,18 @@ def plan_runs(cells: list[Cell], folder: Path, work: Path, listen: Listener) -> 
     return plan
 
 
+def plan_trial(cell: Cell, seed: int, folder: Path, work: Path) -> PlannedRun:
+    """Prepare one run; the arguments are those of `plan_runs`.
+
+    Raises UserError that names the cell for options that do not work.
+    """
+    try:
+        call = Call.of(cell.options, seed, folder)
+        return _plan_run(cell, seed, call, work, call.load())
+    except UserError as error:
+        raise UserError(f"{cell.name}, seed {seed}: {error}") from None
+
+
 def _plan_run(cell: Cell, seed: int, call: Call, work: Path, data: ImageData) -> PlannedRun:
     job = call.prepare(work / "new", data)
     record = job.record()
@@ -119,6 +131,23 @@ def _store_need(job: Job) -> StoreNeed | None:
     return StoreNeed(experts.path, experts.count, len(experts.missing()), size)
 
 
+def estimate_trials(probes: Sequence[PlannedRun], listen: Listener) -> dict[str, float]:
+    """Seconds of one trial by the name of its cell, without experts; an estimate that fails counts nothing."""
+    listen({"event": "stage", "name": "estimate", "total": len(probes), "unit": "cell"})
+    seconds = {}
+    for run in probes:
+        seconds[run.cell.name] = _estimate(run).get("distill", 0.0)
+        listen({"event": "advance", "text": run.cell.name})
+    return seconds
+
+
+def _estimate(run: PlannedRun) -> dict[str, float]:
+    try:
+        return dict(estimate(run.call.prepare(run.path)).seconds)
+    except Exception:  # the run itself will say what is wrong, if it matters
+        return {}
+
+
 def estimate_runs(plan: Sequence[PlannedRun], rows: Iterable[StudyRow], listen: Listener) -> dict[str, float]:
     """Seconds of the runs that are left, by their keys: those of a finished run of the same cell, else timed ones.
 
@@ -136,10 +165,7 @@ def estimate_runs(plan: Sequence[PlannedRun], rows: Iterable[StudyRow], listen: 
     if first:
         listen({"event": "stage", "name": "estimate", "total": len(first), "unit": "cell"})
     for name, run in first.items():
-        try:
-            stages[name] = {**estimate(run.call.prepare(run.path)).seconds, **stages.get(name, {})}
-        except Exception:  # the run itself will say what is wrong, if it matters
-            stages.setdefault(name, {})
+        stages[name] = {**_estimate(run), **stages.get(name, {})}
         listen({"event": "advance", "text": name})
     seconds, stores = {}, set[Path]()
     for run in left:

@@ -27,7 +27,9 @@ PATIENCE = 30.0
 class Unit:
     """The work of one child process: a run, or the training of the experts in `store`.
 
-    run:   The run; for experts, one of those that need them.
+    kind:   run, trial (a run without evaluation), or experts.
+    run:    The run; for experts, one of those that need them.
+    number: Of a trial.
     needs: The store that has to be trained before.
     """
 
@@ -35,11 +37,13 @@ class Unit:
     run: PlannedRun
     needs: Path | None = None
     store: Path | None = None
+    number: int | None = None
 
     @property
     def name(self) -> str:
         """The unit as a message names it."""
-        return self.run.name if self.kind == "run" else f"experts of {self.run.name}"
+        names = {"experts": f"experts of {self.run.name}", "trial": f"{self.run.cell.name}, trial {self.number}"}
+        return names.get(self.kind, self.run.name)
 
     def order(self, threads: int) -> dict[str, Any]:
         """What the child reads from standard input."""
@@ -117,43 +121,55 @@ class Pool:
     def __init__(self, jobs: int, threads: int, errors: Path):
         self.jobs, self.threads, self.errors = jobs, threads, errors
         self.children: dict[int, Child] = {}
+        self.waiting: list[Unit] = []
+        self.untrained: set[Path] = set()
+        self.begun: set[Path] = set()
         self.events: queue.Queue[tuple[int, Event | None]] = queue.Queue()
+
+    def add(self, units: Sequence[Unit]) -> None:
+        """Let these units wait for their turn, behind those that wait; a store is trained once."""
+        for unit in units:
+            if unit.store is None or unit.store not in self.begun:
+                self.waiting.append(unit)
+            if unit.store is not None and unit.store not in self.begun:
+                self.begun.add(unit.store)
+                self.untrained.add(unit.store)
 
     def run(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, str | None] | None]:
         """Yield (unit, why it failed) as units end, and None about every second in between.
 
-        A run whose experts failed fails with their sentence. Where the caller stops, the children are interrupted.
+        The caller may add units in between. A run whose experts failed fails with their sentence. Where the caller
+        stops, the children are interrupted.
         """
-        waiting = list(units)
-        untrained = {unit.store for unit in units if unit.store is not None}
+        self.add(units)
         failed: dict[Path, str] = {}
         try:
-            while waiting or self.children:
-                for unit in [unit for unit in waiting if unit.needs in failed]:
-                    waiting.remove(unit)
+            while self.waiting or self.children:
+                for unit in [unit for unit in self.waiting if unit.needs in failed]:
+                    self.waiting.remove(unit)
                     yield unit, f"its experts failed: {failed[unit.needs]}" if unit.needs else None
-                self._start(waiting, untrained)
+                self._start()
                 ended = self._listen()
                 if ended is None:
                     yield None
                     continue
                 unit, sentence = ended
                 if unit.store is not None:
-                    untrained.discard(unit.store)
+                    self.untrained.discard(unit.store)
                     if sentence is not None:
                         failed[unit.store] = sentence
                 yield unit, sentence
         finally:
             self._interrupt()
 
-    def _start(self, waiting: list[Unit], untrained: set[Path]) -> None:
+    def _start(self) -> None:
         """Start units that are ready while there are free slots."""
         while free := self.jobs - sum(child.slots for child in self.children.values()):
-            ready = [unit for unit in waiting if unit.needs not in untrained]
+            ready = [unit for unit in self.waiting if unit.needs not in self.untrained]
             if not ready:
                 return
             unit = ready[0]
-            waiting.remove(unit)
+            self.waiting.remove(unit)
             widens = unit.store is not None and len(ready) == 1 and not unit.run.depends_on_threads
             self._begin(unit, free if widens else 1)  # experts are trained side by side, one a thread
 

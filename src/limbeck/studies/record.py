@@ -40,6 +40,8 @@ def read_row(run: PlannedRun) -> StudyRow:
         bytes=RunBytes(images=images, labels=labels, experts=experts, stored=stored),
         peak_memory=max((line.process for line in memory if line.process is not None), default=None),
         device_memory=max((line.device for line in memory if line.device is not None), default=None),
+        searched=run.cell.searched,
+        trials=run.cell.trials,
         computed=record.computed or {},
         threads=record.threads,
         versions=record.versions,

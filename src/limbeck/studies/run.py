@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -16,104 +15,17 @@ from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.core.files import content_key, require_writable
 from limbeck.core.folders import home_folder
-from limbeck.core.study_records import FORMAT, StudyFailure, StudyRecord, StudyRow
-from limbeck.report.study import row_sentence
+from limbeck.core.study_records import StudyFailure, StudyRecord
+from limbeck.report.study import row_sentence, trial_sentence
 from limbeck.report.text import duration
-from limbeck.studies.cells import Cell, make_cells
-from limbeck.studies.compare import compare_cells
-from limbeck.studies.config import Study, read_study
-from limbeck.studies.plan import PlannedRun, estimate_runs, plan_runs
+from limbeck.studies.opened import OpenStudy, describe_plan, plan_study, use_threads
+from limbeck.studies.plan import PlannedRun, estimate_runs, estimate_trials
 from limbeck.studies.pool import Pool, make_units
-from limbeck.studies.record import read_row, read_study_record, write_study_record
+from limbeck.studies.record import write_study_record
+from limbeck.studies.search import OpenSearch
 
 STATUS_SECONDS = 60.0
 """Seconds between two notes about the runs at work."""
-
-
-@dataclass(frozen=True)
-class OpenStudy:
-    """A study whose runs are planned.
-
-    path:   The study file; its record lies beside it, with the ending .json, and its page, with .html.
-    work:   The folder of the run folders.
-    plan:   All runs, in the order in which they are computed.
-    rows:   The finished ones, by key; earlier: rows that the study file asks for no more.
-    """
-
-    path: Path
-    work: Path
-    study: Study
-    content: dict[str, Any]
-    cells: list[Cell]
-    plan: list[PlannedRun]
-    rows: dict[str, StudyRow]
-    earlier: list[StudyRow]
-
-    @property
-    def record_path(self) -> Path:
-        """The file of the record."""
-        return self.path.with_suffix(".json")
-
-    @property
-    def left(self) -> list[PlannedRun]:
-        """The runs that have no row yet."""
-        return [run for run in self.plan if run.key not in self.rows]
-
-    def record(self, failures: Sequence[StudyFailure] = ()) -> StudyRecord:
-        """The record as it is now; rows stand in the order of the grid."""
-        order = [run for cell in self.cells for run in self.plan if run.cell is cell]
-        rows = [self.rows[run.key] for run in order if run.key in self.rows]
-        return StudyRecord(
-            format=FORMAT,
-            version=1,
-            title=self.study.title,
-            text=self.study.text,
-            axes={axis: list(values) for axis, values in self.study.axes.items()},
-            seeds=list(dict.fromkeys(seed for cell in self.cells for seed in cell.seeds)),
-            study=self.content,
-            planned=len(self.plan),
-            rows=rows,
-            comparisons=compare_cells(rows, self.study.compare),
-            failures=list(failures),
-            earlier=self.earlier,
-        )
-
-    def add(self, run: PlannedRun) -> StudyRow:
-        """Read the row of a finished run from its folder."""
-        self.rows[run.key] = read_row(run)
-        return self.rows[run.key]
-
-
-def plan_study(
-    path: str | Path,
-    *,
-    work: str | Path | None = None,
-    threads: int = 1,
-    listen: Listener = lambda event: None,
-) -> OpenStudy:
-    """Read a study file and its record, and plan every run; the arguments are those of `run_study`.
-
-    Raises UserError for a study file or options that do not work. Nothing is written.
-    """
-    with _threads(threads):
-        return _plan(Path(path), home_folder() / "studies" if work is None else Path(work), listen)
-
-
-def _plan(path: Path, work: Path, listen: Listener) -> OpenStudy:
-    if path.suffix in (".json", ".html"):
-        raise UserError(f"{path}: a study file ends in .toml; its record and page would overwrite this one.")
-    study, content = read_study(path)
-    cells = make_cells(study)
-    record = read_study_record(path.with_suffix(".json"))
-    require_writable(path.with_suffix(".json"), "copy the study file to a folder that can be written to")
-    plan = plan_runs(cells, path.parent, work.absolute(), listen)
-    recorded = {} if record is None else {row.key: row for row in (*record.earlier, *record.rows)}
-    by_key = {run.key: run for run in plan}
-    rows = {
-        key: row.model_copy(update={"cell": by_key[key].cell.values}) for key, row in recorded.items() if key in by_key
-    }
-    earlier = [row for key, row in recorded.items() if key not in by_key]
-    return OpenStudy(path, work.absolute(), study, content, cells, plan, rows, earlier)
 
 
 def run_study(
@@ -138,20 +50,12 @@ def run_study(
     cores = torch.get_num_threads()
     with _lock(Path(path), Path(work) if work is not None else home_folder() / "studies"):
         opened = plan_study(path, work=work, threads=threads, listen=listen)
-        jobs = default_jobs(opened.plan, cores, threads) if jobs is None else jobs
-        with _threads(threads):
+        jobs = default_jobs([*opened.plan, *opened.probes], cores, threads) if jobs is None else jobs
+        with use_threads(threads):
+            if opened.probes:
+                _search(opened, Pool(jobs, threads, opened.work / "errors"), tell_cost, listen)
+                opened = plan_study(path, work=work, threads=threads, listen=listen)
             return _compute(opened, jobs, threads, tell_cost, listen)
-
-
-@contextmanager
-def _threads(threads: int) -> Iterator[None]:
-    """Jobs are prepared as the child processes prepare them: with as many threads, on which bits may depend."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager
@@ -215,6 +119,39 @@ def _compute(opened: OpenStudy, jobs: int, threads: int, tell_cost: bool, listen
     return opened.record(failures)
 
 
+def _search(opened: OpenStudy, pool: Pool, tell_cost: bool, listen: Listener) -> None:
+    """Do the trials of all unfinished searches; the record is written after each."""
+    listen({"event": "note", "text": describe_plan(opened)})
+    searches = {search.cell.name: search for search in opened.searches if not search.is_finished}
+    total, done = (sum(part) for part in zip(*((s.search.trials, len(s.trials)) for s in searches.values())))
+    if tell_cost:
+        seconds = estimate_trials(opened.probes, listen)
+        left = sum((s.search.trials - len(s.trials)) * seconds[name] for name, s in searches.items())
+        if left:
+            listen({"event": "note", "text": f"about {duration(left / pool.jobs)} for the search"})
+
+    def begin(search: OpenSearch) -> None:
+        for number in search.ready():
+            search.begun.add(number)
+            run = search.plan(number, opened.path.parent, opened.work)
+            units = make_units([run])
+            pool.add([replace(unit, kind="trial", number=number) if unit.kind == "run" else unit for unit in units])
+
+    for search in searches.values():
+        begin(search)
+    listen({"event": "stage", "name": "search", "total": total, "done": done, "unit": "trial"})
+    for ended in pool.run([]):
+        if ended is None or ended[0].number is None:
+            continue
+        unit, sentence = ended
+        search = searches[unit.run.cell.name]
+        trial = search.finish(unit.number or 0, unit.run, sentence)
+        listen({"event": "note", "text": f"  {unit.name}: {trial_sentence(trial)}"})
+        listen({"event": "advance", "text": unit.name})
+        write_study_record(opened.record_path, opened.record())
+        begin(search)
+
+
 class Clock:
     """The time that is left: of every run the seconds of a finished run of its cell, else those estimated.
 
@@ -240,16 +177,3 @@ class Clock:
         if not runs:
             return "nothing left"
         return f"{len(runs)} of the runs left, about {duration(self.left(runs))}"
-
-
-def describe_plan(opened: OpenStudy) -> str:
-    """The plan in a sentence: runs, cells, seeds, what is done, and the experts to train."""
-    cells, runs, done = len(opened.cells), len(opened.plan), len(opened.rows)
-    stores = {run.store.path for run in opened.left if run.store is not None and run.store.missing}
-    parts = [f"{runs} run{'s' * (runs != 1)} of {cells} cell{'s' * (cells != 1)}", f"{done} done"]
-    if stores:
-        parts.append(f"experts of {len(stores)} store{'s' * (len(stores) != 1)} to train")
-    if opened.earlier:
-        count = len(opened.earlier)
-        parts.append(f"{count} row{'s' * (count != 1)} of earlier states of the study file stay in its record, apart")
-    return f"{opened.study.title}: {'; '.join(parts)}"
