@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_runs import distill_minimal, distill_with_baselines
+from small_studies import begin_here
+
+from limbeck.studies import pool
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +47,11 @@ def run(shared_home: Path, _one_thread: None, tmp_path_factory: pytest.TempPathF
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIMBECK_HOME", str(shared_home))
         return distill_with_baselines(tmp_path_factory.mktemp("runs") / "run")
+
+
+@pytest.fixture
+def orders(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The orders of a study's child processes, which are carried out in this process."""
+    begun: list[dict[str, Any]] = []
+    monkeypatch.setattr(pool.Pool, "_begin", begin_here(begun))
+    return begun
