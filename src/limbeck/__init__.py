@@ -43,14 +43,20 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test compares it with
     from limbeck.synthetic.distilled import load as load
     from limbeck.synthetic.loop import outer_loop as outer_loop
     from limbeck.synthetic.set import SyntheticSet as SyntheticSet
+    from limbeck.training import Adam as Adam
     from limbeck.training import Backprop as Backprop
     from limbeck.training import Implicit as Implicit
+    from limbeck.training import Momentum as Momentum
+    from limbeck.training import Plain as Plain
     from limbeck.training import Replay as Replay
+    from limbeck.training import State as State
+    from limbeck.training import advance as advance
     from limbeck.training import linearised as linearised
     from limbeck.training import solve as solve
     from limbeck.training import unroll as unroll
 
 _WHERE = {
+    "Adam": "training",
     "Backprop": "training",
     "Batch": "core.types",
     "Continuous": "experts",
@@ -72,14 +78,18 @@ _WHERE = {
     "MODELS": "networks.registry",
     "MatchTrajectory": "objectives",
     "ModelConfig": "networks.registry",
+    "Momentum": "training",
+    "Plain": "training",
     "Recorded": "experts",
     "Replay": "training",
     "Solved": "objectives",
+    "State": "training",
     "Store": "experts",
     "SyntheticSet": "synthetic.set",
     "Trained": "objectives",
     "UserError": "core.errors",
     "WholeEpochs": "experts",
+    "advance": "training",
     "convexify": "experts",
     "distill": "jobs.stages",
     "estimate": "jobs.estimate",

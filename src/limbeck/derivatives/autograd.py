@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from limbeck.core.errors import UserError
+from limbeck.core.sums import reproducible_dot
 from limbeck.core.types import Batch, PureLoss
 from limbeck.networks.losses import CrossEntropy
 
@@ -106,6 +107,46 @@ class Loss:
         It cannot where products are rounded to a lower type: that differs as much as weak randomness does.
         """
         return not (isinstance(self.function, CrossEntropy) and self.function.autocast_dtype is not None)
+
+
+@dataclass(frozen=True)
+class WithDecay(Loss):
+    """A loss plus decay / 2 |theta|^2, whose gradient is that of the loss plus decay times theta.
+
+    >>> loss = WithDecay(Loss(lambda theta, batch: theta.sum()), 0.5)
+    >>> loss.gradient(torch.tensor([2.0]), Batch(torch.zeros(1, 1, 1, 1), torch.zeros(1)))
+    tensor([2.])
+    """
+
+    function: Loss
+    decay: float
+
+    def __call__(self, theta: Tensor, batch: Batch) -> Tensor:
+        """The loss: a scalar with autograd's graph."""
+        return self.function(theta, batch) + self.decay / 2 * theta.square().sum()
+
+    def gradient(self, theta: Tensor, batch: Batch) -> Tensor:
+        """The gradient (P,) at theta (P,), without a graph."""
+        return self.function.gradient(theta, batch) + self.decay * theta.detach()
+
+    def hvp(self, theta: Tensor, batch: Batch, direction: Tensor, needs: NeedsGrad) -> Hvp:
+        """The derivatives of direction . gradient at theta, both (P,), without a graph."""
+        hvp = self.function.hvp(theta, batch, direction, needs)
+        directional = hvp.directional + self.decay * reproducible_dot(direction, theta.detach())
+        if not needs.theta:
+            return hvp._replace(directional=directional)
+        product = self.decay * direction
+        return hvp._replace(directional=directional, theta=product if hvp.theta is None else hvp.theta + product)
+
+    @property
+    def pure(self) -> Loss:
+        """The same loss without side effects."""
+        return replace(self, function=self.function.pure)
+
+    @property
+    def must_verify_repeats(self) -> bool:
+        """Whether `Replay` must verify that a gradient computed again is the same."""
+        return self.function.must_verify_repeats
 
 
 def as_loss(function: Loss | PureLoss) -> Loss:
