@@ -150,7 +150,8 @@ REPLAY = {
 BY_CLASS = {"objectives.classes.sum_over_groups": 1}  # the labels
 BY_CLASS_TWICE = {"objectives.classes.sum_over_groups": 2}
 READS = {
-    **dict.fromkeys(("mct", "mtt", "tesla", "ftd", "datm"), REPLAY),
+    **dict.fromkeys(("mct", "mtt", "tesla", "ftd", "datm", "hop-tm"), REPLAY),
+    "att": REPLAY | {"objectives.path.Nearest.__call__": 1},  # the distances of all steps
     "ptm": REPLAY | {"objectives.combine.FiniteOr.__call__": 1},  # whether the loss may be used
     **dict.fromkeys(("dc", "dsa", "dm", "idc", "dream", "dream-plus"), BY_CLASS),
     **dict.fromkeys(("tgdd", "ncfm"), BY_CLASS_TWICE),  # for the features, and for the cross-entropy

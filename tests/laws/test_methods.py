@@ -105,6 +105,8 @@ GOLDEN = {
     "ftd": 0.6242251396179199,  # as MTT on the same experts: only what is shown differs
     "datm": 0.8468345999717712,
     "ptm": 0.598050594329834,
+    "att": 0.3962510824203491,
+    "hop-tm": 0.014137614518404007,
     "dc": 45.63323211669922,
     "dsa": 43.421714782714844,
     "dm": 3.9769256114959717,
@@ -210,6 +212,8 @@ STARTS_FROM_IMAGES = (
     "ftd",
     "datm",
     "ptm",
+    "att",
+    "hop-tm",
     "dc",
     "dsa",
     "dm",

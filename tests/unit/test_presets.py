@@ -34,6 +34,8 @@ def test_how_many_there_are() -> None:
         "ftd": 9,
         "datm": 12,
         "mct": 12,
+        "att": 6,
+        "hop-tm": 3,
         "dream": 18,
         "tgdd": 5,
         "ncfm": 5,

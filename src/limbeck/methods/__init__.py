@@ -15,6 +15,7 @@ import re
 
 from limbeck.core.errors import UserError
 from limbeck.core.user_imports import find_object
+from limbeck.methods.att import ATT
 from limbeck.methods.coreset import CORESET_METHODS
 from limbeck.methods.datm import DATM
 from limbeck.methods.dc import DC
@@ -22,6 +23,7 @@ from limbeck.methods.dm import DM
 from limbeck.methods.dream import DREAM, DREAM_PLUS
 from limbeck.methods.dsa import DSA
 from limbeck.methods.ftd import FTD
+from limbeck.methods.hop_tm import HOP_TM
 from limbeck.methods.idc import IDC
 from limbeck.methods.mct import MCT
 from limbeck.methods.mtt import MTT
@@ -43,6 +45,8 @@ METHODS: dict[str, Method] = {
         FTD,
         DATM,
         PTM,
+        ATT,
+        HOP_TM,
         DC,
         DSA,
         DM,

@@ -18,6 +18,7 @@ from limbeck.methods.initial import draw_noise
 from limbeck.methods.plan import DataFacts, MethodConfig, MethodInputs
 from limbeck.networks.flat import Layout
 from limbeck.objectives.combine import average_draws
+from limbeck.objectives.path import PathDistance, Stop
 from limbeck.objectives.trajectory import Labeller, MatchTrajectory
 from limbeck.synthetic.loop import Objective
 from limbeck.synthetic.set import LOG_LR_RANGE, SyntheticSet
@@ -173,6 +174,8 @@ def make_objective(
     gradient: str = "exact",
     labels: Labeller | None = None,
     perturb: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    stop: Stop | None = None,
+    path_distance: PathDistance | None = None,
 ) -> Objective:
     """Return trajectory matching with these options. gradient: a name in `GRADIENTS`; the rest as `MatchTrajectory`."""
     objective = MatchTrajectory(
@@ -184,6 +187,8 @@ def make_objective(
         adjoint=GRADIENTS[gradient],
         labels=labels,
         perturb=perturb,
+        stop=stop,
+        path_distance=path_distance,
     )
     return average_draws(objective, options.grad_accum)
 

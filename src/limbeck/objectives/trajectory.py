@@ -13,6 +13,7 @@ from limbeck.core.types import Batch, Distance, PureLoss, Sampler, Segment, Traj
 from limbeck.derivatives.autograd import Loss
 from limbeck.objectives.combine import keep_lr_gradient
 from limbeck.objectives.distance import displacement
+from limbeck.objectives.path import PathDistance, Stop
 from limbeck.synthetic.hooks import OVERSHOOT
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.training.unroll import Adjoint, Replay, unroll
@@ -33,6 +34,9 @@ class MatchTrajectory:
     batch_size:   Synthetic images per student step; None for all.
     adjoint:      How the gradient through the student is computed.
     distance:     Of the student from the segment's target; MTT's normalised `displacement` by default.
+    stop:         Which steps of the student the loss looks at, and its gradient goes back from: ATT's `Nearest`, say;
+                  None for the last.
+    path_distance: Takes the place of `distance`, where the loss depends on more than the end of the student's path.
     labels:       The labels of the images at this segment (TESLA's and MCT's teacher labels); None keeps the set's own.
     perturb:      Changes the start before the student and the distance see it (MCT's start noise).
     overshoot:    A loss above it has the gradient of the step size alone, where that is learned: a student that ends
@@ -63,6 +67,8 @@ class MatchTrajectory:
     labels: Labeller | None = None
     perturb: Callable[[Tensor, torch.Generator], Tensor] | None = None
     overshoot: float = OVERSHOOT
+    stop: Stop | None = None
+    path_distance: PathDistance | None = None
 
     def __post_init__(self) -> None:
         for end in sorted({trajectory.end for trajectory in self.trajectories}):
@@ -85,8 +91,13 @@ class MatchTrajectory:
         if self.labels is not None:
             labels = self.labels(batches[0].images.detach(), segment)
             batches = [Batch(batch.images, labels, batch.seed, batch.rows) for batch in batches]
-        theta = unroll(self.loss, segment.start, batches, synthetic.lr, self.adjoint)
-        loss = self.distance(theta, segment.start, segment.target)
+        stop, target = self.stop, segment.target
+        choice = None if stop is None else (lambda path: stop(path, target))
+        theta = unroll(self.loss, segment.start, batches, synthetic.lr, self.adjoint, choice=choice)
+        if self.path_distance is not None:
+            loss = self.path_distance(theta, segment, step)
+        else:
+            loss = self.distance(theta if stop is None else theta[0], segment.start, target)
         has_lr_gradient = synthetic.log_lr.requires_grad and loss.requires_grad
         if has_lr_gradient and float(loss.detach()) > self.overshoot:
             return keep_lr_gradient(loss, synthetic)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from limbeck.core.errors import UserError, suggest_names
 
-PRESET_METHODS = ("mtt", "tesla", "ftd", "datm", "mct", "dream", "tgdd", "ncfm", "rcig")
+PRESET_METHODS = ("mtt", "tesla", "ftd", "datm", "mct", "att", "hop-tm", "dream", "tgdd", "ncfm", "rcig")
 _DICTS = ("model", "expert", "options", "eval")
 
 
@@ -45,7 +45,7 @@ class Preset(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    name: str = Field(pattern=r"^[a-z]+/[a-z0-9-]+/ipc\d+(-[a-z0-9-]+)?$")
+    name: str = Field(pattern=r"^[a-z][a-z-]*/[a-z0-9-]+/ipc\d+(-[a-z0-9-]+)?$")
     version: int = Field(ge=1)
     method: str
     data: str
