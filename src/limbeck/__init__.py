@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test compares it with
     from limbeck.data.augment import DSA as DSA
     from limbeck.derivatives.autograd import Loss as Loss
     from limbeck.evaluation.protocol import EvalConfig as EvalConfig
+    from limbeck.evaluation.robustness import RobustnessOptions as RobustnessOptions
     from limbeck.evaluation.run import evaluate as evaluate
     from limbeck.experts import Continuous as Continuous
     from limbeck.experts import Convexified as Convexified
@@ -82,6 +83,7 @@ _WHERE = {
     "Plain": "training",
     "Recorded": "experts",
     "Replay": "training",
+    "RobustnessOptions": "evaluation.robustness",
     "Solved": "objectives",
     "State": "training",
     "Store": "experts",

@@ -24,7 +24,7 @@ BOXES = {
         name: ["positional arguments", "options", "model options"]
         for name in ("compare", "import-experts", "import-set")
     },
-    "evaluate": ["positional arguments", "options", "eval options", "model options"],
+    "evaluate": ["positional arguments", "options", "eval options", "robustness options", "model options"],
     **{name: ["options"] for name in ("methods", "presets", "cache")},
 }
 FIRST = {"distill": ["--method", "--preset", "--ipc", "--out"], "estimate": ["--method", "--preset", "--ipc", "--out"]}

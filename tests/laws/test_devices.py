@@ -28,7 +28,10 @@ from limbeck.derivatives.choice import Choice
 from limbeck.derivatives.convnet import torch_derivatives
 from limbeck.derivatives.cuda_graph import CapturedDerivatives
 from limbeck.derivatives.explicit import FusedCrossEntropy
+from limbeck.evaluation.outcome import Outcome
 from limbeck.evaluation.protocol import EvalConfig
+from limbeck.evaluation.robustness import RobustnessConfig, RobustnessTest
+from limbeck.evaluation.training import TrainedNetwork
 from limbeck.evaluation.trials import best_lr
 from limbeck.experts import Expert, ExpertConfig, Store
 from limbeck.experts.make import describe_experts, make_experts, measure_paths
@@ -282,6 +285,16 @@ def test_networks_are_evaluated(elsewhere: Elsewhere, task: Task) -> None:
     assert Counter(waits(elsewhere)) == {"evaluation.outcome.measure": 3 * len(config.baseline_lrs) * config.networks}
     assert lr == best_lr(task, lambda _seed: pair, config, 5)
     in_order(elsewhere)
+
+
+def test_networks_are_attacked(elsewhere: Elsewhere, task: Task) -> None:
+    theta, config = task.model.init(1), RobustnessConfig(attacks=("pgd",), corruptions=("contrast",), images=20)
+    outcome = Outcome(0, 0, theta, 0)
+    expected = RobustnessTest(task, config, 0).run([TrainedNetwork(task.logits, theta, outcome)])
+    with elsewhere:
+        moved, sent = on_device(elsewhere, task), theta.to(DEVICE)
+        rows = RobustnessTest(moved, config, 0).run([TrainedNetwork(moved.logits, sent, outcome)])
+    assert rows == expected
 
 
 # --- augmentation, tiles, CutMix: differentiable, the same as here, nothing waits

@@ -139,7 +139,7 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
 
         show_data(result, console)
         return
-    from limbeck.cli.screen import format_value, networks_table, results_table, scores_table
+    from limbeck.cli.screen import format_value, networks_table, results_table, robustness_screen, scores_table
     from limbeck.core.evaluation_records import EvaluationRow, ScoreRow
 
     rows = result.get("results")
@@ -150,6 +150,8 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
         records = [EvaluationRow.model_validate(row) for row in rows]
         several = networks_table(records) if any(row.lr_from for row in records) else None
         console.print(several or results_table(records, name))
+        for table in robustness_screen(records):
+            console.print(table)
     if result.get("scores"):
         console.print(scores_table([ScoreRow.model_validate(row) for row in result["scores"]]))
     for key, value in result.items():

@@ -27,6 +27,7 @@ from limbeck.core.events import Listener
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.evaluation.record import make_record, merge_record
 from limbeck.evaluation.regression import WORDS
+from limbeck.evaluation.robustness import RobustnessOptions, make_robustness
 from limbeck.evaluation.run import run_evaluations, run_on_networks, run_regressions
 from limbeck.evaluation.scores import run_scores
 from limbeck.evaluation.sets import OWN_NETWORK, Evaluation, prepare_evaluation
@@ -68,6 +69,10 @@ class Evaluate(Reading, Device, Options, WithEstimate):
     """How networks are trained and scored; the default is as when the set was made."""
     scores: Annotated[FlagCreatePairsOff[bool], SWITCH] = False
     """Also compute DD-Ranking's scores: HLR, IOR, LRS and ARS, of the set and of k-means images."""
+    attack: Annotated[str | None, arg(metavar="NAME,NAME")] = None
+    """Also test the networks, and those of random and k-means images, under these attacks: fgsm, pgd."""
+    corruptions: Annotated[FlagCreatePairsOff[bool], SWITCH] = False
+    """Also test them under common corruptions: noise, blur, brightness, contrast, pixelation and JPEG."""
     epochs: int | None = Field(default=None, ge=1)
     """Passes over the set; the default is as many as the protocol says."""
     seed: int = 0
@@ -75,6 +80,7 @@ class Evaluate(Reading, Device, Options, WithEstimate):
     precision: Precision = "float32"
     """Number format of activations in training; tf32 and bfloat16 save time on GPUs, and only there."""
     eval: ProtocolChanges = ProtocolChanges()
+    robustness: RobustnessOptions = RobustnessOptions()
     model: ModelConfig = OWN_NETWORK
     """The network to train; 'same' is the one that the set was distilled with, changed by the options given."""
 
@@ -90,10 +96,15 @@ def run_evaluate(args: Evaluate, listen: Listener) -> Any:
         model=args.model,
         device=args.device,
         precision=args.precision,
+        robustness=make_robustness(args.attack, args.corruptions, args.robustness),
         **load_keywords(args),
     )
-    if args.scores and (args.networks or args.protocol == "regression"):
-        raise UserError("--scores are of one network and a protocol with labels; leave out --networks and regression.")
+    is_tested = evaluations[0].robustness is not None
+    if args.scores and (args.networks or is_tested or args.protocol == "regression"):
+        raise UserError(
+            "--scores are of one network, a protocol with labels and test images as they are; leave out --networks, "
+            "--attack, --corruptions and regression."
+        )
     if args.estimate and args.protocol != "regression":  # whose steps are not timed
         estimate = estimate_scores if args.scores else estimate_evaluation
         announce(lambda: estimate(evaluations, args.seed if args.networks or args.scores else None), listen)
@@ -105,9 +116,10 @@ def run_evaluate(args: Evaluate, listen: Listener) -> Any:
         scores = run_scores(evaluations, args.seed, listen) if args.scores else None
         recorded = _record(args, evaluations, rows, listen, scores)
         parts: dict[str, Any] = {} if scores is None else {"scores": [score.to_json() for score in scores]}
-        if scores is not None and recorded:
+        if (scores is not None or is_tested) and recorded:
             recorded |= {"report": str(write_report(Path(args.what)))}
-        return {"results": [row.result.to_json() for row in rows], **parts, **recorded}
+        results = [(row if is_tested else row.result).to_json() for row in rows]
+        return {"results": results, **parts, **recorded}
     rows, paths = [], {}
     for part in run_on_networks(evaluations, args.seed, listen):  # a network takes long, so that none is lost
         rows += part
@@ -143,6 +155,7 @@ COMMANDS = {
         (
             "limbeck evaluate runs/digits --num-networks 10",
             "limbeck evaluate runs/digits --networks convnet,mlp:width=32",
+            "limbeck evaluate runs/digits --attack pgd --corruptions",
         ),
     )
 }

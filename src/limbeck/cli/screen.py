@@ -15,6 +15,7 @@ from rich.table import Table
 from limbeck.core.evaluation_records import EvaluationRow, ScoreRow
 from limbeck.core.events import Event
 from limbeck.report.heat_map import heat_map
+from limbeck.report.robustness import robustness_tables
 from limbeck.report.text import NONE, duration, percent
 
 LOG = logging.getLogger("limbeck")
@@ -183,6 +184,20 @@ def networks_table(rows: Sequence[EvaluationRow]) -> Table | None:
 def _cell_text(row: EvaluationRow) -> str:
     step_size = "" if row.lr is None else f", lr {row.lr:.2g}"
     return f"{percent(row.accuracy_mean, row.accuracy_std)}\nn {row.n}{step_size}"
+
+
+def robustness_screen(rows: Sequence[EvaluationRow]) -> list[Table]:
+    """Accuracies on perturbed test images in percent, without the single corruptions."""
+    tables = []
+    for drawn in robustness_tables(rows):
+        table = Table(title=f"test, {drawn.images} images, perturbed: accuracy in %")
+        for name in ("set", "network", "n", *drawn.brief.columns):
+            table.add_column(name, justify="left" if name in ("set", "network") else "right")
+        for line in drawn.brief.lines:
+            cells = (cell.removesuffix(" %") for cell in line.cells)
+            table.add_row(line.name.replace(" real images", ""), line.network, str(line.n), *cells)
+        tables.append(table)
+    return tables
 
 
 def scores_table(rows: Sequence[ScoreRow]) -> Table:

@@ -6,10 +6,30 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
-from limbeck.core.records import DataName, Record, ResultRow
+from limbeck.core.records import BaselineRecord, DataName, Measurement, Record, ResultRow
 
 LrOrigin = Literal["set", "validation", "protocol"]
 """Where a step size comes from: the set, the choice on validation for this network, or the protocol."""
+
+CLEAN = "clean"
+"""The perturbation of images that are as they were."""
+
+
+class RobustnessRow(Measurement):
+    """Accuracies of networks on perturbed test images.
+
+    perturbation: clean, or the name of an attack or of a corruption.
+    severity:     Of a corruption, 1 to 5. epsilon: of an attack, in 255ths; steps: gradients of the attack.
+    images:       How many test images were perturbed.
+    accuracies:   The accuracy of every network, in the order of their seeds.
+    """
+
+    perturbation: str
+    severity: int | None = None
+    epsilon: float | None = None
+    steps: int | None = None
+    images: int
+    accuracies: list[float]
 
 
 class EvaluationRow(ResultRow):
@@ -21,6 +41,7 @@ class EvaluationRow(ResultRow):
     class_accuracy: By class, over all networks; None for a class without test images.
     confusion:  Images by class (row) and by predicted class (column), summed over networks; of at most 100 classes.
     calibration_error: The expected calibration error of the networks, with 15 bins.
+    robustness: The same networks on perturbed test images, where that was asked for.
     """
 
     lr_from: LrOrigin | None = None
@@ -30,11 +51,18 @@ class EvaluationRow(ResultRow):
     confusion: list[list[int]] | None = None
     calibration_error_mean: float | None = None
     calibration_error_std: float | None = None
+    robustness: list[RobustnessRow] | None = None
 
     @property
     def result(self) -> ResultRow:
         """The row as results.json holds it."""
         return ResultRow(**{name: value for name, value in self.to_json().items() if name in ResultRow.model_fields})
+
+
+class TestedBaselineRecord(BaselineRecord):
+    """The row of real images with `robustness`, stored for reuse."""
+
+    row: EvaluationRow
 
 
 class ScoreRow(Record):

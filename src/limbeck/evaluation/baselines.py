@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from limbeck.core.evaluation_records import EvaluationRow, TestedBaselineRecord
 from limbeck.core.events import Listener
 from limbeck.core.files import content_key, write_json
 from limbeck.core.folders import home_folder
@@ -14,12 +17,14 @@ from limbeck.core.record_files import read_record
 from limbeck.core.records import BaselineRecord, ResultRow
 from limbeck.core.rng import derive_seed
 from limbeck.evaluation.protocol import ADDED, EvalConfig
-from limbeck.evaluation.training import Training, make_training
-from limbeck.evaluation.trials import SetForSeed, best_lr, evaluate_set, result_row
+from limbeck.evaluation.robustness import RobustnessConfig, RobustnessTest
+from limbeck.evaluation.training import TrainedNetwork, make_training
+from limbeck.evaluation.trials import SetForSeed, Summary, best_lr, make_trials, result_row, train_networks
 from limbeck.select import FillName, select_per_class, take_images
 from limbeck.task import Task
 
 FORMAT = "limbeck-baseline"
+CORESETS = ("random", "kmeans")
 FULL_LR, FULL_ADAMW_LR = 0.01, 0.001  # step sizes of the network that is trained on all images
 FULL = {"full_epochs", "full_batch_size", "full_networks"}
 """Fields of `EvalConfig` that concern the full-data accuracy alone."""
@@ -46,45 +51,43 @@ def real_images(task: Task, selector: str, ipc: int, fill: FillName = "none") ->
     return draw_set
 
 
-def evaluate_coreset(
-    task: Task, selector: str, ipc: int, config: EvalConfig, seed: int, listen: Listener, fill: FillName = "none"
-) -> ResultRow:
-    """The row of a coreset: its step size is chosen on validation, its accuracy is measured on test."""
-    draw_set = real_images(task, selector, ipc, fill)
+def train_on_real_images(
+    task: Task,
+    name: str,
+    ipc: int,
+    config: EvalConfig,
+    seed: int,
+    listen: Listener,
+    fill: FillName = "none",
+    lr: float | None = None,
+) -> tuple[float, list[TrainedNetwork]]:
+    """The step size, and the networks that it trains on real images: on a selector's, or on all ("full").
 
-    def advance() -> None:
-        listen({"event": "advance", "text": f"{selector} images"})
+    lr: Where it is known; by default a selector's images have one chosen on validation.
+    """
+    child = derive_seed(seed, "baseline", name)
+    advance = partial(listen, {"event": "advance", "text": f"{'all training' if name == 'full' else name} images"})
+    if name == "full":
+        config = without_teachers(config)
+        lr = FULL_LR if config.learns_as_the_set else FULL_ADAMW_LR
+        trials = make_trials(lambda _seed: task.train, config.full_schedule(lr), config.full_networks, child)
+    else:
+        draw_set = real_images(task, name, ipc, fill)
+        lr = best_lr(task, draw_set, config, derive_seed(child, "tune"), advance) if lr is None else lr
+        trials = make_trials(draw_set, config.schedule(lr), config.networks, child)
+    return lr, train_networks(task, trials, task.test, advance, make_training(task, config))
 
-    child = derive_seed(seed, "baseline", selector)
-    lr = best_lr(task, draw_set, config, derive_seed(child, "tune"), advance)
-    training = make_training(task, config)
-    summary = evaluate_set(task, draw_set, config.schedule(lr), config.networks, task.test, child, advance, training)
-    return result_row(selector, task, summary, lr=lr, protocol=config.label)
 
-
-def evaluate_full(task: Task, config: EvalConfig, seed: int, listen: Listener) -> ResultRow:
-    """The row of the same network trained on all training images with the same recipe."""
-    config = without_teachers(config)
-    lr = FULL_LR if config.learns_as_the_set else FULL_ADAMW_LR
-    summary = evaluate_set(
-        task,
-        lambda _seed: task.train,
-        config.full_schedule(lr),
-        config.full_networks,
-        task.test,
-        derive_seed(seed, "baseline", "full"),
-        lambda: listen({"event": "advance", "text": "all training images"}),
-        Training(task, config),
-    )
-    return result_row("full", task, summary, lr=lr, protocol=config.label)
+def baseline_names(config: EvalConfig) -> tuple[str, ...]:
+    """The names of all rows of real images."""
+    return (*CORESETS, *(("full",) if config.full_networks else ()))
 
 
 def evaluate_baselines(
     task: Task, ipc: int, config: EvalConfig, seed: int, listen: Listener, fill: FillName = "none"
 ) -> list[ResultRow]:
     """Rows for random, k-means and full data. They are stored for reuse, since they do not depend on the method."""
-    names = ("random", "kmeans", *(("full",) if config.full_networks else ()))
-    return [baseline_row(task, name, ipc, config, seed, listen, fill) for name in names]
+    return [baseline_row(task, name, ipc, config, seed, listen, fill) for name in baseline_names(config)]
 
 
 def baseline_row(
@@ -94,19 +97,58 @@ def baseline_row(
     path, description = baseline_path(task, name, ipc, config, seed, fill)
     if path.exists():
         return read_record(path, BaselineRecord, FORMAT).row
-    if name == "full":
-        row = evaluate_full(task, config, seed, listen)
-    else:
-        row = evaluate_coreset(task, name, ipc, config, seed, listen, fill)
-    record = BaselineRecord(format=FORMAT, version=1, description=description, row=row)
-    write_json(path, record.to_json())
+    lr, networks = train_on_real_images(task, name, ipc, config, seed, listen, fill)
+    row = _summarise(task, name, config, lr, networks)
+    write_json(path, BaselineRecord(format=FORMAT, version=1, description=description, row=row).to_json())
     return row
 
 
+def tested_baseline_row(
+    task: Task,
+    name: str,
+    ipc: int,
+    config: EvalConfig,
+    seed: int,
+    listen: Listener,
+    fill: FillName,
+    robustness: RobustnessConfig,
+) -> EvaluationRow:
+    """The row of real images, with the accuracies of the same networks on perturbed test images; stored for reuse.
+
+    Where the row is stored without these, networks are trained again with its step size.
+    """
+    path, description = baseline_path(task, name, ipc, config, seed, fill, robustness)
+    if path.exists():
+        return read_record(path, TestedBaselineRecord, FORMAT).row
+    plain_path, plain_description = baseline_path(task, name, ipc, config, seed, fill)
+    lr = read_record(plain_path, BaselineRecord, FORMAT).row.lr if plain_path.exists() else None
+    lr, networks = train_on_real_images(task, name, ipc, config, seed, listen, fill, lr)
+    plain = _summarise(task, name, config, lr, networks)
+    if not plain_path.exists():
+        record = BaselineRecord(format=FORMAT, version=1, description=plain_description, row=plain)
+        write_json(plain_path, record.to_json())
+    advance = partial(listen, {"event": "advance", "text": f"{name} images, perturbed"})
+    tests = RobustnessTest(task, robustness, seed).run(networks, advance)
+    row = EvaluationRow(**plain.to_json(), robustness=tests)
+    write_json(path, TestedBaselineRecord(format=FORMAT, version=1, description=description, row=row).to_json())
+    return row
+
+
+def _summarise(task: Task, name: str, config: EvalConfig, lr: float, networks: Sequence[TrainedNetwork]) -> ResultRow:
+    label = (without_teachers(config) if name == "full" else config).label
+    return result_row(name, task, Summary.of(network.outcome for network in networks), lr=lr, protocol=label)
+
+
 def baseline_path(
-    task: Task, name: str, ipc: int, config: EvalConfig, seed: int, fill: FillName = "none"
+    task: Task,
+    name: str,
+    ipc: int,
+    config: EvalConfig,
+    seed: int,
+    fill: FillName = "none",
+    robustness: RobustnessConfig | None = None,
 ) -> tuple[Path, dict[str, Any]]:
-    """The file in which `baseline_row` stores the row of this name, and the description in its key."""
+    """The file in which the row of this name is stored, and the description in its key."""
     if name == "full":  # shared by runs that differ in anything else
         options = without_teachers(config).model_dump(mode="json", include={"momentum", "weight_decay", *FULL, *ADDED})
     else:
@@ -119,8 +161,20 @@ def baseline_path(
         "baseline": name,
         **options,
         "seed": seed,
+        **({} if robustness is None else {"robustness": robustness.describe()}),
     }
     return home_folder() / "baselines" / f"{task.data.name}-{name}-{content_key(description)}.json", description
+
+
+def count_missing(
+    name: str, task: Task, ipc: int, config: EvalConfig, seed: int, fill: FillName, robustness: RobustnessConfig
+) -> tuple[int, int]:
+    """How many networks `tested_baseline_row` trains for a step size, and how many it trains and tests."""
+    if baseline_path(task, name, ipc, config, seed, fill, robustness)[0].exists():
+        return 0, 0
+    networks = config.full_networks if name == "full" else config.networks
+    is_known = name == "full" or baseline_path(task, name, ipc, config, seed, fill)[0].exists()
+    return (0 if is_known else networks * len(config.baseline_lrs)), networks
 
 
 def count_networks(config: EvalConfig) -> int:

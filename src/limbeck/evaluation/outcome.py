@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from math import nan
-from typing import NamedTuple
+from collections.abc import Sequence
+from math import isfinite, nan
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch import Tensor
 from limbeck.training.plain import Network, predict_logits, score_classes
 
 BINS = 15  # of Guo et al.
+MAX_CONFUSION = 100  # classes of which a row has a confusion matrix
 
 
 class Outcome(NamedTuple):
@@ -63,3 +66,17 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = BINS) -> float
     index = torch.bucketize(confidence, edges)
     gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, confidence - is_correct)
     return float(gaps.abs().sum() / len(labels))
+
+
+def describe_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Confusion of classes and calibration, of several networks together: fields of a row."""
+    confusion = torch.stack([outcome.confusion for outcome in outcomes]).sum(0)
+    counts = confusion.sum(1)
+    accuracy = (confusion.diagonal() / counts).tolist()
+    errors = [outcome.calibration_error for outcome in outcomes if isfinite(outcome.calibration_error)]
+    details: dict[str, Any] = {
+        "class_accuracy": [value if count else None for value, count in zip(accuracy, counts.tolist())],
+        "calibration_error_mean": fmean(errors) if errors else None,
+        "calibration_error_std": stdev(errors) if len(errors) > 1 else None,
+    }
+    return details | ({"confusion": confusion.tolist()} if len(confusion) <= MAX_CONFUSION else {})

@@ -62,6 +62,17 @@ def _line(row: EvaluationRow) -> tuple[str | None, ...]:
     return row.model, row.set, row.which, row.lr_from, row.protocol
 
 
+def _with_earlier_tests(row: EvaluationRow, earlier: EvaluationRow | None) -> EvaluationRow:
+    """A row with the tests on perturbed images that the same row had before, but for those that it has itself."""
+    if earlier is None or earlier.robustness is None:
+        return row
+    tests = {
+        (test.perturbation, test.severity, test.epsilon, test.steps, test.images): test
+        for test in (*earlier.robustness, *(row.robustness or ()))
+    }
+    return row.model_copy(update={"robustness": list(tests.values())})
+
+
 def _digest(distilled: DistilledSet) -> str:
     """A digest of images, labels and step size."""
     content = hashlib.sha256(str(distilled.lr).encode())
@@ -79,7 +90,8 @@ def merge_record(folder: Path, record: EvaluationRecord) -> Path:
     before = read_record(path, EvaluationsRecord, FORMAT).evaluations if path.exists() else []
     other = [evaluation for evaluation in before if evaluation.key != record.key]
     for same in (evaluation for evaluation in before if evaluation.key == record.key):
-        rows = {_line(row): row for row in (*same.rows, *record.rows)}
+        rows = {_line(row): row for row in same.rows}
+        rows |= {_line(row): _with_earlier_tests(row, rows.get(_line(row))) for row in record.rows}
         scores = record.scores or same.scores
         update = {"rows": list(rows.values()), "scores": scores, "computed": {**same.computed, **record.computed}}
         record = record.model_copy(update=update)

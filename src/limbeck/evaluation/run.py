@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
-from math import isfinite
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any, Literal
 
 import torch
@@ -20,31 +18,38 @@ from limbeck.core.records import ResultRow
 from limbeck.core.rng import derive_seed
 from limbeck.data import DataSource
 from limbeck.data.pixels import PixelRange
-from limbeck.evaluation.baselines import count_networks, evaluate_baselines
-from limbeck.evaluation.outcome import Outcome
+from limbeck.evaluation.baselines import (
+    CORESETS,
+    baseline_names,
+    baseline_row,
+    count_missing,
+    count_networks,
+    tested_baseline_row,
+)
+from limbeck.evaluation.outcome import describe_outcomes
 from limbeck.evaluation.protocol import EvalConfig, ProtocolName
 from limbeck.evaluation.regression import RegressionConfig, random_targets, regression_rows
+from limbeck.evaluation.robustness import RobustnessOptions, RobustnessTest, make_robustness
 from limbeck.evaluation.sets import Evaluation, prepare_evaluation
-from limbeck.evaluation.training import make_training
-from limbeck.evaluation.trials import Summary, best_lr, make_trials, result_row, run_trials
+from limbeck.evaluation.training import TrainedNetwork, make_training
+from limbeck.evaluation.trials import Summary, best_lr, make_trials, result_row, train_networks
 from limbeck.networks.registry import ModelConfig
 from limbeck.select import FillName
 from limbeck.synthetic.distilled import DistilledSet
 from limbeck.synthetic.set import hard_labels
 from limbeck.task import Precision, Task, announce_network, announce_task, restore_switches, set_switches
 
-MAX_CONFUSION = 100  # classes of which a row has a confusion matrix
 CHOSEN_LR = "chosen on validation"
 """The `lr` in the provenance of a set whose method learns no step size."""
 
 
 def train_on(
     task: Task, distilled: DistilledSet, config: EvalConfig, lr: float, seed: int, advance: Callable[[], None]
-) -> list[Outcome]:
-    """The outcomes on test of fresh networks that are trained on a distilled set with the step size `lr`."""
+) -> list[TrainedNetwork]:
+    """Fresh networks that are trained on a distilled set with the step size `lr`, with their outcomes on test."""
     pair = distilled.images.to(task.device), distilled.labels.to(task.device)
     trials = make_trials(lambda _seed: pair, config.schedule(lr), config.networks, derive_seed(seed, "evaluate"))
-    return run_trials(task, trials, task.test, advance, make_training(task, config))
+    return train_networks(task, trials, task.test, advance, make_training(task, config))
 
 
 def evaluate_distilled(
@@ -56,7 +61,8 @@ def evaluate_distilled(
     """
     lr = distilled.lr if config.learns_as_the_set else choose_lr(task, distilled, config, seed, which, listen)
     advance = partial(listen, {"event": "advance", "text": f"distilled, {which}"})
-    summary = Summary.of(train_on(task, distilled, config, lr, seed, advance))
+    networks = train_on(task, distilled, config, lr, seed, advance)
+    summary = Summary.of(network.outcome for network in networks)
     step = distilled.provenance.get("step")
     return result_row("distilled", task, summary, which=which, lr=lr, step=step, protocol=config.label)
 
@@ -101,10 +107,19 @@ def budget(distilled: DistilledSet) -> tuple[int, FillName]:
 def run_evaluations(
     evaluations: Sequence[Evaluation], seed: int = 0, listen: Listener = lambda event: None
 ) -> list[EvaluationRow]:
-    """Announce the task of prepared evaluations, and call `evaluate_sets`."""
+    """Announce the task of prepared evaluations, and call `evaluate_sets`.
+
+    Where networks are tested on perturbed images, so are those of random and of k-means images at the same budget.
+    """
     if evaluations:  # all of one data set
         announce_task(evaluations[0].task, listen)
-    return evaluate_sets(evaluations, seed, listen)
+    rows = evaluate_sets(evaluations, seed, listen)
+    if evaluations and evaluations[0].robustness is not None:
+        counts = count_tested_baselines(evaluations[0], CORESETS, seed)
+        total = sum(tuning + 2 * tested for tuning, tested in counts)
+        listen({"event": "stage", "name": "real images", "total": total, "unit": "network"})
+        rows += _rows_of_real_images(evaluations[0], CORESETS, seed, listen)
+    return rows
 
 
 def evaluate_sets(evaluations: Sequence[Evaluation], seed: int, listen: Listener) -> list[EvaluationRow]:
@@ -121,7 +136,7 @@ def evaluate_sets(evaluations: Sequence[Evaluation], seed: int, listen: Listener
         set_switches(task.device, task.precision)
         make_training(task, config, listen)  # so that teachers are stored
         chooses = not config.learns_as_the_set
-        total = config.networks * (1 + chooses * len(config.baseline_lrs))
+        total = config.networks * (1 + chooses * len(config.baseline_lrs) + (evaluation.robustness is not None))
         listen({"event": "stage", "name": "evaluate", "total": total, "unit": "network"})
         lr = choose_lr(task, distilled, config, seed, which, listen) if chooses else distilled.lr
         has_own = has_learned_lr(distilled) and not chooses
@@ -148,9 +163,10 @@ def run_on_networks(
             announce_network(task, listen)
         make_training(task, sets[0].config, listen)  # so that teachers are stored
         total = sum(map(count_set_networks, without_repeats(sets))) + count_networks(sets[0].config)
+        total += count_tested_networks(sets, baseline_names(sets[0].config))
         name = f"evaluate {sets[0].network}"
         listen({"event": "stage", "name": name, "total": total, "unit": "network"})
-        yield _rows_of_network(task, sets, seed, listen)
+        yield _rows_of_network(sets, seed, listen)
 
 
 def count_set_networks(evaluation: Evaluation) -> int:
@@ -163,7 +179,32 @@ def count_set_networks(evaluation: Evaluation) -> int:
     return config.networks * (1 + len(config.baseline_lrs) + has_learned_lr(distilled))
 
 
-def _rows_of_network(task: Task, sets: list[Evaluation], seed: int, listen: Listener) -> list[EvaluationRow]:
+def count_set_rows(evaluation: Evaluation) -> int:
+    """How many rows `run_on_networks` has of a set."""
+    has_two = not evaluation.is_own and evaluation.config.learns_as_the_set and has_learned_lr(evaluation.distilled)
+    return 1 + has_two
+
+
+def count_tested_networks(evaluations: Sequence[Evaluation], names: Sequence[str] = ()) -> int:
+    """How many networks of sets, and of real images of these names, are tested on perturbed images."""
+    first = evaluations[0]
+    if first.robustness is None:
+        return 0
+    rows = sum(map(count_set_rows, without_repeats(evaluations)))
+    real = sum(first.config.full_networks if name == "full" else first.config.networks for name in names)
+    return rows * first.config.networks + real
+
+
+def count_tested_baselines(evaluation: Evaluation, names: Sequence[str], seed: int) -> list[tuple[int, int]]:
+    """How many networks are trained on real images for a step size, and how many for tests, as rows are not stored."""
+    if evaluation.robustness is None:
+        return []
+    ipc, fill = budget(evaluation.distilled)
+    arguments = evaluation.task, ipc, evaluation.config, seed, fill, evaluation.robustness
+    return [count_missing(name, *arguments) for name in names]
+
+
+def _rows_of_network(sets: list[Evaluation], seed: int, listen: Listener) -> list[EvaluationRow]:
     """The rows of sets and of real images, which carry the label of the network (a stored row has its name)."""
     rows: list[EvaluationRow] = []
     previous: list[EvaluationRow] = []
@@ -173,16 +214,28 @@ def _rows_of_network(task: Task, sets: list[Evaluation], seed: int, listen: List
         else:
             previous = _rows_of_set(evaluation, seed, listen)
         rows += previous
-    ipc, fill = budget(sets[0].distilled)
-    for row in evaluate_baselines(task, ipc, sets[0].config, seed, listen, fill):
-        origin: LrOrigin = "protocol" if row.set == "full" else "validation"
-        rows.append(EvaluationRow(**row.to_json(), lr_from=origin))
+    rows += _rows_of_real_images(sets[0], baseline_names(sets[0].config), seed, listen)
     return [row.model_copy(update={"model": sets[0].network}) for row in rows]
+
+
+def _rows_of_real_images(
+    evaluation: Evaluation, names: Sequence[str], seed: int, listen: Listener
+) -> list[EvaluationRow]:
+    """The rows of real images at the budget of a set, and of all of them ("full"), on its network."""
+    ipc, fill = budget(evaluation.distilled)
+    rows = []
+    for name in names:
+        arguments = evaluation.task, name, ipc, evaluation.config, seed, listen, fill
+        tested = evaluation.robustness
+        row = baseline_row(*arguments) if tested is None else tested_baseline_row(*arguments, tested)
+        origin: LrOrigin = "protocol" if name == "full" else "validation"
+        rows.append(EvaluationRow(**{**row.to_json(), "lr_from": origin}))
+    return rows
 
 
 def _rows_of_set(evaluation: Evaluation, seed: int, listen: Listener) -> list[EvaluationRow]:
     """One row where the network is the set's own, else one for its own step size and one for the best on validation."""
-    task, distilled, which, config, is_own, _ = evaluation
+    task, distilled, which, config, is_own, *_ = evaluation
     rows = []
     if not config.learns_as_the_set:
         is_own = False
@@ -199,30 +252,22 @@ def _rows_of_set(evaluation: Evaluation, seed: int, listen: Listener) -> list[Ev
 def _evaluate(evaluation: Evaluation, lr: float, lr_from: LrOrigin, seed: int, listen: Listener) -> EvaluationRow:
     task, distilled, which, config, *_ = evaluation
     advance = partial(listen, {"event": "advance", "text": f"distilled, {which}"})
-    outcomes = train_on(task, distilled, config, lr, seed, advance)
+    networks = train_on(task, distilled, config, lr, seed, advance)
+    outcomes = [network.outcome for network in networks]
+    tests: dict[str, Any] = {}
+    if evaluation.robustness is not None:
+        advance = partial(listen, {"event": "advance", "text": f"distilled, {which}, perturbed"})
+        tests["robustness"] = RobustnessTest(task, evaluation.robustness, seed).run(networks, advance)
     step = distilled.provenance.get("step")
     row = result_row("distilled", task, Summary.of(outcomes), which=which, lr=lr, step=step, protocol=config.label)
     return EvaluationRow(
         **row.to_json(),
         lr_from=lr_from,
-        **_details(outcomes),
+        **describe_outcomes(outcomes),
         image_bytes=_bytes(distilled.stored_pair[0]),
         label_bytes=label_bytes(task, distilled, config),
+        **tests,
     )
-
-
-def _details(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Confusion of classes and calibration, of several networks together."""
-    confusion = torch.stack([outcome.confusion for outcome in outcomes]).sum(0)
-    counts = confusion.sum(1)
-    accuracy = (confusion.diagonal() / counts).tolist()
-    errors = [outcome.calibration_error for outcome in outcomes if isfinite(outcome.calibration_error)]
-    details: dict[str, Any] = {
-        "class_accuracy": [value if count else None for value, count in zip(accuracy, counts.tolist())],
-        "calibration_error_mean": fmean(errors) if errors else None,
-        "calibration_error_std": stdev(errors) if len(errors) > 1 else None,
-    }
-    return details | ({"confusion": confusion.tolist()} if len(confusion) <= MAX_CONFUSION else {})
 
 
 def label_bytes(task: Task, distilled: DistilledSet, config: EvalConfig) -> int:
@@ -279,6 +324,9 @@ def evaluate(
     pixel_range: PixelRange | None = None,
     follow_links: bool = False,
     precision: Precision = "float32",
+    attack: str | Sequence[str] | None = None,
+    corruptions: bool | Sequence[str] = False,
+    robustness: RobustnessOptions | None = None,
 ) -> list[ResultRow]:
     """Rows for a distilled set, its file, or both sets of a run folder, on the test part of its data.
 
@@ -292,6 +340,9 @@ def evaluate(
     protocol: A protocol by name, or all of it; by default that of the set.
     num_networks, epochs: How many fresh networks, and passes over the set; by default as the protocol says.
     resize, pixel_range, follow_links: As in `load_data`; by default as the set's data was read.
+    attack, corruptions: Perturbations of test images, under which networks are tested too: see `make_robustness`. Rows
+              are then `EvaluationRow`s with `robustness`, of random and k-means images too.
+    robustness: How strong attacks are, and how many test images are perturbed.
     Raises UserError when there is no set, or when the data is not what the set was made from.
 
     >>> from tempfile import TemporaryDirectory
@@ -318,9 +369,11 @@ def evaluate(
         pixel_range=pixel_range,
         follow_links=follow_links,
         precision=precision,
+        robustness=make_robustness(attack, corruptions, robustness),
     )
     if protocol == "regression":
         return [row.result for row in run_regressions(evaluations, seed, listen)]
     if not networks:
-        return [row.result for row in run_evaluations(evaluations, seed, listen)]
+        rows = run_evaluations(evaluations, seed, listen)
+        return [row if row.robustness else row.result for row in rows]
     return [row for rows in run_on_networks(evaluations, seed, listen) for row in rows]

@@ -13,6 +13,7 @@ from limbeck.core.errors import UserError
 from limbeck.data import DataSource, ImageData, load_data
 from limbeck.data.pixels import PixelRange
 from limbeck.evaluation.protocol import EvalConfig
+from limbeck.evaluation.robustness import RobustnessConfig
 from limbeck.networks.registry import ModelConfig, parse_network
 from limbeck.synthetic.distilled import DistilledSet, load
 from limbeck.task import Precision, Task, make_task, restore_switches
@@ -28,6 +29,7 @@ class Evaluation(NamedTuple):
     is_own: Whether the set was distilled with this network. Without `networks`, the one network of an evaluation
         counts as its own.
     label:  What rows call the network, where it is one of several; see `ModelConfig.label`.
+    robustness: Perturbations of test images under which the networks are tested too.
     """
 
     task: Task
@@ -36,6 +38,7 @@ class Evaluation(NamedTuple):
     config: EvalConfig
     is_own: bool = True
     label: str | None = None
+    robustness: RobustnessConfig | None = None
 
     @property
     def network(self) -> str:
@@ -57,6 +60,7 @@ def prepare_evaluation(
     pixel_range: PixelRange | None = None,
     follow_links: bool = False,
     precision: Precision = "float32",
+    robustness: RobustnessConfig | None = None,
 ) -> list[Evaluation]:
     """Read and check what `evaluate` takes: one evaluation for each network and set; nothing is trained.
 
@@ -70,6 +74,8 @@ def prepare_evaluation(
         raise UserError("--networks names networks, and --model one network; give one of the two.")
     if networks and protocol == "regression":
         raise UserError("the protocol 'regression' has a network of its own; leave out --networks.")
+    if robustness is not None and protocol == "regression":
+        raise UserError("networks of the protocol 'regression' are not tested on perturbed images; name another one.")
     changes = {name: value for name, value in (changes or {}).items() if value is not None}
     reading = {"resize": resize, "pixel_range": pixel_range, "follow_links": follow_links}
     evaluations: list[Evaluation] = []
@@ -92,7 +98,7 @@ def prepare_evaluation(
         task = make_task(images, network, one.preprocess, augment, device, precision)
         if evaluations and _is_same_task(task, evaluations[0].task):
             task = evaluations[0].task  # whose tensors are computed once
-        evaluations.append(Evaluation(task, one, which, config))
+        evaluations.append(Evaluation(task, one, which, config, robustness=robustness))
         if protocol == "regression" and one.targets is None:
             raise UserError("the protocol 'regression' is for sets with real-valued targets (rcig); name another.")
     if not networks:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +34,19 @@ FORMAT = "limbeck-teacher"
 
 Teach = Callable[[Tensor], Tensor]
 """images (n, c, h, w) -> probabilities (n, classes)."""
+
+
+class TrainedNetwork(NamedTuple):
+    """A network after its training: for inference, its parameters (P,), and what it reaches on test."""
+
+    network: Network
+    theta: Tensor
+    outcome: Outcome
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all parameters are numbers."""
+        return bool(torch.isfinite(self.theta).all())
 
 
 @dataclass(frozen=True)
@@ -136,7 +149,7 @@ class Training:
         seed: int,
         split: tuple[Tensor, Tensor],
         check: CheckCancelled,
-    ) -> Outcome:
+    ) -> TrainedNetwork:
         """Train one network from `start` (P,) on images and labels, and measure it on `split`.
 
         It is measured at the end, or, where the protocol says so, after every so many epochs too: the best one counts.
@@ -144,14 +157,19 @@ class Training:
         loss, network = self.loss_and_network()
         path = train(loss, start, pair[0], self.labels(pair[1]), schedule, seed, check=check)
         every, classes = self.config.test_every, self.task.data.num_classes
+
+        def measured(theta: Tensor) -> TrainedNetwork:
+            now = network.copy() if isinstance(network, RunningStatistics) else network
+            return TrainedNetwork(now, theta, measure(now, theta, *split, classes))
+
         if not every:
-            return measure(network, final_parameters(path), *split, classes)
-        outcomes = [
-            measure(network, theta, *split, classes)
+            return measured(final_parameters(path))
+        candidates = (
+            measured(theta)
             for epoch, theta in enumerate(path)
             if epoch == schedule.epochs or (epoch and epoch % every == 0)
-        ]
-        return max(outcomes, key=lambda outcome: outcome.accuracy)
+        )
+        return max(candidates, key=lambda candidate: candidate.outcome.accuracy)
 
 
 def make_training(task: Task, config: EvalConfig, listen: Listener = lambda event: None) -> Training:

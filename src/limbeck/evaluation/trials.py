@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from statistics import fmean, stdev
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from limbeck.core.records import ResultRow
 from limbeck.core.rng import derive_seed
 from limbeck.evaluation.outcome import Outcome
 from limbeck.evaluation.protocol import EvalConfig
-from limbeck.evaluation.training import Training, make_training
+from limbeck.evaluation.training import TrainedNetwork, Training, make_training
 from limbeck.task import Task
 from limbeck.training.plain import Schedule, Score
 
@@ -71,17 +71,39 @@ def run_trials(
     advance:  called after every network.
     training: how they are trained and scored; the default is the field's protocol.
     """
+    outcomes = {place: network.outcome for place, network in _train(task, trials, split, advance, training)}
+    return [outcomes[place] for place in range(len(trials))]
+
+
+def train_networks(
+    task: Task,
+    trials: Sequence[Trial],
+    split: tuple[Tensor, Tensor],
+    advance: Callable[[], None] = lambda: None,
+    training: Training | None = None,
+) -> list[TrainedNetwork]:
+    """The same, and returns the networks with what they reach."""
+    networks = dict(_train(task, trials, split, advance, training))
+    return [networks[place] for place in range(len(trials))]
+
+
+def _train(
+    task: Task,
+    trials: Sequence[Trial],
+    split: tuple[Tensor, Tensor],
+    advance: Callable[[], None],
+    training: Training | None,
+) -> Iterator[tuple[int, TrainedNetwork]]:
+    """Yield the place of a trial and its network, in the order in which they end."""
     training = Training(task, EvalConfig()) if training is None else training
     starts = [task.model.init(trial.seed).to(task.device) for trial in trials]
     functions = [
         partial(training.run, start, (trial.images, trial.labels), trial.schedule, trial.seed, split)
         for trial, start in zip(trials, starts)
     ]
-    outcomes: dict[int, Outcome] = {}
-    for place, outcome in parallel_map(functions, training.max_workers):
-        outcomes[place] = outcome
+    for place, network in parallel_map(functions, training.max_workers):
+        yield place, network
         advance()
-    return [outcomes[place] for place in range(len(trials))]
 
 
 def evaluate_set(

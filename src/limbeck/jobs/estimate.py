@@ -24,13 +24,22 @@ from limbeck.core.rng import derive_seed, make_generator
 from limbeck.core.tensors import read_header
 from limbeck.core.threads import one_thread
 from limbeck.derivatives.autograd import Loss
-from limbeck.evaluation.baselines import FULL_LR, baseline_path, real_images
+from limbeck.evaluation.baselines import CORESETS, FULL_LR, baseline_names, baseline_path, real_images
+from limbeck.evaluation.corruptions import SEVERITIES, corrupt
+from limbeck.evaluation.outcome import measure
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.evaluation.regression import RegressionConfig, fit_targets
-from limbeck.evaluation.run import budget, count_set_networks, without_repeats
+from limbeck.evaluation.robustness import RobustnessConfig, RobustnessTest
+from limbeck.evaluation.run import (
+    budget,
+    count_set_networks,
+    count_tested_baselines,
+    count_tested_networks,
+    without_repeats,
+)
 from limbeck.evaluation.scores import score_protocols
 from limbeck.evaluation.sets import Evaluation
-from limbeck.evaluation.training import stand_in_training, teacher_path
+from limbeck.evaluation.training import TrainedNetwork, stand_in_training, teacher_path
 from limbeck.experts.handle import Experts
 from limbeck.experts.make import describe_experts
 from limbeck.experts.store import DTYPES, Kind
@@ -146,7 +155,7 @@ def estimate_evaluation(evaluations: Sequence[Evaluation], seed: int | None = No
     if seed is not None:
         for first in {one.task: one for one in evaluations}.values():
             seconds += _baseline_seconds(first.task, first.config, *budget(first.distilled), seed)
-    return Estimate({"evaluate": seconds})
+    return Estimate({"evaluate": seconds + _tested_seconds(evaluations, seed)})
 
 
 def estimate_scores(evaluations: Sequence[Evaluation], seed: int | None = None) -> Estimate:
@@ -184,6 +193,42 @@ def _teacher_seconds(task: Task, config: EvalConfig) -> float:
         return 0.0
     missing = sum(not teacher_path(task, config, index)[0].exists() for index in range(config.teachers))
     return missing and _networks_seconds(task, task.train, config.plain.full_schedule(FULL_LR), missing, 0)
+
+
+def _tested_seconds(evaluations: Sequence[Evaluation], seed: int | None) -> float:
+    """Seconds to test networks on perturbed images, and to train those on real images whose plain rows are stored."""
+    seconds = 0.0
+    for task in {one.task: None for one in evaluations}:
+        sets = [one for one in evaluations if one.task is task]
+        first = sets[0]
+        if first.robustness is None:
+            continue
+        names = CORESETS if seed is None else baseline_names(first.config)
+        counts = count_tested_baselines(first, names, seed or 0)
+        pair = first.distilled.images.to(task.device), first.distilled.labels.to(task.device)
+        for name, (tuning, tested) in zip(names, counts):
+            if name != "full" and tested and (seed is None or not tuning):
+                seconds += _evaluated_seconds(task, pair, first.config, tuning + tested)
+        networks = count_tested_networks(sets) + sum(tested for _, tested in counts)
+        seconds += networks * _test_seconds(task, first.robustness)
+    return seconds
+
+
+def _test_seconds(task: Task, config: RobustnessConfig) -> float:
+    """Seconds to test one network on perturbed images."""
+    theta = task.model.init(0, "estimate").to(task.device)
+    few = RobustnessTest(task, config.model_copy(update={"images": 50}), 0)
+    logits = task.loss_and_network()[1]
+    images, labels = (tensor[:500] for tensor in task.validation)
+    network = TrainedNetwork(logits, theta, measure(logits, theta, images, labels, task.data.num_classes))
+    forward, gradients = config.passes
+    pixels, _ = few.images
+    seconds = forward * _seconds(lambda: score(logits, theta, images, labels), task.device) / len(images)
+    if gradients:
+        seconds += gradients * _seconds(lambda: few.attack(network, "fgsm"), task.device) / len(pixels)
+    for name in config.corruptions:
+        seconds += len(SEVERITIES) * _seconds(lambda: corrupt(name, pixels, 3, 0), task.device) / len(pixels)  # noqa: B023
+    return seconds * len(RobustnessTest(task, config, 0).images[1])
 
 
 def _networks_seconds(

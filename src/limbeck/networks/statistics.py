@@ -66,6 +66,12 @@ class RunningStatistics:
         with evaluation_mode(self.model.module):
             return self.model(theta, images, self._buffers_like(theta))
 
+    def copy(self) -> RunningStatistics:
+        """The network with the statistics of the moment, which further training does not change."""
+        copy = RunningStatistics(self.model)
+        copy.buffers = None if self.buffers is None else {name: tensor.clone() for name, tensor in self.buffers.items()}
+        return copy
+
     def _buffers_like(self, theta: Tensor) -> dict[str, Tensor]:
         if self.buffers is None:
             self.buffers = self.model.copy_buffers(theta)

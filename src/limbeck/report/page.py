@@ -18,6 +18,7 @@ from limbeck.core.records import DataRecord, PathAccuracy, ResultRow
 from limbeck.report.heat_map import heat_maps
 from limbeck.report.plots import Line, Plot, mean_with_range, plot
 from limbeck.report.records import Run, finite, read_run
+from limbeck.report.robustness import robustness_tables
 from limbeck.report.text import NONE, count, duration, percent, points, size
 
 
@@ -103,6 +104,11 @@ def _view(run: Run) -> dict[str, Any]:
         "has_random": any(row.set == "random" for row in rows),
         "protocol": run.summary.protocol,
         "heat_maps": heat_maps(run.evaluations.evaluations),
+        "robustness": [
+            (table, evaluation.protocol)
+            for evaluation in run.evaluations.evaluations
+            for table in robustness_tables(evaluation.rows)
+        ],
         "scores": [score for evaluation in run.evaluations.evaluations for score in evaluation.scores or ()],
         "chosen_step": chosen,
         "curves": _curves(run, chosen),
