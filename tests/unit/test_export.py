@@ -20,9 +20,11 @@ from authors_files import (
 from torch import Tensor
 
 from limbeck.data import ImageData
+from limbeck.data.preprocess import Preprocess
 from limbeck.experts import Expert, ExpertConfig, Recorded, Store
 from limbeck.experts.make import describe_experts
 from limbeck.interop import export_experts, export_set, import_experts, import_set
+from limbeck.synthetic.distilled import DistilledSet
 from limbeck.task import Task, make_task
 
 
@@ -107,16 +109,69 @@ def test_sets_go_out_and_come_back(tmp_path: Path, digits: ImageData, soft: bool
         assert torch.equal(imported.hard_labels(), distilled.labels)
 
 
-def test_the_folder_for_dd_ranking(tmp_path: Path, digits: ImageData) -> None:
-    save_set(tmp_path / "a", torch.arange(10).flip(0))
+READ_BY_DD_RANKING = {
+    *("dataset", "real_data_path", "ipc", "model_name", "data_aug_func", "aug_params", "optimizer", "lr_scheduler"),
+    *("step_size", "weight_decay", "momentum", "num_eval", "im_size", "num_epochs", "real_batch_size"),
+    *("syn_batch_size", "use_zca", "num_workers", "device", "dist", "save_path", "random_data_format"),
+    *("random_data_path", "eval_full_data", "custom_train_trans", "custom_val_trans"),
+}
+"""Options that both scores of ddranking 0.2.0 (metrics/hard_label.py, metrics/soft_label.py) read of a configuration.
+
+A missing one is None in most places, or a KeyError for the last two.
+"""
+READ_FOR_SOFT_LABELS = {
+    *("soft_label_mode", "soft_label_criterion", "loss_fn_kwargs", "use_aug_for_hard", "stu_use_torchvision"),
+    *("tea_use_torchvision", "teacher_dir", "teacher_model_names"),
+}
+READ_BY_DSA = {"flip", "rotate", "saturation", "brightness", "contrast", "scale", "crop", "cutout"}
+
+
+def read_bundle_config(folder: Path) -> dict[str, Any]:
+    """The options, from YAML whose values are JSON."""
+    lines = (folder / "ddranking.yaml").read_text().splitlines()
+    return {
+        name: json.loads(value) for name, value in (line.split(": ", 1) for line in lines if not line.startswith("#"))
+    }
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_folder_for_dd_ranking(tmp_path: Path, digits: ImageData, soft: bool) -> None:
+    classes = torch.arange(10).flip(0)
+    save_set(tmp_path / "a", torch.eye(10)[classes] * 0.91 + 0.009 if soft else classes)
     distilled = import_set(tmp_path / "a", digits, lr=0.02)
     export_set(distilled, tmp_path / "b", "ddranking")
-    assert torch.equal(torch.load(tmp_path / "b/labels.pt"), torch.arange(10))
+    labels = torch.load(tmp_path / "b/labels.pt")
+    assert torch.equal(labels.argmax(1) if soft else labels, torch.arange(10))
     assert torch.equal(torch.load(tmp_path / "b/images.pt"), distilled.images.flip(0))
     assert float(torch.load(tmp_path / "b/lr.pt")) == pytest.approx(0.02)
     assert len(list((tmp_path / "b/images").rglob("00000.png"))) == 10
-    lines = (tmp_path / "b/ddranking.yaml").read_text().splitlines()[1:]  # YAML whose values are JSON
-    facts = {name: json.loads(value) for name, value in (line.split(": ", 1) for line in lines)}
-    assert facts["ipc"] == 1
-    assert facts["im_size"] == [8, 8]
+    facts = read_bundle_config(tmp_path / "b")
+    assert set(facts) == READ_BY_DD_RANKING | (READ_FOR_SOFT_LABELS if soft else {"use_torchvision"})
+    assert set(facts["aug_params"]) == READ_BY_DSA
+    assert (facts["ipc"], facts["im_size"], facts["model_name"]) == (1, [8, 8], f"ConvNet-{NETWORK.depth}")
+    assert (facts["num_epochs"], facts["step_size"]) == (1000, 500)
+    assert facts["random_data_format"] == "tensor"
     refuse("style", lambda: export_set(distilled, tmp_path / "c", "other"))
+
+
+@pytest.mark.parametrize(("name", "theirs"), [("cifar-10", "CIFAR10"), ("tiny-imagenet", "TinyImageNet")])
+def test_dd_ranking_gets_images_normalised_as_its_test_images(tmp_path: Path, name: str, theirs: str) -> None:
+    """Its constants, from ddranking 0.2.0, utils/data.py; our data has statistics of its own."""
+    pixels = torch.rand(10, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    preprocess = Preprocess("normalise", (3, 8, 8), 0.0, torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.3, 0.2, 0.1]))
+    recipe = {"model": {"name": "vgg11", "norm": "batch"}, "augment": "none", "epochs": 1, "networks": 2}
+    recipe |= {"batch_size": 256, "momentum": 0.9, "weight_decay": 0.0005}
+    classes = tuple(str(label) for label in range(10))
+    distilled = DistilledSet(
+        *(preprocess.apply(pixels), torch.arange(10), 0.01, preprocess, classes, recipe, {"data": {"name": name}})
+    )
+    export_set(distilled, tmp_path, "ddranking")
+    mean, std = {
+        "CIFAR10": ([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]),
+        "TinyImageNet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    }[theirs]
+    expected = (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    torch.testing.assert_close(torch.load(tmp_path / "images.pt"), expected, atol=1e-5, rtol=0)
+    facts = read_bundle_config(tmp_path)
+    assert (facts["dataset"], facts["model_name"], facts["data_aug_func"]) == (theirs, "VGG-11-BN", None)
+    assert facts["step_size"] == 1

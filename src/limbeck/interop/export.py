@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -17,6 +16,7 @@ from limbeck.core.errors import UserError
 from limbeck.core.files import write_atomically
 from limbeck.experts.convexified import Convexified
 from limbeck.experts.store import Store
+from limbeck.interop.ddranking import format_config, map_to_input_space
 from limbeck.networks.flat import Layout
 from limbeck.synthetic.distilled import DistilledSet
 from limbeck.synthetic.grids import save_png
@@ -141,6 +141,7 @@ def _save_tensors(distilled: DistilledSet, labels: Tensor, folder: Path, suffix:
 
 def _export_ddranking(distilled: DistilledSet, folder: Path) -> list[Path]:
     """Write tensors class by class, pictures in class folders, and a configuration whose paths the user fills in."""
+    distilled = map_to_input_space(distilled)
     order = distilled.hard_labels().argsort(stable=True)
     soft = distilled.labels.dtype.is_floating_point
     labels = _copy(_logits(distilled))[order] if soft else distilled.labels.cpu()[order]
@@ -157,50 +158,9 @@ def _export_ddranking(distilled: DistilledSet, folder: Path) -> list[Path]:
         save_png(Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels), path)
         numbers[label] += 1
         files.append(path)
-    text = _ddranking_config(distilled, soft)
+    text = format_config(distilled)
     write_atomically(folder / "ddranking.yaml", lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return [*files, folder / "ddranking.yaml"]
-
-
-def _ddranking_config(distilled: DistilledSet, soft: bool) -> str:
-    """DD-Ranking's options as YAML, with values as JSON, which is a part of YAML."""
-    n, _, height, width = distilled.images.shape
-    recipe = distilled.recipe
-    facts: dict[str, Any] = {
-        "dataset": distilled.provenance.get("data", {}).get("name", "?"),
-        "real_data_path": "./dataset/",
-        "ipc": n // len(distilled.classes),
-        "im_size": [height, width],
-        "model_name": f"ConvNet-{recipe['model'].get('depth') or 3}",
-        "use_torchvision": False,
-        "data_aug_func": "dsa",
-        "aug_params": {
-            "flip": 0.5,
-            "rotate": 15.0,
-            "saturation": 2.0,
-            "brightness": 1.0,
-            "contrast": 0.5,
-            "scale": 1.2,
-            "crop": 0.125,
-            "cutout": 0.5,
-        },
-        "use_zca": distilled.preprocess.kind == "zca",
-        "optimizer": "sgd",
-        "lr_scheduler": "step",
-        "weight_decay": recipe["weight_decay"],
-        "momentum": recipe["momentum"],
-        "num_eval": recipe["networks"],
-        "num_epochs": recipe["epochs"],
-        "syn_batch_size": recipe["batch_size"],
-        "real_batch_size": 256,
-        "default_lr": distilled.lr,
-        "device": "cuda",
-        "save_path": "./results.csv",
-    }
-    if soft:
-        facts |= {"soft_label_mode": "S", "soft_label_criterion": "sce"}
-    lines = [f"{name}: {json.dumps(value)}" for name, value in facts.items()]
-    return "\n".join(["# For DD-Ranking; images.pt, labels.pt and lr.pt are handed to its objects.", *lines, ""])
 
 
 EXPERT_STYLES: dict[str, Callable[[Store, list[int], Path, int], list[Path]]] = {
