@@ -3,7 +3,8 @@
 results.json   rows of the tables that `limbeck table` wrote at the commits the page names; means, deviations and n in
                percent.
 studies/*.json the records of studies, as `limbeck study` wrote them beside their files.
-records/*.json one run each: its commit, its command, and its results.json as the run left it.
+records/N-*.json one run each: its commit, its command, and its results.json as the run left it.
+records/ddranking.json networks trained by DD-Ranking and by limbeck on one set, accuracies in percent.
 
 A table stands between `<!-- NAME -->` and `<!-- end of NAME -->`; a test holds every page up to date.
 """
@@ -16,10 +17,12 @@ import textwrap
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from limbeck.core.record_files import read_record
 from limbeck.core.study_records import FORMAT, StudyRecord
+from limbeck.evaluation.scores import label_robust_score
 from limbeck.methods import METHODS
 from limbeck.report.study import Table, costs_table, differences_table, results_table
 
@@ -153,7 +156,7 @@ def format_methods() -> str:
 
 def load_records() -> Iterator[Json]:
     """The recorded runs that the README shows, in its order."""
-    for path in sorted((DOCS / "records").glob("*.json")):
+    for path in sorted((DOCS / "records").glob("[0-9]*.json")):
         yield json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -203,6 +206,54 @@ def format_numbers() -> str:
     )
 
 
+def format_ddranking() -> str:
+    """DD-Ranking's numbers beside limbeck's: accuracies in percent, scores of accuracies as fractions."""
+    record = json.loads((DOCS / "records/ddranking.json").read_text(encoding="utf-8"))
+    full = record["full"]["accuracy"]
+
+    def format_values(values: list[float], digits: int = 1) -> str:
+        return join_by_nbsp(
+            f"{fmean(values):.{digits}f} ± {stdev(values):.{digits}f} (n = {len(values)})"
+        )
+
+    def format_column(side: Json, random: list[float]) -> dict[str, str]:
+        pairs = list(zip(side["distilled"], random, strict=True))
+        hlr = [full - accuracy for accuracy, _ in pairs]
+        ior = [accuracy - baseline for accuracy, baseline in pairs]
+        lrs = [
+            label_robust_score(loss / 100, gain / 100)
+            for loss, gain in zip(hlr, ior, strict=True)
+        ]
+        return {
+            "accuracy of the set": format_values(side["distilled"]),
+            "accuracy of random images": format_values(random),
+            "HLR": format_values(hlr),
+            "IOR": format_values(ior),
+            "LRS": format_values(lrs, 3),
+        }
+
+    theirs, ours = record["ddranking"], record["limbeck"]
+    columns: dict[str, dict[str, str]] = {
+        "DD-Ranking": format_column(
+            theirs, [max(run) for run in zip(*theirs["random"].values(), strict=True)]
+        ),
+        "limbeck, step size as in DD-Ranking": format_column(
+            ours, [max(run) for run in zip(*ours["random"].values(), strict=True)]
+        ),
+    }
+    columns["limbeck"] = format_column(ours, ours["random"][ours["chosen"]])
+    for name, side in zip(columns, (theirs, ours), strict=False):
+        for lr, values in side["random"].items():
+            columns[name][f"random images, step size {lr}"] = format_values(values)
+    printed = record["printed"]["label_robust_score_mean"]
+    columns["DD-Ranking"]["LRS as DD-Ranking prints it"] = f"{printed:.4f}"
+    names = list(columns["DD-Ranking"])
+    rows = [
+        [name, *(column.get(name, NONE) for column in columns.values())] for name in names
+    ]
+    return format_table(["", *columns], rows)
+
+
 def wrap_command(command: str) -> str:
     """A command in lines of 88 characters, each option with its value."""
     glued = re.sub(r"(?<=\w) (?!--)", "\0", f"$ {command}")
@@ -240,6 +291,7 @@ SECTIONS: dict[str, Any] = {
     "numbers": format_numbers,
     "runs": format_runs,
     "which": format_choice,
+    "ddranking": format_ddranking,
     "methods": format_methods,
     "digits 1": lambda: format_results("digits", 1),
     "cifar 1": lambda: format_results("cifar10", 1),
@@ -267,6 +319,7 @@ PAGES = (
     ROOT / "README.md",
     DOCS / "index.md",
     DOCS / "results.md",
+    DOCS / "evaluate.md",
     DOCS / "which-method.md",
 )
 
