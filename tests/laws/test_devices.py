@@ -218,7 +218,7 @@ OPTIONS: list[tuple[str, dict[str, object]]] = [
     ("dm", {"policy": "boundary", "init": "noise"}),
     ("idc", {"how": "bound", "factor": 3, "policy": "centre", "batch_syn": 3, "cutmix": 1.0}),
     ("rcig", {"flip": True, "grad_images": 3, "solver": "cg", "pool_reset": 1}),
-    ("rcig", {"solver": "adam", "ema_decay": 0.0, "pool_activation": "relu", "margin": False}),
+    ("rcig", {"solver": "adam", "pool_activation": "relu", "margin": False}),
 ]
 
 

@@ -66,7 +66,7 @@ def test_m_and_u_follow_the_students_reach(task: Task) -> None:
 
 def test_teacher_labels_are_what_the_expert_says_at_u(task: Task, expert: Expert, expert_config: ExpertConfig) -> None:
     assert expert.convex is not None
-    recipe = planned(task, expert, expert_config, teacher_labels=True, max_start_epoch=1.5, ema_decay=0.0)
+    recipe = planned(task, expert, expert_config, teacher_labels=True, max_start_epoch=1.5)
     labeller = matched(recipe).labels
     assert isinstance(labeller, TeacherLabels)
     images = recipe.synthetic.images.detach()
@@ -108,7 +108,7 @@ def test_the_noise_is_in_the_segment_that_is_normalised(
 
 
 def test_the_image_step_is_halved(task: Task, expert: Expert, expert_config: ExpertConfig) -> None:
-    recipe = planned(task, expert, expert_config, lr_img=0.4, lr_img_every=2, ema_decay=0.0)
+    recipe = planned(task, expert, expert_config, lr_img=0.4, lr_img_every=2)
     rates: list[float] = []
 
     def look(synthetic: Any, step: int, loss: float) -> None:
@@ -126,7 +126,7 @@ OPTIONS: list[Mapping[str, Any]] = [
     {"teacher_labels": True},
     {"noise_start": 0.01},
     {"grad_accum": 2},
-    {"init": "kmeans", "ema_decay": 0.0},
+    {"init": "kmeans"},
 ]
 
 

@@ -201,7 +201,7 @@ def test_gsam_without_radius_is_the_gradient(task: Task) -> None:
 
 
 def test_the_average_follows_its_recurrence(task: Task, expert: Expert) -> None:
-    recipe = make("ftd", task, [expert], ema_decay=0.75)
+    recipe = make("ftd", task, [expert]).with_average(0.75)
     images_per_step = [recipe.synthetic.snapshot().images]
     hooks = [*recipe.hooks, lambda synthetic, step, loss: images_per_step.append(synthetic.snapshot().images)]
     outer_loop(recipe.objective, recipe.synthetic, recipe.optimisers, range(4), 0, hooks=hooks)

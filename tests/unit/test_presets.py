@@ -18,7 +18,7 @@ from limbeck.core.errors import UserError
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.experts import ExpertConfig
 from limbeck.jobs.config import JobConfig, check_options
-from limbeck.jobs.presets import all_presets, load_preset, markdown, preset_options
+from limbeck.jobs.presets import Preset, all_presets, load_preset, markdown, preset_options
 from limbeck.methods import METHODS
 from limbeck.networks.registry import ModelConfig
 
@@ -88,6 +88,11 @@ def test_published_numbers() -> None:
     assert load_preset("mct/cifar10/ipc50-zca-arc").published is None  # an ablation
 
 
+def own_options(preset: Preset) -> dict[str, Any]:
+    """The options of a preset that are its method's own."""
+    return {key: value for key, value in preset.options.items() if key not in JobConfig.model_fields}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_configurations_accept_them(name: str) -> None:
     preset, options = load_preset(name), preset_options(name)
@@ -97,7 +102,7 @@ def test_the_configurations_accept_them(name: str) -> None:
     check_options(JobConfig, {key: value for key, value in options.items() if key in JobConfig.model_fields})
     if preset.method not in METHODS:
         pytest.skip(f"{preset.method} is not there yet")
-    assert check_options(METHODS[preset.method].config, preset.options)
+    assert check_options(METHODS[preset.method].config, own_options(preset))
     if METHODS[preset.method].experts is None:
         assert (preset.num_experts, preset.expert) == (None, {})
     else:
@@ -115,7 +120,8 @@ def test_on_the_command_line_they_are_defaults(name: str) -> None:
     if preset.method not in METHODS:
         pytest.skip(f"{preset.method} is not there yet")
     args = read("digits", "--preset", name)
-    assert args.settings == METHODS[preset.method].config(**preset.options)
+    assert args.settings == METHODS[preset.method].config(**own_options(preset))
+    assert args.ema_decay == preset.options.get("ema_decay", METHODS[preset.method].ema_decay)
     assert (args.method, args.ipc, args.preprocess, args.num_experts) == (
         *(preset.method, preset.ipc, preset.preprocess),
         preset.num_experts,

@@ -98,6 +98,7 @@ def choose_defaults(options: type[RunOptions], prog: str, arguments: Sequence[st
     job = {name: value for name, value in values.items() if name in JobConfig.model_fields}
     job["model"] = ModelConfig(**job.get("model", {}))
     job["expert"] = ExpertConfig(**{**method.expert_defaults, **job.get("expert", {})})
+    job.setdefault("ema_decay", method.ema_decay)  # for the help; the job would take the same
     protocol = {} if choice.eval.protocol is None else {"protocol": choice.eval.protocol}
     job["eval"] = EvalConfig(**{**job.get("eval", {}), **protocol})
     settings = method.config(**{name: value for name, value in values.items() if name in method.config.model_fields})

@@ -37,6 +37,9 @@ class JobConfig(BaseModel):
     """DSA families joined by '_', or none; the default is all, without flip where mirror images are wrong."""
     fill: FillName = "none"
     """Refuse classes with too few images (none), or repeat their images: as they are, augmented, or with noise."""
+    ema_decay: float | None = Field(default=None, ge=0, lt=1)
+    """Decay of an average of the set over outer steps, which is the result; 0: no average; the default is the
+    method's."""
     num_experts: int | None = Field(default=None, ge=1)
     """Number of experts; the default is 10, or all of the store that --experts names."""
     validate_every: int | None = Field(default=None, ge=1)

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -46,7 +46,7 @@ from limbeck.experts.store import DTYPES, Kind
 from limbeck.experts.train import make_rule, make_schedule
 from limbeck.jobs.job import Job
 from limbeck.jobs.rehearsal import stand_in, subset
-from limbeck.methods import MethodInputs, Plan
+from limbeck.methods import Plan
 from limbeck.networks.flat import lecun_normal
 from limbeck.networks.registry import ModelConfig, flat_model
 from limbeck.report.text import duration, size
@@ -263,7 +263,7 @@ def _rehearse(job: Job) -> tuple[Plan, float, float]:
     most = 2 * max(options.initial_images(config.ipc), options.real_images_per_step(), 16)
     part = subset(task, most)
     start = time.perf_counter()
-    plan = job.method.plan(options, MethodInputs(part, paths, config.ipc, config.seed, config.fill))
+    plan = replace(job, task=part).plan([*paths])
     scale = len(task.data.train) / len(part.data.train)
     return plan, (time.perf_counter() - start) * scale, scale
 

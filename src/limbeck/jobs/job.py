@@ -75,6 +75,8 @@ class Job:
             resolved["experts"] = self.experts.store.header.key
         if self.config.fill == "none":  # as runs were recorded before there was the option
             del resolved["fill"]
+        if not self.config.ema_decay and not self.method.ema_decay:
+            del resolved["ema_decay"]
         network = find_network(self.config.model.name)
         selector = find_own_selector(self.options)
         code = source_key(self.method.plan, self.method.resolve, self.method.config, network, selector)
@@ -120,11 +122,13 @@ class Job:
         )
 
     def plan(self, trajectories: list[Trajectory]) -> Plan:
-        """The method composed for these trajectories: objective, initial set, optimisers and hooks."""
+        """The method composed for these trajectories, with the average of the set if there is one."""
         config = self.config
-        return self.method.plan(
-            self.options, MethodInputs(self.task, trajectories, config.ipc, config.seed, config.fill)
-        )
+        inputs = MethodInputs(self.task, trajectories, config.ipc, config.seed, config.fill)
+        plan = self.method.plan(self.options, inputs)
+        if not config.ema_decay:
+            return plan
+        return plan.with_average(config.ema_decay, unbiased=self.method.ema_unbiased)
 
 
 @restore_switches()
@@ -172,6 +176,7 @@ def prepare(
             "augment": task.augment.strategy,
             "expert": expert,
             "num_experts": None if handle is None else handle.count,
+            "ema_decay": _ema_decay(config, chosen),
             "validate_every": every,
         }
     )
@@ -211,6 +216,13 @@ def _check_ipc(task: Task, config: JobConfig) -> None:
     task.check_ipc(config.ipc, allow_fewer=config.fill != "none")
     if config.fill == "augment" and not task.augment.families:
         raise UserError("--fill augment needs an augmentation, and --augment is none; use --fill repeat or noise.")
+
+
+def _ema_decay(config: JobConfig, method: Method) -> float:
+    """The decay of the average, by default the method's; UserError for an average of what takes no outer steps."""
+    if config.ema_decay and not method.learns:
+        raise UserError(f"{method.name} takes no outer steps, over which to average; leave out --ema-decay.")
+    return method.ema_decay if config.ema_decay is None else config.ema_decay
 
 
 def _experts(config: JobConfig, method: Method, task: Task, store: str | Path | None) -> Experts | None:

@@ -18,7 +18,6 @@ from limbeck.methods.trajectory_matching import (
     resolve_lengths,
 )
 from limbeck.objectives.path import Nearest
-from limbeck.synthetic.hooks import Ema
 
 
 class ATTConfig(RecordedConfig):
@@ -34,8 +33,6 @@ class ATTConfig(RecordedConfig):
     """Step size of the images."""
     lr_teacher: float = Field(default=0.02, gt=0)
     """The student's step size at the start."""
-    ema_decay: float = Field(default=0.98, ge=0, lt=1)
-    """Decay of the average of the images, which is the result (the authors: 0.999 to 0.9999)."""
     gradient: Literal["exact", "backprop"] = "exact"
     """The same gradient in two ways: exact keeps the graph of one step at a time, backprop of all (as the authors)."""
     init: InitName = "random"
@@ -56,8 +53,7 @@ def plan(options: ATTOptions, inputs: MethodInputs) -> Plan:
     synthetic = init_synthetic_set(options.init, inputs, options.lr_teacher)
     sampler = WholeEpochs(options.max_start_epoch, options.expert_epochs)
     objective = make_objective(options, inputs, sampler, options.gradient, stop=Nearest())
-    optimisers, ema = make_optimisers(options, synthetic), Ema(synthetic, options.ema_decay)
-    return Plan(objective, synthetic, optimisers, options.iterations, hooks=[ema], as_evaluated=ema.average)
+    return Plan(objective, synthetic, make_optimisers(options, synthetic), options.iterations)
 
 
 ATT = Method(
@@ -69,4 +65,5 @@ ATT = Method(
     plan=plan,
     resolve=resolve,
     expert_defaults={"keep": "both"},
+    ema_decay=0.98,  # the authors: 0.999 to 0.9999
 )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
-
 from limbeck.experts.segments import WholeEpochs
 from limbeck.methods.initial import InitName
 from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
@@ -17,7 +15,6 @@ from limbeck.methods.trajectory_matching import (
     make_optimisers,
     resolve_lengths,
 )
-from limbeck.synthetic.hooks import Ema
 
 FLAT = {"keep": "both", "sam_rho": 0.01, "sam_alpha": 0.3, "sam_adaptive": True}
 """How flat experts are trained (GSAM), as fields of `ExpertConfig`."""
@@ -26,8 +23,6 @@ FLAT = {"keep": "both", "sam_rho": 0.01, "sam_alpha": 0.3, "sam_adaptive": True}
 class FTDConfig(RecordedConfig):
     """Options of FTD."""
 
-    ema_decay: float = Field(default=0.99, ge=0, lt=1)
-    """Decay of the average of the images, which is the result (the authors: 0.999 to 0.9999 over 5000 outer steps)."""
     gradient: Literal["exact", "backprop"] = "exact"
     """The same gradient in two ways: exact keeps the graph of one step at a time, backprop of all (as the authors)."""
     init: InitName = "random"
@@ -44,13 +39,12 @@ def resolve(config: FTDConfig, facts: DataFacts) -> FTDOptions:
 
 
 def plan(options: FTDOptions, inputs: MethodInputs) -> Plan:
-    """Match whole epochs of flat experts; the average of the images is evaluated."""
+    """Match whole epochs of flat experts."""
     synthetic = init_synthetic_set(options.init, inputs, options.lr_teacher)
     sampler = WholeEpochs(options.max_start_epoch, options.expert_epochs)
     objective = make_objective(options, inputs, sampler, options.gradient)
     optimisers = make_optimisers(options, synthetic)
-    ema = Ema(synthetic, options.ema_decay)
-    return Plan(objective, synthetic, optimisers, options.iterations, hooks=[ema], as_evaluated=ema.average)
+    return Plan(objective, synthetic, optimisers, options.iterations)
 
 
 FTD = Method(
@@ -62,4 +56,5 @@ FTD = Method(
     plan=plan,
     resolve=resolve,
     expert_defaults=FLAT,
+    ema_decay=0.99,  # the authors: 0.999 to 0.9999 over 5000 outer steps
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 from pydantic import Field
@@ -23,9 +22,8 @@ from limbeck.methods.trajectory_matching import (
     make_objective,
     make_optimisers,
 )
-from limbeck.synthetic.hooks import Ema, StepDecay
+from limbeck.synthetic.hooks import StepDecay
 from limbeck.synthetic.loop import Hook
-from limbeck.synthetic.set import SyntheticSet
 
 
 class MCTConfig(TrajectoryConfig):
@@ -61,8 +59,6 @@ class MCTConfig(TrajectoryConfig):
     """Train the student on the expert's probabilities at epoch U, computed anew at every outer step."""
     noise_start: float = Field(default=0.0, ge=0)
     """Epsilon: the student starts at theta + epsilon |theta| N(0, 1), per tensor."""
-    ema_decay: float = Field(default=0.98, ge=0, lt=1)
-    """Decay of the exponential average of the images, which is the result (ours; 0 takes the images themselves)."""
 
     def initial_images(self, ipc: int) -> int:
         """Return one real image per tile of a canvas."""
@@ -106,13 +102,7 @@ def plan(options: MCTOptions, inputs: MethodInputs) -> Plan:
     noise = StartNoise(task.model.layout, options.noise_start) if options.noise_start else None
     objective = make_objective(options, inputs, make_sampler(options), options.gradient, labels, noise)
     hooks: list[Hook] = [StepDecay(optimisers[0], options.lr_img_every, 0.5)] if options.lr_img_every else []
-    as_evaluated: Callable[[SyntheticSet], SyntheticSet] | None = None
-    if options.ema_decay:
-        ema = Ema(synthetic, options.ema_decay)
-        hooks.append(ema)
-        as_evaluated = ema.average
-    if options.teacher_labels:
-        as_evaluated = WithTeacherLabels(inputs, t, as_evaluated)
+    as_evaluated = WithTeacherLabels(inputs, t) if options.teacher_labels else None
     return Plan(objective, synthetic, optimisers, options.iterations, hooks=hooks, as_evaluated=as_evaluated)
 
 
@@ -125,4 +115,5 @@ MCT = Method(
     experts="convex",
     plan=plan,
     resolve=resolve,
+    ema_decay=0.98,  # ours: the paper evaluates the images of its last step
 )

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from limbeck.core.types import Trajectory
 from limbeck.experts.store import ExpertConfig, Kind
 from limbeck.select.fill import FillName
+from limbeck.synthetic.hooks import Ema
 from limbeck.synthetic.loop import Hook, Objective
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task
@@ -57,7 +58,7 @@ class Plan(NamedTuple):
 
     accept: loss -> whether the outer step may be taken.
     hooks: called after every outer step, in this order.
-    as_evaluated: the set that is optimised -> the set to evaluate and to keep (an average, say); None: the same set.
+    as_evaluated: the set that is optimised, or its average -> the set to evaluate and to keep; None: the same set.
     """
 
     objective: Objective
@@ -72,6 +73,17 @@ class Plan(NamedTuple):
         """Return a detached copy of the set to evaluate and to keep, as it is now."""
         evaluated = self.synthetic if self.as_evaluated is None else self.as_evaluated(self.synthetic)
         return evaluated.snapshot()
+
+    def with_average(self, decay: float, *, unbiased: bool = False) -> Plan:
+        """Return the plan in which an exponential average of the set takes the place of the set that is evaluated.
+
+        All that is learned is averaged, but the student's step size. decay, unbiased: as in `Ema`.
+        """
+        names = [name for name in self.synthetic.learned if name != "log_lr"]
+        ema = Ema(self.synthetic, decay, names, unbiased=unbiased)
+        after = self.as_evaluated
+        as_evaluated = ema.average if after is None else lambda synthetic: after(ema.average(synthetic))
+        return self._replace(hooks=[*self.hooks, ema], as_evaluated=as_evaluated)
 
 
 class MethodConfig(BaseModel):
@@ -106,6 +118,8 @@ class Method:
         some gradient of the method goes through autograd.
     experimental: whether the method is not a reproduction of its source.
     exact_gradient: whether the gradient of the objective is the derivative of its value; `limbeck check` asks.
+    ema_decay: the default of the job's option of this name, the decay of an average of the set; 0 for no average.
+    ema_unbiased: whether that average leaves out the set that it starts at, see `Ema`.
     """
 
     name: str
@@ -120,6 +134,8 @@ class Method:
     threads_matter: bool = False
     experimental: bool = False
     exact_gradient: bool = True
+    ema_decay: float = 0.0
+    ema_unbiased: bool = False
 
     def resolve_options(self, config: Any, facts: DataFacts) -> Any:
         """Return the options that `plan` takes; UserError for options that do not fit together."""

@@ -19,7 +19,6 @@ from limbeck.networks.flat import FlatModel
 from limbeck.networks.losses import cross_entropy
 from limbeck.networks.registry import ModelConfig, flat_model
 from limbeck.objectives.fit import Fit, Solved
-from limbeck.synthetic.hooks import Ema
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task
 from limbeck.training.implicit import Cholesky, ConjugateGradient, Implicit, PrimalAdam, Solver
@@ -68,8 +67,6 @@ class RCIGConfig(MethodConfig):
     """Synthetic images per step of Adam on a network; the default is all."""
     lr_pool: float = Field(default=5e-5, gt=0)
     """Step size of Adam on a network."""
-    ema_decay: float = Field(default=0.99, ge=0, lt=1)
-    """Decay of the average of images, targets and temperature, which is the result; 0 takes the last ones."""
     label_scale: float = Field(default=5.0, gt=0)
     """Common protocol: labels are softmax(label_scale x targets); on digits 2 to 5 beat exp(tau)."""
     lr_net: float = Field(default=0.01, gt=0)
@@ -112,9 +109,9 @@ def platt_loss(margin: bool, logits: Tensor, labels: Tensor, synthetic: Syntheti
     return fit - (top[:, 0] - top[:, 1]).clamp_max(0.5 / synthetic.labels.shape[1]).mean()
 
 
-def set_for_both_protocols(average: Ema | None, scale: float, synthetic: SyntheticSet) -> SyntheticSet:
-    """Return the averaged set with its targets as they are, for RCIG's protocol, and logits for the common one."""
-    evaluated = synthetic.snapshot() if average is None else average.average(synthetic)
+def set_for_both_protocols(scale: float, synthetic: SyntheticSet) -> SyntheticSet:
+    """Return the set with its targets as they are, for RCIG's protocol, and logits for the common one."""
+    evaluated = synthetic.snapshot()
     extra = {**evaluated.extra, "targets": evaluated.labels}
     return replace(evaluated, labels=scale * evaluated.labels, extra=extra)
 
@@ -129,7 +126,7 @@ def init_with_targets(options: RCIGConfig, inputs: MethodInputs) -> SyntheticSet
 
 
 def plan(options: RCIGConfig, inputs: MethodInputs) -> Plan:
-    """Linearise a network of a pool and solve it on the set; take the implicit gradient; evaluate the average."""
+    """Linearise a network of a pool and solve it on the set; take the implicit gradient."""
     task, synthetic = inputs.task, init_with_targets(options, inputs)
     model = make_pool_network(options, task)
     count = len(synthetic.images)
@@ -148,7 +145,6 @@ def plan(options: RCIGConfig, inputs: MethodInputs) -> Plan:
     )
     student = Solved(model, pool.at, options.ridge * count, adjoint, options.flip, options.grad_images)
     objective = Fit(student, task.train, options.batch_real, partial(platt_loss, options.margin))
-    average = Ema(synthetic, options.ema_decay, LEARNED, unbiased=True) if options.ema_decay else None
     groups = [
         {"params": [synthetic.images], "lr": options.lr_img},
         {"params": [synthetic.labels], "lr": options.lr_y},
@@ -159,8 +155,8 @@ def plan(options: RCIGConfig, inputs: MethodInputs) -> Plan:
         synthetic,
         [torch.optim.Adam(groups)],
         options.iterations,
-        hooks=[pool] if average is None else [pool, average],
-        as_evaluated=partial(set_for_both_protocols, average, options.label_scale),
+        hooks=[pool],
+        as_evaluated=partial(set_for_both_protocols, options.label_scale),
     )
 
 
@@ -173,4 +169,6 @@ RCIG = Method(
     plan=plan,
     learns=LEARNED,
     threads_matter=True,
+    ema_decay=0.99,
+    ema_unbiased=True,
 )

@@ -210,17 +210,13 @@ class TeacherLabels:
 
 @dataclass(frozen=True)
 class WithTeacherLabels:
-    """For `Plan.as_evaluated`: the set with soft labels, the mean over all experts of their probabilities at epoch `t`.
-
-    before: changes the set first (to an average of it, say).
-    """
+    """For `Plan.as_evaluated`: the set with soft labels, the mean over experts of their probabilities at epoch `t`."""
 
     inputs: MethodInputs
     t: float
-    before: Callable[[SyntheticSet], SyntheticSet] | None = None
 
     def __call__(self, synthetic: SyntheticSet) -> SyntheticSet:
-        evaluated = (synthetic if self.before is None else self.before(synthetic)).snapshot()
+        evaluated = synthetic.snapshot()
         model, trajectories = self.inputs.task.logits, self.inputs.trajectories
         thetas = [path.at(min(self.t, path.end)).to(evaluated.images.device) for path in trajectories]
         probabilities = torch.stack([predict_logits(model, theta, evaluated.images).softmax(1) for theta in thetas])

@@ -37,7 +37,7 @@ class Preset(BaseModel):
     name:        method/data/ipcN, with words that tell settings of the same budget apart.
     version:     raised when the setting or its number changes.
     num_experts: None for a method without experts.
-    options:     the method's own; model, expert and eval are parts of `JobConfig`.
+    options:     the method's own and ema_decay; model, expert and eval are parts of `JobConfig`.
     source:      where the setting is published.
     published:   the accuracy that its authors report; None where they report none.
     notes:       what the source leaves open, and how that was filled in.
