@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    computed_field,
+    model_serializer,
+    model_validator,
+)
 from torch import Tensor
 
 from limbeck.core.conditions import first_difference, require_same_conditions
@@ -62,6 +70,14 @@ class ExpertConfig(BaseModel):
     """Weight of the gradient's component across the perturbed gradient in GSAM (FTD: 0.3 or 1); 0 is SAM."""
     sam_adaptive: bool = True
     """Scale the radius by each parameter's size (ASAM), as FTD's code does."""
+    balanced: bool = False
+    """Train on as many images of every class in an epoch of as many steps: those of rare classes come again."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_balanced(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out `balanced` where it is off: keys of stores from before there was the option do not change."""
+        values: dict[str, Any] = serialize(self)
+        return {name: value for name, value in values.items() if name != "balanced" or value}
 
     def waypoint_epochs(self) -> tuple[int, ...]:
         """Return the epochs of the waypoints, from 0 to the last.

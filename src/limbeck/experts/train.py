@@ -21,7 +21,8 @@ Validate = Callable[[int, Tensor], float]
 
 def make_schedule(config: ExpertConfig) -> Schedule:
     """Return how an expert is trained, as a schedule of SGD."""
-    return Schedule(config.epochs, config.lr, config.batch_size, config.momentum, config.weight_decay)
+    plain = Schedule(config.epochs, config.lr, config.batch_size, config.momentum, config.weight_decay)
+    return plain._replace(balanced=config.balanced)
 
 
 def make_rule(config: ExpertConfig) -> GradientRule | None:

@@ -40,6 +40,8 @@ class JobConfig(BaseModel):
     ema_decay: float | None = Field(default=None, ge=0, lt=1)
     """Decay of an average of the set over outer steps, which is the result; 0: no average; the default is the
     method's."""
+    balanced: bool = False
+    """Draw as many real images of every class, for experts and for all else that takes batches of real images."""
     num_experts: int | None = Field(default=None, ge=1)
     """Number of experts; the default is 10, or all of the store that --experts names."""
     validate_every: int | None = Field(default=None, ge=1)

@@ -22,6 +22,7 @@ from limbeck.core.user_code import source_key
 from limbeck.data import DataSource, load_data
 from limbeck.evaluation.protocol import ADDED
 from limbeck.experts.handle import Experts
+from limbeck.experts.store import ExpertConfig
 from limbeck.jobs.config import JobConfig, check_options
 from limbeck.jobs.record import RunFolder, versions
 from limbeck.jobs.rehearsal import check_plan
@@ -75,6 +76,8 @@ class Job:
             resolved["experts"] = self.experts.store.header.key
         if self.config.fill == "none":  # as runs were recorded before there was the option
             del resolved["fill"]
+        if not self.config.balanced:
+            del resolved["balanced"]
         if not self.config.ema_decay and not self.method.ema_decay:
             del resolved["ema_decay"]
         network = find_network(self.config.model.name)
@@ -124,7 +127,7 @@ class Job:
     def plan(self, trajectories: list[Trajectory]) -> Plan:
         """The method composed for these trajectories, with the average of the set if there is one."""
         config = self.config
-        inputs = MethodInputs(self.task, trajectories, config.ipc, config.seed, config.fill)
+        inputs = MethodInputs(self.task, trajectories, config.ipc, config.seed, config.fill, config.balanced)
         plan = self.method.plan(self.options, inputs)
         if not config.ema_decay:
             return plan
@@ -201,7 +204,7 @@ def prepare_experts(
     config = check_options(JobConfig, rename_keywords(options, JobConfig.model_fields))
     task = _make_task(data, config, device, resize)
     count = config.num_experts or DEFAULT_NUM_EXPERTS
-    return Experts.to_train(task, config.expert, count, config.seed, path=None if out is None else Path(out))
+    return Experts.to_train(task, _expert_config(config), count, config.seed, path=None if out is None else Path(out))
 
 
 def _make_task(data: DataSource, config: JobConfig, device: str, resize: int | None) -> Task:
@@ -225,14 +228,29 @@ def _ema_decay(config: JobConfig, method: Method) -> float:
     return method.ema_decay if config.ema_decay is None else config.ema_decay
 
 
+def _expert_config(config: JobConfig) -> ExpertConfig:
+    """How experts are to be trained: on balanced batches where the job asks for balanced batches in general."""
+    return config.expert.model_copy(update={"balanced": True}) if config.balanced else config.expert
+
+
 def _experts(config: JobConfig, method: Method, task: Task, store: str | Path | None) -> Experts | None:
     """The experts that the method needs: of the store that was named, else to be trained; None where it needs none."""
     kind = method.experts or "any"
     if store is not None:
-        return Experts.of_store(task, Path(store), config.num_experts, config.seed, kind)
+        experts = Experts.of_store(task, Path(store), config.num_experts, config.seed, kind)
+        if config.balanced and not experts.config.balanced:
+            raise UserError(
+                f"the experts of {store} were trained on batches that are not balanced; train others with 'limbeck "
+                "experts --balanced', or leave out --balanced."
+            )
+        return experts
+    if config.balanced and method.experts is None and not method.learns:
+        raise UserError(
+            f"{method.name} takes no batches of real images, which could be balanced; leave out --balanced."
+        )
     if method.experts is None:
         return None
     explicit = config.expert.model_fields_set
     defaults = {name: value for name, value in method.expert_defaults.items() if name not in explicit}
-    expert = config.expert.model_copy(update=defaults)
+    expert = _expert_config(config).model_copy(update=defaults)
     return Experts.to_train(task, expert, config.num_experts or DEFAULT_NUM_EXPERTS, config.seed, kind)

@@ -89,6 +89,7 @@ def make_network(options: IDCOptions, inputs: MethodInputs) -> OnlineNetwork:
     """Return networks that learn from real images, with a warm-up if the options ask for one."""
     task, augment, sgd = inputs.task, ComposedDSA(DSA(options.net_augment)), Sgd(options.lr_net, 0.9, 5e-4)
     schedule = Schedule(options.warm_up, sgd.lr, options.batch_net, sgd.momentum, sgd.weight_decay)
+    schedule = schedule._replace(balanced=inputs.balanced)
     warm_up = WarmUp(task.loss_with(augment), task.train, schedule) if options.warm_up else None
     batches = RealBatches(
         task.train,
@@ -98,6 +99,7 @@ def make_network(options: IDCOptions, inputs: MethodInputs) -> OnlineNetwork:
         seed=derive_seed(inputs.seed, "lessons"),
         augment=augment,
         cutmix=options.cutmix,
+        class_rows=inputs.class_rows(),
     )
     init = RandomInit(task.model, inputs.seed, task.device, warm_up)
     return OnlineNetwork(task.loss_with(None), init, options.inner, batches, sgd)

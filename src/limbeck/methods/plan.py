@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
+from limbeck.core.sampling import split_by_class
 from limbeck.core.types import Trajectory
 from limbeck.experts.store import ExpertConfig, Kind
 from limbeck.select.fill import FillName
@@ -26,6 +28,7 @@ class MethodInputs(NamedTuple):
     ipc: images per class of the synthetic set.
     seed: of everything random.
     fill: what to do about classes with fewer images than the set starts from.
+    balanced: whether batches of real images are to have as many of every class.
     """
 
     task: Task
@@ -33,6 +36,11 @@ class MethodInputs(NamedTuple):
     ipc: int
     seed: int
     fill: FillName = "none"
+    balanced: bool = False
+
+    def class_rows(self) -> tuple[Tensor, ...] | None:
+        """Return the training rows of every class where real batches are to be balanced; None where they are not."""
+        return split_by_class(self.task.train[1]) if self.balanced else None
 
 
 class DataFacts(NamedTuple):

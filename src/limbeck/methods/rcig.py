@@ -144,7 +144,8 @@ def plan(options: RCIGConfig, inputs: MethodInputs) -> Plan:
         device=task.device,
     )
     student = Solved(model, pool.at, options.ridge * count, adjoint, options.flip, options.grad_images)
-    objective = Fit(student, task.train, options.batch_real, partial(platt_loss, options.margin))
+    loss = partial(platt_loss, options.margin)
+    objective = Fit(student, task.train, options.batch_real, loss, inputs.class_rows())
     groups = [
         {"params": [synthetic.images], "lr": options.lr_img},
         {"params": [synthetic.labels], "lr": options.lr_y},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.rng import make_generator
+from limbeck.core.sampling import balanced_rows
 from limbeck.core.types import Batch, PureLoss
 from limbeck.data.augment import append_mirror_images
 from limbeck.derivatives.autograd import Loss
@@ -38,6 +39,7 @@ class Fit:
     real:       Training images in network input space, and their int64 classes.
     batch_size: Real images per outer step, drawn at random; None for all.
     loss:       Of the student's logits; None for cross-entropy.
+    class_rows: The rows of every class, where a batch is to have as many images of every class; None draws from all.
 
     Back-propagation through training and implicit gradients differ in the student alone:
 
@@ -60,12 +62,18 @@ class Fit:
     real: tuple[Tensor, Tensor]
     batch_size: int | None = None
     loss: OuterLoss | None = None
+    class_rows: Sequence[Tensor] | None = None
 
     def __call__(self, synthetic: SyntheticSet, step: int, seed: int) -> Tensor:
         """The loss at this outer step: a scalar, differentiable in the set's learned parameters."""
         images, labels = self.real
-        if self.batch_size is not None and self.batch_size < len(images):
-            rows = torch.randperm(len(images), generator=make_generator(seed, "real", step))[: self.batch_size]
+        generator = make_generator(seed, "real", step)
+        rows = None
+        if self.class_rows is not None:
+            rows = balanced_rows(self.class_rows, self.batch_size or len(images), generator)
+        elif self.batch_size is not None and self.batch_size < len(images):
+            rows = torch.randperm(len(images), generator=generator)[: self.batch_size]
+        if rows is not None:
             images, labels = images[rows.to(images.device)], labels[rows.to(labels.device)]
         logits = self.student(synthetic, step, seed)(images)
         return cross_entropy(logits, labels) if self.loss is None else self.loss(logits, labels, synthetic)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.core.rng import derive_seed, make_generator
+from limbeck.core.sampling import balanced_rows
 from limbeck.core.types import Batch
 from limbeck.data.cutmix import cutmix
 from limbeck.derivatives.autograd import Loss
@@ -78,6 +79,7 @@ class RealBatches:
     steps:   Batches per outer step; batch: images per batch.
     augment: Augments every image by itself; None augments nothing.
     cutmix:  The probability that a batch is mixed by CutMix.
+    class_rows: The rows of every class, where a batch is to have as many images of every class.
     """
 
     real: Pair
@@ -87,13 +89,17 @@ class RealBatches:
     seed: int
     augment: Augment | None = None
     cutmix: float = 0.5
+    class_rows: Sequence[Tensor] | None = None
 
     def __call__(self, synthetic: SyntheticSet, step: int) -> Iterable[Pair]:
         """Yield images and probabilities (batch, classes)."""
         images, labels = self.real
         for index in range(self.steps):
             generator = make_generator(self.seed, "lesson", step, index)
-            rows = torch.randperm(len(images), generator=generator)[: self.batch].to(images.device)
+            if self.class_rows is None:
+                rows = torch.randperm(len(images), generator=generator)[: self.batch].to(images.device)
+            else:
+                rows = balanced_rows(self.class_rows, self.batch, generator).to(images.device)
             batch = images[rows]
             if self.augment is not None:
                 batch = self.augment(batch, derive_seed(self.seed, "lesson", step, index))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.rng import derive_seed, make_generator
+from limbeck.core.sampling import balanced_rows, split_by_class
 from limbeck.core.sums import reproducible_dot, reproducible_sum
 from limbeck.core.types import Batch, PureLoss
 from limbeck.derivatives.autograd import Loss, as_loss
@@ -24,6 +25,7 @@ class Schedule(NamedTuple):
     cosine:    Whether the step size falls from lr to 0 along half a cosine, step by step.
     ema:       Decay of an average of the parameters over steps, which takes the place of the parameters; 0 for none.
                Its decay is at most (1 + t) / (10 + t) after t steps, as in TensorFlow's ExponentialMovingAverage.
+    balanced:  whether an epoch, of as many steps, has as many images of every class; see `balanced_rows`.
     """
 
     epochs: int
@@ -35,6 +37,7 @@ class Schedule(NamedTuple):
     optimiser: Literal["sgd", "adamw"] = "sgd"
     cosine: bool = False
     ema: float = 0.0
+    balanced: bool = False
 
 
 def make_schedule(
@@ -115,10 +118,16 @@ def train(
     optimiser = make_optimiser([theta], lr, schedule)
     average, steps = theta.detach().clone() if schedule.ema else theta.detach(), 0
     total = schedule.epochs * -(-len(images) // schedule.batch_size)
+    class_rows = split_by_class(labels) if schedule.balanced else None
     for epoch in range(schedule.epochs):
         if epoch == schedule.drop:
             optimiser = make_optimiser([theta], lr * 0.1, schedule)
-        order = torch.randperm(len(images), generator=make_generator(seed, "order", epoch)).to(images.device)
+        generator, count = make_generator(seed, "order", epoch), len(images)
+        if class_rows is None:
+            order = torch.randperm(count, generator=generator)
+        else:
+            order = balanced_rows(class_rows, count, generator)
+        order = order.to(images.device)
         for step, rows in enumerate(order.split(schedule.batch_size)):
             if check is not None:
                 check()
