@@ -52,7 +52,7 @@ def plan(options: ATTOptions, inputs: MethodInputs) -> Plan:
     """Match whole epochs of recorded experts by the state of the student that is nearest to the target."""
     synthetic = init_synthetic_set(options.init, inputs, options.lr_teacher)
     sampler = WholeEpochs(options.max_start_epoch, options.expert_epochs)
-    objective = make_objective(options, inputs, sampler, options.gradient, stop=Nearest())
+    objective = make_objective(options, inputs, synthetic, sampler, options.gradient, stop=Nearest())
     return Plan(objective, synthetic, make_optimisers(options, synthetic), options.iterations)
 
 

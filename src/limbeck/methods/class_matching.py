@@ -13,8 +13,8 @@ from limbeck.core.errors import UserError
 from limbeck.core.rng import derive_seed
 from limbeck.data import Preprocess
 from limbeck.experts.recorded import Recorded
-from limbeck.methods.coreset import select_real, take_real
-from limbeck.methods.initial import DreamInitName, draw_noise
+from limbeck.methods.coreset import select_real
+from limbeck.methods.initial import DreamInitName, draw_noise, make_real_mosaics
 from limbeck.methods.plan import MethodConfig, MethodInputs
 from limbeck.objectives.along_experts import AlongExperts, Anywhere
 from limbeck.objectives.classes import NetworkSource, RowSampler
@@ -26,7 +26,7 @@ from limbeck.select.policy import POLICIES, Dream
 from limbeck.select.scores import extract_features
 from limbeck.synthetic.loop import Hook
 from limbeck.synthetic.set import Decode, SyntheticSet
-from limbeck.synthetic.tiles import Mode, Partition, make_mosaic, pad_value
+from limbeck.synthetic.tiles import Mode, Partition, pad_value
 
 LR_NET = 0.01  # the papers' step size of networks, and the initial step size of a set of these methods
 
@@ -138,7 +138,7 @@ def init_synthetic_set(
         rows = torch.cat([repeat_rows(rows, count) for rows in query.rows])
     else:
         rows = select_real(options.init, inputs, count)
-    images = torch.cat([make_mosaic(images, factor) for images in take_real(rows, inputs).split(count)])
+    images = make_real_mosaics(rows, inputs, factor)
     labels = inputs.task.train[1][rows[:: factor**2]]
     return SyntheticSet.from_images(images, labels, LR_NET, ("images",), decode=decode)
 

@@ -105,7 +105,7 @@ def plan(options: DATMOptions, inputs: MethodInputs) -> Plan:
     synthetic = init_with_soft_labels(options, inputs)
     label_optimiser = torch.optim.SGD([synthetic.labels], options.lr_y, momentum=options.momentum_y)
     optimisers = [*make_optimisers(options, synthetic), label_optimiser]
-    objective = make_objective(options, inputs, sampler, options.gradient)
+    objective = make_objective(options, inputs, synthetic, sampler, options.gradient)
     return Plan(objective, synthetic, optimisers, options.iterations, accept=lambda loss: loss <= options.threshold)
 
 

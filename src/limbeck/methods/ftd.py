@@ -42,7 +42,7 @@ def plan(options: FTDOptions, inputs: MethodInputs) -> Plan:
     """Match whole epochs of flat experts."""
     synthetic = init_synthetic_set(options.init, inputs, options.lr_teacher)
     sampler = WholeEpochs(options.max_start_epoch, options.expert_epochs)
-    objective = make_objective(options, inputs, sampler, options.gradient)
+    objective = make_objective(options, inputs, synthetic, sampler, options.gradient)
     optimisers = make_optimisers(options, synthetic)
     return Plan(objective, synthetic, optimisers, options.iterations)
 

@@ -64,7 +64,7 @@ def plan(options: HoPTMOptions, inputs: MethodInputs) -> Plan:
     sampler = WholeEpochs(options.max_start_epoch, options.expert_epochs)
     distance = PositionAndShape(options.share, options.share_steps, options.shape)
     objective = make_objective(
-        options, inputs, sampler, options.gradient, stop=halfway_and_last, path_distance=distance
+        options, inputs, synthetic, sampler, options.gradient, stop=halfway_and_last, path_distance=distance
     )
     return Plan(objective, synthetic, make_optimisers(options, synthetic), options.iterations)
 

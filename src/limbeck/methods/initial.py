@@ -12,10 +12,11 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from limbeck.core.rng import make_generator
-from limbeck.methods.coreset import CoresetName, is_own_selector
+from limbeck.methods.coreset import CoresetName, is_own_selector, take_real
 from limbeck.methods.plan import MethodConfig, MethodInputs
 from limbeck.select import find_selector
 from limbeck.select.coresets import Selector
+from limbeck.synthetic.tiles import make_mosaic
 
 RealName = Literal[CoresetName, "noise"]
 DreamRealName = Literal[CoresetName, "noise", "dream"]
@@ -54,3 +55,12 @@ def draw_noise(inputs: MethodInputs, canvas: int = 1) -> tuple[Tensor, Tensor]:
     generator = make_generator(inputs.seed, "noise")
     images = torch.randn(len(labels), channels, canvas * height, canvas * width, generator=generator)
     return images.to(task.train[0]), labels
+
+
+def make_real_mosaics(rows: Tensor, inputs: MethodInputs, factor: int) -> Tensor:
+    """Return mosaics of real images, class by class: each of factor x factor of them, shrunk to tiles.
+
+    rows: of the training images, `ipc` factor^2 of every class, sorted by class.
+    """
+    classes = take_real(rows, inputs).split(inputs.ipc * factor**2)
+    return torch.cat([make_mosaic(images, factor) for images in classes])

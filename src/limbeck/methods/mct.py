@@ -9,12 +9,11 @@ from pydantic import Field
 from limbeck.core.errors import UserError
 from limbeck.core.types import Sampler
 from limbeck.experts.segments import Continuous, WholeEpochs
-from limbeck.methods.initial import InitName
 from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
 from limbeck.methods.trajectory_matching import (
+    StartConfig,
     StartNoise,
     TeacherLabels,
-    TrajectoryConfig,
     WithTeacherLabels,
     default_expert_epochs,
     default_max_start_epoch,
@@ -26,7 +25,7 @@ from limbeck.synthetic.hooks import StepDecay
 from limbeck.synthetic.loop import Hook
 
 
-class MCTConfig(TrajectoryConfig):
+class MCTConfig(StartConfig):
     """Options of MCT. N, M and U are the papers' symbols; M and U are in epochs of the expert."""
 
     iterations: int = Field(default=300, ge=1)
@@ -51,18 +50,10 @@ class MCTConfig(TrajectoryConfig):
     """Halve the step size of the images after every so many outer steps (the authors' --lr_decay: 2000)."""
     lr_teacher: float = Field(default=0.02, gt=0)
     """The student's step size at the start."""
-    init: InitName = "random"
-    """Images to start from: a coreset of real ones, or noise."""
-    canvas: int = Field(default=1, ge=1)
-    """Images are canvases of so many image sides, cropped at random (MTT's textures)."""
     teacher_labels: bool = False
     """Train the student on the expert's probabilities at epoch U, computed anew at every outer step."""
     noise_start: float = Field(default=0.0, ge=0)
     """Epsilon: the student starts at theta + epsilon |theta| N(0, 1), per tensor."""
-
-    def initial_images(self, ipc: int) -> int:
-        """Return one real image per tile of a canvas."""
-        return ipc * self.canvas**2
 
 
 class MCTOptions(MCTConfig):
@@ -92,15 +83,14 @@ def make_sampler(options: MCTOptions) -> Sampler:
 def plan(options: MCTOptions, inputs: MethodInputs) -> Plan:
     """Match convexified experts from continuous start epochs by the exact gradient."""
     task, t = inputs.task, options.max_start_epoch
-    if options.teacher_labels and options.canvas > 1:
-        raise UserError(
-            "--teacher-labels and --canvas do not go together, since a label is of an image: leave out one."
-        )
-    synthetic = init_synthetic_set(options.init, inputs, options.lr_teacher, options.canvas)
+    if options.teacher_labels and max(options.canvas, options.factor) > 1:
+        name = "--canvas" if options.canvas > 1 else "--factor"
+        raise UserError(f"--teacher-labels and {name} do not go together, since a label is of an image: leave out one.")
+    synthetic = init_synthetic_set(options.init, inputs, options.lr_teacher, options.canvas, factor=options.factor)
     optimisers = make_optimisers(options, synthetic)
     labels = TeacherLabels(task.logits, t) if options.teacher_labels else None
     noise = StartNoise(task.model.layout, options.noise_start) if options.noise_start else None
-    objective = make_objective(options, inputs, make_sampler(options), options.gradient, labels, noise)
+    objective = make_objective(options, inputs, synthetic, make_sampler(options), options.gradient, labels, noise)
     hooks: list[Hook] = [StepDecay(optimisers[0], options.lr_img_every, 0.5)] if options.lr_img_every else []
     as_evaluated = WithTeacherLabels(inputs, t) if options.teacher_labels else None
     return Plan(objective, synthetic, optimisers, options.iterations, hooks=hooks, as_evaluated=as_evaluated)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
-
 from limbeck.experts.segments import WholeEpochs
-from limbeck.methods.initial import InitName
 from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
 from limbeck.methods.trajectory_matching import (
     RecordedConfig,
     RecordedOptions,
+    StartConfig,
     init_synthetic_set,
     make_objective,
     make_optimisers,
@@ -19,19 +17,11 @@ from limbeck.methods.trajectory_matching import (
 )
 
 
-class MTTConfig(RecordedConfig):
+class MTTConfig(RecordedConfig, StartConfig):
     """Options of MTT."""
 
     gradient: Literal["exact", "backprop"] = "exact"
     """The same gradient in two ways: exact keeps the graph of one step at a time, backprop of all (as the authors)."""
-    init: InitName = "random"
-    """Images to start from: a coreset of real ones, or noise."""
-    canvas: int = Field(default=1, ge=1)
-    """Images are canvases of so many image sides, cropped at random (the authors' textures)."""
-
-    def initial_images(self, ipc: int) -> int:
-        """Return one real image per tile of a canvas."""
-        return ipc * self.canvas**2
 
 
 class MTTOptions(RecordedOptions, MTTConfig):
@@ -45,9 +35,9 @@ def resolve(config: MTTConfig, facts: DataFacts) -> MTTOptions:
 
 def plan(options: MTTOptions, inputs: MethodInputs) -> Plan:
     """Match whole epochs of recorded experts by the exact gradient, with hard labels."""
-    synthetic = init_synthetic_set(options.init, inputs, options.lr_teacher, options.canvas)
+    synthetic = init_synthetic_set(options.init, inputs, options.lr_teacher, options.canvas, factor=options.factor)
     sampler = WholeEpochs(options.max_start_epoch, options.expert_epochs)
-    objective = make_objective(options, inputs, sampler, options.gradient)
+    objective = make_objective(options, inputs, synthetic, sampler, options.gradient)
     return Plan(objective, synthetic, make_optimisers(options, synthetic), options.iterations)
 
 

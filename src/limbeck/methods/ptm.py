@@ -110,7 +110,7 @@ def plan(options: PTMOptions, inputs: MethodInputs) -> Plan:
     window = ProgressiveWindow(
         synthetic, optimisers, bounds, options.expert_epochs, options.patience, options.divergence
     )
-    objective = FiniteOr(make_objective(options, inputs, window.sample), fallback=2 * options.divergence)
+    objective = FiniteOr(make_objective(options, inputs, synthetic, window.sample), fallback=2 * options.divergence)
     hooks: list[Hook] = [window]
     if options.overlap < 1:
         hooks.append(make_overlap_repair(options, inputs, synthetic, optimisers[0]))

@@ -47,7 +47,7 @@ def plan(options: TESLAOptions, inputs: MethodInputs) -> Plan:
     if options.teacher_labels:
         labels = TeacherLabels(inputs.task.logits)
         as_evaluated = WithTeacherLabels(inputs, options.max_start_epoch - 1 + options.expert_epochs)
-    objective = make_objective(options, inputs, sampler, options.gradient, labels)
+    objective = make_objective(options, inputs, synthetic, sampler, options.gradient, labels)
     optimisers = make_optimisers(options, synthetic)
     return Plan(objective, synthetic, optimisers, options.iterations, as_evaluated=as_evaluated)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from limbeck.core.errors import UserError
 from limbeck.core.types import Sampler, Segment
 from limbeck.methods.coreset import select_real, take_real
-from limbeck.methods.initial import draw_noise
+from limbeck.methods.initial import InitName, draw_noise, make_real_mosaics
 from limbeck.methods.plan import DataFacts, MethodConfig, MethodInputs
 from limbeck.networks.flat import Layout
 from limbeck.objectives.combine import average_draws
@@ -22,6 +22,7 @@ from limbeck.objectives.path import PathDistance, Stop
 from limbeck.objectives.trajectory import Labeller, MatchTrajectory
 from limbeck.synthetic.loop import Objective
 from limbeck.synthetic.set import LOG_LR_RANGE, SyntheticSet
+from limbeck.synthetic.tiles import Partition, pad_value, tile_sides
 from limbeck.training.plain import Network, predict_logits
 from limbeck.training.unroll import Adjoint, Backprop, Replay
 
@@ -52,9 +53,24 @@ class TrajectoryConfig(MethodConfig):
     lr_lr: float = Field(default=1e-5, ge=0)
     """Step size of the student's step size, in the papers' unit (of the step size itself); 0 keeps it constant."""
     batch_syn: int | None = Field(default=None, ge=1)
-    """Synthetic images per student step; the default is all."""
+    """Synthetic images per student step; the default is all, or with tiles as many as there are stored images."""
     grad_accum: int = Field(default=1, ge=1)
     """Segments whose gradients are averaged in an outer step."""
+
+
+class StartConfig(TrajectoryConfig):
+    """Options of the methods whose initial images may be canvases or mosaics."""
+
+    init: InitName = "random"
+    """Images to start from: a coreset of real ones, or noise."""
+    canvas: int = Field(default=1, ge=1)
+    """Images are canvases of so many image sides, cropped at random (MTT's textures)."""
+    factor: int = Field(default=1, ge=1, exclude_if=lambda value: value == 1)
+    """f: every image holds f x f tiles, each a training image when enlarged (IDC's multi-formation); 1 for none."""
+
+    def initial_images(self, ipc: int) -> int:
+        """Return one real image per image of a canvas or tile of a mosaic."""
+        return ipc * self.canvas**2 * self.factor**2
 
 
 class RecordedConfig(TrajectoryConfig):
@@ -103,14 +119,18 @@ def init_synthetic_set(
     lr: float,
     canvas: int = 1,
     learned: tuple[str, ...] = ("images", "log_lr"),
+    factor: int = 1,
 ) -> SyntheticSet:
     """Return a set with its classes: real images that the coreset `init` chooses, or noise.
 
     lr: the student's step size.
     canvas: an image is a mosaic of canvas x canvas real images, or noise of that size.
     learned: names of the parameters that the method optimises.
-    Raises UserError for canvases of whitened images: whitening is fitted to images of one size.
+    factor: an image is a mosaic of factor x factor tiles (IDC's multi-formation).
+    Raises UserError for canvases and tiles of whitened images: whitening is fitted to images of one size.
     """
+    if factor > 1:
+        return init_tiled_set(init, inputs, lr, factor, learned, canvas)
     if canvas > 1 and inputs.task.preprocess.kind == "zca":
         raise UserError(
             "--canvas needs --preprocess normalise: whitening is of whole images, a crop of a canvas is none."
@@ -120,6 +140,21 @@ def init_synthetic_set(
     rows = select_real(init, inputs, inputs.ipc * canvas**2)
     labels = inputs.task.train[1][rows[:: canvas**2]]
     return SyntheticSet.from_images(make_canvases(take_real(rows, inputs), canvas), labels, lr, learned)
+
+
+def init_tiled_set(
+    init: str, inputs: MethodInputs, lr: float, factor: int, learned: tuple[str, ...], canvas: int = 1
+) -> SyntheticSet:
+    """Return `init_synthetic_set` for mosaics of factor x factor tiles; UserError where these are canvases too."""
+    if canvas > 1:
+        raise UserError("--canvas and --factor both say what an image holds: leave out one.")
+    tile_sides(inputs.task.data.size, factor)  # refuses images that are too small
+    tiles = Partition(factor, pad=pad_value(inputs.task.preprocess))
+    if init == "noise":
+        return SyntheticSet.from_images(*draw_noise(inputs), lr, learned, decode=tiles)
+    rows = select_real(init, inputs, inputs.ipc * factor**2)
+    images, labels = make_real_mosaics(rows, inputs, factor), inputs.task.train[1][rows[:: factor**2]]
+    return SyntheticSet.from_images(images, labels, lr, learned, decode=tiles)
 
 
 def make_canvases(images: Tensor, canvas: int) -> Tensor:
@@ -170,6 +205,7 @@ def make_optimisers(options: TrajectoryConfig, synthetic: SyntheticSet) -> list[
 def make_objective(
     options: TrajectoryConfig,
     inputs: MethodInputs,
+    synthetic: SyntheticSet,
     sampler: Sampler,
     gradient: str = "exact",
     labels: Labeller | None = None,
@@ -183,7 +219,7 @@ def make_objective(
         sampler=sampler,
         loss=inputs.task.loss,
         steps=options.syn_steps,
-        batch_size=options.batch_syn,
+        batch_size=student_batch(options, synthetic),
         adjoint=GRADIENTS[gradient],
         labels=labels,
         perturb=perturb,
@@ -191,6 +227,17 @@ def make_objective(
         path_distance=path_distance,
     )
     return average_draws(objective, options.grad_accum)
+
+
+def student_batch(options: TrajectoryConfig, synthetic: SyntheticSet) -> int | None:
+    """Return how many training images a student step takes; None for all.
+
+    A set of tiles has factor^2 times as many of them as it stores. By default a step takes as many as are stored, and
+    thus costs no more than without tiles.
+    """
+    if options.batch_syn is None and synthetic.decode is not None:
+        return len(synthetic.images)
+    return options.batch_syn
 
 
 @dataclass(frozen=True)
