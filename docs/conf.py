@@ -20,6 +20,10 @@ from sphinx.util.logging import getLogger
 import limbeck
 from limbeck.cli.commands import COMMANDS, find_command
 
+# before autodoc, which changes the annotations of the classes that it shows: pydantic could not derive from them then
+for command in COMMANDS:
+    find_command(command)
+
 logger = getLogger(__name__)
 project = "limbeck"
 copyright = "the limbeck authors"
