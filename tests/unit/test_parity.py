@@ -15,8 +15,7 @@ from limbeck.core.types import Batch
 from limbeck.experts import Expert, ExpertConfig
 from limbeck.experts.segments import GrowingEpochs
 from limbeck.methods import METHODS, DataFacts, MethodInputs, Plan
-from limbeck.methods.datm import init_label_logits
-from limbeck.methods.trajectory_matching import WithTeacherLabels
+from limbeck.methods.trajectory_matching import WithTeacherLabels, init_label_logits
 from limbeck.select import select_per_class
 from limbeck.select.coresets import select_correct
 from limbeck.synthetic.loop import outer_loop

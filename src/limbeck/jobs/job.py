@@ -67,7 +67,7 @@ class Job:
     def resolved(self) -> dict[str, Any]:
         """All that determines the result, JSON-able: options, data, experts, and the user's own code."""
         config = self.config.model_dump(mode="json")
-        resolved = {"method": self.method.name, **self.options.model_dump(mode="json"), **config}
+        resolved = {"method": self.method.name, **self.options.recorded(), **config}
         resolved |= {"data": self.task.data.fingerprint, "experts": None}
         if self.experts is None:
             resolved = {name: value for name, value in resolved.items() if name not in ("expert", "num_experts")}

@@ -12,7 +12,7 @@ from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
 from limbeck.methods.trajectory_matching import (
     RecordedConfig,
     RecordedOptions,
-    init_synthetic_set,
+    init_learned_set,
     make_objective,
     make_optimisers,
     resolve_lengths,
@@ -50,7 +50,7 @@ def resolve(config: ATTConfig, facts: DataFacts) -> ATTOptions:
 
 def plan(options: ATTOptions, inputs: MethodInputs) -> Plan:
     """Match whole epochs of recorded experts by the state of the student that is nearest to the target."""
-    synthetic = init_synthetic_set(options.init, inputs, options.lr_teacher)
+    synthetic = init_learned_set(options, options.init, inputs)
     sampler = WholeEpochs(options.max_start_epoch, options.expert_epochs)
     objective = make_objective(options, inputs, synthetic, sampler, options.gradient, stop=Nearest())
     return Plan(objective, synthetic, make_optimisers(options, synthetic), options.iterations)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.experts.segments import GrowingEpochs
@@ -16,13 +14,11 @@ from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
 from limbeck.methods.trajectory_matching import (
     RecordedConfig,
     RecordedOptions,
-    init_synthetic_set,
+    init_learned_set,
     make_objective,
     make_optimisers,
     resolve_lengths,
 )
-from limbeck.synthetic.set import SyntheticSet
-from limbeck.training.plain import predict_logits
 
 
 class DATMConfig(RecordedConfig):
@@ -36,10 +32,8 @@ class DATMConfig(RecordedConfig):
     """T, outer steps until the bound is U (expansion_end_epoch); the default is a fifth of all."""
     threshold: float = Field(default=1.1, gt=0)
     """A step with a loss above it is skipped (the authors: 1.1 at one image per class of CIFAR-10, else 1)."""
-    lr_y: float = Field(default=5.0, gt=0)
-    """Step size of the label logits."""
-    momentum_y: float = Field(default=0.9, ge=0, lt=1)
-    """Momentum of SGD on the label logits."""
+    learn_labels: bool = True
+    """Learn label probabilities too, from what the experts say about the images that the set starts from."""
     gradient: Literal["exact", "backprop", "tesla-corrected"] = "exact"
     """exact and backprop are the same; tesla-corrected is that of the authors' second script."""
     init: InitName = "correct"
@@ -66,33 +60,6 @@ def resolve(config: DATMConfig, facts: DataFacts) -> DATMOptions:
     return DATMOptions(**config.model_dump() | lengths | growth)
 
 
-def init_label_logits(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return initial label logits (n, classes): the mean of `logits` (experts, n, classes) over the correct experts.
-
-    Where no expert is correct: the mean over all, with its largest logit and that of the true class exchanged, so that
-    the label is correct and as confident as the experts are.
-    """
-    is_correct = (logits.argmax(2) == labels).unsqueeze(2).to(logits.dtype)
-    count = is_correct.sum(0)
-    mean = torch.where(count > 0, (logits * is_correct).sum(0) / count.clamp_min(1), logits.mean(0))
-    rows, top = torch.arange(len(labels), device=labels.device), mean.argmax(1)
-    largest, true = mean[rows, top].clone(), mean[rows, labels].clone()
-    mean[rows, top] = true
-    mean[rows, labels] = largest
-    return mean
-
-
-def init_with_soft_labels(options: DATMOptions, inputs: MethodInputs) -> SyntheticSet:
-    """Return the initial images, real or noise, with label logits by the experts; all and the step size are learned."""
-    hard = init_synthetic_set(options.init, inputs, options.lr_teacher)
-    images, labels = hard.images.detach(), hard.labels
-    thetas = [path.at(path.end).to(images.device) for path in inputs.trajectories]
-    logits = torch.stack([predict_logits(inputs.task.logits, theta, images) for theta in thetas])
-    return SyntheticSet.from_images(
-        images, init_label_logits(logits, labels), options.lr_teacher, ("images", "labels", "log_lr")
-    )
-
-
 def plan(options: DATMOptions, inputs: MethodInputs) -> Plan:
     """Match recorded experts from a start range that grows, learn labels, skip steps with too high a loss."""
     sampler = GrowingEpochs(
@@ -102,9 +69,8 @@ def plan(options: DATMOptions, inputs: MethodInputs) -> Plan:
         span=options.expert_epochs,
         min_start=options.min_start_epoch,
     )
-    synthetic = init_with_soft_labels(options, inputs)
-    label_optimiser = torch.optim.SGD([synthetic.labels], options.lr_y, momentum=options.momentum_y)
-    optimisers = [*make_optimisers(options, synthetic), label_optimiser]
+    synthetic = init_learned_set(options, options.init, inputs)
+    optimisers = make_optimisers(options, synthetic)
     objective = make_objective(options, inputs, synthetic, sampler, options.gradient)
     return Plan(objective, synthetic, optimisers, options.iterations, accept=lambda loss: loss <= options.threshold)
 

@@ -10,7 +10,7 @@ from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
 from limbeck.methods.trajectory_matching import (
     RecordedConfig,
     RecordedOptions,
-    init_synthetic_set,
+    init_learned_set,
     make_objective,
     make_optimisers,
     resolve_lengths,
@@ -40,7 +40,7 @@ def resolve(config: FTDConfig, facts: DataFacts) -> FTDOptions:
 
 def plan(options: FTDOptions, inputs: MethodInputs) -> Plan:
     """Match whole epochs of flat experts."""
-    synthetic = init_synthetic_set(options.init, inputs, options.lr_teacher)
+    synthetic = init_learned_set(options, options.init, inputs)
     sampler = WholeEpochs(options.max_start_epoch, options.expert_epochs)
     objective = make_objective(options, inputs, synthetic, sampler, options.gradient)
     optimisers = make_optimisers(options, synthetic)

@@ -13,7 +13,7 @@ from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
 from limbeck.methods.trajectory_matching import (
     RecordedConfig,
     RecordedOptions,
-    init_synthetic_set,
+    init_learned_set,
     make_objective,
     make_optimisers,
     resolve_lengths,
@@ -60,7 +60,7 @@ def plan(options: HoPTMOptions, inputs: MethodInputs) -> Plan:
     """Match position and shape from whole epochs of convexified experts of some waypoints, with hard labels."""
     if options.syn_steps < 2:
         raise UserError("--method hop-tm compares the student halfway, which takes 2 steps; raise --syn-steps.")
-    synthetic = init_synthetic_set(options.init, inputs, options.lr_teacher)
+    synthetic = init_learned_set(options, options.init, inputs)
     sampler = WholeEpochs(options.max_start_epoch, options.expert_epochs)
     distance = PositionAndShape(options.share, options.share_steps, options.shape)
     objective = make_objective(

@@ -17,7 +17,7 @@ from limbeck.methods.trajectory_matching import (
     WithTeacherLabels,
     default_expert_epochs,
     default_max_start_epoch,
-    init_synthetic_set,
+    init_learned_set,
     make_objective,
     make_optimisers,
 )
@@ -86,7 +86,7 @@ def plan(options: MCTOptions, inputs: MethodInputs) -> Plan:
     if options.teacher_labels and max(options.canvas, options.factor) > 1:
         name = "--canvas" if options.canvas > 1 else "--factor"
         raise UserError(f"--teacher-labels and {name} do not go together, since a label is of an image: leave out one.")
-    synthetic = init_synthetic_set(options.init, inputs, options.lr_teacher, options.canvas, factor=options.factor)
+    synthetic = init_learned_set(options, options.init, inputs, options.canvas, options.factor)
     optimisers = make_optimisers(options, synthetic)
     labels = TeacherLabels(task.logits, t) if options.teacher_labels else None
     noise = StartNoise(task.model.layout, options.noise_start) if options.noise_start else None

@@ -10,7 +10,7 @@ from limbeck.methods.trajectory_matching import (
     RecordedConfig,
     RecordedOptions,
     StartConfig,
-    init_synthetic_set,
+    init_learned_set,
     make_objective,
     make_optimisers,
     resolve_lengths,
@@ -35,7 +35,7 @@ def resolve(config: MTTConfig, facts: DataFacts) -> MTTOptions:
 
 def plan(options: MTTOptions, inputs: MethodInputs) -> Plan:
     """Match whole epochs of recorded experts by the exact gradient, with hard labels."""
-    synthetic = init_synthetic_set(options.init, inputs, options.lr_teacher, options.canvas, factor=options.factor)
+    synthetic = init_learned_set(options, options.init, inputs, options.canvas, options.factor)
     sampler = WholeEpochs(options.max_start_epoch, options.expert_epochs)
     objective = make_objective(options, inputs, synthetic, sampler, options.gradient)
     return Plan(objective, synthetic, make_optimisers(options, synthetic), options.iterations)

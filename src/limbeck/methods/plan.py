@@ -110,6 +110,13 @@ class MethodConfig(BaseModel):
         """Return how many real images of a class an outer step takes at most; 0 where it takes none."""
         return 0
 
+    def recorded(self) -> dict[str, Any]:
+        """Return the options as the record and the key of a run hold them, JSON-able.
+
+        An option that was added later is left out at its default, so that earlier runs are recognised.
+        """
+        return self.model_dump(mode="json")
+
 
 @dataclass(frozen=True)
 class Method:
@@ -152,6 +159,11 @@ class Method:
     def depends_on_threads(self, options: Any) -> bool:
         """Return whether the bits of a run with these options depend on the number of threads.
 
-        With --gradient backprop they do for every method: the gradient is then that of autograd's graph.
+        With --gradient backprop they do for every method: the gradient is then that of autograd's graph. With
+        --learn-labels they do by the backward pass of torch's softmax.
         """
-        return self.threads_matter or getattr(options, "gradient", None) == "backprop"
+        return (
+            self.threads_matter
+            or getattr(options, "gradient", None) == "backprop"
+            or getattr(options, "learn_labels", False)
+        )

@@ -22,7 +22,7 @@ from limbeck.methods.ptm_progress import ProgressiveWindow
 from limbeck.methods.trajectory_matching import (
     RecordedConfig,
     RecordedOptions,
-    init_synthetic_set,
+    init_learned_set,
     make_objective,
     make_optimisers,
     resolve_lengths,
@@ -104,7 +104,7 @@ def window_bounds(last: int, stages: int) -> tuple[int, ...]:
 
 def plan(options: PTMOptions, inputs: MethodInputs) -> Plan:
     """Match recorded experts from windows that widen, refuse diverging steps, replace overlapping images."""
-    synthetic = init_synthetic_set(options.init, inputs, options.lr_teacher)
+    synthetic = init_learned_set(options, options.init, inputs)
     optimisers = make_optimisers(options, synthetic)
     bounds = window_bounds(options.max_start_epoch, options.stages)
     window = ProgressiveWindow(

@@ -12,7 +12,7 @@ from limbeck.methods.trajectory_matching import (
     RecordedOptions,
     TeacherLabels,
     WithTeacherLabels,
-    init_synthetic_set,
+    init_learned_set,
     make_objective,
     make_optimisers,
     resolve_lengths,
@@ -41,7 +41,7 @@ def resolve(config: TESLAConfig, facts: DataFacts) -> TESLAOptions:
 
 def plan(options: TESLAOptions, inputs: MethodInputs) -> Plan:
     """Match whole epochs of recorded experts by the approximate gradient, with hard labels or the teacher's."""
-    synthetic = init_synthetic_set(options.init, inputs, options.lr_teacher)
+    synthetic = init_learned_set(options, options.init, inputs)
     sampler = WholeEpochs(options.max_start_epoch, options.expert_epochs)
     labels, as_evaluated = None, None
     if options.teacher_labels:

@@ -56,6 +56,21 @@ class TrajectoryConfig(MethodConfig):
     """Synthetic images per student step; the default is all, or with tiles as many as there are stored images."""
     grad_accum: int = Field(default=1, ge=1)
     """Segments whose gradients are averaged in an outer step."""
+    learn_labels: bool = False
+    """Learn label probabilities too, from what the experts say about the images that the set starts from (as DATM)."""
+    lr_y: float = Field(default=5.0, gt=0)
+    """Step size of the logits of learned labels."""
+    momentum_y: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum of SGD on the logits of learned labels."""
+
+    def recorded(self) -> dict[str, Any]:
+        """Leave out what says nothing: --learn-labels at its default, and how labels are learned where they are not."""
+        values = super().recorded()
+        if self.learn_labels == type(self).model_fields["learn_labels"].default:
+            del values["learn_labels"]
+        if not self.learn_labels:
+            del values["lr_y"], values["momentum_y"]
+        return values
 
 
 class StartConfig(TrajectoryConfig):
@@ -157,6 +172,45 @@ def init_tiled_set(
     return SyntheticSet.from_images(images, labels, lr, learned, decode=tiles)
 
 
+def init_label_logits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return initial label logits (n, classes): the mean of `logits` (experts, n, classes) over the correct experts.
+
+    Where no expert is correct: the mean over all, with its largest logit and that of the true class exchanged, so that
+    the label is correct and as confident as the experts are (DATM, Guo et al. 2024).
+    """
+    is_correct = (logits.argmax(2) == labels).unsqueeze(2).to(logits.dtype)
+    count = is_correct.sum(0)
+    mean = torch.where(count > 0, (logits * is_correct).sum(0) / count.clamp_min(1), logits.mean(0))
+    rows, top = torch.arange(len(labels), device=labels.device), mean.argmax(1)
+    largest, true = mean[rows, top].clone(), mean[rows, labels].clone()
+    mean[rows, top] = true
+    mean[rows, labels] = largest
+    return mean
+
+
+def init_learned_set(
+    options: TrajectoryConfig, init: str, inputs: MethodInputs, canvas: int = 1, factor: int = 1
+) -> SyntheticSet:
+    """Return the set as `init_synthetic_set` does, with labels to learn where the options say so.
+
+    A stored image that holds several training images starts at the mean of their logits.
+    Raises UserError for labels that are to be learned and are those of a teacher, or of a canvas.
+    """
+    hard = init_synthetic_set(init, inputs, options.lr_teacher, canvas, factor=factor)
+    if not options.learn_labels:
+        return hard
+    if canvas > 1 or getattr(options, "teacher_labels", False):
+        other = "--canvas" if canvas > 1 else "--teacher-labels"
+        raise UserError(f"--learn-labels and {other} do not go together; leave out one.")
+    owner = torch.arange(len(hard.labels)).to(hard.labels)  # of a training image: the stored image it is cut from
+    images, owners = replace(hard.snapshot(), labels=owner).decoded_pair()
+    thetas = [path.at(path.end).to(images.device) for path in inputs.trajectories]
+    logits = torch.stack([predict_logits(inputs.task.logits, theta, images) for theta in thetas])
+    means = torch.stack([logits[:, owners == row].mean(1) for row in range(len(owner))], 1)
+    labels, learned = init_label_logits(means, hard.labels), ("images", "labels", "log_lr")
+    return SyntheticSet.from_images(hard.images, labels, options.lr_teacher, learned, decode=hard.decode)
+
+
 def make_canvases(images: Tensor, canvas: int) -> Tensor:
     """Put images (canvas^2 n, c, h, w) into mosaics (n, c, canvas h, canvas w), row by row."""
     channels, height, width = images.shape[1:]
@@ -189,7 +243,7 @@ class StepSizeSGD(torch.optim.SGD):
 
 
 def make_optimisers(options: TrajectoryConfig, synthetic: SyntheticSet) -> list[torch.optim.Optimizer]:
-    """Return the optimisers of the images and of the step size's logarithm, in this order.
+    """Return the optimisers of the images, of the step size's logarithm and of learned labels, in this order.
 
     Since d lr = lr d log_lr, a step of --lr-lr on the step size is one of lr_lr / lr^2 on its logarithm.
     """
@@ -199,7 +253,9 @@ def make_optimisers(options: TrajectoryConfig, synthetic: SyntheticSet) -> list[
     else:
         images = torch.optim.SGD([synthetic.images], options.lr_img, momentum=options.momentum)
     step_size = StepSizeSGD([synthetic.log_lr], options.lr_lr / options.lr_teacher**2, momentum=options.momentum)
-    return [images, step_size]
+    if not options.learn_labels:
+        return [images, step_size]
+    return [images, step_size, torch.optim.SGD([synthetic.labels], options.lr_y, momentum=options.momentum_y)]
 
 
 def make_objective(
