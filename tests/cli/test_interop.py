@@ -46,8 +46,8 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summary = command(capsys, "import-set", tmp_path / "s", "digits", "--out", file, "--lr", 0.02)
     assert summary["step_size"] == 0.02
     assert load(file).lr == 0.02
-    out = command(capsys, "export", file, "--out", tmp_path / "t", "--style", "datm")
-    assert out["files"] == 3
+    out = command(capsys, "export", file, "--out", tmp_path / "t", "--to", "datm")
+    assert out["files"] == 5
     assert describe(str(tmp_path / "t/images_best.pt"))["shape"] == [10, 1, 8, 8]
 
 

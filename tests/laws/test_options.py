@@ -21,8 +21,9 @@ READ_BY_ALL = {*Options.model_fields, *Threads.model_fields}
 COMPUTES = {"distill", "estimate", "experts", "convexify", "evaluate", "compare", "inspect"} | {
     "import-experts",
     "import-set",
+    "export",
 }
-MAY_TAKE_LONG = {"distill", "experts", "evaluate", "compare", "study"}
+MAY_TAKE_LONG = {"distill", "experts", "evaluate", "compare", "export", "study"}
 
 
 def names_read(function: Callable[..., Any]) -> set[str]:

@@ -63,7 +63,7 @@ def test_recorded_experts_go_out_and_come_back(
         assert recorded is not None
         assert torch.equal(recorded.tensor(), points)
     refuse("no convexified trajectory", lambda: export_experts(store, tmp_path / "x", "mct"))
-    refuse("style", lambda: export_experts(store, tmp_path / "x", "pickle"))
+    refuse("exported as", lambda: export_experts(store, tmp_path / "x", "pickle"))
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -95,7 +95,13 @@ def test_sets_go_out_and_come_back(tmp_path: Path, digits: ImageData, soft: bool
     save_set(tmp_path / "a", (torch.eye(10) * 0.91 + 0.009) if soft else torch.arange(10))
     distilled = import_set(tmp_path / "a", digits, lr=0.02)
     files = export_set(distilled, tmp_path / "b", style)
-    assert [file.name for file in files] == ["images_best.pt", "labels_best.pt", "lr_best.pt"]
+    assert [file.name for file in files] == [
+        "images_best.pt",
+        "labels_best.pt",
+        "lr_best.pt",
+        "preprocess.npz",
+        "README.md",
+    ]
     if style == "datm":
         labels = torch.load(files[1])
         assert labels.shape == (10, 10)
@@ -151,7 +157,7 @@ def test_the_folder_for_dd_ranking(tmp_path: Path, digits: ImageData, soft: bool
     assert (facts["ipc"], facts["im_size"], facts["model_name"]) == (1, [8, 8], f"ConvNet-{NETWORK.depth}")
     assert (facts["num_epochs"], facts["step_size"]) == (1000, 500)
     assert facts["random_data_format"] == "tensor"
-    refuse("style", lambda: export_set(distilled, tmp_path / "c", "other"))
+    refuse("exported as", lambda: export_set(distilled, tmp_path / "c", "other"))
 
 
 @pytest.mark.parametrize(("name", "theirs"), [("cifar-10", "CIFAR10"), ("tiny-imagenet", "TinyImageNet")])
@@ -175,3 +181,4 @@ def test_dd_ranking_gets_images_normalised_as_its_test_images(tmp_path: Path, na
     facts = read_bundle_config(tmp_path)
     assert (facts["dataset"], facts["model_name"], facts["data_aug_func"]) == (theirs, "VGG-11-BN", None)
     assert facts["step_size"] == 1
+    assert f"mean {mean[0]}, {mean[1]}, {mean[2]}, std" in (tmp_path / "README.md").read_text()

@@ -79,6 +79,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "experts": {"model": JOB["model"], "num_experts": 1, **EXPERT},
     "evaluate": {"num_networks": 1, "epochs": 2},
     "compare": {"num_networks": 1, "epochs": 2},
+    "export": {"num_networks": 1},
 }
 """Options behind those shown, by command; `METHOD` is added where the command has a method with such options."""
 FORCED = {"distill": JOB, "prepare": JOB, "train_experts": JOB, "evaluate": SMALL["evaluate"]}

@@ -57,7 +57,10 @@ COMMANDS = {
         "interop",
         "Import a distilled set of MTT and its kin, DC, DSA, DM, DataDAM, IDC or DREAM (.pt files) into one file.",
     ),
-    "export": Entry("interop", "Export a store of experts, a distilled set or a run as .pt files of other code."),
+    "export": Entry(
+        "interop",
+        "Export a run or a set as files that need no limbeck, or as those of other code, as stores of experts too.",
+    ),
     "check": Entry("check", "Check your own method, network, selector or reader by the laws that limbeck's own meet."),
     "presets": Entry("presets", "List the published settings, with their sources and accuracies."),
 }

@@ -6,18 +6,35 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
-from tyro.conf import Positional
+from tyro.conf import FlagCreatePairsOff, Positional
 
-from limbeck.cli.common import DATA, PATH, Command, Device, Options, Reading, Threads, load_keywords
+from limbeck.cli.common import (
+    DATA,
+    PATH,
+    SWITCH,
+    Command,
+    Device,
+    Options,
+    Reading,
+    Threads,
+    WithEstimate,
+    announce,
+    load_keywords,
+)
 from limbeck.cli.info import describe
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
+from limbeck.core.files import require_new_folder
 from limbeck.data import fit_preprocess, load_data
 from limbeck.data.preprocess import CONSTANTS, PreprocessName
+from limbeck.evaluation.sets import prepare_evaluation
 from limbeck.experts.store import ExpertConfig, Store
-from limbeck.interop import EXPERT_STYLES, export_experts, export_set, import_experts, import_set
+from limbeck.interop import SET_STYLES, export_experts, export_set, import_experts, import_set
+from limbeck.interop.card import ROUNDED, UNKNOWN, describe_export, read_facts
+from limbeck.interop.rounding import RoundingLoss, measure_rounding, pair_evaluations
+from limbeck.jobs.estimate import estimate_evaluation
 from limbeck.networks.registry import ModelConfig
-from limbeck.synthetic.distilled import load
+from limbeck.synthetic.distilled import DistilledSet, load
 
 NO_NETWORK = ModelConfig()  # no option given: find out what fits
 
@@ -70,15 +87,26 @@ class ImportSet(ImportOptions, Threads, Options):
     """Tiles along each side of IDC's images; the default is as the folder's name says."""
 
 
-class Export(Options):
-    """Export a store of experts, a distilled set or a run as .pt files of other code."""
+class Export(Device, Options, WithEstimate):
+    """Export a run or a set as files that need no limbeck, or as those of other code, as stores of experts too."""
 
     source: Annotated[Positional[str], PATH]
-    """A store, the file of a set, or a run folder."""
+    """A run folder, the file of a set, or a store of experts."""
     out: Annotated[str, PATH]
-    """The folder to write to."""
-    style: Literal["mtt", "mct", "datm", "ddranking"] = "mtt"
-    """Whose files to write: mtt or mct for experts; mtt, datm or ddranking for a set."""
+    """The folder to write to, new or empty."""
+    to: Literal["imagefolder", "npz", "hf", "mtt", "mct", "datm", "ddranking"] = "mtt"
+    """For a set: imagefolder (a folder of PNG pictures for every class), npz (numpy's arrays), hf (a data set of the
+    Hugging Face Hub), or as MTT, DATM or DD-Ranking read it. For a store of experts: mtt or mct."""
+    license: str = UNKNOWN
+    """The licence of the original data, for the card."""
+    measure: Annotated[FlagCreatePairsOff[bool], SWITCH] = True
+    """Do not measure what the 8 bits of pictures cost in test accuracy (imagefolder and hf)."""
+    data: Annotated[str | None, DATA] = None
+    """The data to measure it on; the default is where the set came from."""
+    num_networks: int | None = Field(default=None, ge=1)
+    """How many fresh networks to measure it by; the default is as many as when the set was made."""
+    seed: int = 0
+    """The seed of these networks."""
 
 
 def run_import_experts(args: ImportExperts, listen: Listener) -> Any:
@@ -131,15 +159,39 @@ def run_import_set(args: ImportSet, listen: Listener) -> Any:
 
 
 def run_export(args: Export, listen: Listener) -> Any:
-    """Call `export_experts` or `export_set`; the result lists the files."""
-    path = Path(args.source)
+    """Call `export_experts` or `export_set`; the result lists the files, and says what 8 bits cost."""
+    path, notes = Path(args.source), list[str]()
+    require_new_folder(Path(args.out), "an empty folder")
+    parts: dict[str, Any] = {}
     if (path / "store.json").exists():
-        files = export_experts(Store.open(path), args.out, args.style)
+        files = export_experts(Store.open(path), args.out, args.to)
     else:
-        if args.style in EXPERT_STYLES and args.style != "mtt":
-            raise UserError(f"the style {args.style} is for stores of experts; {path} is none.")
-        files = export_set(load(path), args.out, args.style)
-    return {"style": args.style, "folder": args.out, "files": len(files), "names": sorted({f.name for f in files})[:12]}
+        if args.to not in SET_STYLES:
+            raise UserError(f"'--to {args.to}' is for stores of experts; {path} is none.")
+        distilled = load(path)
+        notes += describe_export(distilled, args.to)
+        loss = _measure(args, distilled, notes, listen) if args.to in ROUNDED and args.measure else None
+        facts = read_facts(path)._replace(loss=loss, license=args.license)
+        files = export_set(distilled, args.out, args.to, facts)
+        if loss is not None:
+            parts["eight_bits"] = loss.to_json()
+            notes.append(f"accuracy on the test part: {loss.text}")
+    names = sorted({file.name for file in files})[:12]
+    return {"to": args.to, "folder": args.out, "files": len(files), "names": names, **parts, "notes": notes}
+
+
+def _measure(args: Export, distilled: DistilledSet, notes: list[str], listen: Listener) -> RoundingLoss | None:
+    """What 8 bits cost, with an estimate first; None, and a note, where the data is not found or no longer the same."""
+    try:
+        changes = {"networks": args.num_networks}
+        (evaluation,) = prepare_evaluation(distilled, data=args.data, changes=changes, device=args.device)
+    except UserError as error:
+        notes.append(f"what 8 bits cost was not measured: {error}")
+        return None
+    pair = pair_evaluations(evaluation)
+    if args.estimate:
+        announce(lambda: estimate_evaluation(pair), listen)
+    return measure_rounding(pair, args.seed, listen)
 
 
 COMMANDS = {
@@ -153,5 +205,12 @@ COMMANDS = {
         run_import_set,
         ("limbeck import-set logged_files/CIFAR10/run path/to/cifar10 --out cifar10.safetensors",),
     ),
-    "export": Command(Export, run_export, ("limbeck export runs/digits --style datm --out exported",)),
+    "export": Command(
+        Export,
+        run_export,
+        (
+            "limbeck export runs/digits --to imagefolder --out pictures",
+            "limbeck export runs/digits --to datm --out exported",
+        ),
+    ),
 }

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-ALIASES = {"count": "num_experts", "draws": "grad_accum", "measure": "validation_images"}
+ALIASES = {"count": "num_experts", "draws": "grad_accum", "measure": "validation_images", "style": "to"}
 """Old name -> new name of an option, with underscores."""
 
 

@@ -9,13 +9,16 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from limbeck.core.errors import UserError
+
+T = TypeVar("T")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -32,13 +35,37 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = Path(name)
     try:
         write(temporary)
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner can read
+        temporary.chmod(0o666 & ~_read_umask())  # mkstemp makes files that only their owner can read
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_folder(path: Path, write: Callable[[Path], T]) -> T:
+    """Call `write` with a temporary folder beside `path`, then rename that folder, so that nobody sees half of it.
+
+    path: what does not exist, or an empty folder, see `require_new_folder`. Returns what `write` returns. Whatever it
+    raises is raised here, and nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent))
+    try:
+        result = write(temporary)
+        temporary.chmod(0o777 & ~_read_umask())  # mkdtemp makes folders that only their owner can read
+        if path.exists():
+            path.rmdir()
+        temporary.replace(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return result
+
+
+def _read_umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""Export of stores and distilled sets as files of other code, laid out as that code writes them."""
+"""Export of stores and distilled sets: as the files that other code writes, or, of sets, as portable ones."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from limbeck.core.errors import UserError
-from limbeck.core.files import write_atomically
+from limbeck.core.files import require_new_folder, write_atomically, write_folder
 from limbeck.experts.convexified import Convexified
 from limbeck.experts.store import Store
+from limbeck.interop.card import CardFacts, write_card
 from limbeck.interop.ddranking import format_config, map_to_input_space
+from limbeck.interop.hub import export_hf
+from limbeck.interop.portable import export_imagefolder, export_npz, pictures_of, save_preprocess
 from limbeck.networks.flat import Layout
 from limbeck.synthetic.distilled import DistilledSet
 from limbeck.synthetic.grids import save_png
@@ -39,19 +41,31 @@ def _checkpoint(theta: Tensor, layout: Layout) -> list[Tensor]:
     return [_copy(part) for part in layout.split(theta)]
 
 
-def export_experts(store: Store, folder: str | Path, style: str = "mtt") -> list[Path]:
+def export_experts(store: Store, folder: str | Path, to: str = "mtt") -> list[Path]:
     """Write the experts of a store as .pt files of ten experts each, and return the files.
 
-    style: mtt writes recorded trajectories, `replay_buffer_N.pt`; mct writes convexified ones, as waypoints and steps.
-    Raises UserError for an unknown style, an empty store, and experts without the trajectory of that style.
+    folder: a new folder, or an empty one.
+    to: mtt writes recorded trajectories, `replay_buffer_N.pt`; mct writes convexified ones, as waypoints and steps.
+    Raises UserError for a folder that holds files, an unknown style, an empty store, and experts without the trajectory
+    of that style.
     """
-    if style not in EXPERT_STYLES:
-        raise UserError(f"experts are exported in the style {' or '.join(EXPERT_STYLES)}, not '{style}'.")
+    if to not in EXPERT_STYLES:
+        raise UserError(f"experts are exported as {' or '.join(EXPERT_STYLES)}, not as '{to}'; name one with --to.")
     indices = store.require_experts()
-    folder, files = Path(folder), []
-    for number, first in enumerate(range(0, len(indices), EXPERTS_PER_FILE)):
-        files += EXPERT_STYLES[style](store, indices[first : first + EXPERTS_PER_FILE], folder, number)
-    return files
+
+    def write(place: Path) -> list[Path]:
+        files = []
+        for number, first in enumerate(range(0, len(indices), EXPERTS_PER_FILE)):
+            files += EXPERT_STYLES[to](store, indices[first : first + EXPERTS_PER_FILE], place, number)
+        return files
+
+    return _write(Path(folder), write)
+
+
+def _write(folder: Path, write: Callable[[Path], list[Path]]) -> list[Path]:
+    """Call `write` with a temporary folder that becomes `folder`, and return the files by their names there."""
+    require_new_folder(folder, "an empty folder")
+    return write_folder(folder, lambda place: [folder / file.relative_to(place) for file in write(place)])
 
 
 def _export_recorded(store: Store, indices: list[int], folder: Path, number: int) -> list[Path]:
@@ -59,9 +73,7 @@ def _export_recorded(store: Store, indices: list[int], folder: Path, number: int
     for index in indices:
         recorded = store.read(index).recorded
         if recorded is None:
-            raise UserError(
-                f"{store.file(index)} holds no recorded trajectory; the style mct exports convexified ones."
-            )
+            raise UserError(f"{store.file(index)} holds no recorded trajectory; '--to mct' exports convexified ones.")
         experts.append([_checkpoint(theta, store.layout) for theta in map(recorded.at, range(recorded.end + 1))])
     return [_save(experts, folder / f"replay_buffer_{number}.pt")]
 
@@ -100,18 +112,27 @@ def _segments(convex: Convexified) -> list[list[list[Tensor]]]:
     return segments
 
 
-def export_set(distilled: DistilledSet, folder: str | Path, style: str = "mtt") -> list[Path]:
-    """Write a distilled set as images_best.pt, labels_best.pt and lr_best.pt, or as DD-Ranking's folder.
+def export_set(
+    distilled: DistilledSet, folder: str | Path, to: str = "mtt", facts: CardFacts | None = None
+) -> list[Path]:
+    """Write a distilled set as files of other code or as portable ones, with a card, README.md; return the files.
 
-    style: mtt writes hard labels as int64 and soft ones as probabilities; datm writes logits; ddranking writes hard
-        labels as int64 and soft ones as logits, with pictures and a configuration. MTT's own code has no file of the
-        step size, and ignores it.
-    Returns the files. Raises UserError for an unknown style, and from ddranking for classes of different size where
-    labels are hard.
+    folder: a new folder, or an empty one; nobody sees half of it.
+    to: imagefolder, npz and hf (parquet) need no limbeck. mtt writes images_best.pt, labels_best.pt and lr_best.pt,
+        with hard labels as int64 and soft ones as probabilities; datm writes logits; ddranking writes DD-Ranking's
+        folder, with hard labels as int64 and soft ones as logits. MTT's own code has no file of the step size, and
+        ignores it.
+    facts: what the card says beside the set, see `limbeck.interop.card.read_facts`.
+    Raises UserError for a folder that holds files, an unknown style, and from ddranking for classes of different size
+    where labels are hard.
     """
-    if style not in SET_STYLES:
-        raise UserError(f"sets are exported in the style {', '.join(SET_STYLES)}, not '{style}'.")
-    return SET_STYLES[style](distilled, Path(folder))
+    if to not in SET_STYLES:
+        raise UserError(f"sets are exported as {', '.join(SET_STYLES)}, not as '{to}'; name one with --to.")
+
+    def write(place: Path) -> list[Path]:
+        return [*SET_STYLES[to](distilled, place), write_card(distilled, place, to, facts or CardFacts())]
+
+    return _write(Path(folder), write)
 
 
 def _logits(distilled: DistilledSet) -> Tensor:
@@ -136,6 +157,7 @@ def _save_tensors(distilled: DistilledSet, labels: Tensor, folder: Path, suffix:
         _save(_copy(distilled.images), folder / f"images{suffix}.pt"),
         _save(labels, folder / f"labels{suffix}.pt"),
         _save(torch.tensor(distilled.lr, dtype=torch.float32), folder / f"lr{suffix}.pt"),
+        save_preprocess(distilled, folder),
     ]
 
 
@@ -152,10 +174,9 @@ def _export_ddranking(distilled: DistilledSet, folder: Path) -> list[Path]:
     ordered = replace(distilled, images=distilled.images[order], labels=labels, targets=targets)
     files = _save_tensors(ordered, labels, folder, "")
     numbers = [0] * len(distilled.classes)
-    for picture, label in zip(ordered.pictures(), distilled.hard_labels()[order].tolist()):
+    for picture, label in zip(pictures_of(ordered), distilled.hard_labels()[order].tolist()):
         path = folder / "images" / f"{label:05d}" / f"{numbers[label]:05d}.png"
-        pixels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-        save_png(Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels), path)
+        save_png(picture, path)
         numbers[label] += 1
         files.append(path)
     text = format_config(distilled)
@@ -168,6 +189,9 @@ EXPERT_STYLES: dict[str, Callable[[Store, list[int], Path, int], list[Path]]] = 
     "mct": _export_convex,
 }
 SET_STYLES: dict[str, Callable[[DistilledSet, Path], list[Path]]] = {
+    "imagefolder": export_imagefolder,
+    "npz": export_npz,
+    "hf": export_hf,
     "mtt": _export_mtt,
     "datm": _export_datm,
     "ddranking": _export_ddranking,

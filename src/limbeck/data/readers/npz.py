@@ -30,6 +30,8 @@ WORDS = {
     "labels": {"y", "labels", "label", "lbls", "targets", "target"},
     "images": {"x", "images", "image", "imgs", "img", "data", "pixels"},
 }
+PREPROCESS = "preprocess.npz"
+"""A file of 'limbeck export' that lies beside images and holds none."""
 KIND_OF = {word: kind for kind in reversed(WORDS) for word in WORDS[kind]}
 DAMAGE = (
     zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, ValueError, OverflowError, SyntaxError,
@@ -93,6 +95,8 @@ class Arrays(NamedTuple):
 def _array_files(folder: Folder) -> dict[str, File]:
     """The files of a folder that are read, by name: .npz files, or .npy files that are called images and labels."""
     names = [name for name in folder.files if name.lower().endswith((".npz", ".npy"))]
+    if len(folder.files) > 1:
+        names = [name for name in names if name != PREPROCESS]
     kinds = {Role.of(PurePath(name).stem).kind for name in names}
     has_npz = any(name.lower().endswith(".npz") for name in names)
     is_meant = len(names) == 1 or not folder.folders or kinds != {None}
@@ -152,6 +156,12 @@ def _read_entry(entry: Entry) -> Array:
         raise _refuse_damage(entry.file, error) from error
 
 
+def _choose_whole(entry: Entry, other: Entry) -> Entry | None:
+    """That of two arrays of one meaning which holds whole numbers, where the other does not: pixels or labels."""
+    whole = [one for one in (entry, other) if one.dtype.kind in "iu"]
+    return whole[0] if len(whole) == 1 and {entry.dtype.kind, other.dtype.kind} <= set("iuf") else None
+
+
 def _find_arrays(folder: Folder) -> Arrays:
     """The arrays of the only data set in a folder. Raises UserError where there is none, or more."""
     files = _array_files(folder)
@@ -171,6 +181,10 @@ def _find_arrays(folder: Folder) -> Arrays:
                 continue
             slot = role.split or of_file.split or "train", role.kind
             group = groups.setdefault(of_file.others + role.others, {})
+            if slot in group and (whole_one := _choose_whole(group[slot], entry)):
+                left_out.append((group[slot] if whole_one is entry else entry).key)
+                group[slot] = whole_one
+                continue
             if slot in group:
                 twice = f"{group[slot].key} and {entry.key} are both {slot[1]} of {slot[0]}"
                 raise UserError(f"{where}: {twice}; keep one of them")
