@@ -56,7 +56,7 @@ def test_the_boxes_and_first_options_of_a_command(capsys: pytest.CaptureFixture[
     first = FIRST.get(name, [])
     assert options[1 : len(first) + 1] == first
     ends = options[: options.index("--debug") + 1]
-    assert ends[-2:] == ["--json", "--debug"], "options of every command come after those of this one"
+    assert ends[-3:] == ["--json", "--quiet", "--debug"], "options of every command come after those of this one"
     assert ">>>" not in text, "an example of a class is not a help text: it belongs to a method"
 
 

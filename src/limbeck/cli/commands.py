@@ -119,14 +119,18 @@ def _run_command(name: str, arguments: list[str]) -> int:
         from limbeck.core.files import require_writable
 
         require_writable(Path(out))
+    from limbeck.cli.next_command import next_command
     from limbeck.cli.screen import Screen
     from limbeck.core.allocator import keep_freed_memory  # after parsing, so that --help does not wait for rich
 
     keep_freed_memory()
     raise_on_interrupt()
-    with Screen() as screen:
+    with Screen(args.quiet) as screen:
         result = command.run(args, screen)
-    _show(result, args.as_json)
+    follow_up = None if args.as_json or args.quiet else next_command(name, args, result, arguments)
+    _show(result if follow_up is None else {key: value for key, value in result.items() if key != "next"}, args.as_json)
+    if follow_up is not None:
+        _print(f"next: {follow_up}")
     return 0
 
 

@@ -26,6 +26,8 @@ class Options(OptionGroup):
 
     as_json: Annotated[FlagCreatePairsOff[bool], SWITCH, tyro.conf.arg(name="json")] = False
     """Print the result as JSON on standard output; progress goes to standard error."""
+    quiet: Annotated[FlagCreatePairsOff[bool], SWITCH] = False
+    """Print the result, warnings and errors alone: no progress, no notes."""
     debug: Annotated[FlagCreatePairsOff[bool], SWITCH] = False
     """Show the traceback of an error."""
 

@@ -30,7 +30,7 @@ from limbeck.data.preprocess import CONSTANTS, PreprocessName
 from limbeck.evaluation.sets import prepare_evaluation
 from limbeck.experts.store import ExpertConfig, Store
 from limbeck.interop import SET_STYLES, export_experts, export_set, import_experts, import_set
-from limbeck.interop.card import ROUNDED, UNKNOWN, describe_export, read_facts
+from limbeck.interop.card import CARD, ROUNDED, UNKNOWN, describe_export, read_facts
 from limbeck.interop.rounding import RoundingLoss, measure_rounding, pair_evaluations
 from limbeck.jobs.estimate import estimate_evaluation
 from limbeck.networks.registry import ModelConfig
@@ -177,7 +177,8 @@ def run_export(args: Export, listen: Listener) -> Any:
             parts["eight_bits"] = loss.to_json()
             notes.append(f"accuracy on the test part: {loss.text}")
     names = sorted({file.name for file in files})[:12]
-    return {"to": args.to, "folder": args.out, "files": len(files), "names": names, **parts, "notes": notes}
+    card = {"card": str(files[-1])} if files[-1].name == CARD else {}
+    return {"to": args.to, "folder": args.out, "files": len(files), "names": names, **parts, "notes": notes, **card}
 
 
 def _measure(args: Export, distilled: DistilledSet, notes: list[str], listen: Listener) -> RoundingLoss | None:

@@ -26,9 +26,11 @@ class Screen:
     """A listener that draws bars on a terminal, and elsewhere prints a line every 15 seconds.
 
     It is a context manager, inside which it prints what limbeck logs as well.
+    quiet: Print warnings alone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
         self.console = Console(stderr=True)
         self.progress = Progress(
             TextColumn("{task.description:<9}"),
@@ -39,7 +41,7 @@ class Screen:
             Remaining(),
             TextColumn("{task.fields[text]}"),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=quiet or not self.console.is_terminal,
         )
         self.lines = Lines(self.console)
         self.task: TaskID | None = None
@@ -48,7 +50,7 @@ class Screen:
 
     def __enter__(self) -> Screen:
         LOG.addHandler(self.lines)
-        LOG.setLevel(logging.INFO)
+        LOG.setLevel(logging.WARNING if self.quiet else logging.INFO)
         self.progress.start()
         return self
 
@@ -66,7 +68,7 @@ class Screen:
             "warning": self._warn,
             "note": self._print,
         }
-        if event["event"] in handlers:
+        if event["event"] in (["warning"] if self.quiet else handlers):
             handlers[event["event"]](event)
 
     def _stage(self, event: Event) -> None:

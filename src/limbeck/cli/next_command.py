@@ -1,0 +1,85 @@
+"""The one command to type next: what a command that printed its result ends with."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Next = Callable[[Any, Mapping[str, Any], Sequence[str]], str | None]
+"""(options, result, words of the command line) -> the words after `limbeck`; None where nothing suggests itself."""
+
+
+def _reading(args: Any) -> str:
+    """The options by which the same images are read again."""
+    resize = "" if args.resize is None else f" --resize {args.resize}"
+    return resize + (f" --seed {args.seed}" if getattr(args, "seed", 0) else "")
+
+
+def _beside(path: str, addition: str) -> str:
+    return shlex.quote(f"{Path(path).with_suffix('')}-{addition}")
+
+
+def _after_export(args: Any, result: Mapping[str, Any], words: Sequence[str]) -> str | None:
+    """Describe the tensors; a portable export needs no limbeck any more, and its card says how to go on."""
+    tensors = [name for name in result["names"] if name.startswith(("images", "replay_", "waypoint_"))]
+    return f"info {shlex.quote(str(Path(args.out) / tensors[0]))}" if tensors else None
+
+
+def _after_evaluate(args: Any, result: Mapping[str, Any], words: Sequence[str]) -> str:
+    what = shlex.quote(args.what)
+    if "recorded" in result and "report" not in result:
+        return f"report {what}"
+    return f"export {what} --to npz --out {_beside(args.what, 'npz')}"
+
+
+def _after_info(args: Any, result: Mapping[str, Any], words: Sequence[str]) -> str | None:
+    source = shlex.quote(args.source)
+    imports = {f"limbeck {name}": name for name in ("import-set", "import-experts")}
+    if result.get("next") in imports:
+        suffix = "set.safetensors" if result["next"].endswith("set") else "store"
+        return f"{imports[result['next']]} {source} DATA --out {_beside(args.source, suffix)}"
+    if result["kind"] == "run" and not result["finished"]:
+        return str(result["command"]).removeprefix("limbeck ") or None
+    by_kind = {
+        "data set": f"distill {source}{_reading(args)} --ipc 1",
+        "store of experts": f"inspect {source} --out {_beside(args.source, 'inspection')}",
+        "distilled set": f"evaluate {source}",
+        "run": f"report {source}",
+    }
+    return by_kind.get(result["kind"])
+
+
+def _with_experts(args: Any, store: str) -> str:
+    return f"distill {shlex.quote(args.data)}{_reading(args)} --experts {shlex.quote(store)}"
+
+
+NEXT: dict[str, Next] = {
+    "distill": lambda args, result, _: (
+        f"export {shlex.quote(result['run'])} --to npz --out {_beside(result['run'], 'npz')}"
+    ),
+    "estimate": lambda args, _, words: f"distill {shlex.join(words)}",
+    "experts": lambda args, result, _: _with_experts(args, result["store"]),
+    "convexify": lambda args, result, _: (
+        f"inspect {shlex.quote(result['store'])} --out {_beside(result['store'], 'inspection')}"
+    ),
+    "evaluate": _after_evaluate,
+    "info": _after_info,
+    "import-experts": lambda args, result, _: _with_experts(args, result["store"]),
+    "import-set": lambda args, result, _: f"evaluate {shlex.quote(result['set'])}",
+    "export": _after_export,
+}
+ENDS = ("methods", "compare", "inspect", "report", "table", "cache", "check", "presets", "study")
+"""Commands that end something, or list what there is."""
+
+
+def next_command(name: str, args: Any, result: Mapping[str, Any], words: Sequence[str]) -> str | None:
+    """The command to type after the command `name`, or None.
+
+    >>> from types import SimpleNamespace
+    >>> next_command("distill", SimpleNamespace(), {"run": "runs/my digits"}, [])
+    "limbeck export 'runs/my digits' --to npz --out 'runs/my digits-npz'"
+    """
+    text = NEXT[name](args, result, words) if name in NEXT else None
+    return None if text is None else f"limbeck {text}"
