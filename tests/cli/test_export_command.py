@@ -19,6 +19,7 @@ def test_a_run_goes_out_as_a_folder_of_pictures(artifacts: dict[str, Path], limb
     assert result.status == 0, result.err
     measured = result.json["eight_bits"]
     assert measured["n"] == 2
+    assert "labels.csv" not in (out / "README.md").read_text()
     assert measured["difference"] == pytest.approx(measured["rounded"] - measured["exact"])
     assert any("at 8 bits" in note for note in result.json["notes"])
     assert result.json["files"] == len([file for file in out.rglob("*") if file.is_file()])

@@ -174,7 +174,7 @@ def run_export(args: Export, listen: Listener) -> Any:
         facts = read_facts(path)._replace(loss=loss, license=args.license)
         files = export_set(distilled, args.out, args.to, facts)
         if loss is not None:
-            parts["eight_bits"] = loss.to_json()
+            parts = {"eight_bits": loss.to_json()} if args.as_json else {}
             notes.append(f"accuracy on the test part: {loss.text}")
     names = sorted({file.name for file in files})[:12]
     card = {"card": str(files[-1])} if files[-1].name == CARD else {}

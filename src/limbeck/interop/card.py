@@ -97,13 +97,16 @@ def write_card(distilled: DistilledSet, folder: Path, to: str, facts: CardFacts)
     data, method = provenance.get("data", {}), str(provenance.get("method") or "unknown")
     name = str(data.get("name") or "images")
     count, classes = len(distilled.images), len(distilled.classes)
+    soft_files = STYLES[to].soft_files if distilled.labels.is_floating_point() else ()
     numbered = [f"{label}: {class_name}" for label, class_name in enumerate(distilled.classes)]
     head = HEADS[to](distilled, folder, facts.license) if to in HEADS else ""
     blocks = [
         f"# {name}: {count} training images for {classes} classes",
         _describe_nature(distilled, name, method),
         "## Files",
-        _list([*STYLES[to].files, *(f"Note: {note}" for note in describe_export(distilled, to, MAX_CLASSES))]),
+        _list(
+            [*STYLES[to].files, *soft_files, *(f"Note: {note}" for note in describe_export(distilled, to, MAX_CLASSES))]
+        ),
         "## Train on it",
         "Without limbeck:",
         f"```python\n{training_code(distilled, to)}```",

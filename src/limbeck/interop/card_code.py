@@ -76,14 +76,15 @@ def _load_pt(suffix: str, logits: bool) -> Callable[[DistilledSet], list[str]]:
 class Style(NamedTuple):
     """How the files of a style are read, for cards.
 
-    files: lines that say what is in them. load: set -> lines of code that make x and y. space: the file of the numbers
-        that map pixels to network input.
+    files: lines that say what is in them; soft_files: those that sets with soft labels have too.
+    load: set -> lines of code that make x and y. space: the file of the numbers that map pixels to network input.
     standard, packages: imports of `load`, of Python's own modules and of others.
     """
 
     files: tuple[str, ...]
     load: Callable[[DistilledSet], list[str]]
     space: str = PREPROCESS
+    soft_files: tuple[str, ...] = ()
     standard: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
 
@@ -94,10 +95,10 @@ STYLES = {
         (
             "`CLASS/00000.png` and so on: pictures of 8 bits a value, a folder for every class. "
             "`torchvision.datasets.ImageFolder(PATH, loader=Image.open)` reads them; its own loader makes grey RGB",
-            f"`{LABELS}`, for a set with soft labels: for every picture the probabilities of the classes, in order",
             _SPACE_FILE,
         ),
         _load_folders,
+        soft_files=(f"`{LABELS}`: for every picture the probabilities of the classes, in the order of labels",),
         standard=("import csv", "from pathlib import Path"),
         packages=("from PIL import Image",),
     ),
