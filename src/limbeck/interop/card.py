@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from limbeck import __version__
 from limbeck.core.record_files import read_record
 from limbeck.core.records import ResultRow, ResultsRecord, RunRecord
@@ -113,7 +115,7 @@ def write_card(distilled: DistilledSet, folder: Path, to: str, facts: CardFacts)
         f"The set was made for augmented training ({distilled.recipe.get('augment', 'none')}), which this code leaves "
         "out: it is worth some points of accuracy. In Python, `limbeck.DSA` is that augmentation.",
         "## Recipe",
-        _list(_describe_recipe(distilled)),
+        _list(_describe_recipe(distilled, folder / STYLES[to].space)),
         *_describe_results(distilled, facts),
         "## Origin",
         _list(
@@ -149,20 +151,24 @@ def _list(lines: Sequence[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _describe_recipe(distilled: DistilledSet) -> list[str]:
-    preprocess, recipe = distilled.preprocess, distilled.recipe
+def _describe_recipe(distilled: DistilledSet, space: Path) -> list[str]:
+    """Lines on input space and training. space: the file of the numbers that map pixels to network input."""
+    recipe = distilled.recipe
     network = {name: value for name, value in (recipe.get("model") or {}).items() if value is not None}
     options = {name: recipe[name] for name in ("epochs", "batch_size", "momentum", "weight_decay") if name in recipe}
-    if preprocess.std is not None:
-        mean, std = (", ".join(map(str, tensor.numpy())) for tensor in (preprocess.mean, preprocess.std))
-        space = f"Network input: (pixels / 255 - mean) / std by channel, mean {mean}, std {std}"
-    else:
-        space = "Network input: ZCA whitening, (pixels / 255 - mean) @ whiten of flat images (c, h, w)"
-    parts = [space, f"Step size: {distilled.lr:.6g}"]
+    parts = [f"Network input: {_describe_space(space)}", f"Step size: {distilled.lr:.6g}"]
     for title, values in (("Network", network), ("Training", options)):
         if values:
             parts.append(f"{title}: {', '.join(f'{name} {value}' for name, value in values.items())}")
     return [*parts, f"Augmentation: {recipe.get('augment', 'none')}"]
+
+
+def _describe_space(file: Path) -> str:
+    with np.load(file) as arrays:  # which for DD-Ranking are its own
+        if "std" not in arrays:
+            return "ZCA whitening, (pixels / 255 - mean) @ whiten of flat images (c, h, w)"
+        mean, std = (", ".join(map(str, arrays[name])) for name in ("mean", "std"))
+        return f"(pixels / 255 - mean) / std by channel, mean {mean}, std {std}"
 
 
 def _describe_results(distilled: DistilledSet, facts: CardFacts) -> list[str]:
