@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from limbeck import __version__
 from limbeck.core.record_files import read_record
 from limbeck.core.records import ResultRow, ResultsRecord, RunRecord
 from limbeck.interop.card_code import STYLES, canvas_factor, training_code
@@ -95,6 +94,8 @@ def _join(words: Sequence[str], most: int) -> str:
 
 def write_card(distilled: DistilledSet, folder: Path, to: str, facts: CardFacts) -> Path:
     """Write README.md beside the exported files, and return it."""
+    from limbeck import __version__  # here, since that package loads this module where types are checked
+
     provenance = distilled.provenance
     data, method = provenance.get("data", {}), str(provenance.get("method") or "unknown")
     name = str(data.get("name") or "images")
