@@ -107,7 +107,7 @@ def test_the_loss_on_real_images_is_of_balanced_batches(uneven_task: Task) -> No
     assert counts == [[2, 2, 2, 2]] * 3 + [[10, 10, 10, 11]]
 
 
-DRAWING = ("rcig", "idc", "dream", "dream-plus")
+DRAWING = ("rcig", "rat-bptt", "idc", "dream", "dream-plus")
 
 
 @pytest.mark.parametrize("name", DRAWING)

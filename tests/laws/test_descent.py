@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import pytest
@@ -52,6 +52,20 @@ TORCH: dict[str, Callable[[Tensor, float], torch.optim.Optimizer]] = {
     "adam, decay": lambda theta, lr: torch.optim.Adam([theta], lr, (0.8, 0.99), 1e-4, weight_decay=0.02),
     "adamw": lambda theta, lr: torch.optim.AdamW([theta], lr, weight_decay=0.1),
 }
+
+
+def third_before_last(path: Sequence[Tensor]) -> list[int]:
+    return [len(path) - 4]
+
+
+def choice_name(choice: Choice) -> str:
+    return getattr(choice, "__name__", str(choice))
+
+
+def beyond(path: Sequence[Tensor]) -> list[int]:
+    return [len(path)]
+
+
 BY_RULE = pytest.mark.parametrize("rule", RULES)
 IMAGES, PIXELS, HIDDEN, CLASSES = 5, 4, 3, 2
 SIZES = (HIDDEN * PIXELS, HIDDEN, CLASSES * HIDDEN, CLASSES)
@@ -237,7 +251,7 @@ def test_adam_leaves_a_parameter_without_a_gradient_alone(adjoint: Adjoint, dtyp
 
 
 @pytest.mark.parametrize("adjoint", [Replay(), Backprop()], ids=str)
-@pytest.mark.parametrize("choice", [[7], [0, 7], [3, 5], [5, 3, 5], lambda path: [len(path) - 4]], ids=str)
+@pytest.mark.parametrize("choice", [[7], [0, 7], [3, 5], [5, 3, 5], third_before_last], ids=choice_name)
 @pytest.mark.parametrize("rule", ["plain, decay", "nesterov", "adamw, decay"])
 def test_a_path_is_the_ends_of_shorter_unrolls(rule: str, choice: Choice, adjoint: Adjoint) -> None:
     case = student(RULES[rule], first=4)
@@ -265,7 +279,7 @@ def test_a_path_of_all_steps_has_the_bits_of_the_end() -> None:
     assert torch.equal(path[0], case.tensors["theta"])
 
 
-@pytest.mark.parametrize("choice", [[], [8], [-1], lambda path: [len(path)]], ids=str)
+@pytest.mark.parametrize("choice", [[], [8], [-1], beyond], ids=choice_name)
 def test_a_choice_that_is_not_on_the_path_is_refused(choice: Choice) -> None:
     case = student(Plain())
     with pytest.raises(ValueError, match="from 0 to 7"):

@@ -136,10 +136,9 @@ def in_order(elsewhere: Elsewhere) -> None:
 # --- methods
 
 SMALL = {
-    "syn_steps": 3,
+    **dict.fromkeys(("syn_steps", "total_steps"), 3),
+    **dict.fromkeys(("net_epochs", "net_steps", "window"), 2),
     "batch_syn": 5,
-    "net_epochs": 2,
-    "net_steps": 2,
     "batch_net": 32,
     "warm_up": 1,
     "pool_batch": 7,
@@ -158,6 +157,7 @@ READS = {
     "ptm": REPLAY | {"objectives.combine.FiniteOr.__call__": 1},  # whether the loss may be used
     **dict.fromkeys(("dc", "dsa", "dm", "idc", "dream", "dream-plus"), BY_CLASS),
     **dict.fromkeys(("tgdd", "ncfm"), BY_CLASS_TWICE),  # for the features, and for the cross-entropy
+    "rat-bptt": {"training.unroll._Replayed.backward": 1},  # the step sizes
     "rcig": {"training.implicit.System.factor": 1},  # whether float32 was enough
 }
 """Where an outer step waits for the device, and how often: beside these nothing does."""

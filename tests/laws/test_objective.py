@@ -12,15 +12,17 @@ import torch
 from torch import Tensor
 
 from limbeck.core.records import LoopProgress, RunRecord
+from limbeck.core.rng import make_generator
 from limbeck.core.types import Segment
 from limbeck.experts import Continuous, Expert, WholeEpochs
 from limbeck.jobs.record import RunFolder
 from limbeck.methods.trajectory_matching import GRADIENTS
-from limbeck.objectives import MatchTrajectory
+from limbeck.objectives import MatchTrajectory, displacement
 from limbeck.select import select_per_class
 from limbeck.synthetic.loop import DivergenceError, outer_loop
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task
+from limbeck.training import Momentum, Plain, unroll
 from limbeck.training.unroll import Adjoint
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
@@ -145,6 +147,24 @@ def test_it_matches_the_segment_it_says(task: Task, expert: Expert) -> None:
     assert torch.equal(target, segment.target)
     expected = ((theta - target) ** 2).sum() / ((start - target) ** 2).sum()
     torch.testing.assert_close(loss, expected)
+
+
+def test_the_student_has_the_rule_it_is_given(task: Task, expert: Expert) -> None:
+    """Momentum of 0 is plain descent bit for bit, and another one is the displacement of that unroll."""
+    assert expert.recorded is not None
+    values = []
+    for rule in (Plain(), Momentum(0.0), Momentum(0.9)):
+        objective = MatchTrajectory([expert.recorded], WholeEpochs(2, 1), task.loss, steps=3, descent=rule)
+        synthetic = real_set(task)
+        value = objective(synthetic, 5, 0)
+        value.backward()
+        values.append((value.detach(), synthetic.images.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*values[:2]) if a is not None and b is not None)
+    segment, synthetic = objective.segment(5, 0, torch.device("cpu")), real_set(task)
+    batches = synthetic.batches(3, None, make_generator(0, "batches", 5))
+    theta = unroll(task.loss, segment.start, batches, synthetic.lr, descent=Momentum(0.9))
+    torch.testing.assert_close(values[2][0], displacement(theta, segment.start, segment.target).detach())
+    assert values[2][0] != values[0][0]
 
 
 def test_labels_can_come_from_the_segment(task: Task, expert: Expert) -> None:

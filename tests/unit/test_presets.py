@@ -40,6 +40,7 @@ def test_how_many_there_are() -> None:
         "tgdd": 5,
         "ncfm": 5,
         "rcig": 10,
+        "rat-bptt": 5,
     }
 
 
@@ -66,6 +67,7 @@ def test_a_name_says_what_it_is(name: str) -> None:
         ("rcig/cifar10/ipc1-zca", {"iterations": 15000, "flip": True, "ridge": 5e-4, "pool_width": 128}),
         ("tgdd/cifar10/ipc50", {"lr_img": 0.5, "alpha": 0.5, "batch_syn": 200, "optimizer": "sgd", "momentum": 0.5}),
         ("ncfm/cifar10/ipc10", {"lr_img": 0.001, "frequencies": 4096, "batch_real": 1024, "factor": 2}),
+        ("rat-bptt/cifar10/ipc10-zca", {"total_steps": 200, "window": 60, "lr_student": 0.001, "batch_real": 5000}),
         ("tesla/imagenet-1k/ipc1", {"teacher_labels": True, "syn_steps": 10, "expert_epochs": 3}),
     ],
 )

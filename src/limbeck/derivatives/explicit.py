@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from limbeck.core.types import Batch
 from limbeck.derivatives.autograd import Hvp, Loss, NeedsGrad
 from limbeck.derivatives.torch_block import parameter_dtype
-from limbeck.networks.losses import CrossEntropy
+from limbeck.networks.losses import CrossEntropy, cross_entropy
 
 
 class ExplicitDerivatives(Protocol):
@@ -53,6 +54,13 @@ class FusedCrossEntropy(Loss):
     derivatives: ExplicitDerivatives
     device: str = "cpu"
 
+    def value(self, theta: Tensor, batch: Batch) -> Tensor:
+        """The loss as a scalar that can be differentiated once, in theta (P,) alone, by the explicit derivatives."""
+        if not self.supports(theta, batch):
+            return self.function(theta, batch)
+        value: Tensor = _Value.apply(self, batch, theta)  # type: ignore[no-untyped-call]
+        return value
+
     def gradient(self, theta: Tensor, batch: Batch) -> Tensor:
         """The gradient (P,) at theta (P,)."""
         if not self.supports(theta, batch):
@@ -83,3 +91,20 @@ class FusedCrossEntropy(Loss):
     def must_verify_repeats(self) -> bool:
         """False: explicit derivatives give the same bits again."""
         return False
+
+
+class _Value(torch.autograd.Function):
+    """The autograd node of a loss; its input is theta."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: FusedCrossEntropy, batch: Batch, theta: Tensor) -> Tensor:
+        batch = Batch(batch.images.detach(), batch.labels.detach(), batch.seed)
+        ctx.loss, ctx.batch = loss, batch
+        ctx.save_for_backward(theta)
+        return cross_entropy(loss.derivatives.logits(theta.detach(), loss.function.augmented(batch)), batch.labels)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, derivative: Tensor) -> tuple[Any, ...]:
+        (theta,) = ctx.saved_tensors
+        return None, None, derivative * ctx.loss.gradient(theta, ctx.batch)

@@ -30,6 +30,7 @@ from limbeck.methods.mtt import MTT
 from limbeck.methods.ncfm import NCFM
 from limbeck.methods.plan import DataFacts, Method, MethodConfig, MethodInputs, Plan
 from limbeck.methods.ptm import PTM
+from limbeck.methods.rat_bptt import RAT
 from limbeck.methods.rcig import RCIG
 from limbeck.methods.tesla import TESLA
 from limbeck.methods.tgdd import TGDD
@@ -56,6 +57,7 @@ METHODS: dict[str, Method] = {
         NCFM,
         TGDD,
         RCIG,
+        RAT,
         *CORESET_METHODS,
     )
 }

@@ -13,12 +13,15 @@ from limbeck.core.rng import make_generator
 from limbeck.core.sampling import balanced_rows
 from limbeck.core.types import Batch, PureLoss
 from limbeck.data.augment import append_mirror_images
-from limbeck.derivatives.autograd import Loss
+from limbeck.derivatives.autograd import Loss, as_loss
+from limbeck.derivatives.explicit import FusedCrossEntropy
 from limbeck.networks.flat import FlatModel
 from limbeck.networks.losses import cross_entropy
 from limbeck.synthetic.set import SyntheticSet
+from limbeck.training.descent import Descent
 from limbeck.training.implicit import Implicit, linearised, solve
-from limbeck.training.unroll import Adjoint, Replay, unroll
+from limbeck.training.unroll import PLAIN, Adjoint, Replay, unroll
+from limbeck.training.window import Window
 
 EXACT, IMPLICIT = Replay(), Implicit()
 Predictor = Callable[[Tensor], Tensor]
@@ -75,19 +78,47 @@ class Fit:
             rows = torch.randperm(len(images), generator=generator)[: self.batch_size]
         if rows is not None:
             images, labels = images[rows.to(images.device)], labels[rows.to(labels.device)]
-        logits = self.student(synthetic, step, seed)(images)
-        return cross_entropy(logits, labels) if self.loss is None else self.loss(logits, labels, synthetic)
+        student = self.student(synthetic, step, seed)
+        if self.loss is not None:
+            return self.loss(student(images), labels, synthetic)
+        if isinstance(student, TrainedNetwork):
+            return student.cross_entropy(images, labels)
+        return cross_entropy(student(images), labels)
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A `Predictor`: a network with the parameters to which a student was trained.
+
+    loss: Its training loss, whose explicit derivatives serve the cross-entropy of real images too.
+    """
+
+    model: FlatModel
+    loss: Loss
+    theta: Tensor
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The logits (n, classes) of images (n, ...), with autograd's graph."""
+        return self.model(self.theta, images)
+
+    def cross_entropy(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The mean cross-entropy of images without augmentation, differentiable once."""
+        if isinstance(self.loss, FusedCrossEntropy):
+            return self.loss.value(self.theta, Batch(images, labels))
+        return cross_entropy(self(images), labels)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A `Student`: a network trained on the set from a random start, with the set's step size.
+    """A `Student`: a network trained on the set from a random start.
 
     model:      The network, whose logits are the prediction.
     loss:       Its training loss: `task.loss`, or any pure function of (theta, batch).
-    steps:      Steps of training.
+    steps:      Steps of training, all of them differentiated; or a `Window` of a longer training (RaT-BPTT).
     batch_size: Synthetic images per step; None for all.
     adjoint:    How the gradient through the training is computed.
+    descent:    The rule of a step.
+    lr:         The step size; None for the set's own, which can then be learned.
 
     >>> from limbeck.networks.losses import CrossEntropy
     >>> from limbeck.networks.registry import ModelConfig, flat_model
@@ -100,15 +131,22 @@ class Trained:
 
     model: FlatModel
     loss: Loss | PureLoss
-    steps: int
+    steps: int | Window
     batch_size: int | None = None
     adjoint: Adjoint = EXACT
+    descent: Descent = PLAIN
+    lr: float | None = None
 
     def __call__(self, synthetic: SyntheticSet, step: int, seed: int) -> Predictor:
         """The student of this outer step, as a function of images."""
         theta0 = self.model.init(seed, "student", step).to(synthetic.images)
-        batches = synthetic.batches(self.steps, self.batch_size, make_generator(seed, "batches", step))
-        return partial(self.model, unroll(self.loss, theta0, batches, synthetic.lr, self.adjoint))
+        window = self.steps if isinstance(self.steps, Window) else Window(self.steps, self.steps)
+        batches = synthetic.batches(window.total, self.batch_size, make_generator(seed, "batches", step))
+        lr = synthetic.lr if self.lr is None else torch.as_tensor(self.lr, dtype=theta0.dtype, device=theta0.device)
+        place = make_generator(seed, "window", step)
+        state, batches = window.open(self.loss, theta0, batches, lr, self.descent, place)
+        theta = unroll(self.loss, state, batches, lr, self.adjoint, self.descent)
+        return TrainedNetwork(self.model, as_loss(self.loss), theta)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from limbeck.objectives.distance import displacement
 from limbeck.objectives.path import PathDistance, Stop
 from limbeck.synthetic.hooks import OVERSHOOT
 from limbeck.synthetic.set import SyntheticSet
-from limbeck.training.unroll import Adjoint, Replay, unroll
+from limbeck.training.descent import Descent
+from limbeck.training.unroll import PLAIN, Adjoint, Replay, unroll
 
 EXACT = Replay()
 Labeller = Callable[[Tensor, Segment], Tensor]
@@ -33,6 +34,7 @@ class MatchTrajectory:
     steps:        N, student steps per outer step.
     batch_size:   Synthetic images per student step; None for all.
     adjoint:      How the gradient through the student is computed.
+    descent:      The rule of a student step; every segment begins with empty slots.
     distance:     Of the student from the segment's target; MTT's normalised `displacement` by default.
     stop:         Which steps of the student the loss looks at, and its gradient goes back from: ATT's `Nearest`, say;
                   None for the last.
@@ -69,6 +71,7 @@ class MatchTrajectory:
     overshoot: float = OVERSHOOT
     stop: Stop | None = None
     path_distance: PathDistance | None = None
+    descent: Descent = PLAIN
 
     def __post_init__(self) -> None:
         for end in sorted({trajectory.end for trajectory in self.trajectories}):
@@ -93,7 +96,7 @@ class MatchTrajectory:
             batches = [Batch(batch.images, labels, batch.seed, batch.rows) for batch in batches]
         stop, target = self.stop, segment.target
         choice = None if stop is None else (lambda path: stop(path, target))
-        theta = unroll(self.loss, segment.start, batches, synthetic.lr, self.adjoint, choice=choice)
+        theta = unroll(self.loss, segment.start, batches, synthetic.lr, self.adjoint, self.descent, choice)
         if self.path_distance is not None:
             loss = self.path_distance(theta, segment, step)
         else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, NamedTuple, Protocol
@@ -282,6 +283,29 @@ def unroll(
     return (adjoint or Replay()).unroll(_add_decay(loss, descent), state, steps, sizes, descent, choice)
 
 
+def _detached_state(start: Tensor | State, descent: Descent) -> State:
+    state = start if isinstance(start, State) else descent.start(start)
+    return State(state.theta.detach(), tuple(slot.detach() for slot in state.slots), state.steps)
+
+
+def walk(
+    loss: Loss | PureLoss,
+    start: Tensor | State,
+    batches: Iterable[Batch],
+    lr: Tensor | float | Sequence[float],
+    descent: Descent = PLAIN,
+) -> Iterator[tuple[State, Tensor]]:
+    """Yield the state after every step of a training without a graph, and the step's gradient (P,); see `unroll`."""
+    steps, state = list(batches), _detached_state(start, descent)
+    loss = _add_decay(loss, descent)
+    for batch, step_size in zip(steps, _step_sizes(lr, state.theta, len(steps)).detach()):
+        batch = select_rows(batch._replace(images=batch.images.detach(), labels=batch.labels.detach()))
+        with torch.no_grad():
+            gradient = loss.gradient(state.theta, batch)
+            state = descent.step(state, gradient, step_size)
+        yield state, gradient
+
+
 def advance(
     loss: Loss | PureLoss,
     start: Tensor | State,
@@ -295,11 +319,5 @@ def advance(
     >>> advance(quadratic, torch.ones(1), [Batch(torch.zeros(1, 1, 1, 1), torch.zeros(1))] * 3, lr=0.5)
     State(theta=tensor([0.1250]), slots=(), steps=3)
     """
-    steps, state = list(batches), start if isinstance(start, State) else descent.start(start)
-    state = State(state.theta.detach(), tuple(slot.detach() for slot in state.slots), state.steps)
-    loss = _add_decay(loss, descent)
-    with torch.no_grad():
-        for batch, step_size in zip(steps, _step_sizes(lr, state.theta, len(steps)).detach()):
-            batch = select_rows(batch._replace(images=batch.images.detach(), labels=batch.labels.detach()))
-            state = descent.step(state, loss.gradient(state.theta, batch), step_size)
-    return state
+    last = deque(walk(loss, start, batches, lr, descent), maxlen=1)
+    return last[0][0] if last else _detached_state(start, descent)

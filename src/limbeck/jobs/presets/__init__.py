@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from limbeck.core.errors import UserError, suggest_names
 
-PRESET_METHODS = ("mtt", "tesla", "ftd", "datm", "mct", "att", "hop-tm", "dream", "tgdd", "ncfm", "rcig")
+PRESET_METHODS = ("mtt", "tesla", "ftd", "datm", "mct", "att", "hop-tm", "dream", "tgdd", "ncfm", "rcig", "rat-bptt")
 _DICTS = ("model", "expert", "options", "eval")
 
 
@@ -107,6 +107,8 @@ MATCHING = {"f": "factor"}
 MATCHING |= {name: name for name in ("distance", "lr_img", "batch_real", "inner", "net_steps", "batch_net", "cutmix")}
 IMPLICIT = {"steps": "iterations"}
 IMPLICIT |= {name: name for name in ("batch_real", "ridge", "flip", "grad_images", "pool_width", "pool_activation")}
+WINDOW = {"T": "total_steps", "M": "window"}
+WINDOW |= {name: name for name in ("place", "learn_labels", "lr_img", "batch_syn", "batch_real")}
 FEATURES = {"f": "factor", "steps": "iterations"}
 FEATURES |= {name: name for name in ("lr_img", "optimizer", "batch_real")}
 COLUMNS: dict[str, dict[str, str]] = {
@@ -114,6 +116,7 @@ COLUMNS: dict[str, dict[str, str]] = {
     "tgdd": FEATURES | {"alpha": "alpha"},
     "ncfm": FEATURES | {"frequencies": "frequencies"},
     "rcig": IMPLICIT,
+    "rat-bptt": WINDOW,
 }
 """Headings and options of the table of a method; of trajectory matching where none are given."""
 
