@@ -14,6 +14,7 @@ from torch import Tensor
 from limbeck.core.conditions import NUMERICS
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
+from limbeck.core.parallel import Workers
 from limbeck.core.user_code import source_key
 from limbeck.data import ImageData, Preprocess, Split, fit_preprocess
 from limbeck.data.augment import DSA, CanvasCrop, default_strategy
@@ -109,12 +110,27 @@ class Task:
 
     @property
     def max_workers(self) -> int | None:
-        """The number of networks that may be trained at the same time; None stands for one per thread.
+        """The number of experts that may be trained at the same time; None stands for one per thread.
 
-        It is 1 under autograd, because functional_call swaps a module's parameters, so that one module serves one
-        thread; and on a GPU, which one network keeps busy.
+        It is 1 under autograd, so that an expert has all threads, and on a GPU, which one network keeps busy.
         """
         return None if self.explicit is not None and self.device.type == "cpu" else 1
+
+    @property
+    def workers(self) -> Workers:
+        """How fresh networks are trained at the same time for evaluation.
+
+        Under autograd on a processor each has the same number of threads, so that its bits do not depend on the others.
+        """
+        if self.device.type != "cpu":
+            return Workers(1)
+        return Workers() if self.choice.is_compiled else self.autograd_workers
+
+    @property
+    def autograd_workers(self) -> Workers:
+        """The same for losses that go through autograd on every machine."""
+        is_threaded = self.device.type == "cpu" and self.model.serves_threads
+        return Workers.of_fixed_share() if is_threaded else Workers(1)
 
     @cached_property
     def choice(self) -> Choice:
@@ -202,6 +218,11 @@ class Task:
         if self.model_config.name.startswith("timm:"):
             conditions["timm"] = str(import_timm().__version__)
         return conditions
+
+    def evaluation_conditions(self) -> dict[str, Any]:
+        """The conditions of fresh networks that are trained for evaluation: `threads` is how many each of them has."""
+        conditions, threads = self.conditions(), self.workers.threads_each
+        return conditions if threads is None or "threads" not in conditions else {**conditions, "threads": threads}
 
 
 MAX_NOTES, MAX_NOTE = 10, 300  # notes to emit, and characters of one

@@ -6,25 +6,28 @@ On the default path: the width where the compiled network is used, more paramete
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import limbeck
 from limbeck import METHODS
+from limbeck.core.parallel import parallel_map
 from limbeck.core.sums import reproducible_dot, reproducible_sum
 from limbeck.data import ImageData, fit_preprocess
 from limbeck.experts import ExpertConfig, Recorded
 from limbeck.experts.store import make_path
 from limbeck.experts.train import train_expert
 from limbeck.methods import DataFacts, MethodInputs
-from limbeck.networks.registry import ModelConfig
+from limbeck.networks.registry import MODELS, ModelConfig, parse_network
 from limbeck.task import Task, make_task
+from limbeck.training.plain import Schedule, final_parameters, predict_logits, train
 
 WIDE = ModelConfig(width=64, depth=2)  # 40,000 parameters
 SMALL: dict[str, Any] = {
@@ -185,3 +188,68 @@ def test_sums_and_whitening_by_any_number_of_threads() -> None:
         )
     assert all(a.equal(b) for result in results[1:] for a, b in zip(result, results[0], strict=True))
     assert float(reproducible_sum(x.double())) == pytest.approx(float(x.double().sum()), abs=1e-9)
+
+
+EVALUATED = ("convnet:norm=batch", "mlp:width=8", "vit:width=6:depth=1", "resnet18:width=1:norm=batch", "drops")
+
+
+class Drops(nn.Module):
+    """A user's network with dropout, which is off."""
+
+    def __init__(self, channels: int, size: tuple[int, int], classes: int):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten())
+        self.classifier = nn.Linear(4 * (size[0] - 2) * (size[1] - 2), classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.body(images))
+        return logits
+
+
+@pytest.mark.parametrize("network", EVALUATED)
+def test_networks_side_by_side_have_the_bits_of_one_alone(
+    network: str, wide: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also under autograd, where each has a module of its own and one thread; running statistics are not shared."""
+    monkeypatch.setitem(MODELS, "drops", Drops)
+    task = wide.with_model(parse_network(network))
+    rows = torch.arange(8)
+    pair = task.train[0][rows], task.train[1][rows]
+
+    def logits(threads: int, seeds: Sequence[int]) -> list[Tensor]:
+        torch.set_num_threads(threads)
+        assert task.workers.at_once == threads
+        functions = [partial(train_once, task, task.model.init(seed), pair, seed) for seed in seeds]
+        results = dict(parallel_map(functions, *task.workers))
+        return [results[place] for place in range(len(seeds))]
+
+    together = logits(3, range(5))
+    for seed, expected in enumerate(together):
+        assert torch.equal(logits(1, [seed])[0], expected)
+    assert task.evaluation_conditions().get("threads", 1) == 1
+
+
+def train_once(task: Task, start: Tensor, pair: tuple[Tensor, Tensor], seed: int, _check: object) -> Tensor:
+    """Parameters and logits of one network after a few epochs."""
+    loss, network = task.loss_and_network()
+    theta = final_parameters(train(loss, start, *pair, Schedule(6, 0.05, 4), seed))
+    return torch.cat([theta, predict_logits(network, theta, task.test[0][:20]).flatten()])
+
+
+def test_a_network_that_hides_its_layers_is_trained_alone(wide: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of it would call the layers of the original, whose parameters another thread exchanges."""
+
+    class Hidden(Drops):
+        def __init__(self, channels: int, size: tuple[int, int], classes: int):
+            super().__init__(channels, size, classes)
+            body = self.body
+            self.call = lambda images: body(images)
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.classifier(self.call(images))
+            return logits
+
+    monkeypatch.setitem(MODELS, "hidden", Hidden)
+    task = wide.with_model(ModelConfig(name="hidden"))
+    assert not task.model.serves_threads
+    assert task.workers == (1, None)

@@ -16,7 +16,7 @@ from limbeck import EvalConfig, ExpertConfig, ImageData, ModelConfig
 from limbeck.core.errors import UserError
 from limbeck.core.rng import fork_rng, make_generator
 from limbeck.core.types import Batch
-from limbeck.networks.flat import FlatModel
+from limbeck.networks.flat import MATH_ATTENTION, FlatModel
 from limbeck.networks.registry import MLP, MODELS, flat_model
 from limbeck.task import make_task
 from limbeck.training import Backprop, CrossEntropy, Replay, linearised, unroll
@@ -322,3 +322,12 @@ def test_networks_that_cannot_be_trained_are_refused_before_anything_is_written(
     with pytest.raises(UserError, match=sentence):
         limbeck.distill(digits, model=ModelConfig(name="unfit"), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_last_thread_to_leave_restores_torchs_attention() -> None:
+    before = torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()
+    with MATH_ATTENTION:
+        with MATH_ATTENTION:
+            pass
+        assert (torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()) == (False, False)
+    assert (torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()) == before

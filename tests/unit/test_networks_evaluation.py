@@ -178,13 +178,16 @@ def test_an_estimate_counts_all_networks(both: Path, monkeypatch: pytest.MonkeyP
     """Two of a set with its own step size; two sets of two on another network, for three step sizes."""
     counts: list[int] = []
     monkeypatch.setattr(
-        "limbeck.jobs.estimate._networks_seconds", lambda *args, loss=None: float(counts.append(args[3]) or args[3])
+        "limbeck.jobs.estimate._networks_seconds", lambda *args, **_: float(counts.append(args[3]) or args[3])
     )
     estimate_evaluation(prepare_evaluation(both))
     assert counts == [2, 2]
     counts.clear()
     monkeypatch.setenv("LIMBECK_HOME", str(tmp_path))  # no stored rows of real images
-    estimate_evaluation(prepare_evaluation(both, networks=["convnet", "mlp"]), seed=0)
+    estimated = estimate_evaluation(prepare_evaluation(both, networks=["convnet", "mlp:width=6"]), seed=0)
+    assert list(estimated.seconds) == ["convnet", "mlp:width=6", "all images"]
+    assert estimated.seconds["all images"] == 2
+    assert "mlp:width=6 " in estimated.text
     assert counts == [2, 2, 8, 8, 6, 1, 6, 1]  # networks on random and on k-means images take as long
     events: list[dict[str, Any]] = []
     limbeck.evaluate(both, networks=["convnet", "mlp"], num_networks=2, epochs=1, listen=events.append)

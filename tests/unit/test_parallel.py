@@ -9,7 +9,7 @@ import weakref
 import pytest
 import torch
 
-from limbeck.core.parallel import Cancelled, CheckCancelled, parallel_map, synchronized
+from limbeck.core.parallel import Cancelled, CheckCancelled, Workers, parallel_map, synchronized
 
 
 @pytest.mark.parametrize("max_workers", [1, 2, 5])
@@ -78,6 +78,21 @@ def test_a_synchronized_listener_hears_one_event_at_a_time() -> None:
     for thread in crowd:
         thread.join()
     assert peak[0] == 1
+
+
+@pytest.mark.parametrize("number", [1, 3, 5])
+def test_a_fixed_share_does_not_depend_on_the_number_of_functions(number: int) -> None:
+    """Without one the last functions have more threads, and other bits under autograd."""
+    before = torch.get_num_threads()
+    try:
+        for threads, share in ((1, 1), (2, 1), (4, 1), (8, 2)):
+            torch.set_num_threads(threads)
+            workers = Workers.of_fixed_share()
+            jobs = [lambda _check: torch.get_num_threads()] * number
+            assert dict(parallel_map(jobs, *workers)) == dict.fromkeys(range(number), share)
+            assert (workers.at_once, torch.get_num_threads()) == (min(threads, 4), threads)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("max_workers", [1, 2])

@@ -177,7 +177,7 @@ def test_the_gradient_is_that_of_the_divergence_times_the_squared_temperature(ta
     divergence = F.kl_div(log_probabilities, target, reduction="batchmean")
     (expected,) = torch.autograd.grad(temperature**2 * divergence, leaf)
     torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-5)
-    assert training.max_workers == (1 if temperature != 1 else task.max_workers)
+    assert training.workers == (task.workers if temperature == 1 else task.autograd_workers)
 
 
 def test_the_teacher_sees_the_augmented_and_mixed_images(task: Task) -> None:

@@ -1,4 +1,4 @@
-"""One thread for work whose bits would depend on their number."""
+"""Another number of torch's threads for a while, such as one for work whose bits would depend on their number."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch and its linear algebra use one thread inside a `with` block, and as many as before afterwards."""
+def number_of_threads(count: int) -> Iterator[None]:
+    """Let torch and its linear algebra use `count` threads inside a `with` block, and as many as before afterwards."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

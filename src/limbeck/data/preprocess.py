@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.errors import UserError
-from limbeck.core.threads import one_thread
+from limbeck.core.threads import number_of_threads
 
 PreprocessKind = Literal["normalise", "zca"]
 TENSORS: dict[str, tuple[str, ...]] = {"normalise": ("mean", "std"), "zca": ("mean", "whiten", "colour")}
@@ -181,7 +181,7 @@ def fit_preprocess(kind: str, images: Tensor, eps: float = 0.1) -> Preprocess:
     if len(images) < 2 or not eps > 0:
         raise UserError(f"zca needs at least 2 images and eps above 0, not {len(images)} images and eps {eps}")
     mean, covariance = _pixel_moments(images)
-    with one_thread():  # unlike the sums above, these are not exact
+    with number_of_threads(1):  # unlike the sums above, these are not exact
         values, vectors = torch.linalg.eigh(covariance)
         root = (values.clamp(min=0) + eps).sqrt()  # rounding makes zero eigenvalues negative
         whiten, colour = (vectors / root) @ vectors.T, (vectors * root) @ vectors.T

@@ -157,7 +157,7 @@ def baseline_path(
             options["fill"] = fill
     description = {
         **task.describe(),
-        "computed": task.conditions(),
+        "computed": task.evaluation_conditions(),
         "baseline": name,
         **options,
         "seed": seed,

@@ -49,7 +49,7 @@ def make_record(
         seed=seed,
         protocol=protocol or config.describe(first.task.augment.strategy),
         computed={
-            one.network: {"model": one.task.model_config.model_dump(), **one.task.conditions()}
+            one.network: {"model": one.task.model_config.model_dump(), **one.task.evaluation_conditions()}
             for one in evaluations
             if one.network in models
         },

@@ -14,7 +14,7 @@ from torch import Tensor
 from limbeck.core.events import Listener
 from limbeck.core.files import content_key
 from limbeck.core.folders import home_folder
-from limbeck.core.parallel import CheckCancelled
+from limbeck.core.parallel import CheckCancelled, Workers
 from limbeck.core.rng import derive_seed, make_generator
 from limbeck.core.tensors import read_tensors, write_tensors
 from limbeck.core.types import Batch
@@ -101,9 +101,9 @@ class Training:
     teach: Teach | None = None
 
     @property
-    def max_workers(self) -> int | None:
-        """The number of networks that may be trained at the same time, as `Task.max_workers`."""
-        return 1 if self._needs_autograd else self.task.max_workers
+    def workers(self) -> Workers:
+        """How networks are trained at the same time."""
+        return self.task.autograd_workers if self._needs_autograd else self.task.workers
 
     @property
     def _needs_autograd(self) -> bool:

@@ -101,7 +101,7 @@ def _train(
         partial(training.run, start, (trial.images, trial.labels), trial.schedule, trial.seed, split)
         for trial, start in zip(trials, starts)
     ]
-    for place, network in parallel_map(functions, training.max_workers):
+    for place, network in parallel_map(functions, *training.workers):
         yield place, network
         advance()
 

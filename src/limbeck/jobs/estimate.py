@@ -10,7 +10,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -18,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limbeck.core.parallel import Workers
 from limbeck.core.record_files import parse_record
 from limbeck.core.records import StateHeader
 from limbeck.core.rng import derive_seed, make_generator
 from limbeck.core.tensors import read_header
-from limbeck.core.threads import one_thread
+from limbeck.core.threads import number_of_threads
 from limbeck.derivatives.autograd import Loss
 from limbeck.evaluation.baselines import CORESETS, FULL_LR, baseline_names, baseline_path, real_images
 from limbeck.evaluation.corruptions import SEVERITIES, corrupt
@@ -57,12 +57,15 @@ from limbeck.task import Task
 from limbeck.training.plain import GradientRule, Schedule, score, train
 
 SHORT, LONG = 0.3, 10.0  # seconds
+ALL_IMAGES = "all images"
 STAGES = {"experts": "experts", "distill": "distillation", "evaluate": "evaluation"}
 
 
 @dataclass(frozen=True)
 class Estimate:
     """The remaining work of a job: seconds by stage, as results.json names them, and bytes of experts yet to be stored.
+
+    The stages of an evaluation on several networks are the networks.
 
     >>> Estimate({"experts": 360.0, "distill": 120.0}).total
     480.0
@@ -83,7 +86,7 @@ class Estimate:
         >>> Estimate({"experts": 360.0, "distill": 120.0, "evaluate": 241.0}, 18_200_000).text
         'about 12 min 1 s (experts 6 min 0 s, distillation 2 min 0 s, evaluation 4 min 1 s), 18.2 MB of experts'
         """
-        stages = [f"{STAGES[name]} {duration(seconds)}" for name, seconds in self.seconds.items() if seconds]
+        stages = [f"{STAGES.get(name, name)} {duration(seconds)}" for name, seconds in self.seconds.items() if seconds]
         parts = f" ({', '.join(stages)})" if len(stages) > 1 else ""
         disk = f", {size(self.store_bytes)} of experts" if self.store_bytes else ""
         return f"about {duration(self.total)}{parts}{disk}"
@@ -134,7 +137,9 @@ def estimate_experts(experts: Experts) -> Estimate:
     if not missing:
         return Estimate({"experts": 0.0})
     images = (config.epochs + 1) * len(task.data.validation) + len(task.data.test)
-    seconds = _networks_seconds(task, task.train, make_schedule(config), missing, images, make_rule(config))
+    rule, workers = make_rule(config), Workers(task.max_workers)
+    schedule = make_schedule(config)
+    seconds = _networks_seconds(task, task.train, schedule, missing, images, rule, workers=workers)
     return Estimate({"experts": seconds}, missing * expert_bytes(experts))
 
 
@@ -142,20 +147,25 @@ def estimate_evaluation(evaluations: Sequence[Evaluation], seed: int | None = No
     """Estimate the evaluation of sets.
 
     seed: That of the networks, where random, k-means and all images are evaluated beside the sets; None where not.
+    The stages are then the networks, and `ALL_IMAGES` for all of them.
     """
-    seconds = 0.0
+    names = {evaluation.network: "evaluate" if seed is None else evaluation.network for evaluation in evaluations}
+    seconds = dict.fromkeys(names.values(), 0.0)
     for evaluation in without_repeats(evaluations):
         task, config, distilled = evaluation.task, evaluation.config, evaluation.distilled
         pair = distilled.images.to(task.device), distilled.labels.to(task.device)
         chooses = 1 + len(config.baseline_lrs) * (not config.learns_as_the_set)
         networks = config.networks * chooses if seed is None else count_set_networks(evaluation)
-        seconds += _evaluated_seconds(task, pair, config, networks)
-    for task, config in {one.task: (one.task, one.config) for one in evaluations}.values():
-        seconds += _teacher_seconds(task, config)
-    if seed is not None:
-        for first in {one.task: one for one in evaluations}.values():
-            seconds += _baseline_seconds(first.task, first.config, *budget(first.distilled), seed)
-    return Estimate({"evaluate": seconds + _tested_seconds(evaluations, seed)})
+        seconds[names[evaluation.network]] += _evaluated_seconds(task, pair, config, networks)
+    for first in {evaluation.task: evaluation for evaluation in evaluations}.values():
+        name, task, config = names[first.network], first.task, first.config
+        seconds[name] += _teacher_seconds(task, config)
+        seconds[name] += _tested_seconds([one for one in evaluations if one.task is task], seed)
+        if seed is not None:
+            ipc, fill = budget(first.distilled)
+            seconds[name] += _coreset_seconds(task, config, ipc, fill, seed)
+            seconds[ALL_IMAGES] = seconds.get(ALL_IMAGES, 0.0) + _full_seconds(task, config, ipc, seed)
+    return Estimate(seconds)
 
 
 def estimate_scores(evaluations: Sequence[Evaluation], seed: int | None = None) -> Estimate:
@@ -182,9 +192,9 @@ def _seconds(call: Callable[[], object], device: torch.device) -> float:
 def _evaluated_seconds(task: Task, pair: tuple[Tensor, Tensor], config: EvalConfig, networks: int) -> float:
     """Seconds to train networks on images and labels, and to score them on test, as a protocol says."""
     tests = 1 + (config.epochs // config.test_every if config.test_every else 0)
-    loss = stand_in_training(task, config).loss_and_network()[0]
-    schedule = config.schedule(0.01)
-    return _networks_seconds(task, pair, schedule, networks, tests * len(task.data.test), loss=loss)
+    training, scored = stand_in_training(task, config), tests * len(task.data.test)
+    loss = training.loss_and_network()[0]
+    return _networks_seconds(task, pair, config.schedule(0.01), networks, scored, loss=loss, workers=training.workers)
 
 
 def _teacher_seconds(task: Task, config: EvalConfig) -> float:
@@ -192,7 +202,9 @@ def _teacher_seconds(task: Task, config: EvalConfig) -> float:
     if config.labels != "teacher":
         return 0.0
     missing = sum(not teacher_path(task, config, index)[0].exists() for index in range(config.teachers))
-    return missing and _networks_seconds(task, task.train, config.plain.full_schedule(FULL_LR), missing, 0)
+    return missing and _networks_seconds(
+        task, task.train, config.plain.full_schedule(FULL_LR), missing, 0, workers=Workers(1)
+    )
 
 
 def _tested_seconds(evaluations: Sequence[Evaluation], seed: int | None) -> float:
@@ -239,21 +251,26 @@ def _networks_seconds(
     scored: int,
     rule: GradientRule | None = None,
     loss: Loss | None = None,
+    workers: Workers | None = None,
 ) -> float:
-    """Seconds to train `networks` networks on images and labels and to score each on `scored` images."""
+    """Seconds to train `networks` networks on images and labels and to score each on `scored` images.
+
+    workers: How they are trained at the same time; by default as networks are evaluated.
+    """
+    workers = workers or task.workers
     images, labels = pair
     theta = task.model.init(0, "estimate").to(task.device)
     length = min(len(images), schedule.batch_size)
     endless = schedule._replace(epochs=sys.maxsize, drop=None)
     path = train(loss or task.loss, theta, images[:length], labels[:length], endless, 0, rule)
     some = tuple(tensor[:500] for tensor in task.validation)
-    most = task.max_workers or torch.get_num_threads()
-    with one_thread() if most > 1 else nullcontext():
+    share = workers.threads_each or max(1, torch.get_num_threads() // workers.at_once)
+    with number_of_threads(share):
         next(path)
         step = _seconds(lambda: next(path), task.device)
         scoring = _seconds(lambda: score(task.logits, theta, *some), task.device) / len(some[0])
     once = schedule.epochs * len(images) / length * step + scored * scoring
-    return once * math.ceil(networks / most)
+    return once * math.ceil(networks / workers.at_once)
 
 
 def _rehearse(job: Job) -> tuple[Plan, float, float]:
@@ -320,6 +337,11 @@ def _evaluation_seconds(job: Job, synthetic: SyntheticSet) -> float:
 
 def _baseline_seconds(task: Task, config: EvalConfig, ipc: int, fill: FillName, seed: int) -> float:
     """Seconds of the baselines whose rows are not stored yet."""
+    return _coreset_seconds(task, config, ipc, fill, seed) + _full_seconds(task, config, ipc, seed)
+
+
+def _coreset_seconds(task: Task, config: EvalConfig, ipc: int, fill: FillName, seed: int) -> float:
+    """Seconds of random and k-means images, where their rows are not stored yet."""
     seconds = 0.0
     networks = config.networks * (1 + len(config.baseline_lrs))
     missing = [n for n in ("random", "kmeans") if not baseline_path(task, n, ipc, config, seed, fill)[0].exists()]
@@ -331,11 +353,14 @@ def _baseline_seconds(task: Task, config: EvalConfig, ipc: int, fill: FillName, 
     if missing:  # networks take as long on the images of any selector
         pair = real_images(part, "random", ipc, fill)(seed)
         seconds += len(missing) * _evaluated_seconds(task, pair, config, networks)
-    if config.full_networks and not baseline_path(task, "full", ipc, config, seed)[0].exists():
-        seconds += _networks_seconds(
-            task, task.train, config.full_schedule(FULL_LR), config.full_networks, len(task.data.test)
-        )
     return seconds
+
+
+def _full_seconds(task: Task, config: EvalConfig, ipc: int, seed: int) -> float:
+    """Seconds of the networks that are trained on all images, where their row is not stored yet."""
+    if not config.full_networks or baseline_path(task, "full", ipc, config, seed)[0].exists():
+        return 0.0
+    return _networks_seconds(task, task.train, config.full_schedule(FULL_LR), config.full_networks, len(task.data.test))
 
 
 def expert_bytes(experts: Experts, kind: Kind = "any") -> int:

@@ -37,7 +37,9 @@ from limbeck.task import Task
 
 def evaluation_key(task: Task, config: EvalConfig, steps: int) -> str:
     """A key of the protocol, the conditions and the outer steps of the last set: rows of the log with one key agree."""
-    return content_key({"eval": config.model_dump(mode="json"), "computed": task.conditions(), "steps": steps})
+    return content_key(
+        {"eval": config.model_dump(mode="json"), "computed": task.evaluation_conditions(), "steps": steps}
+    )
 
 
 def evaluate_run(job: Job, listen: Listener) -> list[ResultRow]:
@@ -154,7 +156,7 @@ def write_results(job: Job, rows: list[ResultRow]) -> None:
         format=RESULTS,
         version=1,
         key=content_key(job.resolved),
-        computed=task.conditions(),
+        computed=task.evaluation_conditions(),
         method=job.method.name,
         data=DataName(name=task.data.name, fingerprint=task.data.fingerprint),
         ipc=job.config.ipc,

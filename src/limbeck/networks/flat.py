@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import copy
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -86,16 +88,34 @@ def _refuse_unfinished(module: object) -> None:
         )
 
 
-@contextmanager
-def _differentiable_attention() -> Iterator[None]:
-    """Compute attention by products and softmax, because torch's fused kernels have no second derivative."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+class _MathAttention:
+    """Attention is computed by products and softmax in a `with` block; torch's switches for it are the process's.
+
+    Threads may be in such blocks at the same time: the last one to leave restores the switches.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.users, self.restore = threading.Lock(), 0, ExitStack()
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.users == 0:
+                self.restore.callback(
+                    torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled()
+                )
+                torch.backends.mha.set_fastpath_enabled(False)
+                self.restore.enter_context(sdpa_kernel(SDPBackend.MATH))
+            self.users += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.users -= 1
+            if self.users == 0:
+                self.restore.close()
+
+
+MATH_ATTENTION = _MathAttention()
+"""For every call of a network, because torch's fused kernels of attention have no second derivative."""
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
@@ -118,7 +138,7 @@ def _call_once(module: nn.Module, images: Tensor) -> _Call:
     name, shape = type(module).__name__, tuple(images.shape[1:])
     buffers = {buffer: tensor.clone() for buffer, tensor in module.named_buffers()}
     try:
-        with torch.no_grad(), _differentiable_attention():
+        with torch.no_grad(), MATH_ATTENTION:
             logits = torch.func.functional_call(module, buffers, (images,))
             generator = torch.get_rng_state()
     except Exception as error:  # the module may be the user's own
@@ -129,12 +149,17 @@ def _call_once(module: nn.Module, images: Tensor) -> _Call:
     return _Call(logits, buffers, generator)
 
 
+def _two_images(shape: Sequence[int]) -> Tensor:
+    """Two images (2, *shape) to try a network with."""
+    return torch.arange(float(2 * prod(shape))).cos().view(2, *shape)
+
+
 def _find_changed_buffers(module: nn.Module, shape: Sequence[int]) -> list[str]:
     """The names of the buffers that a call on images of `shape` changes.
 
     Raises UserError where two calls on the same two images differ, or draw random numbers.
     """
-    images = torch.arange(float(2 * prod(shape))).cos().view(2, *shape).to(next(module.parameters(), torch.empty(0)))
+    images = _two_images(shape).to(next(module.parameters(), torch.empty(0)))
     with fork_rng(0, "check"):
         first, second = _call_once(module, images), _call_once(module, images)
     pairs = [(first.logits, second.logits), (first.generator, second.generator)]
@@ -146,6 +171,14 @@ def _find_changed_buffers(module: nn.Module, shape: Sequence[int]) -> list[str]:
             "function (F.dropout) has to be taken out."
         )
     return [buffer for buffer, tensor in module.named_buffers() if not _same_bits(tensor, first.buffers[buffer])]
+
+
+def _copy_module(module: nn.Module) -> nn.Module | None:
+    """A copy of a module that nothing calls; None where it cannot be copied."""
+    try:
+        return copy.deepcopy(module)
+    except Exception:  # of the user's module, anything
+        return None
 
 
 class FlatModel:
@@ -175,17 +208,52 @@ class FlatModel:
                 f"FlatModel takes a function that builds a network, not the {type(build).__name__} itself, so that it "
                 "can build new initialisations: write FlatModel(lambda: Network(...))."
             )
-        self.build = build
+        self.build, self.shape = build, shape
         with fork_rng(0, "shell"):
-            self.module = build()
-        _refuse_unfinished(self.module)
-        self.dropout = switch_off_dropout(self.module)
-        for parameter in self.module.parameters():
+            module = build()
+        _refuse_unfinished(module)
+        self.dropout = switch_off_dropout(module)
+        for parameter in module.parameters():
             parameter.requires_grad_(False)
+        self._modules, self._shell = threading.local(), module
+        self._modules.own = module
+        self._template, self._lock = _copy_module(module), threading.Lock()
         self._initial_buffers: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}  # sent to a device once
         named = list(self.module.named_parameters())
         self.layout = Layout(tuple(name for name, _ in named), tuple(tuple(p.shape) for _, p in named))
         self.changed_buffers: list[str] | None = None if shape is None else _find_changed_buffers(self.module, shape)
+
+    @property
+    def module(self) -> nn.Module:
+        """The module or, in another thread, its copy: functional_call exchanges a module's parameters meanwhile."""
+        if not hasattr(self._modules, "own"):
+            if self._template is None:
+                return self._shell
+            with self._lock:
+                self._modules.own = copy.deepcopy(self._template)
+        module: nn.Module = self._modules.own
+        return module
+
+    @cached_property
+    def serves_threads(self) -> bool:
+        """Whether copies of the module compute what it computes, so that several threads may call the model.
+
+        A module that reaches its layers other than by its attributes, through a closure say, has no such copies. It is
+        found out by a call with other parameters than the module's own, on images of `shape`.
+        """
+        if self._template is None or self.shape is None:
+            return False
+        module, theta = self.module, self.init(0, "copy")
+        images = _two_images(self.shape).to(theta)
+        with torch.no_grad():
+            expected = self(theta, images)
+            self._modules.own = copy.deepcopy(self._template)
+            try:
+                return _same_bits(self(theta, images), expected)
+            except Exception:  # of the user's module, anything
+                return False
+            finally:
+                self._modules.own = module
 
     def __call__(self, theta: Tensor, images: Tensor, buffers: dict[str, Tensor] | None = None) -> Tensor:
         """theta (P,), images (n, channels, height, width) -> logits (n, classes).
@@ -200,7 +268,7 @@ class FlatModel:
             buffers = self.copy_buffers(theta)
         tensors = dict(zip(self.layout.names, self.layout.split(theta))) | buffers
         try:
-            with _differentiable_attention():
+            with MATH_ATTENTION:
                 logits: Tensor = torch.func.functional_call(self.module, tensors, (images,))
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
