@@ -45,6 +45,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def make_job(out: Path, method: str = "mct", **options: Any) -> Job:
     trajectory = TRAJECTORY if METHODS[method].experts else {}
+    if method == "hop-tm":  # needs four waypoints
+        trajectory = {**TRAJECTORY, "expert": ExpertConfig(epochs=3, lr=0.05)}
     own = {"iterations": 4} if "iterations" in METHODS[method].config.model_fields else {}
     common = {name: value for name, value in trajectory.items() if name in ("num_experts", "expert") or method == "mct"}
     return prepare("digits", method=method, out=out, **{**SMALL, **own, **common, **options})
