@@ -83,7 +83,7 @@ def describe_model(info: StructTypeInfo) -> StructConstructorSpec | None:
         default = tyro.MISSING if field.is_required() else field.get_default(call_default_factory=True)
         default = getattr(info.default, name, default)
         annotation: Any = hints[name]
-        if default is None or default in ((), ""):  # the help says in words what happens without the option
+        if default is None or default is False or default in ((), ""):  # the help says what happens without the option
             annotation = Annotated[annotation, tyro.conf.arg(help_behavior_hint="")]
         if name in METAVARS_BY_NAME:
             annotation = Annotated[annotation, tyro.conf.arg(metavar=METAVARS_BY_NAME[name])]
