@@ -119,7 +119,7 @@ SAME_BITS = [case for case in CASES if not METHODS[case[0]].depends_on_threads(M
 def test_methods_say_where_the_number_of_threads_matters() -> None:
     """The full graph is autograd's, also of a network whose other gradients are compiled: a run mixed its threads."""
     for name, options in CASES:
-        autograd = name in ("datm", "dm", "rcig", "ncfm", "tgdd", "rat-bptt") or options.get("gradient") == "backprop"
+        autograd = name in ("datm", "dm", "rcig", "ncfm", "tgdd") or options.get("gradient") == "backprop"
         assert ((name, options) not in SAME_BITS) == autograd
 
 

@@ -144,6 +144,5 @@ RAT = Method(
     plan=plan,
     resolve=resolve,
     learns=("images",),
-    threads_matter=True,  # the backward pass of torch's softmax by AVX2, where labels are learned
     exact_gradient=False,  # what the set does before the window is left out: truncation
 )
