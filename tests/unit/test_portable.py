@@ -26,7 +26,7 @@ from limbeck.interop import SET_STYLES, export_set
 from limbeck.interop.card import CardFacts, describe_export
 from limbeck.interop.card_code import STYLES, training_code
 from limbeck.interop.portable import folder_names
-from limbeck.interop.rounding import as_pixels
+from limbeck.interop.rounding import as_pixels, round_set
 from limbeck.synthetic.distilled import DistilledSet, Mosaics
 from limbeck.synthetic.tiles import Partition
 
@@ -94,9 +94,13 @@ CASES += [(to, False, "zca") for to in ("imagefolder", "npz")]
 def test_the_code_of_a_card_trains_a_network(
     tmp_path: Path, digits: ImageData, monkeypatch: pytest.MonkeyPatch, to: str, soft: bool, kind: str
 ) -> None:
-    export_set(make_set(digits, kind, soft), tmp_path / "out", to, FACTS)
+    distilled = make_set(digits, kind, soft)
+    export_set(distilled, tmp_path / "out", to, FACTS)
     names = run_card(tmp_path / "out", monkeypatch)
     pixels = digits.test.images[:200].float() / 255
+    torch.testing.assert_close(names["to_input"](pixels), distilled.preprocess.apply(digits.test.images[:200]))
+    images = round_set(distilled).images if to == "imagefolder" else distilled.images
+    torch.testing.assert_close(names["x"], images)
     assert (names["predict"](pixels) == digits.test.labels[:200]).float().mean() > 0.7  # 0.1 by chance
     assert names["y"].is_floating_point() == (soft or to == "datm"), "whose labels are logits"
 
@@ -162,6 +166,9 @@ def test_colours_unequal_classes_and_words(tmp_path: Path, to: str) -> None:
     data = load_data(tmp_path / "out")
     assert all_images(data) == expected_images(distilled)
     assert set(data.classes) == set(distilled.classes)
+    if to == "hf":
+        table = pq.read_table(tmp_path / "out/data")
+        assert torch.equal(torch.tensor(table["input"].to_pylist()), distilled.images)
     if to != "imagefolder":
         assert data.classes == distilled.classes, "in the order of the labels"
 
