@@ -24,7 +24,13 @@ from limbeck.core.record_files import read_record
 from limbeck.core.study_records import FORMAT, StudyRecord
 from limbeck.evaluation.scores import label_robust_score
 from limbeck.methods import METHODS
-from limbeck.report.study import Table, costs_table, differences_table, results_table
+from limbeck.report.study import (
+    Table,
+    costs_table,
+    differences_table,
+    results_table,
+    stability_table,
+)
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -277,6 +283,7 @@ STUDY_TABLES = {
     "": results_table,
     " differences": differences_table,
     " costs": costs_table,
+    " stability": stability_table,
 }
 """A block `study NAME` has the accuracies of docs/studies/NAME.json; with a word behind it, another of its tables."""
 

@@ -4,57 +4,47 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
-import time
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pytest
-from filelock import FileLock
 from small_runs import set_bytes
 from small_studies import STUDY, begin_here, read_record, write_file
 
 import limbeck
+from limbeck import UserError
 from limbeck.core.records import StepLine, ValidationLine
 from limbeck.jobs.record import RunFolder
 from limbeck.report.study_page import write_study_page
 from limbeck.studies import pool
 from limbeck.studies.config import read_study
 from limbeck.studies.opened import plan_study
+from limbeck.studies.pool import make_units
 from limbeck.studies.record import read_curve
 from limbeck.studies.run import run_study
 
 pytestmark = pytest.mark.usefixtures("home")
 
 
-PARENT = """
-import sys
-from limbeck.studies.run import run_study
-from limbeck.studies.search import STARTUP, OpenSearch
-run_study(sys.argv[1], work=sys.argv[2], jobs=1, tell_cost=False)
-"""
-
-
 @pytest.fixture(scope="module")
 def study(shared_home: Path, _one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of a study whose process was killed in the middle of its first run, and that was then finished."""
+    """The file of a study whose first run lost its parent in the middle, and that was then finished."""
     path = write_file(tmp_path_factory.mktemp("study"))
     work = path.parent / "work"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIMBECK_HOME", str(shared_home))
         patch.setenv("OMP_NUM_THREADS", "1")
-        process = subprocess.Popen([sys.executable, "-c", PARENT, str(path), str(work)])
-        while process.poll() is None and not list(work.glob("*/log.jsonl")):
-            time.sleep(0.01)
-        process.kill()
-        assert process.wait() == -9
-        (folder,) = (file.parent for file in work.glob("*/log.jsonl"))
-        with FileLock(folder / ".lock", timeout=60):  # the run ends with its parent, which it notices when it says more
-            assert not (folder / "results.json").exists()
-        assert read_record(path).rows == []
+        unit = next(unit for unit in make_units(plan_study(path, work=work).plan) if unit.kind == "run")
+        process = pool.start_child(unit.order(1), 1, subprocess.DEVNULL)
+        assert process.stdout is not None
+        with process.stdout:  # its parent reads no more once it says that it distils
+            assert any(json.loads(line).get("name") == "distill" for line in process.stdout)
+        assert process.wait(60) == 1, "it ends when it says more"
+        assert (unit.run.path / "log.jsonl").exists()
+        assert not (unit.run.path / "results.json").exists()
         patch.setattr(pool.Pool, "_begin", begin_here([]))
-        run_study(path, work=work, jobs=2, tell_cost=False)
+        run_study(path, work=work, tell_cost=False)
     return path
 
 
@@ -89,11 +79,23 @@ def test_the_record_has_curves_bytes_and_single_networks(study: Path) -> None:
             assert result.accuracies is not None
             assert fmean(result.accuracies) == pytest.approx(result.accuracy_mean)
         assert set(row.seconds) == {"experts", "distill", "evaluate"}
+        assert row.paths["recorded"].t == [0, 1, 2]
+        assert row.paths["recorded"].mean == row.paths["recorded"].low, "one expert"
+        assert row.paths["convexified"].mean[-1] == row.paths["recorded"].mean[-1], "both end in the same network"
     mtt, mct = (row.bytes.experts or 0 for row in record.rows)
     folder = next(path for path in (study.parent / "work").glob(f"{record.rows[0].key}-*"))
     parameters = json.loads((folder / "experts.json").read_text())["parameters"]
     assert 0 < 4 * parameters - (mtt - mct) < 200, "three recorded epochs; two waypoints, and beta by epoch and layer"
     assert record.rows[0].bytes.stored == record.rows[1].bytes.stored, "one store of both forms"
+
+
+def test_rows_of_another_machine_are_taken_over(study: Path, tmp_path: Path, orders: list[dict[str, Any]]) -> None:
+    path, work = write_file(tmp_path), tmp_path / "work"
+    record = run_study(path, work=work, merge=[study.with_suffix(".json")])
+    assert orders == []
+    assert record.rows == read_record(path).rows == read_record(study).rows
+    with pytest.raises(UserError, match=r"nothing\.json"):
+        plan_study(path, merge=[tmp_path / "nothing.json"])
 
 
 def test_what_is_done_is_not_done_again(study: Path, tmp_path: Path, orders: list[dict[str, Any]]) -> None:
@@ -154,5 +156,10 @@ def test_the_page_shows_tables_differences_and_curves(study: Path, tmp_path: Pat
     page = write_study_page(read_record(study), tmp_path / "page.html").read_text()
     for text in ("Two methods", "MCT", "1 × 2", "against outer steps", "against seconds", "Differences"):
         assert text in page
-    assert page.count("<svg") == 3
+    titles = ("Validation accuracy (%) against outer steps", "Validation accuracy (%) against seconds", "Loss")
+    titles += ("Experts' validation accuracy (%) along their paths, digits",)
+    titles += ("Test accuracy (%) against the experts' bytes, digits, 1 per class",)
+    for title in titles:
+        assert title.replace("'", "&#39;") in page
+    assert page.count("<svg") == 5
     assert "http" not in page.replace("http-equiv", ""), "it reads nothing from elsewhere"

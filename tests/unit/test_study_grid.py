@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -11,7 +12,8 @@ from small_studies import STUDY, write_file
 
 from limbeck import UserError
 from limbeck.core.records import ResultRow, StepLine, ValidationLine
-from limbeck.core.study_records import Curve, StudyRow
+from limbeck.core.study_records import Curve, StudyRecord, StudyRow
+from limbeck.report.study import stability_table
 from limbeck.studies.cells import by_seed, make_cells
 from limbeck.studies.compare import compare_cells
 from limbeck.studies.config import Comparison, Study
@@ -114,6 +116,7 @@ def test_a_curve_counts_no_validation_and_no_step_twice() -> None:
     assert curve.seconds == [2.0, 4.0]
     assert curve.loss_steps == [1, 2, 3, 4]
     assert curve.loss == [5.0, 3.0, None, None]
+    assert curve.loss_change == pytest.approx(math.log(5 / 3), rel=1e-4)
 
 
 def test_a_long_curve_is_thinned_to_stretches_with_their_extremes() -> None:
@@ -132,6 +135,20 @@ def make_row(method: str, size: str, seed: int, accuracies: list[float], curve: 
     shape = Curve(steps=steps, accuracy=list(curve), std=[None] * len(steps), seconds=[0.5 * step for step in steps])
     cell = {"method": method, "size": size}
     return StudyRow(cell=cell, seed=seed, key=f"{method}{size}{seed}", results=rows, curve=shape)
+
+
+def test_steadiness_is_measured_on_the_validations_of_the_second_half() -> None:
+    accuracies = [0.1, 0.9, 0.5, 0.6, 0.5, 0.6]
+    row = make_row("MTT", "small", 0, [0.5], accuracies)
+    other = make_row("MTT", "small", 1, [0.5], [0.1, 0.2, 0.3, 0.3, 0.3, 0.3])
+    rows = [row.model_copy(update={"curve": row.curve.model_copy(update={"loss_change": 0.25})}), other]
+    axes = {"method": ["MTT"], "size": ["small"]}
+    record = StudyRecord(
+        format="limbeck-study", version=1, title="A", axes=axes, seeds=[0, 1], study={}, planned=2, rows=rows
+    )
+    head, lines = stability_table(record)
+    assert head == ["method", "size", "seeds", "best less last", "between validations", "loss from step to step"]
+    assert lines == [["MTT", "small", "2", "15.0", "5.0", "25.0"]], "means of 30 and 0, and of 10 and 0"
 
 
 def test_differences_are_paired_by_seed_with_the_other_axes_equal() -> None:

@@ -76,6 +76,11 @@ def test_a_trial_follows_from_the_seed_its_number_and_the_trials_before() -> Non
     resumed = OpenSearch.of(search.cell, search.search, [search.record()])
     assert resumed.is_finished
     del resumed.trials[13]
+    upside_down = make_search(14)
+    for number in range(13):
+        trial = search.trials[number]
+        upside_down.trials[number] = trial.model_copy(update={"accuracy": 1 - (trial.accuracy or 0)})
+    assert upside_down.suggest(13) != search.trials[13].options, "it learns from the trials before"
     assert resumed.suggest(13) == search.trials[13].options
     assert make_search(14, seed=1).suggest(0) != search.trials[0].options
     values = [trial.options for trial in search.trials.values()]

@@ -36,6 +36,8 @@ class Study(Options, WithEstimate):
     """Runs at a time, each a process of its own; the default is as many as the cores allow, and one on a GPU."""
     threads: int = Field(default=1, ge=1)
     """Processor threads of each run."""
+    merge: tuple[Annotated[str, PATH], ...] = ()
+    """Records of the same study from other machines, whose runs are taken over."""
     page_only: Annotated[FlagCreatePairsOff[bool], SWITCH] = False
     """Write the page from the record as it is now, and compute nothing."""
     dry_run: Annotated[FlagCreatePairsOff[bool], SWITCH] = False
@@ -46,13 +48,19 @@ def run_study_command(args: Study, listen: Listener) -> Any:
     """Compute what is left of a study; returns its record with --json, else prints its tables."""
     path = Path(args.file)
     if args.dry_run:
-        plan = plan_study(path, work=args.work, threads=args.threads, listen=listen)
+        plan = plan_study(path, work=args.work, threads=args.threads, merge=args.merge, listen=listen)
         return {"plan": describe_plan(plan), "left": [run.name for run in plan.left]}
     if args.page_only:
         record = read_record(path.with_suffix(".json"), StudyRecord, FORMAT)
     else:
         record = run_study(
-            path, work=args.work, jobs=args.jobs, threads=args.threads, tell_cost=args.estimate, listen=listen
+            path,
+            work=args.work,
+            jobs=args.jobs,
+            threads=args.threads,
+            merge=args.merge,
+            tell_cost=args.estimate,
+            listen=listen,
         )
     files = {"record": str(path.with_suffix(".json")), "page": str(write_study_page(record, path.with_suffix(".html")))}
     if not args.as_json:

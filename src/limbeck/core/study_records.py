@@ -23,6 +23,7 @@ class Curve(Record):
     steps, accuracy, std, seconds: The outer steps after which networks were validated, their mean accuracy and its
         sample standard deviation (None for one network), and the seconds of the outer steps so far, without those of
         the validations.
+    loss_change: The mean of |log(loss of a step / loss of the step before)|; None without two finite positive losses.
     loss_steps, loss, loss_low, loss_high: The last step of each of at most 100 equal stretches of steps, and median,
         minimum and maximum of the finite losses in it; None where no loss is finite.
     """
@@ -33,10 +34,20 @@ class Curve(Record):
     accuracy: list[float] = Field(default_factory=list)
     std: list[float | None] = Field(default_factory=list)
     seconds: list[float] = Field(default_factory=list)
+    loss_change: float | None = None
     loss_steps: list[int] = Field(default_factory=list)
     loss: list[float | None] = Field(default_factory=list)
     loss_low: list[float | None] = Field(default_factory=list)
     loss_high: list[float | None] = Field(default_factory=list)
+
+
+class ExpertPath(Record):
+    """Validation accuracy along a path of the experts: at the epochs `t`, mean, minimum and maximum over experts."""
+
+    t: list[float]
+    mean: list[float | None]
+    low: list[float | None]
+    high: list[float | None]
 
 
 class RunBytes(Record):
@@ -56,6 +67,7 @@ class StudyRow(Record):
 
     cell, seed: Where it stands in the grid; key: the content key of its whole resolved configuration.
     results:     Its rows, as results.json holds them.
+    paths:       Of its experts, by name: recorded, convexified.
     seconds:     By stage, summed over sessions.
     peak_memory: Of its process in bytes, the largest of its sessions; device_memory: on its GPU.
     searched:    The options that a search found, and `trials`, how many it had.
@@ -68,6 +80,7 @@ class StudyRow(Record):
     key: str
     results: list[ResultRow]
     curve: Curve = Curve()
+    paths: dict[str, ExpertPath] = Field(default_factory=dict)
     seconds: dict[str, float] = Field(default_factory=dict)
     bytes: RunBytes = RunBytes()
     peak_memory: int | None = None

@@ -50,7 +50,9 @@ class Plot:
     notes: list[str] = field(default_factory=list)
 
 
-def plot(title: str, lines: Sequence[Line], x_label: str, *, salt: str, marks: Sequence[float] = ()) -> Plot | None:
+def plot(
+    title: str, lines: Sequence[Line], x_label: str, *, salt: str, marks: Sequence[float] = (), log_x: bool = False
+) -> Plot | None:
     """Draw the lines, with a vertical mark at each of `marks`; None where no value is finite.
 
     The y axis is logarithmic where the values are positive and span a factor of 20. salt: makes ids unique on a page.
@@ -70,7 +72,7 @@ def plot(title: str, lines: Sequence[Line], x_label: str, *, salt: str, marks: S
             _draw(axes, line)
         for mark in marks:
             axes.axvline(mark, color=_INK, linewidth=1, linestyle=(0, (3, 3)), alpha=0.7)
-        _style_axes(axes, x_label, log, [y for line in lines for y in line.y])
+        _style_axes(axes, x_label, log, [y for line in lines for y in line.y], log_x)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     legend = [(line.colour % COLOURS + 1, line.dashed, line.label) for line in lines]
@@ -137,7 +139,7 @@ def _draw(axes: Axes, line: Line) -> None:
         axes.fill_between(line.x, _with_gaps(line.low), _with_gaps(line.high), color=colour, alpha=0.18, linewidth=0)
 
 
-def _style_axes(axes: Axes, x_label: str, log: bool, values: list[float | None]) -> None:
+def _style_axes(axes: Axes, x_label: str, log: bool, values: list[float | None], log_x: bool) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     for side in ("top", "right"):
@@ -150,8 +152,13 @@ def _style_axes(axes: Axes, x_label: str, log: bool, values: list[float | None])
     axes.grid(True, color=_GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.set_xlabel(x_label, color=_INK)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    if log_x:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.3g}" if log_x else f"{value:,.0f}"))
     if log:
         finite = [y for value in values if (y := _finite(value)) is not None]
         axes.set_yscale("log")

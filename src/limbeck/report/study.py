@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
+from math import sqrt
 from statistics import fmean
 
 from limbeck.core.records import ResultRow
@@ -13,6 +15,7 @@ from limbeck.report.text import NONE, duration, percent, points, size
 SETS = (("distilled", "chosen"), ("distilled", "last"), ("random", None), ("kmeans", None), ("full", None))
 RESULTS = ("n", "chosen", "within seeds", "between seeds", "last", "random", "k-means", "all images")
 COSTS = ("images", "labels", "experts", "stored", "outer steps", "memory")
+STABILITY = ("seeds", "best less last", "between validations", "loss from step to step")
 DIFFERENCES = ("less", "set", "measure", "difference", "standard error", "95 % interval", "n")
 
 Table = tuple[list[str], list[list[str]]]
@@ -131,6 +134,35 @@ def costs_table(record: StudyRecord) -> Table:
 def _mean(values: Sequence[float | None]) -> float | None:
     numbers = [value for value in values if value is not None]
     return fmean(numbers) if numbers else None
+
+
+def stability_table(record: StudyRecord) -> Table:
+    """How steady distillation is in every cell: points of validation accuracy, and % of the loss; means over seeds.
+
+    Best less last: of the validations. Between validations: the root mean square of the changes from one to the next,
+    in the second half. Loss from step to step: the mean of its relative changes.
+    """
+    lines = []
+    for rows in group_rows(record):
+        curves = [row.curve for row in rows if len(row.curve.accuracy) > 2]
+        if not curves:
+            continue
+        falls = _mean([max(curve.accuracy) - curve.accuracy[-1] for curve in curves])
+        changes = _mean([_root_mean_square(curve.accuracy[len(curve.accuracy) // 2 :]) for curve in curves])
+        losses = _mean([curve.loss_change for curve in curves])
+        words = [NONE if value is None else f"{100 * value:.1f}" for value in (falls, changes, losses)]
+        lines.append([*rows[0].cell.values(), str(len(curves)), *words])
+    return [*record.axes, *STABILITY], lines
+
+
+def _root_mean_square(values: Sequence[float]) -> float | None:
+    """Of the differences of neighbours.
+
+    >>> _root_mean_square([0.5, 0.6, 0.5]), _root_mean_square([0.5])
+    (0.1, None)
+    """
+    squares = [(two - one) ** 2 for one, two in pairwise(values)]
+    return round(sqrt(fmean(squares)), 12) if squares else None
 
 
 def differences_table(record: StudyRecord) -> Table:

@@ -5,11 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from limbeck.core.study_records import CellValues, StudyComparison, StudyRecord, StudyRow, cell_name
 from limbeck.report.page import render_page, write_page
 from limbeck.report.plots import Line, Plot, mean_with_range, plot
-from limbeck.report.study import costs_table, differences_table, group_rows, reach_sentence, results_table
+from limbeck.report.study import (
+    costs_table,
+    differences_table,
+    find_result,
+    group_rows,
+    reach_sentence,
+    results_table,
+    stability_table,
+)
+from limbeck.report.table import Cell, pool_runs
 from limbeck.report.text import NONE, count, duration
 
 
@@ -28,6 +38,8 @@ def write_study_page(record: StudyRecord, out: Path) -> Path:
         differences=differences_table(record),
         reaches=[sentence for sentence in sentences if sentence is not None],
         panels=_panels(record, group_rows(record)),
+        stability=stability_table(record),
+        experts=[*_paths(record), *_storage(record)],
         costs=costs_table(record),
         failures=[(cell_name(row.cell), row) for row in record.failures],
         study=json.dumps(record.study, indent=2, ensure_ascii=False),
@@ -57,9 +69,70 @@ def _facts(record: StudyRecord) -> list[tuple[str, str]]:
     return [(name, value) for name, value in facts.items() if value]
 
 
+def _compared_axis(record: StudyRecord) -> str | None:
+    """The axis of the first comparison, else the first axis; None without axes."""
+    return next((row.axis for row in record.comparisons), next(iter(record.axes), None))
+
+
+def _by_data(record: StudyRecord) -> dict[str, list[list[StudyRow]]]:
+    """The rows of every cell, by data and budget."""
+    groups: dict[str, list[list[StudyRow]]] = {}
+    for rows in group_rows(record):
+        groups.setdefault(f"{rows[0].data}, {count(rows[0].ipc)} per class", []).append(rows)
+    return groups
+
+
+def _paths(record: StudyRecord) -> list[Plot]:
+    """Accuracy along the paths of the experts of one run, by data: of that with the most paths."""
+    plots = []
+    runs: dict[str, StudyRow] = {}
+    for row in record.rows:
+        if len(row.paths) > len(runs[row.data].paths if row.data in runs else {}):
+            runs[row.data] = row
+    for number, (data, row) in enumerate(runs.items()):
+        lines = [
+            Line(name, path.t, _percents(path.mean), _percents(path.low), _percents(path.high), colour)
+            for colour, (name, path) in enumerate(row.paths.items())
+        ]
+        title = f"Experts' validation accuracy (%) along their paths, {data}"
+        plots.append(plot(title, lines, "epoch of the expert", salt=f"paths{number}"))
+    return [one for one in plots if one is not None]
+
+
+def _storage(record: StudyRecord) -> list[Plot]:
+    """Test accuracy against the bytes of the experts, by data, where these differ by a fifth."""
+    axis = _compared_axis(record)
+    plots = []
+    for number, (data, groups) in enumerate(_by_data(record).items()):
+        by_value: dict[str, list[tuple[float, Cell]]] = {}
+        for rows in groups:
+            results = [result for row in rows if (result := find_result(row, "distilled", "chosen", None)) is not None]
+            sizes = [row.bytes.experts for row in rows if row.bytes.experts is not None]
+            if results and sizes:
+                label = rows[0].cell[axis] if axis is not None and len(record.axes) > 1 else "all cells"
+                by_value.setdefault(label, []).append((fmean(sizes) / 1e6, pool_runs(results)))
+        sizes_of_all = [size for points in by_value.values() for size, _ in points]
+        if not sizes_of_all or max(sizes_of_all) < 1.2 * min(sizes_of_all):
+            continue
+        lines = []
+        for colour, (label, cells) in enumerate(by_value.items()):
+            cells.sort(key=lambda pair: pair[0])
+            mean = [100 * cell.mean for _, cell in cells]
+            half = [100 * (cell.std or 0.0) for _, cell in cells]
+            low, high = ([y + sign * std for y, std in zip(mean, half)] for sign in (-1, 1))
+            lines.append(Line(label, [size for size, _ in cells], mean, low, high, colour))
+        title = f"Test accuracy (%) against the experts' bytes, {data}"
+        plots.append(plot(title, lines, "MB of experts", salt=f"bytes{number}", log_x=True))
+    return [one for one in plots if one is not None]
+
+
+def _percents(values: Sequence[float | None]) -> list[float | None]:
+    return [None if value is None else 100 * value for value in values]
+
+
 def _panels(record: StudyRecord, groups: list[list[StudyRow]]) -> list[tuple[str, list[Plot]]]:
     """(name, plots) for every combination of the axes that are not compared."""
-    axis = next((row.axis for row in record.comparisons), next(iter(record.axes), None))
+    axis = _compared_axis(record)
     panels: dict[str, list[list[StudyRow]]] = {}
     for rows in groups:
         others: CellValues = {name: value for name, value in rows[0].cell.items() if name != axis}

@@ -1,5 +1,4 @@
-"""A process of a study: `python -m limbeck.studies.child` does one run,
-tries options in one without evaluation, or trains the experts of a store.
+"""A process of a study: it does one run, tries options in one without evaluation, or trains the experts of a store.
 
 It reads an order from standard input, a JSON object, and writes events to standard output, one JSON object a line. The
 last one, "end", has the sentence of the error, or None. Where the parent has ended, the next event ends this process.
@@ -101,7 +100,3 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0 if sentence is None else 1)
-
-
-if __name__ == "__main__":
-    main()

@@ -14,6 +14,7 @@ from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.core.files import require_writable
 from limbeck.core.folders import home_folder
+from limbeck.core.record_files import read_record
 from limbeck.core.study_records import FORMAT, CellSearch, StudyFailure, StudyRecord, StudyRow
 from limbeck.studies.cells import Cell, make_cells
 from limbeck.studies.compare import compare_cells
@@ -89,6 +90,7 @@ def plan_study(
     *,
     work: str | Path | None = None,
     threads: int = 1,
+    merge: Sequence[str | Path] = (),
     listen: Listener = lambda event: None,
 ) -> OpenStudy:
     """Read a study file and its record, and plan every run; the arguments are those of `run_study`.
@@ -96,22 +98,24 @@ def plan_study(
     Raises UserError for a study file or options that do not work. Nothing is written.
     """
     with use_threads(threads):
-        return _plan(Path(path), home_folder() / "studies" if work is None else Path(work), listen)
+        others = [read_record(Path(other), StudyRecord, FORMAT) for other in merge]
+        return _plan(Path(path), home_folder() / "studies" if work is None else Path(work), others, listen)
 
 
-def _plan(path: Path, work: Path, listen: Listener) -> OpenStudy:
+def _plan(path: Path, work: Path, others: Sequence[StudyRecord], listen: Listener) -> OpenStudy:
     if path.suffix in (".json", ".html"):
         raise UserError(f"{path}: a study file ends in .toml; its record and page would overwrite this one.")
     study, content = read_study(path)
     record = read_study_record(path.with_suffix(".json"))
     require_writable(path.with_suffix(".json"), "copy the study file to a folder that can be written to")
     work, folder = work.absolute(), path.parent
-    recorded_searches = [] if record is None else record.searches
+    records = [*others, *([] if record is None else [record])]  # the study's own rows win
+    recorded_searches = [search for one in records for search in one.searches]
     cells, searches = _search_cells(study, make_cells(study), recorded_searches)
     unfinished = [search for search in searches if not search.is_finished]
     waiting = [search.cell for search in unfinished]
     plan = plan_runs([cell for cell in cells if cell not in waiting], folder, work, listen)
-    recorded = {} if record is None else {row.key: row for row in (*record.earlier, *record.rows)}
+    recorded = {row.key: row for one in records for row in (*one.earlier, *one.rows)}
     by_key = {run.key: run for run in plan}
     rows = {
         key: row.model_copy(update={"cell": by_key[key].cell.values}) for key, row in recorded.items() if key in by_key

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from limbeck.core.events import Event
 from limbeck.studies.plan import PlannedRun
@@ -112,6 +112,25 @@ def make_units(runs: Sequence[PlannedRun]) -> list[Unit]:
     return units
 
 
+def start_child(order: dict[str, Any], threads: int, errors: IO[str] | int) -> subprocess.Popen[str]:
+    """Start a process that carries out an order, and writes events to its standard output; see `studies.child`."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from limbeck.studies import child; child.main()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        start_new_session=True,  # Ctrl-C reaches the parent alone, which passes it on
+    )
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):  # it ended at once; its exit status says so
+        process.stdin.write(json.dumps(order))
+        process.stdin.close()
+    return process
+
+
 class Pool:
     """Runs units in child processes, `jobs` at a time with `threads` threads each.
 
@@ -179,20 +198,7 @@ class Pool:
         self.errors.mkdir(parents=True, exist_ok=True)
         path = self.errors / f"{unit.run.path.name}-{unit.kind}.txt"
         with path.open("w", encoding="utf-8") as errors:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "limbeck.studies.child"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                encoding="utf-8",
-                env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-                start_new_session=True,  # Ctrl-C reaches the parent alone, which passes it on
-            )
-        assert process.stdin is not None
-        with suppress(BrokenPipeError):  # it ended at once; its exit status says so
-            process.stdin.write(json.dumps(unit.order(threads)))
-            process.stdin.close()
+            process = start_child(unit.order(threads), threads, errors)
         self.children[number] = Child(unit, process, slots, path)
         threading.Thread(target=self._read, args=(number, process), daemon=True).start()
 

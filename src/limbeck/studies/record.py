@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 from limbeck.core.files import write_atomically
 from limbeck.core.record_files import read_record
-from limbeck.core.records import MemoryLine, ResultsRecord, StepLine, ValidationLine
-from limbeck.core.study_records import FORMAT, Curve, RunBytes, StudyRecord, StudyRow
+from limbeck.core.records import ExpertsRecord, MemoryLine, ResultsRecord, StepLine, ValidationLine
+from limbeck.core.study_records import FORMAT, Curve, ExpertPath, RunBytes, StudyRecord, StudyRow
 from limbeck.jobs.record import RESULTS, RunFolder
+from limbeck.report.plots import mean_with_range
 from limbeck.studies.plan import PlannedRun
 from limbeck.synthetic.distilled import load
 
@@ -36,6 +38,7 @@ def read_row(run: PlannedRun) -> StudyRow:
         key=run.key,
         results=results.results,
         curve=read_curve(folder.lines(StepLine), folder.lines(ValidationLine)),
+        paths=read_paths(run.path / "experts.json"),
         seconds=results.seconds,
         bytes=RunBytes(images=images, labels=labels, experts=experts, stored=stored),
         peak_memory=max((line.process for line in memory if line.process is not None), default=None),
@@ -75,11 +78,36 @@ def read_curve(steps: Sequence[StepLine], validations: Sequence[ValidationLine])
         accuracy=[line.accuracy_mean for line in lines],
         std=[line.accuracy_std for line in lines],
         seconds=seconds,
+        loss_change=_change([by_step[step].loss for step in sorted(by_step)]),
         loss_steps=[stretch[-1] for stretch in stretches],
         loss=[_round(median(values)) if values else None for values in finite],
         loss_low=[_round(min(values)) if values else None for values in finite],
         loss_high=[_round(max(values)) if values else None for values in finite],
     )
+
+
+def read_paths(file: Path) -> dict[str, ExpertPath]:
+    """The accuracies along the paths of a run's experts, from its experts.json; empty without experts."""
+    if not file.exists():
+        return {}
+    record = read_record(file, ExpertsRecord, "limbeck-experts")
+    paths = {"recorded": record.recorded_path, "convexified": record.convexified_path}
+    bands = {name: (path, mean_with_range(path.accuracy)) for name, path in paths.items() if path is not None}
+    return {
+        name: ExpertPath(t=[t for t in path.t if t is not None], mean=mean, low=low, high=high)
+        for name, (path, (mean, low, high)) in bands.items()
+    }
+
+
+def _change(losses: Sequence[float | None]) -> float | None:
+    """The mean of |log(loss / loss before)|.
+
+    >>> _change([1.0, 2.0, None, 2.0, 1.0]), _change([0.0, 1.0])
+    (0.69315, None)
+    """
+    usable = [value if value is not None and math.isfinite(value) and value > 0 else None for value in losses]
+    pairs = [(one, two) for one, two in pairwise(usable) if one is not None and two is not None]
+    return _round(fmean(abs(math.log(two / one)) for one, two in pairs)) if pairs else None
 
 
 def _stretches(steps: list[int], most: int) -> list[list[int]]:

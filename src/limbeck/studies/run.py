@@ -34,6 +34,7 @@ def run_study(
     work: str | Path | None = None,
     jobs: int | None = None,
     threads: int = 1,
+    merge: Sequence[str | Path] = (),
     tell_cost: bool = True,
     listen: Listener = lambda event: None,
 ) -> StudyRecord:
@@ -44,17 +45,18 @@ def run_study(
                folder, where studies share runs that are the same.
     jobs:      Runs at a time, each a process of its own; by default as many as torch has threads, and 1 on a GPU.
     threads:   Of each run.
+    merge:     Records of the same study from other machines, whose rows are taken over.
     tell_cost: Estimate first how long the runs will take.
     Raises UserError as `plan_study` does, and where another process is at work on the same study.
     """
     cores = torch.get_num_threads()
     with _lock(Path(path), Path(work) if work is not None else home_folder() / "studies"):
-        opened = plan_study(path, work=work, threads=threads, listen=listen)
+        opened = plan_study(path, work=work, threads=threads, merge=merge, listen=listen)
         jobs = default_jobs([*opened.plan, *opened.probes], cores, threads) if jobs is None else jobs
         with use_threads(threads):
             if opened.probes:
                 _search(opened, Pool(jobs, threads, opened.work / "errors"), tell_cost, listen)
-                opened = plan_study(path, work=work, threads=threads, listen=listen)
+                opened = plan_study(path, work=work, threads=threads, merge=merge, listen=listen)
             return _compute(opened, jobs, threads, tell_cost, listen)
 
 
@@ -176,4 +178,5 @@ class Clock:
         """The time that is left, in words."""
         if not runs:
             return "nothing left"
-        return f"{len(runs)} of the runs left, about {duration(self.left(runs))}"
+        seconds = self.left(runs)
+        return f"{len(runs)} run{'s' * (len(runs) != 1)} left" + (f", about {duration(seconds)}" if seconds else "")
