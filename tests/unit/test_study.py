@@ -21,7 +21,7 @@ from limbeck.studies import pool
 from limbeck.studies.config import read_study
 from limbeck.studies.opened import plan_study
 from limbeck.studies.pool import make_units
-from limbeck.studies.record import read_curve
+from limbeck.studies.record import read_curve, write_study_record
 from limbeck.studies.run import run_study
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -113,9 +113,16 @@ def test_what_is_done_is_not_done_again(study: Path, tmp_path: Path, orders: lis
 def test_runs_of_another_record_are_taken_from_their_folders(
     study: Path, tmp_path: Path, orders: list[dict[str, Any]]
 ) -> None:
-    record = run_study(write_file(tmp_path), work=study.parent / "work")
+    path, work = write_file(tmp_path), study.parent / "work"
+    assert run_study(path, work=work).rows == read_record(study).rows
     assert orders == []
-    assert record.rows == read_record(study).rows
+    older = read_record(path)
+    rows = [row.model_copy(update={"paths": {}}) for row in older.rows]
+    elsewhere = rows[1].model_copy(update={"created": "on another day"})
+    write_study_record(path.with_suffix(".json"), older.model_copy(update={"rows": [rows[0], elsewhere]}))
+    rows = run_study(path, work=work).rows
+    assert rows[0] == older.rows[0], "a row of an earlier version gets what it lacks"
+    assert rows[1] == elsewhere, "a row of another machine stays as it is"
 
 
 def test_a_changed_option_is_a_run_of_its_own_and_the_old_row_stays_apart(

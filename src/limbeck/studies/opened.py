@@ -79,6 +79,14 @@ class OpenStudy:
             earlier=self.earlier,
         )
 
+    def collect(self) -> None:
+        """Read the rows of all finished runs from their folders here, again where this machine wrote the row."""
+        for run in self.plan:
+            if run.is_finished:
+                row, recorded = read_row(run), self.rows.get(run.key)
+                if recorded is None or recorded.created == row.created:
+                    self.rows[run.key] = row
+
     def add(self, run: PlannedRun) -> StudyRow:
         """Read the row of a finished run from its folder."""
         self.rows[run.key] = read_row(run)

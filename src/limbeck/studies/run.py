@@ -84,9 +84,7 @@ def default_jobs(plan: Sequence[PlannedRun], cores: int, threads: int) -> int:
 
 
 def _compute(opened: OpenStudy, jobs: int, threads: int, tell_cost: bool, listen: Listener) -> StudyRecord:
-    for run in opened.left:
-        if run.is_finished:
-            opened.add(run)
+    opened.collect()
     write_study_record(opened.record_path, opened.record())
     left = opened.left
     listen({"event": "note", "text": describe_plan(opened)})
