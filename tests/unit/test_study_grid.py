@@ -13,11 +13,13 @@ from small_studies import STUDY, write_file
 from limbeck import UserError
 from limbeck.core.records import ResultRow, StepLine, ValidationLine
 from limbeck.core.study_records import Curve, StudyRecord, StudyRow
+from limbeck.jobs.estimate import Estimate
 from limbeck.report.study import stability_table
 from limbeck.studies.cells import by_seed, make_cells
 from limbeck.studies.compare import compare_cells
 from limbeck.studies.config import Comparison, Study
 from limbeck.studies.opened import plan_study
+from limbeck.studies.plan import estimate_runs
 from limbeck.studies.pool import make_units
 from limbeck.studies.record import read_curve
 from limbeck.studies.run import run_study
@@ -105,6 +107,23 @@ def test_a_store_is_trained_once_for_the_run_that_needs_most(tmp_path: Path) -> 
         ("run", "MCT", 1),
     ]
     assert len({unit.store for unit in units if unit.store}) == 2
+
+
+def test_experts_and_baselines_are_estimated_once_for_the_runs_that_share_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = STUDY.replace("seeds = [0]", "seeds = [0, 1]").replace("epochs = 2, lr", "epochs = 4, lr")
+    plan = plan_study(write_file(tmp_path, text), work=tmp_path).plan
+    one = Estimate({"experts": 100.0, "distill": 10.0, "evaluate": 7.0}, baselines=5.0)
+    monkeypatch.setattr("limbeck.studies.plan.estimate", lambda job: one)
+    seconds = estimate_runs(plan, [], lambda event: None)
+    assert [seconds[run.key] for run in plan] == [117.0, 12.0, 117.0, 12.0], "each seed has experts and real images"
+    row = make_row("MTT", "small", 0, [0.5]).model_copy(update={"cell": plan[0].cell.values, "key": plan[0].key})
+    rows = [row.model_copy(update={"seconds": {"experts": 0.0, "distill": 20.0, "evaluate": 3.0}})]
+    seconds = estimate_runs(plan, rows, lambda event: None)  # a finished run of the cell is the better clock
+    assert [seconds[run.key] for run in plan[1:]] == [117.0, 123.0, 17.0], (
+        "a finished run of the cell is the better clock"
+    )
 
 
 def test_a_curve_counts_no_validation_and_no_step_twice() -> None:

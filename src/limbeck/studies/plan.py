@@ -12,7 +12,8 @@ from limbeck.core.events import Listener
 from limbeck.core.files import content_key
 from limbeck.core.study_records import StudyRow
 from limbeck.data import ImageData
-from limbeck.jobs.estimate import estimate, expert_bytes
+from limbeck.evaluation.baselines import baseline_path
+from limbeck.jobs.estimate import Estimate, estimate, expert_bytes
 from limbeck.jobs.job import Job
 from limbeck.studies.calls import Call
 from limbeck.studies.cells import Cell, by_seed
@@ -40,6 +41,7 @@ class PlannedRun:
     store:     None for a method without experts.
     is_finished: Whether the run folder holds the results.
     depends_on_threads: Whether the bits do, so that its experts are trained on as many.
+    baselines: Where the row of random images is stored, which runs share.
     """
 
     cell: Cell
@@ -51,6 +53,7 @@ class PlannedRun:
     is_finished: bool
     device: str
     depends_on_threads: bool
+    baselines: Path
 
     @property
     def has_experts_to_train(self) -> bool:
@@ -109,7 +112,7 @@ def _plan_run(cell: Cell, seed: int, call: Call, work: Path, data: ImageData) ->
     job = call.prepare(work / "new", data)
     record = job.record()
     path = work / f"{record.key}-{content_key({'computed': record.computed})[:6]}"
-    job = replace(job, path=path)
+    job, config = replace(job, path=path), job.config
     return PlannedRun(
         cell=cell,
         seed=seed,
@@ -120,6 +123,7 @@ def _plan_run(cell: Cell, seed: int, call: Call, work: Path, data: ImageData) ->
         is_finished=job.is_finished,
         device=str(job.task.device),
         depends_on_threads="threads" in (record.computed or {}),
+        baselines=baseline_path(job.task, "random", config.ipc, config.eval, config.seed, config.fill)[0],
     )
 
 
@@ -136,42 +140,56 @@ def estimate_trials(probes: Sequence[PlannedRun], listen: Listener) -> dict[str,
     listen({"event": "stage", "name": "estimate", "total": len(probes), "unit": "cell"})
     seconds = {}
     for run in probes:
-        seconds[run.cell.name] = _estimate(run).get("distill", 0.0)
+        seconds[run.cell.name] = _estimate(run).seconds.get("distill", 0.0)
         listen({"event": "advance", "text": run.cell.name})
     return seconds
 
 
-def _estimate(run: PlannedRun) -> dict[str, float]:
+def _estimate(run: PlannedRun) -> Estimate:
+    """The estimate of a run; an empty one where it fails, since it must not stop the work."""
     try:
-        return dict(estimate(run.call.prepare(run.path)).seconds)
+        return estimate(run.call.prepare(run.path))
     except Exception:  # the run itself will say what is wrong, if it matters
-        return {}
+        return Estimate({})
 
 
 def estimate_runs(plan: Sequence[PlannedRun], rows: Iterable[StudyRow], listen: Listener) -> dict[str, float]:
     """Seconds of the runs that are left, by their keys: those of a finished run of the same cell, else timed ones.
 
-    One run of a cell is timed, in a few of its steps. The experts of a store are counted with the first of its runs.
-    An estimate that fails counts nothing, since it must not stop the work.
+    One run of a cell is timed, in a few of its steps. Experts and the rows of real images are counted with the first of
+    the runs that share them.
     """
     rows = list(rows)
     done = {row.key for row in rows}
     left = [run for run in plan if run.key not in done]
-    stages = {name: dict(row.seconds) for row in rows for name in [Cell(row.cell, {}, ()).name]}
+    measured = {Cell(row.cell, {}, ()).name: row.seconds for row in rows}
     first: dict[str, PlannedRun] = {}
     for run in left:
-        if run.cell.name not in stages or run.has_experts_to_train:
+        if run.cell.name not in measured or run.has_experts_to_train:
             first.setdefault(run.cell.name, run)
     if first:
         listen({"event": "stage", "name": "estimate", "total": len(first), "unit": "cell"})
+    timed: dict[str, Estimate] = {}
     for name, run in first.items():
-        stages[name] = {**_estimate(run), **stages.get(name, {})}
+        timed[name] = _estimate(run)
         listen({"event": "advance", "text": name})
-    seconds, stores = {}, set[Path]()
+    shared: set[Path] = set()
+
+    def once(path: Path, seconds: float) -> float:
+        """The seconds the first time that something shared is counted, then 0."""
+        is_new = path not in shared
+        shared.add(path)
+        return seconds if is_new else 0.0
+
+    seconds = {}
     for run in left:
-        parts = stages[run.cell.name]
-        seconds[run.key] = sum(value for stage, value in parts.items() if stage != "experts")
-        if run.store is not None and run.has_experts_to_train and run.store.path not in stores:
-            stores.add(run.store.path)
-            seconds[run.key] += parts.get("experts", 0.0)
+        estimated = timed.get(run.cell.name, Estimate({}))
+        if run.cell.name in measured:
+            own = {stage: value for stage, value in measured[run.cell.name].items() if stage != "experts"}
+            seconds[run.key] = sum(own.values())
+        else:
+            own = {stage: value for stage, value in estimated.seconds.items() if stage != "experts"}
+            seconds[run.key] = sum(own.values()) - estimated.baselines + once(run.baselines, estimated.baselines)
+        if run.store is not None and run.has_experts_to_train:
+            seconds[run.key] += once(run.store.path, estimated.seconds.get("experts", 0.0))
     return seconds
