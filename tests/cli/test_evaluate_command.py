@@ -128,3 +128,12 @@ def test_evaluate_with_scores(limbeck: Any, refused: Any, artifacts: dict[str, P
     limbeck("evaluate", run, "--num-networks", "1", "--epochs", "2", "--eval.full-epochs", "1")
     assert json.loads((run / "evaluations.json").read_text())["evaluations"][-1]["scores"] == result["scores"]
     assert "of one network" in refused(*words, "--networks", "mlp")
+
+
+def test_one_set_of_a_run_is_evaluated_alone(limbeck: Any, artifacts: dict[str, Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(artifacts["run"], run)
+    rows = {which: limbeck("evaluate", run, "--json", "--which", which).json["results"] for which in ("last", "chosen")}
+    both = limbeck("evaluate", run, "--json").json["results"]
+    assert [row["which"] for row in both] == ["last", "chosen"]
+    assert [rows["last"], rows["chosen"]] == [[row] for row in both]

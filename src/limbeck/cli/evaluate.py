@@ -65,6 +65,8 @@ class Evaluate(Reading, Device, Options, WithEstimate):
     network stands for the one that the set was distilled with."""
     num_networks: int | None = Field(default=None, ge=1)
     """How many fresh networks to train; the default is as many as when the set was made."""
+    which: Literal["both", "last", "chosen"] = "both"
+    """Which sets of a run folder; one takes half of the time."""
     protocol: Literal["field", "field-max", "ddranking", "regression", "quick"] | None = None
     """How networks are trained and scored; the default is as when the set was made."""
     scores: Annotated[FlagCreatePairsOff[bool], SWITCH] = False
@@ -89,6 +91,7 @@ def run_evaluate(args: Evaluate, listen: Listener) -> Any:
     """Prepare the evaluation, say how long it will take, run it, and record it in the run folder; returns its rows."""
     evaluations = prepare_evaluation(
         args.what,
+        which=args.which,
         data=args.data,
         networks=args.networks or (),
         protocol=args.protocol,

@@ -313,6 +313,7 @@ def evaluate(
     *,
     seed: int = 0,
     listen: Listener = lambda event: None,
+    which: Literal["both", "last", "chosen"] = "both",
     data: DataSource | None = None,
     networks: str | Sequence[str] = (),
     num_networks: int | None = None,
@@ -328,9 +329,10 @@ def evaluate(
     corruptions: bool | Sequence[str] = False,
     robustness: RobustnessOptions | None = None,
 ) -> list[ResultRow]:
-    """Rows for a distilled set, its file, or both sets of a run folder, on the test part of its data.
+    """Rows for a distilled set, its file, or the sets of a run folder, on the test part of its data.
 
     seed:     Of the networks.
+    which:    Which sets of a run folder.
     data:     Where the images are; by default where the set says it came from.
     networks: Networks by name, perhaps with options: "resnet18:width=16"; the name of the set's own network stands for
               that with its options. For every one of them there are also rows of random and k-means images at the same
@@ -359,6 +361,7 @@ def evaluate(
     """
     evaluations = prepare_evaluation(
         distilled,
+        which=which,
         data=data,
         networks=networks,
         protocol=protocol,

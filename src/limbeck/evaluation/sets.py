@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import ValidationError
@@ -50,6 +50,7 @@ class Evaluation(NamedTuple):
 def prepare_evaluation(
     distilled: DistilledSet | str | Path,
     *,
+    which: Literal["both", "last", "chosen"] = "both",
     data: DataSource | None = None,
     networks: str | Sequence[str] = (),
     protocol: str | EvalConfig | None = None,
@@ -64,6 +65,7 @@ def prepare_evaluation(
 ) -> list[Evaluation]:
     """Read and check what `evaluate` takes: one evaluation for each network and set; nothing is trained.
 
+    which:    The sets of a run folder.
     networks: As `split_networks` takes them.
     changes: Options of the protocol that are not None take the place of its own.
     Raises UserError when there is no set, when the data is not what the set was made from, and for networks that do not
@@ -79,7 +81,7 @@ def prepare_evaluation(
     changes = {name: value for name, value in (changes or {}).items() if value is not None}
     reading = {"resize": resize, "pixel_range": pixel_range, "follow_links": follow_links}
     evaluations: list[Evaluation] = []
-    for which, one in load_sets(distilled):
+    for part, one in load_sets(distilled, which):
         origin = one.provenance.get("data", {})
         source = data if data is not None else origin.get("source")
         if source is None:
@@ -98,7 +100,7 @@ def prepare_evaluation(
         task = make_task(images, network, one.preprocess, augment, device, precision)
         if evaluations and _is_same_task(task, evaluations[0].task):
             task = evaluations[0].task  # whose tensors are computed once
-        evaluations.append(Evaluation(task, one, which, config, robustness=robustness))
+        evaluations.append(Evaluation(task, one, part, config, robustness=robustness))
         if protocol == "regression" and one.targets is None:
             raise UserError("the protocol 'regression' is for sets with real-valued targets (rcig); name another.")
     if not networks:
@@ -196,12 +198,15 @@ def evaluated_network(own: dict[str, Any], model: ModelConfig | None) -> ModelCo
     return model
 
 
-def load_sets(source: DistilledSet | str | Path) -> list[tuple[str | None, DistilledSet]]:
-    """A set, that of a file, or both of a run folder, each with which of the run it is."""
+def load_sets(
+    source: DistilledSet | str | Path, which: Literal["both", "last", "chosen"] = "both"
+) -> list[tuple[str | None, DistilledSet]]:
+    """A set, that of a file, or those of a run folder, each with which of the run it is."""
     if isinstance(source, DistilledSet):
         sets = [source]
     else:
-        files = [Path(source) / f"set-{which}.safetensors" for which in ("last", "chosen")]
+        names = ("last", "chosen") if which == "both" else (which,)
+        files = [Path(source) / f"set-{name}.safetensors" for name in names]
         sets = [load(file) for file in files if file.exists()] or [load(source)]
     return [(distilled.provenance.get("which"), distilled) for distilled in sets]
 
