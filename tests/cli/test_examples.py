@@ -20,6 +20,7 @@ SMALL = {
     "experts": ["--model.width", "4", "--num-experts", "1", "--epochs", "6"],
     "compare": ["--num-networks", "1", "--epochs", "2"],
     "evaluate": ["--num-networks", "1", "--epochs", "2"],
+    "study": ["--dry-run"],
 }
 """Options that are added to an example, so that it takes a second."""
 EXAMPLES = [(name, example) for name in COMMANDS for example in find_command(name).examples]
@@ -32,6 +33,9 @@ def _folders(artifacts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LIMBECK_HOME", str(tmp_path / "home"))  # which the example of `cache` clears
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    Path("study.toml").write_text(
+        'title = "Start"\noptions = { data = "digits" }\naxes.method = { random = { method = "random" } }\n'
+    )
     Path("my_file.py").write_text(PLUGINS + "make = Net\n")
     monkeypatch.delitem(sys.modules, "my_file", raising=False)
     for name in ("digits", "mct", "mtt"):
