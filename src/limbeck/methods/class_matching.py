@@ -59,6 +59,7 @@ class ClassMatchingConfig(MethodConfig):
 class OnlineNetworkConfig(ClassMatchingConfig):
     """Options of the methods that have networks of their own."""
 
+    added = ("network",)
     network: Literal["own", "experts"] = "own"
     """Networks of the method's own, or at every step another point on the path of an expert of --experts (experts)."""
 

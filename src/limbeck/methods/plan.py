@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -97,10 +97,13 @@ class Plan(NamedTuple):
 class MethodConfig(BaseModel):
     """Options of a method as a user gives them. Its fields are flags; the docstring under each is its help.
 
+    added: Names of options that came after runs had been recorded without them; a subclass names its own.
     The methods below are estimates for `prepare` and `estimate`, which try a plan on a part of the real images.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    added: ClassVar[tuple[str, ...]] = ()
 
     def initial_images(self, ipc: int) -> int:
         """Return how many real images of a class a set of `ipc` images per class starts from."""
@@ -113,9 +116,11 @@ class MethodConfig(BaseModel):
     def recorded(self) -> dict[str, Any]:
         """Return the options as the record and the key of a run hold them, JSON-able.
 
-        An option that was added later is left out at its default, so that earlier runs are recognised.
+        An option in `added` is left out at its default, so that earlier runs are recognised.
         """
-        return self.model_dump(mode="json")
+        fields, values = type(self).model_fields, self.model_dump(mode="json")
+        added = {name for base in type(self).__mro__ for name in vars(base).get("added", ())}
+        return {name: value for name, value in values.items() if name not in added or value != fields[name].default}
 
 
 @dataclass(frozen=True)

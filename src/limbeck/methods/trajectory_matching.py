@@ -38,6 +38,7 @@ GRADIENTS: dict[str, Adjoint] = {
 class TrajectoryConfig(MethodConfig):
     """Options of every method that matches trajectories. N, M and U are the papers' symbols."""
 
+    added = ("learn_labels",)
     iterations: int = Field(default=500, ge=1)
     """Number of outer steps."""
     syn_steps: int = Field(default=20, ge=1)
@@ -64,10 +65,8 @@ class TrajectoryConfig(MethodConfig):
     """Momentum of SGD on the logits of learned labels."""
 
     def recorded(self) -> dict[str, Any]:
-        """Leave out what says nothing: --learn-labels at its default, and how labels are learned where they are not."""
+        """Leave out how labels are learned where they are not."""
         values = super().recorded()
-        if self.learn_labels == type(self).model_fields["learn_labels"].default:
-            del values["learn_labels"]
         if not self.learn_labels:
             del values["lr_y"], values["momentum_y"]
         return values
@@ -76,11 +75,12 @@ class TrajectoryConfig(MethodConfig):
 class StartConfig(TrajectoryConfig):
     """Options of the methods whose initial images may be canvases or mosaics."""
 
+    added = ("factor",)
     init: InitName = "random"
     """Images to start from: a coreset of real ones, or noise."""
     canvas: int = Field(default=1, ge=1)
     """Images are canvases of so many image sides, cropped at random (MTT's textures)."""
-    factor: int = Field(default=1, ge=1, exclude_if=lambda value: value == 1)
+    factor: int = Field(default=1, ge=1)
     """f: every image holds f x f tiles, each a training image when enlarged (IDC's multi-formation); 1 for none."""
 
     def initial_images(self, ipc: int) -> int:
