@@ -4,6 +4,7 @@ results.json   rows of the tables that `limbeck table` wrote at the commits the 
                percent.
 studies/*.json the records of studies, as `limbeck study` wrote them beside their files.
 records/N-*.json one run each: its commit, its command, and its results.json as the run left it.
+records/networks.json  other networks on two runs and on real images: rows of their evaluations.json.
 records/ddranking.json networks trained by DD-Ranking and by limbeck on one set, accuracies in percent.
 
 A table stands between `<!-- NAME -->` and `<!-- end of NAME -->`; a test holds every page up to date.
@@ -260,6 +261,37 @@ def format_ddranking() -> str:
     return format_table(["", *columns], rows)
 
 
+def format_networks(ipc: int) -> str:
+    """Networks trained on sets and on real images: a line a set, a column a network."""
+    record = json.loads((DOCS / "records/networks.json").read_text(encoding="utf-8"))
+    (table,) = (table for table in record["tables"] if table["ipc"] == ipc)
+    cells: dict[str, dict[str, str]] = {}
+    origins = {"set": "its own step size", "validation": "step size by validation"}
+    names = {"random": "random images", "kmeans": "k-means images"}
+    for run in table["runs"]:
+        for row in run["rows"]:
+            line = names.get(
+                row["set"], f"{run['method']}, {origins.get(row['lr_from'], '')}"
+            )
+            accuracy = (
+                f"{100 * row['accuracy_mean']:.1f} ± {100 * row['accuracy_std']:.1f}"
+            )
+            cells.setdefault(line, {})[row["model"]] = join_by_nbsp(accuracy)
+    networks = list(dict.fromkeys(name for line in cells.values() for name in line))
+    lines = sorted(cells, key=lambda line: line in names.values())
+    return format_table(
+        ["trained on", *(f"`{name}`" for name in networks)],
+        [[line, *(cells[line].get(name, NONE) for name in networks)] for line in lines],
+    )
+
+
+def format_network_commands() -> str:
+    """The commands of the record of other networks."""
+    record = json.loads((DOCS / "records/networks.json").read_text(encoding="utf-8"))
+    commands = "\n".join(wrap_command(command) for command in record["commands"])
+    return f"Commit {record['commit']}, {record['device']}:\n\n<!-- not run: it takes an hour -->\n```console\n{commands}\n```"
+
+
 def wrap_command(command: str) -> str:
     """A command in lines of 88 characters, each option with its value."""
     glued = re.sub(r"(?<=\w) (?!--)", "\0", f"$ {command}")
@@ -300,6 +332,8 @@ SECTIONS: dict[str, Any] = {
     "which": format_choice,
     "ddranking": format_ddranking,
     "methods": format_methods,
+    "network commands": format_network_commands,
+    "networks 1": partial(format_networks, 1),
     "digits 1": lambda: format_results("digits", 1),
     "cifar 1": lambda: format_results("cifar10", 1),
     **{
