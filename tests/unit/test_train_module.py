@@ -118,3 +118,17 @@ def test_what_cannot_be_followed_is_refused(small: DistilledSet) -> None:
         replace(small, recipe={"augment": "none"}).train(network)
     with pytest.raises(UserError, match="no parameters"):
         small.train(nn.Flatten())
+
+
+def test_a_network_in_training_mode_is_tested_in_evaluation_mode(small: DistilledSet, digits: ImageData) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Dropout(0.5), nn.Linear(288, 10))
+    small.train(network)
+    images, labels = digits.test.images, digits.test.labels
+    expected, statistics = small.accuracy(network, images, labels), network[1].running_mean.clone()
+    network.train()
+    assert small.accuracy(network, images, labels) == expected
+    assert network.training
+    assert torch.equal(network[1].running_mean, statistics)
+    with pytest.raises(UserError, match="no images"):
+        small.accuracy(network, images[:0], labels[:0])
+    assert 0 <= small.accuracy(nn.Flatten(), images, labels) <= 1  # which has no parameters

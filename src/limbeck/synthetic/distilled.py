@@ -150,11 +150,21 @@ class DistilledSet:
         return module
 
     def accuracy(self, module: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> float:
-        """The fraction of images that a network classifies correctly, without augmentation.
+        """The fraction of images that a network classifies correctly, in evaluation mode and without augmentation.
 
         images: pixels (n, channels, height, width), uint8 or float in [0, 1], as those of `load_data`; labels: (n,).
+        Raises UserError where there are no images.
         """
-        device = next(module.parameters()).device if isinstance(module, Module) else images.device
+        if not len(images):
+            raise UserError("there are no images to test the network on.")
+        if isinstance(module, Module) and module.training:  # batch norm would learn from the test images
+            module.eval()
+            try:
+                return self.accuracy(module, images, labels)
+            finally:
+                module.train()
+        parameter = next(module.parameters(), None) if isinstance(module, Module) else None
+        device = images.device if parameter is None else parameter.device
         with torch.no_grad():
             chunks = zip(images.split(500), labels.split(500))
             hits = [
