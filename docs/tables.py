@@ -261,10 +261,16 @@ def format_ddranking() -> str:
     return format_table(["", *columns], rows)
 
 
-def format_networks(ipc: int) -> str:
-    """Networks trained on sets and on real images: a line a set, a column a network."""
+def read_networks(ipc: int) -> Json:
+    """The record of other networks at one budget: its commit, device, commands, and rows by method."""
     record = json.loads((DOCS / "records/networks.json").read_text(encoding="utf-8"))
     (table,) = (table for table in record["tables"] if table["ipc"] == ipc)
+    return dict(table)
+
+
+def format_networks(ipc: int) -> str:
+    """Networks trained on sets and on real images: a line a set, a column a network."""
+    table = read_networks(ipc)
     cells: dict[str, dict[str, str]] = {}
     origins = {"set": "its own step size", "validation": "step size by validation"}
     names = {"random": "random images", "kmeans": "k-means images"}
@@ -285,11 +291,11 @@ def format_networks(ipc: int) -> str:
     )
 
 
-def format_network_commands() -> str:
+def format_network_commands(ipc: int) -> str:
     """The commands of the record of other networks."""
-    record = json.loads((DOCS / "records/networks.json").read_text(encoding="utf-8"))
-    commands = "\n".join(wrap_command(command) for command in record["commands"])
-    return f"Commit {record['commit']}, {record['device']}:\n\n<!-- not run: it takes an hour -->\n```console\n{commands}\n```"
+    table = read_networks(ipc)
+    commands = "\n".join(wrap_command(command) for command in table["commands"])
+    return f"Commit {table['commit']}, {table['device']}:\n\n<!-- not run: it takes long -->\n```console\n{commands}\n```"
 
 
 def wrap_command(command: str) -> str:
@@ -332,8 +338,11 @@ SECTIONS: dict[str, Any] = {
     "which": format_choice,
     "ddranking": format_ddranking,
     "methods": format_methods,
-    "network commands": format_network_commands,
-    "networks 1": partial(format_networks, 1),
+    **{f"networks {ipc}": partial(format_networks, ipc) for ipc in (1, 10)},
+    **{
+        f"network commands {ipc}": partial(format_network_commands, ipc)
+        for ipc in (1, 10)
+    },
     "digits 1": lambda: format_results("digits", 1),
     "cifar 1": lambda: format_results("cifar10", 1),
     **{
