@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from limbeck.experts import (
     ExpertConfig,
     Store,
 )
+from limbeck.experts.handle import Experts
 from limbeck.experts.make import describe_experts
 from limbeck.experts.store import make_path
 from limbeck.task import Task
@@ -150,3 +152,41 @@ def test_a_folder_that_is_no_store_is_refused(tmp_path: Path) -> None:
     (tmp_path / "store.json").write_text(json.dumps({"format": "limbeck-store", "version": 2}))
     with pytest.raises(UserError, match="version 2"):
         Store.open(tmp_path)
+
+
+FORMS = [
+    {"waypoints": 3},
+    {"keep": "convex", "waypoint_at": (0, 1, 3), "dtype": "float16"},
+    {"keep": "recorded", "dtype": "float16"},
+    {"schedule": "uniform", "smoothing": "mct"},
+]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_what_is_stored_of_an_expert_asks_for_no_training_of_its_own(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: dict[str, Any]
+) -> None:
+    def train(home: str, **options: Any) -> Path:
+        monkeypatch.setenv("LIMBECK_HOME", str(tmp_path / home))
+        config = ExpertConfig(**{"epochs": 3, "keep": "both", **options})
+        return Experts.to_train(task, config, 2, seed=7).train(lambda event: None).path
+
+    expected = train("alone", **form)
+    train("shared")
+    config = ExpertConfig(**{"epochs": 3, "keep": "both", **form})
+    assert Experts.to_train(task, config, 3, seed=7).missing() == [2]
+    with monkeypatch.context() as without_training:
+        without_training.setattr("limbeck.experts.make.train_expert", None)
+        path = train("shared", **form)
+    assert path.name == expected.name
+    for name in ("expert-0000.safetensors", "expert-0001.safetensors"):
+        assert (path / name).read_bytes() == (expected / name).read_bytes()
+
+
+def test_recorded_experts_of_16_bits_or_of_another_training_serve_no_other_store(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIMBECK_HOME", str(tmp_path))
+    for config in (ExpertConfig(epochs=2, keep="both", dtype="float16"), ExpertConfig(epochs=2, keep="both", lr=0.02)):
+        Experts.to_train(task, config, 1, seed=7).train(lambda event: None)
+    assert Experts.to_train(task, ExpertConfig(epochs=2, waypoints=3), 1, seed=7).missing() == [0]

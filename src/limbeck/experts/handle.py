@@ -10,7 +10,7 @@ from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.core.files import require_writable
 from limbeck.core.types import Trajectory
-from limbeck.experts.make import default_store, describe_experts, make_experts
+from limbeck.experts.make import default_store, describe_experts, find_recorded, make_experts
 from limbeck.experts.store import Expert, ExpertConfig, Kind, Store
 from limbeck.task import Task
 
@@ -80,11 +80,14 @@ class Experts:
         return list(self.store.indices()[: self.count])
 
     def missing(self) -> list[int]:
-        """Return the indices of the experts that are not trained yet; this writes nothing."""
+        """Return the indices of the experts that have to be trained; this writes nothing."""
         if self.is_user_store:
             return []
         finished = Store.open(self.path).indices() if (self.path / "store.json").exists() else []
-        return sorted(set(range(self.count)) - set(finished))
+        missing = set(range(self.count)) - set(finished)
+        if missing and (recorded := find_recorded(describe_experts(self.task, self.config, self.seed))) is not None:
+            missing -= set(recorded.indices())
+        return sorted(missing)
 
     def train(self, listen: Listener) -> Store:
         """Train those that are missing and return the store."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.core.files import content_key
 from limbeck.core.folders import home_folder
 from limbeck.core.parallel import CheckCancelled, parallel_map, synchronized
 from limbeck.core.rng import derive_seed
-from limbeck.experts.store import Expert, ExpertConfig, Store
+from limbeck.experts.store import STORED_FORM, Expert, ExpertConfig, Store
 from limbeck.experts.train import train_expert
 from limbeck.task import Task
 from limbeck.training.plain import score
@@ -39,10 +42,30 @@ def default_store(description: dict[str, Any]) -> Path:
     return home_folder() / "experts" / name
 
 
+def find_recorded(description: dict[str, Any]) -> Store | None:
+    """Find a default store whose experts were trained as those of a description, and are recorded in float32."""
+    training = json.loads(json.dumps(_describe_training(description)))  # as it will be read: lists, not tuples
+    for path in sorted((home_folder() / "experts").glob("*/store.json")):
+        with suppress(UserError, OSError):  # a damaged store is no reason not to train
+            other = Store.open(path.parent)
+            is_recorded = other.config.keep != "convex" and other.config.dtype == "float32"
+            if is_recorded and _describe_training(other.header.description()) == training:
+                return other
+    return None
+
+
+def _describe_training(description: dict[str, Any]) -> dict[str, Any]:
+    """The part of a description on which training depends, and not only what is stored of it."""
+    expert = {name: value for name, value in description["expert"].items() if name not in STORED_FORM}
+    return {**description, "expert": expert}
+
+
 def make_experts(
     task: Task, config: ExpertConfig, count: int, seed: int, store: Store, listen: Listener = lambda event: None
 ) -> None:
     """Train those of the experts 0 ... count - 1 that the store lacks; an expert is written when it is trained.
+
+    One whose training is recorded in another of the default stores is taken from there, with the same bits.
 
     Raises UserError if the store's experts were computed under other conditions, and where training diverges.
     """
@@ -50,6 +73,12 @@ def make_experts(
     if not missing:
         return
     store.require_conditions(task.conditions())
+    if (recorded := find_recorded(store.header.description())) is not None:
+        for index in set(missing) & set(recorded.indices()):
+            store.write(index, recorded.read_as(index, config))
+            missing.remove(index)
+    if not missing:
+        return
     listen({"event": "stage", "name": "experts", "total": len(missing) * config.epochs, "unit": "epoch"})
     listen = synchronized(listen)
     seeds, pair = {index: derive_seed(seed, "expert", index) for index in missing}, task.train

@@ -33,6 +33,8 @@ from limbeck.experts.recorded import Recorded
 from limbeck.networks.flat import Layout
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
+STORED_FORM = ("waypoints", "waypoint_at", "smoothing", "schedule", "keep", "dtype", "form")
+"""Fields of `ExpertConfig` that say what is stored of an expert; its training does not depend on them."""
 Kind = Literal["convex", "recorded", "any"]
 """Kind of trajectory; "any" is whichever a store has."""
 
@@ -319,10 +321,19 @@ class Store:
         target = Store.create(path, {**self.header.description(), "expert": config.model_dump(mode="json")})
         target.require_conditions(self.header.computed)
         for index in sorted(set(indices) - set(target.indices())):
-            expert, recorded = self._read_recorded(index)
-            points = torch.stack([recorded.at(epoch) for epoch in range(recorded.end + 1)])
-            target.write(index, replace(expert, convex=make_path(points, self.layout, config), recorded=None))
+            target.write(index, self.read_as(index, config))
         return target
+
+    def read_as(self, index: int, config: ExpertConfig) -> Expert:
+        """Return a recorded expert in the form in which `config` stores it: the bits that its training would give.
+
+        Raises UserError where the expert is not recorded.
+        """
+        expert, path = self._read_recorded(index)
+        points = torch.stack([path.at(epoch) for epoch in range(path.end + 1)])
+        convex = None if config.keep == "recorded" else make_path(points, self.layout, config)
+        recorded = None if config.keep == "convex" else Recorded(points.to(DTYPES[config.dtype]))
+        return replace(expert, convex=convex, recorded=recorded)
 
     def _read_recorded(self, index: int) -> tuple[Expert, Recorded]:
         expert = self.read(index, lazy=True)
