@@ -14,10 +14,13 @@ from torch.utils.data import TensorDataset
 import limbeck
 from limbeck.core.records import ResultRow, RunRecord, ValidationLine
 from limbeck.data import ImageData, Split
+from limbeck.evaluation.trials import Summary
 from limbeck.jobs.checkpoint import KeepBest
 from limbeck.jobs.record import RunFolder
 from limbeck.jobs.stages import _warn_of_small_splits, _warn_of_useless_set
+from limbeck.report.table import write_table
 from limbeck.synthetic.set import SyntheticSet
+from limbeck.training.plain import Score
 
 SMALL = limbeck.EvalConfig(networks=1, epochs=2, full_networks=0)
 QUICK: dict[str, Any] = {
@@ -111,7 +114,8 @@ def test_of_equals_the_last_is_chosen(accuracies: list[float], step: int, tmp_pa
         run,
         1,
         len(accuracies) - 1,
-        lambda candidate: (accuracies[len(run.lines(ValidationLine))], None, 1),
+        lambda candidate: Summary.of([Score(accuracies[len(run.lines(ValidationLine))], 0.0)]),
+        limbeck.EvalConfig().choice,
         lambda candidate, at: stored.append(at),
         lambda event: None,
         synthetic.snapshot,
@@ -120,6 +124,46 @@ def test_of_equals_the_last_is_chosen(accuracies: list[float], step: int, tmp_pa
         chooser(synthetic, at)
     assert chooser.step == stored[-1] == step
     assert chooser.best == max(accuracies)
+
+
+@pytest.mark.parametrize(("choose_by", "step"), [("accuracy", 1), ("balanced", 2)])
+def test_the_step_is_chosen_by_the_accuracy_that_was_asked_for(choose_by: Any, step: int, tmp_path: Path) -> None:
+    """Nine images in ten are of one class: calling everything that class is good by accuracy alone."""
+    scores = [Score(0.5, 0.5), Score(0.9, 0.5), Score(0.8, 0.7), Score(0.7, 0.6)]
+    synthetic = SyntheticSet.from_images(torch.zeros(2, 1, 4, 4), torch.tensor([0, 1]), 0.01)
+    run = RunFolder.begin(tmp_path / "run", RunRecord(format="limbeck-run", version=1, config={}))
+    chooser = KeepBest(
+        run,
+        1,
+        len(scores) - 1,
+        lambda candidate: Summary.of([scores[len(run.lines(ValidationLine))]]),
+        limbeck.EvalConfig(choose_by=choose_by).choice,
+        lambda candidate, at: None,
+        lambda event: None,
+        synthetic.snapshot,
+    )
+    for at in range(len(scores)):
+        chooser(synthetic, at)
+    assert chooser.step == step
+    assert [line.balanced_accuracy_mean for line in run.lines(ValidationLine)] == [0.5, 0.5, 0.7, 0.6]
+
+
+def test_runs_of_two_classes_say_what_is_recognised(tmp_path: Path) -> None:
+    """In their rows, beside random and all images, and in the table of runs; the choice is a part of the key."""
+    protocol = SMALL.model_copy(update={"choose_by": "balanced", "full_networks": 1, "full_epochs": 1})
+    options = {**QUICK, "eval": protocol, "iterations": 1, "method": "dm"}
+    run = limbeck.distill(easy_data(60), out=tmp_path / "run", **options)
+    rows = read_json(run / "results.json")["results"]
+    assert {row["set"] for row in rows} == {"distilled", "random", "kmeans", "full"}
+    assert all(row["positive"] == "1" and row["sensitivity_mean"] is not None and "auc_mean" in row for row in rows)
+    balanced = [(row["sensitivity_mean"] + row["specificity_mean"]) / 2 for row in rows]
+    assert balanced == pytest.approx([row["balanced_accuracy_mean"] for row in rows])
+    assert "choose_by" in read_json(run / "run.json")["validation"]
+    table = write_table([run], tmp_path / "table.md").read_text()
+    assert "easy (sensitivity)" in table
+    assert "Sensitivity" in (run / "report.html").read_text()
+    with pytest.raises(limbeck.UserError, match="choose_by"):
+        limbeck.distill(easy_data(60), out=tmp_path / "run", **{**options, "eval": SMALL, "iterations": 2})
 
 
 @pytest.mark.parametrize(

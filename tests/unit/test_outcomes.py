@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, recall_score, roc_auc_score
 
 import limbeck
 from limbeck import ModelConfig, UserError
 from limbeck.core.rng import make_generator
 from limbeck.evaluation.compare import paired_difference, prepare_comparison, run_comparison
-from limbeck.evaluation.outcome import calibration_error, measure
+from limbeck.evaluation.outcome import area_under_curve, calibration_error, describe_two_classes, measure
 from limbeck.evaluation.record import make_record, merge_record
 from limbeck.evaluation.run import run_evaluations, run_on_networks
 from limbeck.evaluation.sets import prepare_evaluation
@@ -61,6 +61,28 @@ def test_the_calibration_error_is_that_of_a_loop_over_bins() -> None:
             expected += len(members) / 500 * abs(fmean(float(confidence[i]) for i in members) - hits)
     assert calibration_error(logits, labels) == pytest.approx(expected, abs=1e-9)
     assert expected > 0.1
+
+
+def test_two_classes_have_sensitivity_specificity_and_auc() -> None:
+    """By scikit-learn, with the second class as the positive one; other numbers of classes have none of it."""
+    generator = make_generator(0, "logits")
+    outcomes, expected = [], []
+    for _network in range(2):
+        labels = (torch.arange(60) % 3 == 0).long()
+        logits = torch.randn(60, 2, generator=generator) + torch.stack([-labels, labels], 1)
+        outcome = measure(lambda theta, images, logits=logits: logits, torch.zeros(1), torch.zeros(60, 1), labels, 2)
+        predictions = logits.argmax(1)
+        expected.append(recall_score(labels, predictions))
+        assert outcome.specificity == pytest.approx(recall_score(labels, predictions, pos_label=0))
+        assert outcome.auc == pytest.approx(roc_auc_score(labels, logits.softmax(1)[:, 1]))
+        outcomes.append(outcome)
+    fields = describe_two_classes(outcomes, ("normal", "ill"))
+    assert fields["positive"] == "ill"
+    assert fields["sensitivity_mean"] == pytest.approx(fmean(expected))
+    assert fields["sensitivity_std"] == pytest.approx(stdev(expected))
+    assert expected[0] != pytest.approx(outcomes[0].specificity)
+    assert describe_two_classes(outcomes, ("a", "b", "c")) == {}
+    assert isnan(area_under_curve(torch.zeros(3, 2), torch.ones(3, dtype=torch.int64))), "one class has no curve"
 
 
 CLOSED_FORMS = [(0.8, 8, 0.0), (0.8, 3, 0.5), (1.0, 10, 0.0), (0.6, 10, 0.4)]

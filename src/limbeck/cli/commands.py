@@ -146,7 +146,7 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
 
         show_data(result, console)
         return
-    from limbeck.cli.screen import format_value, networks_table, results_table, robustness_screen, scores_table
+    from limbeck.cli import screen
     from limbeck.core.evaluation_records import EvaluationRow, ScoreRow
 
     rows = result.get("results")
@@ -155,16 +155,17 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
         data = data["name"] if isinstance(data, dict) else data
         name = f"{data}, {result['ipc']} per class, {result['method']}" if "ipc" in result else "test"
         records = [EvaluationRow.model_validate(row) for row in rows]
-        several = networks_table(records) if any(row.lr_from for row in records) else None
-        console.print(several or results_table(records, name))
-        for table in robustness_screen(records):
+        several = screen.networks_table(records) if any(row.lr_from for row in records) else None
+        console.print(several or screen.results_table(records, name))
+        two_classes = screen.two_class_table(records)
+        for table in (*([two_classes] if two_classes else []), *screen.robustness_screen(records)):
             console.print(table)
     if result.get("scores"):
-        console.print(scores_table([ScoreRow.model_validate(row) for row in result["scores"]]))
+        console.print(screen.scores_table([ScoreRow.model_validate(row) for row in result["scores"]]))
     for key, value in result.items():
         if key in HIDDEN and rows:
             continue
-        lines = [f"note: {note}" for note in value] if key == "notes" else [f"{key}: {format_value(value)}"]
+        lines = [f"note: {note}" for note in value] if key == "notes" else [f"{key}: {screen.format_value(value)}"]
         for line in lines:
             console.print(line, soft_wrap=True, highlight=False, markup=False)
 

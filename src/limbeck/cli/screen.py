@@ -14,11 +14,13 @@ from rich.table import Table
 
 from limbeck.core.evaluation_records import EvaluationRow, ScoreRow
 from limbeck.core.events import Event
+from limbeck.core.records import TWO_CLASS_MEASURES
 from limbeck.report.heat_map import heat_map
 from limbeck.report.robustness import robustness_tables
 from limbeck.report.text import NONE, duration, percent
 
 LOG = logging.getLogger("limbeck")
+UNEVEN = 0.005  # plain and balanced accuracy that differ by more are both shown
 LINE_SECONDS = 15.0  # between lines where there is no terminal to draw a bar on
 
 
@@ -104,9 +106,10 @@ class Screen:
         self.console.print(f"warning: {event['text']}", highlight=False, markup=False, soft_wrap=True)
 
     def _validate(self, event: Event) -> None:
+        mean, balanced = event["accuracy_mean"], event.get("balanced_accuracy_mean")
+        uneven = "" if balanced is None or abs(balanced - mean) <= UNEVEN else f", balanced {100 * balanced:.1f} %"
         self.console.print(
-            f"  step {event['step']:>5}: validation {percent(event['accuracy_mean'], event['accuracy_std'])} "
-            f"(n = {event['n']})"
+            f"  step {event['step']:>5}: validation {percent(mean, event['accuracy_std'])} (n = {event['n']}){uneven}"
         )
 
 
@@ -162,6 +165,21 @@ def results_table(rows: Sequence[EvaluationRow], title: str) -> Table:
             percent(row.balanced_accuracy_mean, row.balanced_accuracy_std),
             *((gain,) if random else ()),
         )
+    return table
+
+
+def two_class_table(rows: Sequence[EvaluationRow]) -> Table | None:
+    """Sensitivity, specificity and AUC in percent, for data of two classes; None for rows that have none."""
+    scored = [row for row in rows if row.positive is not None]
+    if not scored:
+        return None
+    table = Table(title=f"test, in %; sensitivity: the share of '{scored[0].positive}' that is recognised")
+    for name in ("set", "network", "n", "sensitivity", "specificity", "AUC"):
+        table.add_column(name, justify="left" if name in ("set", "network") else "right")
+    for row in scored:
+        name = (f"{row.set} ({row.which})" if row.which else row.set) + (f", {row.protocol}" if row.protocol else "")
+        pairs = ((getattr(row, f"{name}_mean"), getattr(row, f"{name}_std")) for name in TWO_CLASS_MEASURES)
+        table.add_row(name, row.model, str(row.n), *(percent(mean, std).removesuffix(" %") for mean, std in pairs))
     return table
 
 

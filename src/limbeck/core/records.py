@@ -44,6 +44,9 @@ class ResultRow(Measurement):
     lr, step: step size of the networks; outer steps after which the set is as it was evaluated.
     accuracies: the accuracy of every network, in the order of their seeds, which rows of one run share.
     protocol: how the networks were trained where that is not the run's common protocol.
+    positive: of data of two classes, the name of the second one. Sensitivity is the share of its images that are
+        classified as it, specificity that of the other class; auc is the area under the curve of one against the
+        other (ROC). None where there are more classes, and in files of earlier versions.
     """
 
     set: str
@@ -56,6 +59,17 @@ class ResultRow(Measurement):
     step: int | None = None
     protocol: str | None = None
     accuracies: list[float] | None = None
+    positive: str | None = None
+    sensitivity_mean: float | None = None
+    sensitivity_std: float | None = None
+    specificity_mean: float | None = None
+    specificity_std: float | None = None
+    auc_mean: float | None = None
+    auc_std: float | None = None
+
+
+TWO_CLASS_MEASURES = ("sensitivity", "specificity", "auc")
+"""Measures of rows on two classes; fields of a `ResultRow` with `_mean` and `_std` behind them."""
 
 
 # --- run.json
@@ -128,6 +142,7 @@ class ValidationLine(Measurement, LogLine):
     step: int
     which: str = "distilled"
     seconds: float | None = None
+    balanced_accuracy_mean: float | None = None
 
 
 class StageLine(LogLine):

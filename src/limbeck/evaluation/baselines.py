@@ -31,8 +31,11 @@ FULL = {"full_epochs", "full_batch_size", "full_networks"}
 
 
 def without_teachers(config: EvalConfig) -> EvalConfig:
-    """The protocol for all training images: the teachers themselves were trained on these, with their classes."""
-    return config.model_copy(update={name: ADDED[name] for name in ("labels", "teachers", "temperature")})
+    """The protocol for all training images: the teachers themselves were trained on these, with their classes.
+
+    Nothing is chosen there by validation.
+    """
+    return config.model_copy(update={name: ADDED[name] for name in ("labels", "teachers", "temperature", "choose_by")})
 
 
 def real_images(task: Task, selector: str, ipc: int, fill: FillName = "none") -> SetForSeed:
@@ -136,7 +139,8 @@ def tested_baseline_row(
 
 def _summarise(task: Task, name: str, config: EvalConfig, lr: float, networks: Sequence[TrainedNetwork]) -> ResultRow:
     label = (without_teachers(config) if name == "full" else config).label
-    return result_row(name, task, Summary.of(network.outcome for network in networks), lr=lr, protocol=label)
+    outcomes = [network.outcome for network in networks]
+    return result_row(name, task, Summary.of(outcomes), lr=lr, protocol=label, outcomes=outcomes)
 
 
 def baseline_path(
@@ -155,6 +159,8 @@ def baseline_path(
         options = {"ipc": ipc, **config.model_dump(mode="json", exclude=FULL)}
         if min(task.data.train.counts(task.data.num_classes)) < ipc:  # else it has no effect
             options["fill"] = fill
+    if task.data.num_classes == 2:
+        options["two_classes"] = True  # rows of earlier versions have neither sensitivity nor specificity
     description = {
         **task.describe(),
         "computed": task.evaluation_conditions(),

@@ -1,4 +1,4 @@
-"""The outcome of one network on a test part: accuracy, confusion of classes, calibration."""
+"""The outcome of one network on a test part: accuracy, confusion of classes, calibration, and what two classes add."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from limbeck.core.records import TWO_CLASS_MEASURES
 from limbeck.training.plain import Network, predict_logits, score_classes
 
 BINS = 15  # of Guo et al.
@@ -23,12 +24,29 @@ class Outcome(NamedTuple):
     confusion:          int64 (classes, classes), images by class and by predicted class; 0 for parameters that are not
                         finite, for which accuracies are 0 too.
     calibration_error:  The expected calibration error, see `calibration_error`; NaN for such parameters.
+    auc:                Of two classes, the area under the ROC curve of the second; NaN where there is none.
     """
 
     accuracy: float
     balanced: float
     confusion: Tensor
     calibration_error: float
+    auc: float = nan
+
+    @property
+    def sensitivity(self) -> float:
+        """Of two classes: the share of the images of the second one that are classified as it."""
+        return self._recall(1)
+
+    @property
+    def specificity(self) -> float:
+        """Of two classes: the share of the images of the first one that are classified as it."""
+        return self._recall(0)
+
+    def _recall(self, label: int) -> float:
+        """NaN without images of the class, and for parameters that are not finite."""
+        counts = self.confusion[label]
+        return float(counts[label] / counts.sum())
 
 
 @torch.no_grad()
@@ -39,7 +57,22 @@ def measure(network: Network, theta: Tensor, images: Tensor, labels: Tensor, cla
     logits, labels = predict_logits(network, theta, images).cpu(), labels.cpu()  # once, as the rest waits otherwise
     predictions = logits.argmax(1)
     counts = confusion_matrix(labels, predictions, classes)
-    return Outcome(*score_classes(predictions, labels), counts, calibration_error(logits, labels))
+    auc = area_under_curve(logits, labels) if classes == 2 else nan
+    return Outcome(*score_classes(predictions, labels), counts, calibration_error(logits, labels), auc)
+
+
+def area_under_curve(logits: Tensor, labels: Tensor) -> float:
+    """The area under the ROC curve of the second of two classes, by scikit-learn; NaN where one has no images.
+
+    >>> area_under_curve(torch.tensor([[1.0, 0.0], [0.0, 0.5], [0.0, 3.0]]), torch.tensor([0, 1, 1]))
+    1.0
+    """
+    margin = logits[:, 1] - logits[:, 0]
+    if len(labels.unique()) < 2 or not bool(torch.isfinite(margin).all()):
+        return nan
+    from sklearn.metrics import roc_auc_score  # takes a second to import
+
+    return float(roc_auc_score(labels.numpy(), margin.numpy()))
 
 
 def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int) -> Tensor:
@@ -66,6 +99,18 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = BINS) -> float
     index = torch.bucketize(confidence, edges)
     gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, confidence - is_correct)
     return float(gaps.abs().sum() / len(labels))
+
+
+def describe_two_classes(outcomes: Sequence[Outcome], classes: Sequence[str]) -> dict[str, Any]:
+    """Sensitivity, specificity and AUC of several networks: fields of a row; none where there are not two classes."""
+    if len(classes) != 2 or not outcomes:
+        return {}
+    fields: dict[str, Any] = {"positive": classes[1]}
+    for name in TWO_CLASS_MEASURES:
+        values = [value for outcome in outcomes if isfinite(value := getattr(outcome, name))]
+        fields[f"{name}_mean"] = fmean(values) if values else None
+        fields[f"{name}_std"] = stdev(values) if len(values) > 1 else None
+    return fields
 
 
 def describe_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -21,6 +21,18 @@ ddranking is DD-Ranking's (0.2.0) for DC, DSA, DM, MTT and DATM; the best test a
 """
 ADAMW_LRS = (3e-4, 1e-3, 3e-3)
 BEST_OF_TEST = "best test accuracy over time"
+
+
+class Chosen(Protocol):
+    """What is measured on validation to choose by, such as `limbeck.evaluation.trials.Summary`."""
+
+    @property
+    def accuracy_mean(self) -> float:
+        """The mean accuracy of networks."""
+
+    @property
+    def balanced_accuracy_mean(self) -> float:
+        """The mean over networks of their mean accuracy over classes."""
 
 
 class EvalConfig(BaseModel):
@@ -72,6 +84,8 @@ class EvalConfig(BaseModel):
     """Augment each batch as the recipe of the set says, or not at all."""
     ema: float = Field(default=0.0, ge=0, lt=1)
     """Score an average of the parameters over steps with this decay; 0 scores the parameters."""
+    choose_by: Literal["accuracy", "balanced"] = "accuracy"
+    """The validation accuracy by which steps and step sizes are chosen: plain, or its mean over classes (balanced)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -105,10 +119,15 @@ class EvalConfig(BaseModel):
         ('field-max, best test accuracy over time', 'field, labels hard')
         """
         preset = {**ADDED, **PROTOCOLS[self.protocol]}
-        changes = [name for name in ADDED if name != "protocol" and getattr(self, name) != preset[name]]
+        own = ("protocol", "choose_by")  # the second one trains the networks of a row no differently
+        changes = [name for name in ADDED if name not in own and getattr(self, name) != preset[name]]
         words = [self.protocol, *(f"{name} {getattr(self, name)}".replace("_", " ") for name in changes)]
         words += [BEST_OF_TEST] if self.test_every else []
         return None if words == ["field"] else ", ".join(words)
+
+    def choice(self, summary: Chosen) -> float:
+        """The figure of validation by which steps and step sizes are chosen: the largest is best."""
+        return summary.accuracy_mean if self.choose_by == "accuracy" else summary.balanced_accuracy_mean
 
     def schedule(self, lr: float, epochs: int | None = None) -> Schedule:
         """The schedule with the step size `lr`; epochs: the default is the protocol's.
@@ -143,6 +162,7 @@ class EvalConfig(BaseModel):
             *(["labels: the classes alone"] if self.labels == "hard" else []),
             *([f"labels by {teachers}, temperature {self.temperature:g}"] if self.labels == "teacher" else []),
             *([f"parameters averaged with decay {self.ema:g}"] if self.ema else []),
+            *(["steps and step sizes chosen by balanced accuracy"] if self.choose_by == "balanced" else []),
         ]
         best = f"; {BEST_OF_TEST}, tested every {self.test_every} epochs" if self.test_every else ""
         return (
@@ -154,7 +174,19 @@ class EvalConfig(BaseModel):
 ADDED: dict[str, Any] = {
     name: EvalConfig.model_fields[name].default
     for name in (
-        *("protocol", "test_every", "labels", "teachers", "temperature", "mix", "optimiser", "decay", "dsa", "ema"),
+        *(
+            "protocol",
+            "test_every",
+            "labels",
+            "teachers",
+            "temperature",
+            "mix",
+            "optimiser",
+            "decay",
+            "dsa",
+            "ema",
+            "choose_by",
+        ),
     )
 }
 """Options that the field's protocol does not have, with their defaults."""

@@ -62,9 +62,10 @@ def evaluate_distilled(
     lr = distilled.lr if config.learns_as_the_set else choose_lr(task, distilled, config, seed, which, listen)
     advance = partial(listen, {"event": "advance", "text": f"distilled, {which}"})
     networks = train_on(task, distilled, config, lr, seed, advance)
-    summary = Summary.of(network.outcome for network in networks)
-    step = distilled.provenance.get("step")
-    return result_row("distilled", task, summary, which=which, lr=lr, step=step, protocol=config.label)
+    outcomes = [network.outcome for network in networks]
+    step, summary = distilled.provenance.get("step"), Summary.of(outcomes)
+    options: dict[str, Any] = {"which": which, "lr": lr, "step": step, "protocol": config.label}
+    return result_row("distilled", task, summary, outcomes=outcomes, **options)
 
 
 def choose_lr(
@@ -259,7 +260,8 @@ def _evaluate(evaluation: Evaluation, lr: float, lr_from: LrOrigin, seed: int, l
         advance = partial(listen, {"event": "advance", "text": f"distilled, {which}, perturbed"})
         tests["robustness"] = RobustnessTest(task, evaluation.robustness, seed).run(networks, advance)
     step = distilled.provenance.get("step")
-    row = result_row("distilled", task, Summary.of(outcomes), which=which, lr=lr, step=step, protocol=config.label)
+    options: dict[str, Any] = {"which": which, "lr": lr, "step": step, "protocol": config.label}
+    row = result_row("distilled", task, Summary.of(outcomes), outcomes=outcomes, **options)
     return EvaluationRow(
         **row.to_json(),
         lr_from=lr_from,

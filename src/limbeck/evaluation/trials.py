@@ -12,7 +12,7 @@ from torch import Tensor
 from limbeck.core.parallel import parallel_map
 from limbeck.core.records import ResultRow
 from limbeck.core.rng import derive_seed
-from limbeck.evaluation.outcome import Outcome
+from limbeck.evaluation.outcome import Outcome, describe_two_classes
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.evaluation.training import TrainedNetwork, Training, make_training
 from limbeck.task import Task
@@ -134,7 +134,7 @@ def best_lr(
     first_trials = make_trials(draw_set, config.schedule(config.baseline_lrs[0]), config.networks, seed)
     trials = [trial._replace(schedule=config.schedule(lr)) for lr in config.baseline_lrs for trial in first_trials]
     scores = run_trials(task, trials, task.validation, advance, make_training(task, config))
-    means = [Summary.of(scores[i : i + config.networks]).accuracy_mean for i in range(0, len(scores), config.networks)]
+    means = [config.choice(Summary.of(scores[i : i + config.networks])) for i in range(0, len(scores), config.networks)]
     return config.baseline_lrs[max(range(len(means)), key=means.__getitem__)]
 
 
@@ -147,10 +147,15 @@ def result_row(
     lr: float | None,
     step: int | None = None,
     protocol: str | None = None,
+    outcomes: Sequence[Outcome] = (),
 ) -> ResultRow:
-    """The row of results.json for the set `name`, whose networks were scored on the task's test part."""
+    """The row of results.json for the set `name`, whose networks were scored on the task's test part.
+
+    outcomes: those of the networks, of which two classes have more to say than the summary does.
+    """
     model = task.model_config.name
     scores = summary._asdict() | ({} if protocol is None else {"protocol": protocol})
+    scores |= describe_two_classes(outcomes, task.data.classes)
     if step is None and name != "distilled":
         return ResultRow(set=name, which=which, model=model, split="test", **scores, lr=lr)
     return ResultRow(set=name, which=which, model=model, split="test", **scores, lr=lr, step=step)

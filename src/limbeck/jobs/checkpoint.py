@@ -11,6 +11,7 @@ import torch
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.core.records import LoopProgress, StepLine, ValidationLine
+from limbeck.evaluation.trials import Summary
 from limbeck.jobs.record import RunFolder
 from limbeck.synthetic.loop import Hook, StatefulHook
 from limbeck.synthetic.set import SyntheticSet
@@ -44,14 +45,15 @@ class KeepBest:
     Validation cannot tell equals apart, and the last one is distilled most: where all are equal, the first would be the
     images that the set starts from, not distilled at all.
 
-    measure: set -> (mean, std, n) on the validation part; keep: called with a better set and its step;
-    evaluated_set: returns the set to validate, as it is now.
+    measure: set -> accuracies of fresh networks on the validation part; choice: the figure among them to choose by;
+    keep: called with a better set and its step; evaluated_set: returns the set to validate, as it is now.
     """
 
     run: RunFolder
     every: int
     last: int
-    measure: Callable[[SyntheticSet], tuple[float, float | None, int]]
+    measure: Callable[[SyntheticSet], Summary]
+    choice: Callable[[Summary], float]
     keep: Callable[[SyntheticSet, int], None]
     listen: Listener
     evaluated_set: Callable[[], SyntheticSet]
@@ -62,13 +64,20 @@ class KeepBest:
         if step % self.every and step != self.last:
             return
         start, candidate = time.perf_counter(), self.evaluated_set()
-        mean, std, n = self.measure(candidate)
-        seconds = round(time.perf_counter() - start, 2)
-        line = ValidationLine(step=step, which="distilled", accuracy_mean=mean, accuracy_std=std, n=n, seconds=seconds)
+        summary = self.measure(candidate)
+        line = ValidationLine(
+            step=step,
+            which="distilled",
+            accuracy_mean=summary.accuracy_mean,
+            accuracy_std=summary.accuracy_std,
+            n=summary.n,
+            seconds=round(time.perf_counter() - start, 2),
+            balanced_accuracy_mean=summary.balanced_accuracy_mean,
+        )
         self.run.line(line)
         self.listen(line.to_json())
-        if mean >= self.best:
-            self.best, self.step = mean, step
+        if (value := self.choice(summary)) >= self.best:
+            self.best, self.step = value, step
             self.keep(candidate, step)
 
 

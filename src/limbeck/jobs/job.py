@@ -32,7 +32,7 @@ from limbeck.networks.registry import find_network
 from limbeck.task import Task, make_task, restore_switches
 
 DEFAULT_NUM_EXPERTS = 10
-VALIDATION = {"batch_size", "momentum", "weight_decay"}
+VALIDATION = {"batch_size", "momentum", "weight_decay", "choose_by"}
 """Fields of `EvalConfig` by which sets are validated while they are distilled, too."""
 
 

@@ -15,7 +15,7 @@ from limbeck.core.records import ExpertBytes, ExpertsRecord, ResultRow, Validati
 from limbeck.core.rng import derive_seed
 from limbeck.core.types import Trajectory
 from limbeck.data import DataSource, ImageData
-from limbeck.evaluation.trials import evaluate_set
+from limbeck.evaluation.trials import Summary, evaluate_set
 from limbeck.experts.handle import Experts
 from limbeck.experts.make import measure_paths
 from limbeck.experts.store import Store
@@ -194,7 +194,8 @@ def run_outer_loop(job: Job, plan: Plan, listen: Listener) -> None:
     config, folder = job.config, job.folder
     every = config.validate_every or max(1, plan.iterations // 10)
     validate, keep = partial(_validate, job), partial(write_set, job, "chosen")
-    chooser = KeepBest(folder, every, plan.iterations, validate, keep, listen, plan.evaluated_set)
+    choice = config.eval.choice
+    chooser = KeepBest(folder, every, plan.iterations, validate, choice, keep, listen, plan.evaluated_set)
     log = Log(folder, listen)
     warn = partial(_warn, job, listen)
     monitors = [StudentMonitor(warn)] if job.learns_lr and job.experts is not None else []
@@ -206,7 +207,7 @@ def run_outer_loop(job: Job, plan: Plan, listen: Listener) -> None:
         write_set(job, "initial", plan.synthetic.snapshot(), 0)
         chooser(plan.synthetic, 0)
         if plan.iterations:
-            _warn_at_start(job, chooser.best, warn)
+            _warn_at_start(job, folder.lines(ValidationLine)[0].accuracy_mean, warn)
     hooks += [log, chooser, checkpoint]
     steps = range(done, plan.iterations)
     outer_loop(plan.objective, plan.synthetic, plan.optimisers, steps, config.seed, plan.accept, hooks)
@@ -292,10 +293,10 @@ def _warn_of_useless_set(rows: Sequence[ResultRow], warn: Callable[[str], None])
         )
 
 
-def _validate(job: Job, synthetic: SyntheticSet) -> tuple[float, float | None, int]:
-    """Mean, standard deviation and n of fresh networks on the validation part; the same networks at every step."""
+def _validate(job: Job, synthetic: SyntheticSet) -> Summary:
+    """Accuracies of fresh networks on the validation part; the same networks at every step."""
     config, pair = job.config, synthetic.training_pair()
-    summary = evaluate_set(
+    return evaluate_set(
         job.task,
         lambda _seed: pair,
         config.eval.plain.schedule(float(synthetic.lr), config.validate_epochs),
@@ -303,7 +304,6 @@ def _validate(job: Job, synthetic: SyntheticSet) -> tuple[float, float | None, i
         job.task.validation,
         derive_seed(config.seed, "validate"),
     )
-    return summary.accuracy_mean, summary.accuracy_std, summary.n
 
 
 def write_set(job: Job, which: str, synthetic: SyntheticSet, step: int) -> None:

@@ -99,6 +99,8 @@ def _view(run: Run) -> dict[str, Any]:
         "pictures": [picture for picture in run.pictures if not is_coreset or picture.name == "chosen"],
         "rows": [(row, _describe(row), _gain(run, row)) for row in table],
         "balanced": any(row.balanced_accuracy_mean is not None for row in rows),
+        "positive": next((row.positive for row in rows if row.positive), None),
+        "chosen_by": "balanced " if _chooses_by_balance(config) else "",
         "splits": sorted({row.split or NONE for row in rows}),
         "several_models": len({row.model for row in rows}) > 1,
         "has_random": any(row.set == "random" for row in rows),
@@ -210,6 +212,11 @@ def _facts(run: Run) -> list[tuple[str, str]]:
 
 def _total_seconds(run: Run) -> float | None:
     return sum(run.summary.seconds.values()) if run.summary.seconds else None
+
+
+def _chooses_by_balance(config: dict[str, Any]) -> bool:
+    protocol = config.get("eval")
+    return isinstance(protocol, dict) and protocol.get("choose_by") == "balanced"
 
 
 def _describe(row: ResultRow) -> str:

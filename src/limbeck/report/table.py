@@ -21,6 +21,7 @@ from limbeck.core.records import ResultRow, ResultsRecord, RunRecord
 from limbeck.report.text import NONE
 
 MEASURES = {"accuracy": "", "balanced_accuracy": " (balanced accuracy)"}
+MEASURES |= {"sensitivity": " (sensitivity)", "specificity": " (specificity)", "auc": " (AUC)"}
 UNEVEN = 0.005  # a table shows both measures where they differ by more: classes of the test part differ in size
 SETS = (("distilled", "chosen"), ("distilled", "last"), ("random", None), ("kmeans", None), ("full", None))
 
@@ -117,7 +118,8 @@ def write_table(runs: Sequence[Path], out: Path, note: str = "") -> Path:
         difference = _difference(json.loads(setting_text), settings)
         protocols = dict.fromkeys(row.protocol for member in members for row in member.results)
         for measure, label in MEASURES.items():
-            if measure != "accuracy" and data not in uneven:
+            is_shown = data in uneven if measure == "balanced_accuracy" else _has(members, measure)
+            if not is_shown:
                 continue
             for protocol in protocols:
                 cells = [_cell(members, name, which, measure, protocol) for name, which in SETS]
@@ -184,6 +186,11 @@ def _difference(setting: dict[str, Any], settings: Sequence[dict[str, Any]]) -> 
     return ", ".join(f"{name} = {setting[name]}" for name in names)
 
 
+def _has(members: Sequence[ResultsRecord], measure: str) -> bool:
+    """Whether every row of these runs has the measure, as rows of runs of two classes have sensitivity."""
+    return all(getattr(row, f"{measure}_mean") is not None for member in members for row in member.results)
+
+
 def _is_uneven(results: ResultsRecord) -> bool:
     """Whether plain and balanced accuracy differ, as they do where classes of the test part differ in size."""
     return any(
@@ -205,4 +212,5 @@ CAPTION = """Accuracy in % on test, mean ± standard deviation of n fresh networ
 seeds the mean is over seeds, and the variance is the sum of that within seeds and that between seeds (without the
 scatter of the means of n networks); one network has no deviation (–). "Chosen" is the step with the best validation
 accuracy, "last" the final one. "Random" and "k-means" are real images, as many as there are distilled ones. The test
-images chose nothing."""
+images chose nothing. Of two classes, sensitivity is the share of the second class's images that are classified
+as it, specificity that of the first's, and AUC the area under the ROC curve."""
