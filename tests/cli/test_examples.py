@@ -17,6 +17,7 @@ from limbeck.cli.commands import COMMANDS, find_command
 SMALL = {
     "distill": TINY,
     "estimate": TINY,
+    "doctor": TINY,
     "experts": ["--model.width", "4", "--num-experts", "1", "--epochs", "6"],
     "compare": ["--num-networks", "1", "--epochs", "2"],
     "evaluate": ["--num-networks", "1", "--epochs", "2"],
@@ -49,7 +50,7 @@ def test_examples_run(limbeck: Any) -> None:
         if name == "cache":
             continue
         result = limbeck(*shlex.split(example)[1:], *SMALL.get(name, []))
-        assert result.status == 0, (example, result)
+        assert result.status in ((0, 1) if name == "doctor" else (0,)), (example, result)
 
 
 @pytest.mark.usefixtures("_folders")

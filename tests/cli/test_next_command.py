@@ -32,6 +32,7 @@ def words(artifacts: dict[str, Path], tmp_path: Path) -> dict[str, list[list[Any
     return {
         "distill": [["digits", *TINY, "--out", artifacts["run"]]],
         "estimate": [["digits", *TINY, "--out", tmp_path / "a run"]],
+        "doctor": [["digits", "--method", "kmeans", "--model.width", 4, "--eval.networks", 1, "--eval.epochs", 1]],
         "experts": [["digits", *EXPERTS, "--out", artifacts["convex"]]],
         "convexify": [[artifacts["recorded"], "--out", tmp_path / "convex"]],
         "evaluate": [[artifacts["run"], *evaluate], [tmp_path / "a set.safetensors", *evaluate]],

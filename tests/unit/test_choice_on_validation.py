@@ -16,8 +16,9 @@ from limbeck.core.records import ResultRow, RunRecord, ValidationLine
 from limbeck.data import ImageData, Split
 from limbeck.evaluation.trials import Summary
 from limbeck.jobs.checkpoint import KeepBest
+from limbeck.jobs.doctor import find_small_splits
 from limbeck.jobs.record import RunFolder
-from limbeck.jobs.stages import _warn_of_small_splits, _warn_of_useless_set
+from limbeck.jobs.stages import _warn_of_useless_set
 from limbeck.report.table import write_table
 from limbeck.synthetic.set import SyntheticSet
 from limbeck.training.plain import Score
@@ -182,14 +183,14 @@ def test_a_small_validation_or_test_part_is_named(
     counts: tuple[int, ...], parts: tuple[str, ...] | None, digits: ImageData
 ) -> None:
     classes = tuple(map(str, range(len(counts))))
-    texts: list[str] = []
     enough = split_of(*(50 for _ in counts))
-    _warn_of_small_splits(replace(digits, validation=split_of(*counts), test=enough, classes=classes), texts.append)
+    small = replace(digits, validation=split_of(*counts), test=enough, classes=classes)
+    texts = [finding.line for finding in find_small_splits(small)]
     assert len(texts) == (parts is not None)
     for part in parts or ():
         assert part in texts[0]
-    of_test: list[str] = []
-    _warn_of_small_splits(replace(digits, validation=enough, test=split_of(*counts), classes=classes), of_test.append)
+    small = replace(digits, validation=enough, test=split_of(*counts), classes=classes)
+    of_test = [finding.line for finding in find_small_splits(small)]
     assert len(of_test) == len(texts)
     for part in parts or ():
         assert part.replace("validation", "test") in of_test[0]

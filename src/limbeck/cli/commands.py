@@ -33,6 +33,9 @@ COMMANDS = {
         "distill",
         "Estimate how long 'limbeck distill' would take, and the size of its experts, from a few timed steps.",
     ),
+    "doctor": Entry(
+        "doctor", "Say what is wrong with images and a job on them, a store of experts or a run: one finding a line."
+    ),
     "methods": Entry("methods", "List the methods: what they do, what they learn, and their sources."),
     "experts": Entry("experts", "Train experts into a store; it keeps those it has."),
     "convexify": Entry("experts", "Convexify recorded experts into a new store."),
@@ -131,7 +134,7 @@ def _run_command(name: str, arguments: list[str]) -> int:
     _show(result if follow_up is None else {key: value for key, value in result.items() if key != "next"}, args.as_json)
     if follow_up is not None:
         _print(f"next: {follow_up}")
-    return 0
+    return command.status(result)
 
 
 def _show(result: dict[str, Any], as_json: bool) -> None:

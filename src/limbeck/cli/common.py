@@ -80,12 +80,14 @@ class Command(NamedTuple):
     """A command: its options, the function it calls, and words that show its use.
 
     choose_defaults: (program name, arguments) -> the options to start from, where these depend on the arguments.
+    status: result -> the exit status.
     """
 
     options: type[Options]
     run: Callable[[Any, Listener], Any]
     examples: tuple[str, ...]
     choose_defaults: Callable[[str, Sequence[str]], Options] | None = None
+    status: Callable[[Any], int] = lambda result: 0
 
 
 def announce(estimate: Callable[[], Any], listen: Listener) -> None:

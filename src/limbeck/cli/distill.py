@@ -27,7 +27,7 @@ from limbeck.cli.comparison import changed_options, compare_with_published
 from limbeck.cli.parse import make_default, parse_known
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
-from limbeck.data import load_data
+from limbeck.data import ImageData, load_data
 from limbeck.evaluation.protocol import EvalConfig, ProtocolName
 from limbeck.experts.store import ExpertConfig
 from limbeck.jobs.config import JobConfig
@@ -112,15 +112,20 @@ def _job_options(args: RunOptions) -> dict[str, Any]:
     return {**dict(args.settings), **{name: getattr(args, name) for name in JobConfig.model_fields}}
 
 
-def _prepare(args: Any, listen: Listener) -> Job:
+def prepare_job(args: Any, data: ImageData) -> Job:
+    """The job that the options of a command describe, on these images."""
     return prepare(
-        load_data(args.data, seed=args.seed, listen=listen, **load_keywords(args)),
+        data,
         method=args.method,
         out=args.out,
         experts=args.experts,
         device=args.device,
         **_job_options(args),
     )
+
+
+def _prepare(args: Any, listen: Listener) -> Job:
+    return prepare_job(args, load_data(args.data, seed=args.seed, listen=listen, **load_keywords(args)))
 
 
 def run_distill(args: Any, listen: Listener) -> Any:

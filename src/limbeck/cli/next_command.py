@@ -60,6 +60,7 @@ NEXT: dict[str, Next] = {
         f"export {shlex.quote(result['run'])} --to npz --out {_beside(result['run'], 'npz')}"
     ),
     "estimate": lambda args, _, words: f"distill {shlex.join(words)}",
+    "doctor": lambda args, result, words: f"distill {shlex.join(words)}" if "estimate" in result else None,
     "experts": lambda args, result, _: _with_experts(args, result["store"]),
     "convexify": lambda args, result, _: (
         f"inspect {shlex.quote(result['store'])} --out {_beside(result['store'], 'inspection')}"

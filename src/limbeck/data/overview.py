@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from limbeck.core.events import Listener
+from limbeck.core.findings import Finding
 from limbeck.core.text import printable
 from limbeck.data.duplicates import SPLITS, Duplicates, NearPair, Place, find_duplicates
 from limbeck.data.images import ImageData, Split
@@ -86,6 +87,10 @@ class Overview:
 
     def warnings(self) -> list[str]:
         """Sentences on what may be a mistake, the gravest first."""
+        return [finding.text for finding in self.findings()]
+
+    def findings(self) -> list[Finding]:
+        """The same, with what to do about it."""
         return [*self._duplicates(), *self._pixels(), *self._balance()]
 
     def to_json(self) -> dict[str, Any]:
@@ -110,24 +115,28 @@ class Overview:
         files = self.data.files.get(place.split)
         return printable(files[place.row], PATH_WIDTH) if files else f"{place.split} {place.row}"
 
-    def _duplicates(self) -> list[str]:
-        warnings, duplicates = [], replace(self.duplicates, exact=self._groups_of_shapes())
+    def _duplicates(self) -> list[Finding]:
+        findings, duplicates = [], replace(self.duplicates, exact=self._groups_of_shapes())
         if groups := duplicates.contradictions():
             example = " = ".join(self._place(place) for place in _differing(groups[0]))
-            warnings.append(f"equal images have different labels in {_count(len(groups), 'case')}, as {example}")
+            text = f"equal images have different labels in {_count(len(groups), 'case')}, as {example}"
+            findings.append(Finding(text, "keep each once, with its right label"))
         for (first, second), count in duplicates.count_across().items():
             if count:
                 example = " = ".join(self._place(place) for place in _across(duplicates.exact, first, second))
-                warnings.append(f"{_are(count, f'of {second}')} also in {first}, pixel for pixel, as {example}")
+                text = f"{_are(count, f'of {second}')} also in {first}, pixel for pixel, as {example}"
+                findings.append(Finding(text, f"take them out of {first}"))
         near = duplicates.near or ()
         for (first, second), count in duplicates.count_near().items():
             if count:
                 pairs = [pair for pair in near if (pair.first.split, pair.second.split) == (first, second)]
-                warnings.append(self._describe_near(pairs, first, second))
+                text = self._describe_near(pairs, first, second)
+                findings.append(Finding(text, "look at them with 'limbeck info --picture', and take copies out"))
         if copies := {split: count for split, count in duplicates.count_within().items() if count}:
             shares = ", ".join(f"{count:,} in {split}" for split, count in copies.items())
-            warnings.append(f"{_are(sum(copies.values()))} a copy of another one in the same split: {shares}")
-        return warnings
+            text = f"{_are(sum(copies.values()))} a copy of another one in the same split: {shares}"
+            findings.append(Finding(text, "keep each once"))
+        return findings
 
     def _groups_of_shapes(self) -> tuple[tuple[Place, ...], ...]:
         """The groups of equal images without those of one colour, on which there is a sentence of its own."""
@@ -141,8 +150,8 @@ class Overview:
         example = f"as {self._place(pair.second)} like {self._place(pair.first)}"
         return f"{_are(len(pairs), f'of {second}')} nearly equal to one of {first}{label}, {example}"
 
-    def _pixels(self) -> list[str]:
-        warnings = []
+    def _pixels(self) -> list[Finding]:
+        findings = []
         limits = [pair for statistics in self.pixels.values() for pair in statistics.limits()]
         bulk = [pair for statistics in self.pixels.values() for pair in statistics.limits(TAIL)]
         low, high = min(pair[0] for pair in bulk), max(pair[1] for pair in bulk)
@@ -150,7 +159,8 @@ class Overview:
         look = "nearly black" if high < DARK else "nearly white" if low >= BRIGHT else "of hardly any contrast"
         if (high < DARK or low >= BRIGHT or high - low < CONTRAST) and not is_noted:
             spread = f"; --pixel-range {low} {high} spreads them" if low < high else ""
-            warnings.append(f"nearly all pixels lie in {low} to {high} of 255, so the images are {look}{spread}")
+            text = f"nearly all pixels lie in {low} to {high} of 255, so the images are {look}{spread}"
+            findings.append(Finding(text, "" if spread else "check how they were written"))
         constant: dict[int, list[Place]] = {}
         for split, statistics in self.pixels.items():
             labels = getattr(self.data, split).labels
@@ -160,24 +170,26 @@ class Overview:
             total = sum(map(len, constant.values()))
             sizes = Counter({label: len(places) for label, places in constant.items()}).most_common()
             names = [f"{size} of {self._class(label)} (as {self.locate(constant[label][0])})" for label, size in sizes]
-            warnings.append(f"{_are(total)} of one colour throughout: {_list(names)}")
-        return warnings
+            findings.append(Finding(f"{_are(total)} of one colour throughout: {_list(names)}", "remove them"))
+        return findings
 
-    def _balance(self) -> list[str]:
-        data, warnings = self.data, []
+    def _balance(self) -> list[Finding]:
+        data, findings = self.data, []
         counts = {split: np.array(getattr(data, split).counts(data.num_classes)) for split in SPLITS}
         enough = sum(counts.values()) > len(SPLITS) - 1  # smaller classes are in the notes
         for split in self.pixels:
             names = [self._class(label) for label in np.flatnonzero((counts[split] == 0) & enough).tolist()]
-            warnings += [f"{split} has no image of {_list(names)}"] if names else []
+            if names:
+                findings.append(Finding(f"{split} has no image of {_list(names)}", "add some, or leave the class out"))
         small, large = int(counts["train"].argmin()), int(counts["train"].argmax())
         least, most = int(counts["train"][small]), int(counts["train"][large])
         if most >= UNEVEN * least:
-            warnings.append(
+            text = (
                 f"classes are uneven: train has {most:,} images of {self._class(large)} and {least:,} of "
                 f"{self._class(small)}; read the balanced accuracy beside the accuracy"
             )
-        return warnings
+            findings.append(Finding(text, "--balanced and --eval.choose-by balanced count every class alike"))
+        return findings
 
     def _place_to_json(self, place: Place) -> dict[str, Any]:
         files = self.data.files.get(place.split)

@@ -14,12 +14,13 @@ from limbeck.core.files import write_json
 from limbeck.core.records import ExpertBytes, ExpertsRecord, ResultRow, ValidationLine, WarningLine
 from limbeck.core.rng import derive_seed
 from limbeck.core.types import Trajectory
-from limbeck.data import DataSource, ImageData
+from limbeck.data import DataSource
 from limbeck.evaluation.trials import Summary, evaluate_set
 from limbeck.experts.handle import Experts
 from limbeck.experts.make import measure_paths
 from limbeck.experts.store import Store
 from limbeck.jobs.checkpoint import Checkpoint, KeepBest, Log
+from limbeck.jobs.doctor import find_small_splits
 from limbeck.jobs.job import Job, prepare, prepare_experts
 from limbeck.jobs.record import RunFolder
 from limbeck.jobs.results import evaluate_run, stage_timer, write_results
@@ -65,7 +66,8 @@ def run(job: Job, listen: Listener = lambda event: None, evaluate: bool = True) 
             announce_task(job.task, listen)
             _announce_fill(job, listen)
             if is_new:
-                _warn_of_small_splits(job.task.data, partial(_warn, job, listen))
+                for finding in find_small_splits(job.task.data):
+                    _warn(job, listen, f"{finding.line}.")
             _run_stages(job, listen, evaluate)
         if evaluate and not (job.path / "report.html").exists():
             write_report(job.path)
@@ -218,32 +220,6 @@ def run_outer_loop(job: Job, plan: Plan, listen: Listener) -> None:
 def _warn(job: Job, listen: Listener, text: str) -> None:
     job.folder.line(WarningLine(text=text))
     listen({"event": "warning", "text": text})
-
-
-MIN_PER_CLASS, MAX_ERROR = 10, 0.05
-"""Fewer images of a class, or a larger standard error of an accuracy of one half, cause a warning."""
-
-
-def _warn_of_small_splits(data: ImageData, warn: Callable[[str], None]) -> None:
-    """Warn where the validation part is too small to choose by, or the test part too small to measure by."""
-    sentences = {
-        "validation": "steps and step sizes are chosen on {}: the choice is partly chance; give the data more images, "
-        "or a larger validation part.",
-        "test": "results are measured on {}, which their deviation over networks does not show; give the data more "
-        "test images.",
-    }
-    for split, sentence in sentences.items():
-        counts = getattr(data, split).counts(data.num_classes)
-        fewest, total = min(counts), sum(counts)
-        error = 0.5 / max(total, 1) ** 0.5
-        if fewest < MIN_PER_CLASS or error > MAX_ERROR:
-            name = data.classes[counts.index(fewest)]
-            warn(
-                sentence.format(
-                    f"{total} {split} image{'s' * (total > 1)} ({fewest} of class '{name}'), on which an accuracy is "
-                    f"uncertain by up to {100 * error:.0f} points"
-                )
-            )
 
 
 def _warn_at_start(job: Job, initial_accuracy: float, warn: Callable[[str], None]) -> None:
