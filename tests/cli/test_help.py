@@ -19,6 +19,7 @@ RUN = ["positional arguments", "options", "mct options", "model options", "exper
 BOXES = {
     "distill": RUN,
     "estimate": RUN,
+    "doctor": RUN,
     "experts": ["positional arguments", "options", "expert options", "model options"],
     **{
         name: ["positional arguments", "options", "model options"]
