@@ -22,13 +22,11 @@ from limbeck.jobs.estimate import estimate
 
 
 class Doctor(RunOptions):
-    """Say what is wrong with images and a job on them, a store of experts or a run: one finding a line.
-
-    The options are those of 'limbeck distill', and describe the job. Status 0: nothing was found; 1: something was.
-    """
+    """Say what is wrong with images and a job on them, a store of experts or a run: one finding a line."""
 
     data: Annotated[Positional[str], arg(metavar="DATA|STORE|RUN")]
-    """Images as 'limbeck distill' takes them, a store of experts, or a run folder."""
+    """Images as 'limbeck distill' takes them, with its options for the job; a store of experts; or a run folder. Status
+    1 says that something was found."""
     near_duplicates: Literal["auto", "yes", "no"] = "auto"
     """Look for images that nearly equal one of another split; auto: among at most 200,000."""
 
