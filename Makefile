@@ -9,9 +9,7 @@ RUN ?= runs/digits
 .PHONY: run test lint docs bench portability clean
 
 run: $(VENV)/.installed
-	$(BIN)/limbeck distill digits --ipc 1 --out $(RUN) --threads 1 --model.width 32 \
-		--num-experts 10 --expert.epochs 30 --expert.lr 0.05 --expert.batch-size 64 \
-		--iterations 200 --syn-steps 30 --lr-img 0.05
+	$(BIN)/limbeck demo --out $(RUN) --threads 1
 
 # threads of the tests about threads do not spin for each other while other tests want the cores, as in the command line
 test: lint

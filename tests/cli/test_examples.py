@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
+import webbrowser
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from command_line import TINY
 from own_plugins import PLUGINS
 
+from limbeck.cli import demo
 from limbeck.cli.commands import COMMANDS, find_command
 
 SMALL = {
@@ -39,6 +41,8 @@ def _folders(artifacts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.Mon
     )
     Path("my_file.py").write_text(PLUGINS + "make = Net\n")
     monkeypatch.delitem(sys.modules, "my_file", raising=False)
+    monkeypatch.setattr(demo, "WORDS", ("digits", *TINY))
+    monkeypatch.setattr(webbrowser, "open", lambda address: True)
     for name in ("digits", "mct", "mtt"):
         shutil.copytree(artifacts["run"], Path("runs") / name)
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
-from limbeck.cli.commands import COMMANDS, find_command
+from limbeck.cli.commands import COMMANDS, find_command, find_defaults
+from limbeck.cli.flags import list_flags
 from limbeck.cli.main import main
-from limbeck.cli.parse import make_default, parse
+from limbeck.cli.parse import parse
 from limbeck.methods import METHODS
 
 NO_PLACEHOLDER = r"\bSTR\b|\bINT\b|\{None\}|default: None|default: \)"
@@ -26,7 +30,7 @@ BOXES = {
         for name in ("compare", "import-experts", "import-set")
     },
     "evaluate": ["positional arguments", "options", "eval options", "robustness options", "model options"],
-    **{name: ["options"] for name in ("methods", "presets", "cache")},
+    **{name: ["options"] for name in ("demo", "methods", "presets", "cache")},
 }
 FIRST = {"distill": ["--method", "--preset", "--ipc", "--out"], "estimate": ["--method", "--preset", "--ipc", "--out"]}
 FIRST |= {
@@ -36,12 +40,16 @@ FIRST |= {
 }
 
 
-def help_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+def help_of(capsys: pytest.CaptureFixture[str], *words: str, ending: str = "") -> str:
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:
-        main([*words, "--help"])
+        main([*words, f"--help{ending}"])
     assert end.value.code == 0
     return capsys.readouterr().out
+
+
+def full_help_of(capsys: pytest.CaptureFixture[str], name: str, *words: str) -> str:
+    return help_of(capsys, name, *words, ending="-all")
 
 
 def boxes(text: str) -> list[str]:
@@ -51,7 +59,7 @@ def boxes(text: str) -> list[str]:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_boxes_and_first_options_of_a_command(capsys: pytest.CaptureFixture[str], name: str) -> None:
-    text = help_of(capsys, name)
+    text = full_help_of(capsys, name)
     assert boxes(text) == BOXES.get(name, ["positional arguments", "options"])
     options = re.findall(r"^  (?:-h, )?(--[a-z.-]+)", text, re.MULTILINE)
     first = FIRST.get(name, [])
@@ -64,19 +72,19 @@ def test_the_boxes_and_first_options_of_a_command(capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize("name", COMMANDS)
 def test_no_help_shows_an_example_in_python(capsys: pytest.CaptureFixture[str], name: str) -> None:
     """Docstrings of options are the heads of their boxes; their doctests are for readers of the code."""
-    assert ">>>" not in help_of(capsys, name)
+    assert ">>>" not in full_help_of(capsys, name)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_methods_options_are_in_a_box_of_its_name(capsys: pytest.CaptureFixture[str], method: str) -> None:
-    text = help_of(capsys, "distill", "--method", method)
+    text = full_help_of(capsys, "distill", "--method", method)
     assert boxes(text)[2] == f"{method} options" or not METHODS[method].config.model_fields
     assert not re.search(NO_PLACEHOLDER, text)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_placeholders_say_what_is_meant(capsys: pytest.CaptureFixture[str], name: str) -> None:
-    text = help_of(capsys, name)
+    text = full_help_of(capsys, name)
     assert not re.search(NO_PLACEHOLDER, text)
     assert "(default: False)" not in text.partition("mct options")[0]
 
@@ -96,11 +104,13 @@ def test_a_help_ends_with_examples_that_parse(capsys: pytest.CaptureFixture[str]
         read(name, words)
 
 
+def default_of(name: str, words: Sequence[str] = ()) -> BaseModel:
+    options: BaseModel = find_defaults(name, find_command(name), list(words))
+    return options
+
+
 def read(name: str, words: Sequence[str]) -> object:
-    command = find_command(name)
-    prog = f"limbeck {name}"
-    default = command.choose_defaults(prog, words) if command.choose_defaults else make_default(command.options)
-    return parse(prog, default, words)
+    return parse(f"limbeck {name}", default_of(name, words), words)
 
 
 def models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
@@ -121,8 +131,73 @@ def test_every_option_has_a_help_that_is_a_sentence(name: str) -> None:
             assert box or (text.endswith(".") and not text.startswith("of ")), (option, text)
 
 
-def test_the_completion_of_a_shell_knows_the_methods_options(capsys: pytest.CaptureFixture[str]) -> None:
-    """The options that choose the others are parsed first, and completion was theirs alone."""
+SCREEN = 50  # lines, of which distill's help takes 40
+LONG = [name for name in COMMANDS if find_command(name).everyday]
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_help_with_many_options_shows_the_everyday_ones(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    everyday = find_command(name).everyday
+    text = help_of(capsys, name)
+    assert len(text.splitlines()) <= (40 if name == "distill" else SCREEN)
+    shown = re.findall(r"^  (?:-h, )?--([a-z][a-z.-]*)", text, re.MULTILINE)
+    assert sorted(shown) == sorted(["help", *everyday])
+    assert "--help-all" in text
+    assert set(everyday) < {flag.name for flag in list_flags(default_of(name))}
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in LONG])
+def test_a_help_with_few_options_shows_all(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    assert help_of(capsys, name) == full_help_of(capsys, name)
+
+
+def test_a_part_of_a_help_shows_one_box(capsys: pytest.CaptureFixture[str]) -> None:
+    for part, title in (("method", "mtt options"), ("eval", "eval options"), ("model", "model options")):
+        text = help_of(capsys, "distill", "--method", "mtt", ending=f"-{part}")
+        assert boxes(text) == ["positional arguments", "options", title]
+    with pytest.raises(SystemExit) as end:
+        main(["distill", "--help-nope"])
+    assert end.value.code == 2
+    assert "--help-method, --help-model, --help-expert, --help-eval, --help-all" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "suggestion"),
+    [
+        (["experts", "digits", "--expert.epochs", "3"], "did you mean --epochs?"),
+        (["distill", "digits", "--width=8"], "did you mean --model.width?"),
+        (["distill", "digits", "--networks", "3"], "did you mean --eval.networks or "),
+        (["distill", "digits", "--iteratons", "3"], "did you mean --iterations?"),
+        (["distill", "digits", "--nope"], "'limbeck distill --help-all' lists all."),
+        (["report", "runs/digits", "--nope"], "'limbeck report --help' lists all."),
+    ],
+)
+def test_an_unknown_option_names_what_may_be_meant(refused: Any, words: list[str], suggestion: str) -> None:
+    flag = words[2].partition("=")[0]
+    assert refused(*words).startswith(f"limbeck: there is no option {flag} of 'limbeck {words[0]}'; {suggestion}")
+
+
+def test_options_are_known_in_every_spelling() -> None:
+    """With underscores, with =, and switched off."""
+    options = read("distill", ["digits", "--num_experts=3", "--no-balanced", "--json"])
+    assert (options.num_experts, options.balanced, options.as_json) == (3, False, True)  # type: ignore[attr-defined]
+
+
+def test_switches_may_stand_before_the_command(limbeck: Any) -> None:
+    assert limbeck("--json", "methods").json == limbeck("methods", "--json").json
+    assert limbeck("help", "cache").out == limbeck("cache", "--help").out
+
+
+def test_the_completion_of_a_shell(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Asked of bash itself: the options of commands, those of the default method too, and their values."""
     with pytest.raises(SystemExit):
-        main(["distill", "--tyro-print-completion", "bash"])
-    assert "--iterations" in capsys.readouterr().out
+        main(["completion", "bash"])
+    (tmp_path / "limbeck.bash").write_text(capsys.readouterr().out)
+    asked = {"limbeck eval": "evaluate", "limbeck distill --iter": "--iterations", "limbeck evaluate --which l": "last"}
+    script = f"source {tmp_path / 'limbeck.bash'}; complete -p limbeck\n" + "\n".join(
+        f"COMP_WORDS=({line}); COMP_CWORD={line.count(' ')}; COMP_LINE='{line}'; COMP_POINT={len(line)}\n"
+        "_tyro_limbeck limbeck; echo ${COMPREPLY[*]}"
+        for line in asked
+    )
+    real = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert real.stdout.splitlines() == ["complete -o default -F _tyro_limbeck limbeck", *asked.values()]

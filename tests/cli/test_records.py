@@ -6,6 +6,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
+from authors_files import save, walk
+
+from limbeck.core.folders import home_folder
+
 
 def test_report_of_one_run_and_of_several(limbeck: Any, artifacts: dict[str, Path], tmp_path: Path) -> None:
     one = limbeck("report", artifacts["run"], "--out", tmp_path / "one.html", "--json")
@@ -47,9 +52,42 @@ def test_report_and_info_refuse_what_they_do_not_know(refused: Any, artifacts: d
     refused("info", tmp_path / "odd.safetensors")
 
 
-def test_info_of_a_folder_of_runs_names_them(refused: Any, artifacts: dict[str, Path], tmp_path: Path) -> None:
+def test_info_of_folders_names_what_is_in_them(limbeck: Any, artifacts: dict[str, Path], tmp_path: Path) -> None:
     """The pictures in `previews` are not taken for a data set."""
-    shutil.copytree(artifacts["run"], tmp_path / "runs" / "first")
-    sentence = refused("info", tmp_path / "runs")
-    assert "folder of runs" in sentence
-    assert str(tmp_path / "runs" / "first") in sentence
+    for name in ("first", "second"):
+        shutil.copytree(artifacts["run"], tmp_path / "runs" / name)
+    (tmp_path / "runs" / "second" / "results.json").unlink()
+    facts = limbeck("info", tmp_path / "runs", "--json").json
+    assert facts == {"kind": "folder of runs", "runs": {"first": "finished", "second": "not finished"}}
+    assert limbeck("info", home_folder(), "--json").json["kind"] == "limbeck's cache"
+    save([walk(0, 3)], tmp_path / "buffers" / "replay_buffer_0.pt")
+    facts = limbeck("info", tmp_path / "buffers", "--json").json
+    assert facts["next"] == "limbeck import-experts"
+    assert "replay_buffer_0.pt" in facts
+
+
+@pytest.mark.parametrize("part", ["run.json", "report.html", "log.jsonl"])
+def test_info_of_a_part_is_that_of_its_folder(limbeck: Any, artifacts: dict[str, Path], part: str) -> None:
+    assert limbeck("info", artifacts["run"] / part).out == limbeck("info", artifacts["run"]).out
+
+
+def test_a_table_leaves_out_what_is_not_finished(limbeck: Any, artifacts: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(artifacts["run"], tmp_path / "stopped")
+    (tmp_path / "stopped" / "results.json").unlink()
+    alone, both = tmp_path / "alone.md", tmp_path / "both.md"
+    assert limbeck("table", artifacts["run"], "--out", alone).status == 0
+    result = limbeck("table", artifacts["run"], tmp_path / "stopped", "--out", both)
+    assert result.status == 0
+    assert f"{tmp_path / 'stopped'} is not finished and is left out" in result.err.replace("\n", "")
+    assert both.read_text() == alone.read_text()
+    assert limbeck("table", tmp_path / "stopped", "--out", tmp_path / "none.md").status == 2
+
+
+def test_a_table_is_not_written_over_a_file(
+    limbeck: Any, refused: Any, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "notes.md").write_text("mine")
+    assert "--force" in refused("table", artifacts["run"], "--out", tmp_path / "notes.md")
+    assert (tmp_path / "notes.md").read_text() == "mine"
+    assert limbeck("table", artifacts["run"], "--out", tmp_path / "notes.md", "--force").status == 0
+    assert "# Results" in (tmp_path / "notes.md").read_text()

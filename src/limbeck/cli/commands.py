@@ -28,6 +28,7 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
+    "demo": Entry("demo", "Distil scikit-learn's digits to ten images in two minutes, and name the report to look at."),
     "distill": Entry("distill", "Distil a data set: train experts, distil, evaluate, write a report."),
     "estimate": Entry(
         "distill",
@@ -53,7 +54,9 @@ COMMANDS = {
     ),
     "report": Entry("records", "Write the report of a run, or the comparison of several, as one HTML page."),
     "table": Entry("records", "Write one Markdown table of many finished runs."),
-    "info": Entry("records", "Describe a file or folder: data set, store of experts, distilled set or run."),
+    "info": Entry(
+        "records", "Describe a file or folder: data set, store of experts, distilled set, run or folder of runs."
+    ),
     "cache": Entry("cache", "Show what limbeck keeps for reuse and how large it is, or clear it."),
     "import-experts": Entry("interop", "Import experts of MTT, TESLA, FTD, DATM or MCT (.pt files) into a store."),
     "import-set": Entry(
@@ -66,12 +69,17 @@ COMMANDS = {
     ),
     "check": Entry("check", "Check your own method, network, selector or reader by the laws that limbeck's own meet."),
     "presets": Entry("presets", "List the published settings, with their sources and accuracies."),
+    "completion": Entry("completion", "Print a script by which a shell completes commands, options and their values."),
 }
 
 
 HIDDEN = {"results", "scores", "format", "version", "key", "computed", "protocol", "seconds", "bytes", "data"}
 HIDDEN |= {"changed", "published"}  # which "comparison" says in words
 """Parts of a result that are for programs, and not printed below the table."""
+
+
+SWITCHES = ("--debug", "--quiet", "--json")
+"""Switches of every command, which may stand before its name."""
 
 
 def run(arguments: list[str]) -> int:
@@ -81,6 +89,10 @@ def run(arguments: list[str]) -> int:
 
         _print(f"limbeck {__version__}")
         return 0
+    if arguments[:1] == ["help"] and len(arguments) == 2:
+        arguments = [arguments[1], "--help"]
+    if arguments[:1] and arguments[0] in SWITCHES and len(arguments) > 1:  # limbeck --debug COMMAND
+        return run([*arguments[1:], arguments[0]])
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         _print(_usage())
         return 0 if arguments else 2
@@ -97,6 +109,15 @@ def find_command(name: str) -> Command:
     return command
 
 
+def find_defaults(name: str, command: Command, arguments: list[str]) -> Any:
+    """The options from which these arguments start: those of the method that they name, say."""
+    from limbeck.cli.parse import make_default
+
+    if command.choose_defaults:
+        return command.choose_defaults(f"limbeck {name}", arguments)
+    return make_default(command.options)
+
+
 def _usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {entry.summary}" for name, entry in COMMANDS.items()]
@@ -108,11 +129,10 @@ def _usage() -> str:
 def _run_command(name: str, arguments: list[str]) -> int:
     command = find_command(name)
     from limbeck.cli.common import Threads
-    from limbeck.cli.parse import make_default, parse
+    from limbeck.cli.parse import parse
 
-    prog = f"limbeck {name}"
-    default = command.choose_defaults(prog, arguments) if command.choose_defaults else make_default(command.options)
-    args = parse(prog, default, arguments, command.examples)
+    default = find_defaults(name, command, arguments)
+    args = parse(f"limbeck {name}", default, arguments, command.examples, command.everyday)
     if isinstance(args, Threads) and args.threads is not None:
         import torch
 

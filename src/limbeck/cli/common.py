@@ -81,6 +81,7 @@ class Command(NamedTuple):
 
     choose_defaults: (program name, arguments) -> the options to start from, where these depend on the arguments.
     status: result -> the exit status.
+    everyday: The flags that --help shows where a command has many; --help-all shows all.
     """
 
     options: type[Options]
@@ -88,6 +89,7 @@ class Command(NamedTuple):
     examples: tuple[str, ...]
     choose_defaults: Callable[[str, Sequence[str]], Options] | None = None
     status: Callable[[Any], int] = lambda result: 0
+    everyday: tuple[str, ...] = ()
 
 
 def announce(estimate: Callable[[], Any], listen: Listener) -> None:

@@ -58,8 +58,8 @@ class RunOptions(Data, JobConfig, Device, Options):
     """Options of commands that are about a run."""
 
     method: str = "mct"
-    """The method; 'limbeck methods' lists them, and '--method NAME --help' shows the options of one; my_file:METHOD
-    is one of your own."""
+    """The method; 'limbeck methods' lists them, '--method NAME --help-method' shows the options of one, and
+    my_file:METHOD is one of your own."""
     preset: str | None = None
     """A published setting to start from; options beside it win, and 'limbeck presets' lists them."""
     ipc: int = 1
@@ -162,6 +162,8 @@ def _compare(args: RunOptions, name: str, results: dict[str, Any]) -> dict[str, 
     return compare_with_published(name, results, changes)
 
 
+EVERYDAY = ("method", "preset", "ipc", "out", "resize", "seed", "iterations", "device", "threads", "quiet")
+
 COMMANDS = {
     "distill": Command(
         Distill,
@@ -171,11 +173,13 @@ COMMANDS = {
             "limbeck distill path/to/images --resize 32 --preset mct/cifar10/ipc10 --iterations 100",
         ),
         partial(choose_defaults, Distill),
+        EVERYDAY,
     ),
     "estimate": Command(
         Estimate,
         run_estimate,
         ("limbeck estimate digits --ipc 10 --method mtt",),
         partial(choose_defaults, Estimate),
+        EVERYDAY,
     ),
 }

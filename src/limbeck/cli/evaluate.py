@@ -160,5 +160,9 @@ COMMANDS = {
             "limbeck evaluate runs/digits --networks convnet,mlp:width=32",
             "limbeck evaluate runs/digits --attack pgd --corruptions",
         ),
+        everyday=(
+            *("data", "networks", "num-networks", "which", "protocol", "scores", "attack", "corruptions", "epochs"),
+            *("seed", "device", "threads", "quiet"),
+        ),
     )
 }

@@ -125,7 +125,13 @@ def run_inspect(args: Inspect, listen: Listener) -> Any:
 
 COMMANDS = {
     "experts": Command(
-        Experts, run_experts, ("limbeck experts digits --num-experts 5 --keep recorded --out experts/digits",)
+        Experts,
+        run_experts,
+        ("limbeck experts digits --num-experts 5 --keep recorded --out experts/digits",),
+        everyday=(
+            *("out", "num-experts", "epochs", "lr", "batch-size", "keep", "seed", "resize"),
+            *("device", "threads", "quiet"),
+        ),
     ),
     "convexify": Command(
         Convexify, run_convexify, ("limbeck convexify experts/digits --out experts/convex --waypoints 4",)

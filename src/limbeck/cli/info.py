@@ -8,7 +8,7 @@ from typing import Any
 from limbeck.cli.data_info import describe_data, require_picture
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
-from limbeck.core.folders import size_of
+from limbeck.core.folders import home_folder, size_of
 from limbeck.core.record_files import parse_record, read_record
 from limbeck.core.records import ExpertHeader, ResultsRecord, RunRecord
 from limbeck.core.tensors import read_header
@@ -17,6 +17,9 @@ from limbeck.data.sources import DATA_NAMES
 from limbeck.experts.store import Store
 from limbeck.interop import describe_pt
 from limbeck.synthetic.distilled import load
+
+PARTS = (".json", ".jsonl", ".html")
+"""Endings of files of a run or a store that say what their folder says."""
 
 
 def describe(
@@ -47,14 +50,35 @@ def _describe_file(path: Path) -> dict[str, Any] | None:
     """Facts of anything but a data set; None for what may be one."""
     if not path.exists():
         return None  # which reading says
+    if path.suffix in PARTS and any((path.parent / name).exists() for name in ("run.json", "store.json")):
+        path = path.parent
     if (path / "store.json").exists():
         return _store(path)
     if (path / "run.json").exists():
         return _run(path)
+    if path.is_dir():
+        return _folder(path)
     if path.suffix == ".safetensors":
         return _tensors(path)
     if path.suffix == ".pt":
         return describe_pt(path)
+    return None
+
+
+def _folder(path: Path) -> dict[str, Any] | None:
+    """Facts of a folder whose parts can be described: limbeck's cache, runs, or files of other code."""
+    if home_folder().exists() and path.resolve() == home_folder().resolve():
+        return {"kind": "limbeck's cache", "bytes": size_of(path), "next": "limbeck cache"}
+    runs = sorted(run.parent for run in path.glob("*/run.json"))
+    if runs:
+        words = {run: "finished" if (run / "results.json").exists() else "not finished" for run in runs}
+        return {"kind": "folder of runs", "runs": {run.name: text for run, text in words.items()}}
+    files = sorted(path.glob("*.pt"))
+    if files:
+        described = {file.name: describe_pt(file) for file in files}
+        following = {facts["next"] for facts in described.values() if "next" in facts}
+        kinds = {name: facts["kind"] for name, facts in described.items()}
+        return {"kind": "folder of .pt files", **kinds, **({"next": following.pop()} if len(following) == 1 else {})}
     return None
 
 
@@ -65,6 +89,7 @@ def _store(path: Path) -> dict[str, Any]:
     experts = [parse_record(file, ExpertHeader, read_header(file)) for file in files]
     return {
         "kind": "store of experts",
+        "store": str(path),
         "experts": len(indices),
         "data": store.header.data.name,
         "fingerprint": store.header.data.fingerprint,
@@ -84,6 +109,7 @@ def _run(path: Path) -> dict[str, Any]:
     rows = read_record(path / "results.json", ResultsRecord, "limbeck-results").results if finished else []
     return {
         "kind": "run",
+        "run": str(path),
         "finished": finished,
         "command": record.command,
         "method": record.config.get("method"),

@@ -35,7 +35,8 @@ def _after_evaluate(args: Any, result: Mapping[str, Any], words: Sequence[str]) 
 
 
 def _after_info(args: Any, result: Mapping[str, Any], words: Sequence[str]) -> str | None:
-    source = shlex.quote(args.source)
+    place = result.get("run") or result.get("store") or args.source  # of which `args.source` may be a part
+    source = shlex.quote(place)
     imports = {f"limbeck {name}": name for name in ("import-set", "import-experts")}
     if result.get("next") in imports:
         suffix = "set.safetensors" if result["next"].endswith("set") else "store"
@@ -44,7 +45,7 @@ def _after_info(args: Any, result: Mapping[str, Any], words: Sequence[str]) -> s
         return str(result["command"]).removeprefix("limbeck ") or None
     by_kind = {
         "data set": f"distill {source}{_reading(args)} --ipc 1",
-        "store of experts": f"inspect {source} --out {_beside(args.source, 'inspection')}",
+        "store of experts": f"inspect {source} --out {_beside(place, 'inspection')}",
         "distilled set": f"evaluate {source}",
         "run": f"report {source}",
     }
@@ -55,10 +56,13 @@ def _with_experts(args: Any, store: str) -> str:
     return f"distill {shlex.quote(args.data)}{_reading(args)} --experts {shlex.quote(store)}"
 
 
+def _after_distill(args: Any, result: Mapping[str, Any], words: Sequence[str]) -> str:
+    return f"export {shlex.quote(result['run'])} --to npz --out {_beside(result['run'], 'npz')}"
+
+
 NEXT: dict[str, Next] = {
-    "distill": lambda args, result, _: (
-        f"export {shlex.quote(result['run'])} --to npz --out {_beside(result['run'], 'npz')}"
-    ),
+    "demo": _after_distill,
+    "distill": _after_distill,
     "estimate": lambda args, _, words: f"distill {shlex.join(words)}",
     "doctor": lambda args, result, words: f"distill {shlex.join(words)}" if "estimate" in result else None,
     "experts": lambda args, result, _: _with_experts(args, result["store"]),
@@ -71,7 +75,7 @@ NEXT: dict[str, Next] = {
     "import-set": lambda args, result, _: f"evaluate {shlex.quote(result['set'])}",
     "export": _after_export,
 }
-ENDS = ("methods", "compare", "inspect", "report", "table", "cache", "check", "presets", "study")
+ENDS = ("methods", "compare", "inspect", "report", "table", "cache", "check", "presets", "study", "completion")
 """Commands that end something, or list what there is."""
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 from pydantic import BaseModel, ValidationError
-from tyro.conf import OmitArgPrefixes
 from tyro.constructors import (
     ConstructorRegistry,
     PrimitiveConstructorSpec,
@@ -20,6 +20,7 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
+from limbeck.cli.flags import check_flags, find_help, help_words, hidden_fields, list_flags
 from limbeck.core.aliases import rename_flags
 from limbeck.core.errors import UserError
 
@@ -28,25 +29,44 @@ REGISTRY = ConstructorRegistry()
 METAVARS: dict[Any, str] = {int: "N", float: "FLOAT", str: "NAME"}
 METAVARS_BY_NAME = {"augment": "FAMILIES"}
 KINDS: dict[Any, str] = {int: "a whole number", float: "a number"}
+HIDDEN: ContextVar[set[tuple[type[BaseModel], str]]] = ContextVar("HIDDEN", default=set())  # noqa: B039
+"""Fields that the help which is being printed leaves out."""
 
 
-def parse(prog: str, default: Options, arguments: Sequence[str], examples: Sequence[str] = ()) -> Options:
+def parse(
+    prog: str, default: Options, arguments: Sequence[str], examples: Sequence[str] = (), everyday: Sequence[str] = ()
+) -> Options:
     """Parse `arguments` into options; those that they do not name are as in `default`.
 
     For --help it prints the help, with the examples at its end, and exits with status 0. Where the arguments do not
     parse, it prints what is wrong and exits with status 2, or raises UserError.
+
+    everyday: the flags that --help shows; the default is all. --help-all shows all of them, --help-BOX those of a box.
     """
-    words, notices = rename_flags(arguments, set(option_names(default)))
+    part = find_help(arguments)
+    if part is not None:
+        _print_help(prog, default, part, examples, everyday)
+    words, notices = rename_flags(arguments, {flag.field for flag in list_flags(default)})
     for notice in notices:
         print(f"limbeck: {notice}", file=sys.stderr)
+    check_flags(prog, default, words)
     try:
         return tyro.cli(type(default), prog=prog, args=words, default=default, registry=REGISTRY)
-    except SystemExit as end:
-        if end.code == 0 and examples:
-            print("\n".join([f"example{'s' * (len(examples) > 1)}:", *(f"  {example}" for example in examples)]))
-        raise
     except _InvalidValue as error:
         raise UserError(error.sentence(default)) from None
+
+
+def _print_help(prog: str, default: BaseModel, part: str, examples: Sequence[str], everyday: Sequence[str]) -> NoReturn:
+    token = HIDDEN.set(hidden_fields(default, part, everyday))
+    try:
+        tyro.cli(type(default), prog=prog, args=["--help"], default=default, registry=REGISTRY)
+    finally:
+        HIDDEN.reset(token)
+        if everyday and not part:
+            print(f"more options: {', '.join(help_words(default))}\n")
+        if examples:
+            print("\n".join([f"example{'s' * (len(examples) > 1)}:", *(f"  {example}" for example in examples)]))
+    raise AssertionError("a help ends the process")
 
 
 def parse_known(prog: str, options: type[Options], arguments: Sequence[str]) -> Options:
@@ -63,13 +83,6 @@ def make_default(options: type[Options], **values: Any) -> Options:
     return options.model_construct(**{**missing, **values})
 
 
-def option_names(options: BaseModel) -> Iterator[str]:
-    """Yield the names of fields, and of the fields of nested models."""
-    for name in type(options).model_fields:
-        value = getattr(options, name)
-        yield from type(value).model_fields if isinstance(value, BaseModel) else (name,)
-
-
 @REGISTRY.struct_rule
 def describe_model(info: StructTypeInfo) -> StructConstructorSpec | None:
     """The fields of a pydantic model: required ones first, then those of the most derived class."""
@@ -83,11 +96,14 @@ def describe_model(info: StructTypeInfo) -> StructConstructorSpec | None:
         default = tyro.MISSING if field.is_required() else field.get_default(call_default_factory=True)
         default = getattr(info.default, name, default)
         annotation: Any = hints[name]
+        text = None if field.description is None else " ".join(field.description.split())  # lines break where they end
         if default is None or default is False or default in ((), ""):  # the help says what happens without the option
             annotation = Annotated[annotation, tyro.conf.arg(help_behavior_hint="")]
         if name in METAVARS_BY_NAME:
             annotation = Annotated[annotation, tyro.conf.arg(metavar=METAVARS_BY_NAME[name])]
-        fields.append(StructFieldSpec(name=name, type=annotation, default=default, helptext=field.description))
+        if (model, name) in HIDDEN.get():
+            annotation = Annotated[annotation, tyro.conf.Suppress]
+        fields.append(StructFieldSpec(name=name, type=annotation, default=default, helptext=text))
     return StructConstructorSpec(instantiate=_constructor(model), fields=tuple(fields))
 
 
@@ -116,12 +132,10 @@ class _InvalidValue(Exception):
 
     def sentence(self, options: BaseModel) -> str:
         """What is wrong, by the name of its flag in `options`."""
-        hints = get_type_hints(type(options), include_extras=True)
-        boxes = [name for name, value in options if isinstance(value, self.model)]
-        prefix = "".join(f"{name}." for name in boxes if OmitArgPrefixes not in get_args(hints[name]))
-        name = str(self.details["loc"][0]).replace("_", "-")
+        field = str(self.details["loc"][0])
+        name = next(flag.name for flag in list_flags(options) if (flag.model, flag.field) == (self.model, field))
         message = self.details["msg"]
-        return f"--{prefix}{name}: {message[0].lower()}{message[1:]}, not {self.details['input']!r}."
+        return f"--{name}: {message[0].lower()}{message[1:]}, not {self.details['input']!r}."
 
 
 @REGISTRY.primitive_rule

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from limbeck.cli.common import PATH, Command, Options, Reading, load_keywords
+from limbeck.cli.common import PATH, SWITCH, Command, Options, Reading, load_keywords
+from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 
 RUNS = arg(metavar="RUN [RUN ...]", help_behavior_hint="(required)")
@@ -26,15 +27,17 @@ class Table(Options):
     """Write one Markdown table of many finished runs."""
 
     runs: Annotated[Positional[list[str]], RUNS]
-    """Folders of finished runs."""
+    """Run folders; those that are not finished are named and left out."""
     out: Annotated[str, PATH] = "results.md"
     """The file to write."""
+    force: Annotated[FlagCreatePairsOff[bool], SWITCH] = False
+    """Write over a file that is there."""
     note: Annotated[str, arg(metavar="TEXT")] = ""
     """A paragraph to put above the table."""
 
 
 class Info(Reading, Options):
-    """Describe a file or folder: data set, store of experts, distilled set or run."""
+    """Describe a file or folder: data set, store of experts, distilled set, run or folder of runs."""
 
     source: Annotated[Positional[str], PATH]
     """A file, a folder, or the name of a data set."""
@@ -55,10 +58,19 @@ def run_report(args: Report, listen: Listener) -> Any:
 
 
 def run_table(args: Table, listen: Listener) -> Any:
-    """Call `limbeck.report.table.write_table`."""
+    """Call `limbeck.report.table.write_table` on the finished ones of these runs."""
     from limbeck.report.table import write_table
 
-    return {"table": str(write_table([Path(run) for run in args.runs], Path(args.out), args.note))}
+    out, runs = Path(args.out), [Path(run) for run in args.runs]
+    if out.exists() and not args.force:
+        raise UserError(f"{out} exists; name another file with --out, or add --force to write over it.")
+    finished = [run for run in runs if (run / "results.json").exists() or not (run / "run.json").exists()]
+    for run in runs:
+        if run not in finished:
+            listen({"event": "warning", "text": f"{run} is not finished and is left out; run its command again"})
+    if not finished:
+        raise UserError("none of these runs is finished; run their commands again.")
+    return {"table": str(write_table(finished, out, args.note))}
 
 
 def run_info(args: Info, listen: Listener) -> Any:

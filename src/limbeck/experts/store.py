@@ -97,7 +97,9 @@ class ExpertConfig(BaseModel):
         if not epochs:
             return waypoint_epochs(self.waypoints, self.epochs)
         if epochs[0] != 0 or epochs[-1] != self.epochs or list(epochs) != sorted(set(epochs)):
-            raise UserError(f"waypoints go up from 0 to the expert's last epoch, {self.epochs}; {epochs} do not.")
+            raise UserError(
+                f"waypoints (waypoint-at) go up from 0 to the expert's last epoch, {self.epochs}; {epochs} do not."
+            )
         return epochs
 
     @computed_field  # type: ignore[prop-decorator]

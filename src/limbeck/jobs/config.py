@@ -69,7 +69,8 @@ def check_options(config: type[Config], options: dict[str, Any], others: Iterabl
         name = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
             raise UserError(f"there is no option {name}; {_suggest_option(name, config, others)}") from None
-        raise UserError(f"option {name}: {first['msg']} (given: {first.get('input')!r}).") from None
+        reason = first["msg"].removeprefix("Value error, ").rstrip(".")
+        raise UserError(f"option {name}: {reason} (given: {first.get('input')!r}).") from None
 
 
 def _suggest_option(name: str, config: type[BaseModel], others: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import nn
 
 from limbeck.core.errors import UserError, suggest_names
@@ -102,6 +102,11 @@ class ModelConfig(BaseModel):
     """Activation: relu, leaky-relu, sigmoid, softplus or swish."""
     pooling: str | None = None
     """Pooling at the end of every block: avg, max or none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, values: Any) -> Any:
+        return parse_network(values).model_dump(exclude_none=True) if isinstance(values, str) else values
 
     def options(self) -> dict[str, Any]:
         """The options that are set, as keyword arguments of the network.

@@ -82,7 +82,9 @@ def load_preset(name: str) -> Preset:
     if name not in presets:
         method = name.split("/")[0]
         names = [other for other in presets if other.startswith(f"{method}/")]
-        suggestion = suggest_names(name, names or [f"{first}/..." for first in PRESET_METHODS])
+        near = suggest_names(name, names or presets)
+        families = ", ".join(f"{first}/..." for first in PRESET_METHODS)
+        suggestion = near if names or near.startswith("did you mean") else f"choose one of {families}."
         raise UserError(f"there is no preset called '{name}' in 'limbeck presets'; {suggestion}")
     return presets[name]
 
