@@ -83,11 +83,11 @@ def help_words(options: BaseModel) -> list[str]:
 def check_flags(prog: str, options: BaseModel, words: Iterable[str]) -> None:
     """Raise UserError for the first word that is no flag of these options, with those that may have been meant."""
     names = [flag.name for flag in list_flags(options)]
-    known = {*names, *(f"no-{name}" for name in names), "help"}
+    valid = {*names, *(f"no-{name}" for name in names), "help"}
     for word in words:
         flag = word.partition("=")[0]
         name = flag.removeprefix("--").replace("_", "-")
-        if flag.startswith("--") and name and name not in known and not name.startswith("tyro-"):
+        if flag.startswith("--") and name and name not in valid and not name.startswith("tyro-"):
             suggestion = _suggest(name, names, prog, bool(parts_of_help(options)))
             raise UserError(f"there is no option {flag} of '{prog}'; {suggestion}")
 
