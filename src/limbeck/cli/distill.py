@@ -173,13 +173,13 @@ COMMANDS = {
             "limbeck distill path/to/images --resize 32 --preset mct/cifar10/ipc10 --iterations 100",
         ),
         partial(choose_defaults, Distill),
-        EVERYDAY,
+        everyday=EVERYDAY,
     ),
     "estimate": Command(
         Estimate,
         run_estimate,
         ("limbeck estimate digits --ipc 10 --method mtt",),
         partial(choose_defaults, Estimate),
-        EVERYDAY,
+        everyday=EVERYDAY,
     ),
 }

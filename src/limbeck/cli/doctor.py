@@ -10,7 +10,7 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 from limbeck.cli.common import Command, load_keywords
-from limbeck.cli.distill import RunOptions, choose_defaults, prepare_job
+from limbeck.cli.distill import EVERYDAY, RunOptions, choose_defaults, prepare_job
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.core.findings import Finding
@@ -77,5 +77,6 @@ COMMANDS = {
         ("limbeck doctor digits --ipc 10 --method mtt", "limbeck doctor runs/digits"),
         partial(choose_defaults, Doctor),
         lambda result: int(bool(result["findings"])),
+        EVERYDAY,
     )
 }
