@@ -193,11 +193,15 @@ def test_the_completion_of_a_shell(capsys: pytest.CaptureFixture[str], tmp_path:
     with pytest.raises(SystemExit):
         main(["completion", "bash"])
     (tmp_path / "limbeck.bash").write_text(capsys.readouterr().out)
-    asked = {"limbeck eval": "evaluate", "limbeck distill --iter": "--iterations", "limbeck evaluate --which l": "last"}
+    expected = {
+        "limbeck eval": "evaluate",
+        "limbeck distill --iter": "--iterations",
+        "limbeck evaluate --which l": "last",
+    }
     script = f"source {tmp_path / 'limbeck.bash'}; complete -p limbeck\n" + "\n".join(
         f"COMP_WORDS=({line}); COMP_CWORD={line.count(' ')}; COMP_LINE='{line}'; COMP_POINT={len(line)}\n"
         "_tyro_limbeck limbeck; echo ${COMPREPLY[*]}"
-        for line in asked
+        for line in expected
     )
     real = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
-    assert real.stdout.splitlines() == ["complete -o default -F _tyro_limbeck limbeck", *asked.values()]
+    assert real.stdout.splitlines() == ["complete -o default -F _tyro_limbeck limbeck", *expected.values()]
