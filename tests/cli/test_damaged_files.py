@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from limbeck.core.tensors import CHECKSUM, read_header, write_tensors
 
 DEEP = "[" * 100_000
+NO_JSON = ['{"format": NaN}', '{"format": 1e999}', '{"a": "\\u0000"}', '{"format": ' + 5000 * "1" + "}"]
 
 
 def change_json(path: Path, place: str, value: object) -> None:
@@ -58,7 +59,9 @@ def test_the_record_of_a_run(refused: Any, run: Path, place: str, value: object)
         assert "run.json" in refused("info", run)
 
 
-@pytest.mark.parametrize("text", [DEEP, '{"format": ' + 5000 * "1" + "}", "{}"])
+@pytest.mark.parametrize(
+    "text", [DEEP, '{"format": NaN}', '{"format": 1e999}', '{"a": "\\u0000"}', '{"format": ' + 5000 * "1" + "}", "{}"]
+)
 def test_json_that_python_cannot_hold(refused: Any, run: Path, store: Path, text: str) -> None:
     for path in (run / "run.json", store / "store.json"):
         path.write_text(text)
@@ -88,12 +91,27 @@ def test_the_network_and_preprocessing_of_a_store(
     refused("inspect", store, "--data", "digits", "--out", tmp_path / "page")
 
 
+@pytest.mark.parametrize(("place", "name"), [("network", "os:system"), ("reader", "shutil:rmtree=x")])
+def test_a_set_names_no_code_that_is_not_the_users(refused: Any, run: Path, place: str, name: str) -> None:
+    def change(header: dict[str, Any], tensors: object) -> None:
+        if place == "network":
+            header["recipe"]["model"] = {"name": name}
+        else:
+            header["provenance"]["data"]["source"] = name
+
+    path = run / "set-chosen.safetensors"
+    change_tensors(path, change)
+    assert "no code of yours" in refused("evaluate", path, "--no-estimate")
+
+
 EXPERTS: list[Callable[[dict[str, Any], dict[str, Any]], object]] = [
     lambda header, tensors: header.update(validation=[]),
     lambda header, tensors: header.update(test="x"),
     lambda header, tensors: tensors.pop("points"),
     lambda header, tensors: tensors.update(points=torch.zeros(3)),
     lambda header, tensors: tensors.update(points=torch.zeros(2, 2)),
+    lambda header, tensors: tensors.update(points=tensors["points"].double()),
+    lambda header, tensors: header["validation"].append(0.5),
 ]
 
 
@@ -116,6 +134,14 @@ SETS: list[Callable[[dict[str, Any], dict[str, Any]], object]] = [
     lambda header, tensors: header["recipe"].update(model={"name": "convnet", "odd": 1}),
     lambda header, tensors: header["recipe"].update(augment=None),
     lambda header, tensors: header["recipe"].update(epochs="x"),
+    lambda header, tensors: header["recipe"].update(batch_size=-1),
+    lambda header, tensors: header["recipe"].update(networks=10**12),
+    lambda header, tensors: header["recipe"]["model"].update(width=10**9),
+    lambda header, tensors: header["provenance"].update(step=-1),
+    lambda header, tensors: header["provenance"]["config"].update(canvas=10**6),
+    lambda header, tensors: header["preprocess"].update(shape=[10**6, 10**6, 10**6]),
+    lambda header, tensors: tensors.update(images=torch.full_like(tensors["images"], float("nan"))),
+    lambda header, tensors: tensors.update(lr=torch.tensor(float("inf"))),
 ]
 
 
@@ -130,6 +156,8 @@ STATES: list[Callable[[dict[str, Any], dict[str, Any]], object]] = [
     lambda header, tensors: header.update(more={}),
     lambda header, tensors: tensors.pop("set.images"),
     lambda header, tensors: tensors.update({"set.images": torch.zeros(())}),
+    lambda header, tensors: tensors.update({"set.images": tensors["set.images"].half()}),
+    lambda header, tensors: tensors.update({"optimiser.0.0.momentum_buffer": torch.zeros(7)}),
     lambda header, tensors: tensors.update({name: torch.zeros(0) for name in tensors if name.startswith("extra.")}),
 ]
 

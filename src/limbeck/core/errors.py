@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from limbeck.core.text import printable
+
 
 class UserError(ValueError):
     """A mistake in what the user passed. Its sentence says what is wrong, where, and what to do next.
 
-    The command line prints that sentence alone and exits with status 2. It is a ValueError.
+    The command line prints that sentence alone and exits with status 2. It is a ValueError. Whatever the sentence
+    quotes from files, it is one line of characters that a terminal prints: others are written as their escapes.
 
     >>> import limbeck
     >>> limbeck.load_data("no/such/folder")
     Traceback (most recent call last):
     limbeck.core.errors.UserError: no data called 'no/such/folder'; give a path that exists or a known name: ...
+    >>> print(UserError("the class a\\x1b[2J has no images; add some."))
+    the class a\\x1b[2J has no images; add some.
     """
+
+    def __init__(self, sentence: object = ""):
+        super().__init__(printable(str(sentence)))
+
+
+class NewerError(UserError):
+    """A file that a newer version of limbeck wrote, which this one neither reads nor writes over."""
 
 
 def suggest_names(name: str, names: Iterable[str]) -> str:

@@ -16,7 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from limbeck.core.errors import UserError
+from limbeck.core.errors import NewerError, UserError
+from limbeck.core.json_text import MAX_BYTES, parse_json
+from limbeck.core.text import printable
 
 T = TypeVar("T")
 
@@ -83,12 +85,15 @@ def read_json(path: Path, format: str, version: int = 1) -> dict[str, Any]:
     Raises UserError where the file is missing, is no JSON object, or is of another format or version.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"it has over {MAX_BYTES:,} bytes")
+        value = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
-    except (OSError, ValueError, RecursionError) as error:  # the last two: no text, no JSON, nested too deeply
+    except (OSError, ValueError) as error:
+        reason = printable(str(error), 100)
         raise UserError(
-            f"{path} cannot be read as JSON ({error}); it is damaged or not ours; restore it, or name another."
+            f"{path} cannot be read as JSON ({reason}); it is damaged or not ours; restore it, or name another."
         ) from None
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a {format}; name a file that limbeck wrote.")
@@ -96,15 +101,24 @@ def read_json(path: Path, format: str, version: int = 1) -> dict[str, Any]:
     return value
 
 
-def check_format(path: Path, header: dict[str, Any], format: str, version: int) -> None:
-    """Raise UserError unless a header says that the file is of this format and version."""
+def check_format(path: Path, header: dict[str, Any], format: str, version: int, oldest: int | None = None) -> None:
+    """Raise UserError unless a header says that the file is of this format and of a version from `oldest` to `version`.
+
+    oldest: by default `version`. What a newer limbeck wrote is a NewerError.
+    """
     if header.get("format") != format:
-        raise UserError(f"{path} is not a {format} (it says '{header.get('format')}'); name another file.")
-    if header.get("version") != version:
-        raise UserError(
-            f"{path} is a {format} of version {header.get('version')}; this program reads version {version}: "
-            "use the program that wrote it, or make it again."
+        name = printable(str(header.get("format")), 40)
+        raise UserError(f"{path} is not a {format} (it says '{name}'); name another file.")
+    written = header.get("version")
+    if type(written) is not int or written < 1:
+        raise UserError(f"{path} is damaged: its version is {printable(repr(written), 40)}, not a whole number from 1.")
+    if written > version:
+        raise NewerError(
+            f"{path} is a {format} of version {written}, and this limbeck reads up to version {version}: "
+            "a newer limbeck wrote it; upgrade limbeck."
         )
+    if written < (version if oldest is None else oldest):
+        raise UserError(f"{path} is a {format} of version {written}, which is read no more; make it again.")
 
 
 def content_key(description: dict[str, Any]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import JsonValue
+from typing import Annotated
+
+from pydantic import Field, JsonValue, model_validator
 
 from limbeck.core.records import Record
 
@@ -13,12 +15,24 @@ class PathCurves(Record):
     t: list[int]
     curves: dict[str, list[list[float]]]
 
+    @model_validator(mode="after")
+    def _has_one_value_an_epoch(self) -> PathCurves:
+        if any(len(curve) != len(self.t) for curves in self.curves.values() for curve in curves):
+            raise ValueError("a curve has not one value for each epoch")
+        return self
+
 
 class PlaneRecord(Record):
     """Paths in the plane of two principal components: shares of variance, and by path the two coordinates."""
 
-    explained: list[float]
-    paths: dict[str, list[list[float]]]
+    explained: Annotated[list[float], Field(min_length=2)]
+    paths: dict[str, Annotated[list[list[float]], Field(min_length=2, max_length=2)]]
+
+    @model_validator(mode="after")
+    def _has_two_coordinates_a_point(self) -> PlaneRecord:
+        if any(len(x) != len(y) for x, y in self.paths.values()):
+            raise ValueError("a point of a path has one coordinate")
+        return self
 
 
 class StorageRow(Record):

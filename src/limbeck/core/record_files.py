@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from limbeck.core.errors import UserError
 from limbeck.core.files import read_json
 from limbeck.core.records import Record
+from limbeck.core.text import printable
 
 R = TypeVar("R", bound=Record)
 M = TypeVar("M", bound=BaseModel)
@@ -27,7 +28,8 @@ def parse_record(path: Path, model: type[M], value: object) -> M:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        places = ", ".join(".".join(map(str, fault["loc"])) for fault in error.errors()[:5])
+        faults = error.errors(include_url=False, include_input=False)[:3]
+        places = ", ".join(printable(".".join(map(str, fault["loc"])), 40) for fault in faults)
         raise UserError(f"{path} is damaged: these parts do not fit: {places}; restore it or make it again.") from None
 
 

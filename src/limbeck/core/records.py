@@ -272,20 +272,23 @@ class BaselineRecord(Record):
 # --- store.json, and the headers of the safetensors files
 
 
+Size = Annotated[int, Field(ge=1, le=2**31)]
+
+
 class StoreData(Record):
     """The data that experts were trained on; shape: channels, height, width."""
 
     name: str
     fingerprint: str
     classes: list[str]
-    shape: list[int]
+    shape: Annotated[list[Size], Field(min_length=3, max_length=3)]
 
 
 class LayoutRecord(Record):
     """Names and shapes of a network's parameters, in the order in which they lie in theta."""
 
     names: list[str]
-    shapes: list[list[int]]
+    shapes: list[list[Size]]
 
 
 class ExpertFacts(Record):
@@ -327,42 +330,10 @@ class ExpertHeader(ExpertFacts):
     version: int = 1
     index: int
     store: str
-    waypoint_epochs: list[int] | None
+    waypoint_epochs: Annotated[list[Annotated[int, Field(ge=0, le=2**31)]], Field(min_length=2)] | None
     validation: Annotated[list[float], Field(min_length=1)]
     test: float
-    beta0: float | None = None
-
-
-class SetData(DataName):
-    """The data that a set was distilled from, where it lies, and how it was read: arguments of `load_data`."""
-
-    source: str | None = None
-    resize: int | list[int] | None = None
-    pixel_range: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
-    follow_links: bool = False
-    validation: float = 0.1
-    seed: int | None = None
-
-
-class Provenance(Record):
-    """Where a set comes from, as its header says; step: outer steps done, None where it is unknown."""
-
-    config: dict[str, JsonValue] = {}
-    data: SetData = SetData()
-    which: str | None = None
-    step: int | None = None
-
-
-class SetHeader(Record):
-    """Header of a distilled set's file, see `limbeck.DistilledSet`; tiles: in files of version 2 alone."""
-
-    format: str = "limbeck-set"
-    version: int = 1
-    tiles: dict[str, JsonValue] | None = None
-    classes: list[str]
-    preprocess: dict[str, JsonValue]
-    recipe: dict[str, JsonValue]
-    provenance: dict[str, JsonValue]
+    beta0: Annotated[float, Field(ge=0, lt=1)] | None = None
 
 
 # --- state.safetensors

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.core.files import check_format, write_atomically
+from limbeck.core.json_text import parse_json
 
 HEADER, CHECKSUM = "limbeck", "sha256"
 
@@ -90,25 +91,28 @@ def read_header(path: Path) -> dict[str, Any]:
     if text is None:
         raise UserError(f"{path} is a safetensors file, but was not written by limbeck; name one that was.")
     try:
-        header = json.loads(text)
-    except (ValueError, RecursionError):
+        header = parse_json(text)
+    except ValueError:
         header = None
     if not isinstance(header, dict):
         raise UserError(f"{path} is damaged: its header is not a JSON object; delete it and make it again.")
     return header
 
 
-def read_tensors(path: Path, format: str, version: int = 1) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(
+    path: Path, format: str, version: int = 1, oldest: int | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read tensors and header of a safetensors file of this format and version, and verify its checksum.
 
+    oldest: the first version that is read as well; by default no other one.
     Raises UserError where the file is missing or damaged, or is of another format or version.
     """
-    tensors, _, header = open_tensors(path, format, (), version)
+    tensors, _, header = open_tensors(path, format, (), version, oldest)
     return tensors, header
 
 
 def open_tensors(
-    path: Path, format: str, lazy: Collection[str], version: int = 1
+    path: Path, format: str, lazy: Collection[str], version: int = 1, oldest: int | None = None
 ) -> tuple[dict[str, Tensor], dict[str, LazyRows], dict[str, Any]]:
     """Read a file as `read_tensors` does, but leave the tensors named in `lazy` in it: (tensors, lazy tensors, header).
 
@@ -116,7 +120,7 @@ def open_tensors(
     Later reads of rows trust the file.
     """
     header = read_header(path)
-    check_format(path, header, format, version)
+    check_format(path, header, format, version, oldest)
     rows: dict[str, LazyRows] = {}
     with safe_open(str(path), framework="pt") as file:
         names = set(file.keys())

@@ -13,6 +13,7 @@ from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from limbeck.core.files import content_key
+from limbeck.core.user_imports import is_installed
 
 CONSTANTS = (bool, int, float, complex, str, bytes, type(None))
 
@@ -106,7 +107,7 @@ class _Walk:
         if package == "__main__" or package in self.packages:
             return True
         file = getattr(sys.modules.get(module), "__file__", None)
-        return file is not None and not _is_installed(Path(file), module)
+        return file is not None and not is_installed(Path(file), module)
 
     def references(self, function: FunctionType) -> Iterator[tuple[str, Any]]:
         """The globals, attributes of the user's modules, variables of enclosing functions and defaults that it uses."""
@@ -120,17 +121,6 @@ class _Walk:
             if cell != type(cell)():  # a variable that has a value
                 yield name, cell.cell_contents
         yield "defaults", [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-
-
-def _is_installed(file: Path, module: str) -> bool:
-    """Whether a module's file lies in site-packages, or in another folder that has an installer's metadata.
-
-    `pip install --target` makes such folders, and so do several cloud services.
-    """
-    if {"site-packages", "dist-packages"} & set(file.parts):
-        return True
-    depth = module.count(".") + (file.stem == "__init__")
-    return depth < len(file.parents) and any(file.parents[depth].glob("*.dist-info"))
 
 
 def _names(code: CodeType) -> Iterator[str]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from limbeck.core.errors import UserError, suggest_names
+from limbeck.core.text import printable
 
 
 def entry_points(kind: str) -> dict[str, str]:
@@ -89,3 +91,44 @@ def import_object(name: str, kind: str) -> Any:
             hint = f"; {suggest_names(part, public)}"[:120] if public else "."
             raise UserError(f"the {kind} '{name}': {module_name} has no '{part}'{hint}") from None
     return value
+
+
+def require_own_code(name: str, meaning: str, option: str) -> None:
+    """Check that a name MODULE:NAME that stands in a file may be imported; another name has no code of its own.
+
+    Whoever wrote the file chose the name. The user's own modules may be named: those of the current folder and of
+    Python's path. Python's standard library and installed packages may not, where a function does what it likes.
+    meaning: what the name stands for. option: by which the user says it instead.
+    Raises UserError for a name that may not be imported.
+
+    >>> require_own_code("convnet", "network of the set", "--model.name")
+    >>> require_own_code("os:system", "network of the set", "--model.name")
+    Traceback (most recent call last):
+    limbeck.core.errors.UserError: the network of the set is 'os:system', which is no code of yours; ...
+    """
+    module, colon, _ = name.partition(":")
+    package = module.partition(".")[0]
+    if not colon or module == "timm":
+        return
+    if package in sys.modules and package not in sys.stdlib_module_names:
+        file = getattr(sys.modules[package], "__file__", None)
+    else:
+        beside = [Path.cwd() / f"{package}.py", Path.cwd() / package / "__init__.py"]
+        spec = None if package in sys.stdlib_module_names or not package.isidentifier() else find_spec(package)
+        file = next((str(path) for path in beside if path.exists()), None if spec is None else spec.origin)
+    if package in sys.stdlib_module_names or (file is not None and is_installed(Path(file), package)):
+        raise UserError(
+            f"the {meaning} is '{printable(name, 60)}', which is no code of yours; where you trust it, say so "
+            f"with {option}."
+        )
+
+
+def is_installed(file: Path, module: str) -> bool:
+    """Whether a module's file lies in site-packages, or in another folder that has an installer's metadata.
+
+    `pip install --target` makes such folders, and so do several cloud services.
+    """
+    if {"site-packages", "dist-packages"} & set(file.parts):
+        return True
+    depth = module.count(".") + (file.stem == "__init__")
+    return depth < len(file.parents) and any(file.parents[depth].glob("*.dist-info"))

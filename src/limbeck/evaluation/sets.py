@@ -10,6 +10,8 @@ import torch
 from pydantic import ValidationError
 
 from limbeck.core.errors import UserError
+from limbeck.core.text import printable
+from limbeck.core.user_imports import require_own_code
 from limbeck.data import DataSource, ImageData, load_data
 from limbeck.data.pixels import PixelRange
 from limbeck.evaluation.protocol import EvalConfig
@@ -94,6 +96,8 @@ def prepare_evaluation(
             if not isinstance(source, ImageData):
                 recorded = {name: origin[name] for name in (*reading, "validation", "seed") if name in origin}
                 explicit = {"seed": seed, **recorded, **explicit}
+            if data is None:
+                require_own_code(str(source).partition("=")[0], "reader of the set's data", "--data")
             images = load_data(source, **explicit)
         require_same_data(images, one)
         network, augment, config = _read_recipe(one, model, protocol, changes)
@@ -166,7 +170,10 @@ def _read_recipe(
     recipe = dict(distilled.recipe)
     run = distilled.provenance.get("config", {}).get("eval", {})
     try:
-        network, augment = evaluated_network(recipe.pop("model"), model), recipe.pop("augment")
+        own = recipe.pop("model")
+        if model is None or model.name == OWN_NETWORK.name:
+            require_own_code(str(own.get("name")), "network of the set", "--model.name")
+        network, augment = evaluated_network(own, model), recipe.pop("augment")
         if not isinstance(augment, str):
             raise UserError(f"the set's recipe names no augmentation but {augment!r}; make the set again.")
         options = {name: run[name] for name in FOR_BASELINES if name in run} | recipe
@@ -177,8 +184,13 @@ def _read_recipe(
         return network, augment, EvalConfig(**{**options, **changes})
     except KeyError as error:
         raise UserError(f"the set's recipe says nothing of {error}; make the set again.") from None
-    except (TypeError, ValidationError):
-        raise UserError(f"the recipe of the set and the options do not fit: {recipe}, {dict(changes)}.") from None
+    except (TypeError, ValidationError) as error:
+        faults = error.errors()[0]["loc"] if isinstance(error, ValidationError) else []
+        place = printable(".".join(map(str, faults)) or str(error), 80)
+        raise UserError(
+            f"the recipe of the set and the options do not fit ({place}); give a whole protocol with --protocol, or "
+            "make the set again."
+        ) from None
 
 
 OWN_NETWORK = ModelConfig(name="same")

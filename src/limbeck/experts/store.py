@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from limbeck.core.folders import size_of
 from limbeck.core.record_files import parse_record, read_record
 from limbeck.core.records import ExpertFacts, ExpertHeader, StoreHeader
 from limbeck.core.tensors import LazyRows, open_tensors, write_tensors
+from limbeck.core.text import printable
 from limbeck.experts.convexified import SCHEDULES, SMOOTHING, Convexified, convexify, start_at_zero, waypoint_epochs
 from limbeck.experts.recorded import Recorded
 from limbeck.networks.flat import Layout
@@ -278,7 +280,7 @@ class Store:
         header = parse_record(path, ExpertHeader, content)
         if header.store != self.header.key:
             raise UserError(f"{path} belongs to another store; take it out of {self.path}.")
-        self._check_shapes(path, header, {**tensors, **rows})
+        self._check(path, header, {**tensors, **rows})
         convex: Convexified | None = None
         recorded = None
         if "waypoints" in tensors:
@@ -291,10 +293,19 @@ class Store:
             recorded = Recorded(points)
         return Expert(convex, recorded, tuple(header.validation), header.test)
 
-    def _check_shapes(self, path: Path, header: ExpertHeader, tensors: Mapping[str, Tensor | LazyRows]) -> None:
-        """Raise UserError unless the tensors of an expert fit each other, its header and the layout."""
+    def _check(self, path: Path, header: ExpertHeader, tensors: Mapping[str, Tensor | LazyRows]) -> None:
+        """Raise UserError unless the tensors of an expert fit each other, its header, the layout and the store.
+
+        They hold finite numbers in a type in which parameters are stored; of lazy ones the numbers are not looked at.
+        """
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         layout, epochs = self.layout, header.waypoint_epochs or []
+        if len(header.validation) != self.config.epochs + 1 or any(a >= b for a, b in pairwise([-1, *epochs])):
+            raise UserError(f"{path} is damaged: its epochs are not those of the store; delete it and make it again.")
+        for name, tensor in tensors.items():
+            is_finite = not isinstance(tensor, Tensor) or bool(tensor.isfinite().all())
+            if tensor.dtype not in ([torch.float32] if name == "beta" else DTYPES.values()) or not is_finite:
+                raise UserError(f"{path} is damaged: its {printable(name, 40)} are no finite numbers; make it again.")
         expected: dict[str, tuple[int, ...]] = {}
         if "points" in shapes:
             expected["points"] = (len(header.validation), layout.count)

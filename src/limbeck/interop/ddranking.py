@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from limbeck.core.errors import UserError
 from limbeck.data.preprocess import CONSTANTS, Preprocess
 from limbeck.synthetic.distilled import DistilledSet
 
@@ -59,6 +60,10 @@ def map_to_input_space(distilled: DistilledSet) -> DistilledSet:
     return replace(distilled, images=preprocess.apply(distilled.pictures()), preprocess=preprocess)
 
 
+RECIPE = ("model", "augment", "networks", "epochs", "batch_size", "momentum", "weight_decay")
+"""What DD-Ranking's configuration takes from the recipe of a set."""
+
+
 def format_config(distilled: DistilledSet) -> str:
     """The options of its score for the set's labels, hard or soft, as YAML whose values are JSON.
 
@@ -67,6 +72,10 @@ def format_config(distilled: DistilledSet) -> str:
     """
     n, _, height, width = distilled.images.shape
     recipe, dataset = distilled.recipe, find_dataset(distilled)
+    if missing := [name for name in RECIPE if recipe.get(name) is None]:
+        raise UserError(
+            f"the set's recipe says nothing of {', '.join(missing)}, which DD-Ranking needs; make it again."
+        )
     model = _network_name(recipe["model"])
     options: dict[str, Any] = {
         "dataset": dataset or distilled.provenance.get("data", {}).get("name", "?"),

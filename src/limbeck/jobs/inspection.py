@@ -14,6 +14,7 @@ from limbeck.core.files import write_json
 from limbeck.core.inspection_records import InspectionRecord, PathCurves, PlaneRecord, StorageRow
 from limbeck.core.record_files import parse_record
 from limbeck.core.types import Trajectory
+from limbeck.core.user_imports import require_own_code
 from limbeck.data import DataSource, ImageData, Preprocess, load_data
 from limbeck.data.pixels import PixelRange
 from limbeck.experts.convexified import SCHEDULES, SMOOTHING, convexify, waypoint_epochs
@@ -78,6 +79,7 @@ def _task(store: Store, data: DataSource, resize: int | None, device: str, **rea
     images = data if isinstance(data, ImageData) else load_data(data, seed=header.seed, resize=size, **reading)
     preprocess = Preprocess.from_description(header.preprocess)
     network = parse_record(store.path / "store.json", ModelConfig, header.model)
+    require_own_code(network.name, "network of the store", "'limbeck experts --model.name'")
     task = make_task(images, network, preprocess, header.augment, device)
     store.require(task.describe())
     return task

@@ -22,8 +22,10 @@ from limbeck.core.conditions import first_difference, require_same_conditions
 from limbeck.core.errors import UserError
 from limbeck.core.files import content_key, require_new_folder, write_json
 from limbeck.core.record_files import parse_record, read_record
-from limbeck.core.records import LogLine, LoopProgress, Provenance, ResultsRecord, RunRecord, SetHeader, StateHeader
+from limbeck.core.records import LogLine, LoopProgress, ResultsRecord, RunRecord, StateHeader
+from limbeck.core.set_records import SetHeader
 from limbeck.core.tensors import read_header, read_tensors, write_tensors
+from limbeck.core.text import printable
 from limbeck.jobs.config import JobConfig
 from limbeck.synthetic.set import SyntheticSet
 
@@ -82,8 +84,7 @@ class RunFolder:
         path = self.path / "set-last.safetensors"
         if not path.exists():
             return True
-        provenance = parse_record(path, SetHeader, read_header(path)).provenance
-        steps = parse_record(path, Provenance, provenance).step
+        steps = parse_record(path, SetHeader, read_header(path)).provenance.step
         iterations: int = config.get("iterations", 0)
         return (steps or 0) < iterations
 
@@ -221,7 +222,8 @@ class RunFolder:
         tensors, content = read_tensors(self.path / "state.safetensors", STATE)
         header = parse_record(self.path / "state.safetensors", StateHeader, content)
         for name, tensor in synthetic.state().items():
-            if f"set.{name}" not in tensors or tensors[f"set.{name}"].shape != tensor.shape:
+            stored = tensors.get(f"set.{name}")
+            if stored is None or (stored.shape, stored.dtype) != (tensor.shape, tensor.dtype):
                 raise UserError(f"{self.path / 'state.safetensors'} is damaged: it lacks the set's {name}; delete it.")
         synthetic.load({name.removeprefix("set."): t for name, t in tensors.items() if name.startswith("set.")})
         for i, optimiser in enumerate(optimisers):
@@ -230,5 +232,20 @@ class RunFolder:
                 if key.startswith(f"optimiser.{i}."):
                     _, _, j, name = key.split(".", 3)
                     slots.setdefault(int(j), {})[name] = value
+            self._check_slots(optimiser, slots)
             optimiser.load_state_dict({**optimiser.state_dict(), "state": slots})
         return header, {name.removeprefix("extra."): t for name, t in tensors.items() if name.startswith("extra.")}
+
+    def _check_slots(self, optimiser: torch.optim.Optimizer, slots: Mapping[int, Mapping[str, Any]]) -> None:
+        """Raise UserError unless each parameter's slots are numbers, or tensors of its shape, and finite."""
+        parameters = dict(enumerate(p for group in optimiser.param_groups for p in group["params"]))
+        for place, values in slots.items():
+            shape = None if place not in parameters else parameters[place].shape
+            for name, value in values.items():
+                is_tensor = isinstance(value, Tensor) and value.shape in (shape, ()) and value.is_floating_point()
+                is_number = isinstance(value, int | float)
+                if shape is None or not (is_number or (is_tensor and bool(value.isfinite().all()))):
+                    path = self.path / "state.safetensors"
+                    raise UserError(
+                        f"{path} is damaged: {printable(name, 40)} of an optimiser does not fit; delete it."
+                    )

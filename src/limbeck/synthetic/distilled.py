@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from math import inf
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import Module
 from torch.utils.data import TensorDataset
 
 from limbeck.core.errors import UserError
 from limbeck.core.record_files import parse_record
-from limbeck.core.records import Provenance, Record, SetHeader
-from limbeck.core.tensors import read_header, read_tensors, write_tensors
+from limbeck.core.set_records import SetHeader
+from limbeck.core.tensors import read_tensors, write_tensors
+from limbeck.core.text import printable
 from limbeck.data import Preprocess
 from limbeck.data.augment import DSA, CanvasCrop
+from limbeck.data.memory import refuse_beyond_memory
 from limbeck.synthetic.recipe import train_by_recipe
 from limbeck.synthetic.set import SyntheticSet, hard_labels
 from limbeck.synthetic.tiles import Partition
 
 FORMAT = "limbeck-set"
 TILED = 2  # version of files that hold mosaics; others are of version 1
-
-
-class TilesRecord(Record):
-    """How training images are cut from stored ones: the fields of a `Partition`."""
-
-    factor: int = Field(ge=1, le=64)
-    mode: Literal["single", "multi", "bound"]
-    pad: list[float]
-    max_per_class: int = Field(ge=1)
 
 
 class Mosaics(NamedTuple):
@@ -180,23 +173,20 @@ class DistilledSet:
         tiles = None
         if self.mosaics is not None and images is not self.images:
             partition = asdict(self.mosaics.partition)
-            tiles = TilesRecord(**{**partition, "pad": list(partition["pad"])}).to_json()
+            tiles = {**partition, "pad": list(partition["pad"])}
         if self.targets is not None:
             tensors["targets"] = self.targets
         tensors |= {f"preprocess.{name}": tensor for name, tensor in self.preprocess.state().items()}
-        header = SetHeader(
-            format=FORMAT,
-            version=1 if tiles is None else TILED,
-            tiles=tiles,
-            classes=list(self.classes),
-            preprocess=self.preprocess.header(),
-            recipe=self.recipe,
-            provenance=self.provenance,
-        )
-        values = header.to_json()
-        if tiles is None:
-            del values["tiles"]
-        write_tensors(Path(path), tensors, values)
+        header = {
+            "format": FORMAT,
+            "version": 1 if tiles is None else TILED,
+            **({} if tiles is None else {"tiles": tiles}),
+            "classes": list(self.classes),
+            "preprocess": self.preprocess.header(),
+            "recipe": self.recipe,
+            "provenance": self.provenance,
+        }
+        write_tensors(Path(path), tensors, json.loads(json.dumps(header)))  # tuples become lists
 
 
 def load(path: str | Path) -> DistilledSet:
@@ -223,38 +213,56 @@ def load(path: str | Path) -> DistilledSet:
             reason = "it is not a run folder, or the run has not ended"
             reason = f"it is a folder of runs, name one: {' or '.join(runs[:2])}" if runs else reason
             raise UserError(f"{path.parent} holds no distilled set; {reason}.")
-    version = TILED if read_header(path).get("version") == TILED else 1
-    tensors, content = read_tensors(path, FORMAT, version)
+    tensors, content = read_tensors(path, FORMAT, TILED, oldest=1)
     header = parse_record(path, SetHeader, content)
-    parse_record(path, Provenance, header.provenance)
-    prefix = "preprocess."
-    state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     lr = tensors.get("lr")
-    if lr is None or lr.numel() != 1 or not 0 < float(lr) < inf:
+    if lr is None or lr.numel() != 1 or not lr.is_floating_point() or not 0 < float(lr) < inf:
         raise UserError(f"{path} is damaged: its step size is not one number above 0; make it again.")
     _check_tensors(path, tensors, len(header.classes))
+    prefix = "preprocess."
+    state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     images, labels, mosaics = tensors["images"], tensors["labels"], None
     if header.tiles is not None:
-        tiles = parse_record(path, TilesRecord, header.tiles)
+        tiles = header.tiles
         if len(tiles.pad) not in (1, images.shape[1]):
             raise UserError(f"{path} is damaged: its tiles have {len(tiles.pad)} values of padding; make it again.")
+        count, (height, width) = len(images), images.shape[2:]
+        if tiles.factor > min(height, width):
+            raise UserError(
+                f"{path} is damaged: no image of {height} x {width} pixels has {tiles.factor} tiles a side."
+            )
+        needed = images.nbytes * (tiles.factor**2 if tiles.mode != "multi" else tiles.factor**3)
+        refuse_beyond_memory(needed, f"the training images of {path}, cut from {count}", "use another machine.")
         mosaics = Mosaics(images, labels, Partition(tiles.factor, tiles.mode, tuple(tiles.pad), tiles.max_per_class))
         images, labels = mosaics.partition(images, labels)
     return DistilledSet(
         images=images,
         labels=labels,
         lr=float(lr),
-        preprocess=Preprocess.from_state(header.preprocess, state),
+        preprocess=_read_preprocess(path, header.preprocess, state, images),
         classes=tuple(header.classes),
-        recipe=dict(header.recipe),
-        provenance=dict(header.provenance),
+        recipe=content["recipe"],
+        provenance=content["provenance"],
         targets=tensors.get("targets"),
         mosaics=mosaics,
     )
 
 
+def _read_preprocess(path: Path, header: dict[str, Any], state: dict[str, Tensor], images: Tensor) -> Preprocess:
+    """The set's map between pixels and network input; UserError where it is none, or does not fit the images."""
+    try:
+        preprocess = Preprocess.from_state(header, state)
+        preprocess.invert(images[:1])
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {printable(str(error).rstrip('.'), 150)}; make it again.") from None
+    return preprocess
+
+
 def _check_tensors(path: Path, tensors: Mapping[str, Tensor], classes: int) -> None:
-    """Raise UserError unless there are images with one label each, and targets of their shape if any."""
+    """Raise UserError unless there are finite images with one label each, and targets of their shape if any."""
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise UserError(f"{path} is damaged: its {printable(name, 40)} hold NaN or infinity; make it again.")
     images, labels = tensors.get("images"), tensors.get("labels")
     if images is None or images.ndim != 4 or images.dtype != torch.float32 or not len(images):
         raise UserError(f"{path} is damaged: it holds no float32 images (n, channels, height, width); make it again.")
@@ -264,5 +272,6 @@ def _check_tensors(path: Path, tensors: Mapping[str, Tensor], classes: int) -> N
         hard = False
     if labels is None or not (hard or (labels.dtype == torch.float32 and labels.shape == soft)):
         raise UserError(f"{path} is damaged: it has not one label for each of its images; make it again.")
-    if "targets" in tensors and tensors["targets"].shape != soft:
+    targets = tensors.get("targets")
+    if targets is not None and (targets.shape != soft or targets.dtype != torch.float32):
         raise UserError(f"{path} is damaged: its targets are not of shape {soft}; make it again.")
