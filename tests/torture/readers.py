@@ -140,16 +140,16 @@ def make_template(name: str, work: Path) -> Path:
     """The folder of right files, which all uses accept."""
     from torture.subjects import SUBJECTS
 
-    template, copy, tried = (work / f"{name}.{suffix}" for suffix in ("right", "copy", "tried"))
+    template, copy, trial = (work / f"{name}.{suffix}" for suffix in ("right", "copy", "trial"))
     if template.exists():
         return template
-    for folder in (copy, tried):
+    for folder in (copy, trial):
         shutil.rmtree(folder, ignore_errors=True)
     copy.mkdir(parents=True)
     with _inside(copy), _silence():
         SUBJECTS[name].make()
-    shutil.copytree(copy, tried, symlinks=True)
-    with _inside(tried), _silence():
+    shutil.copytree(copy, trial, symlinks=True)
+    with _inside(trial), _silence():
         for use in SUBJECTS[name].uses(Random(0)):
             use()
     copy.rename(template)
