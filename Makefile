@@ -1,12 +1,13 @@
 # make run: install, then the main job on scikit-learn's digits.   make test: install the test tools, then everything CI runs.
 # make docs: the pages as a site, in build/docs.
+# make newcomer: what the README promises, in a clean virtual environment: pictures in, a network of your own out; some minutes.
 # make bench: ours against the field's way of doing it, about 20 minutes; results in benchmarks/results.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 RUN ?= runs/digits
 
-.PHONY: run test lint docs bench portability clean
+.PHONY: run test lint docs bench portability newcomer clean
 
 run: $(VENV)/.installed
 	$(BIN)/limbeck demo --out $(RUN) --threads 1
@@ -28,6 +29,9 @@ docs: $(VENV)/.installed-docs
 # the compiled network by every compiler and for every processor that can be had here; skipped tests say what is missing
 portability: $(VENV)/.installed-test
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest tests/laws/test_portability.py -rs -v
+
+newcomer:
+	PYTHON=$(PYTHON) tests/newcomer.sh
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
