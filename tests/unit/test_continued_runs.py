@@ -164,6 +164,18 @@ def test_another_evaluation_does_not_distil_again(run: Path, tmp_path: Path, mon
     assert read_json(run / "results.json")["results"][0]["n"] == 1
 
 
+def test_baselines_are_left_out_and_added_without_another_evaluation(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("limbeck.jobs.results.evaluate_distilled", None)
+    kinds = {}
+    for baselines in ((), ("random",), ("random", "kmeans")):
+        distill_minimal(run, eval=EVAL.model_copy(update={"baselines": baselines}))
+        kinds[baselines] = [row["set"] for row in result_rows(run)]
+        assert (run / "report.html").exists()
+    assert kinds == {names: ["distilled", "distilled", *names] for names in kinds}
+
+
 def test_an_interrupted_evaluation_does_not_replace_the_results(run: Path, finished: Path) -> None:
     other = EVAL.model_copy(update={"networks": 3})
     with suppress(Interrupted):

@@ -60,6 +60,8 @@ def test_the_fields_protocol_is_written_as_before() -> None:
     assert EvalConfig(ema=0.5).model_dump(include={"momentum", *ADDED}) == {"momentum": 0.9, "ema": 0.5}
     assert limbeck.JobConfig().model_dump()["eval"] == EvalConfig().model_dump()
     assert EvalConfig().label is None
+    assert EvalConfig(baselines=("random",)).model_dump()["baselines"] == ("random",)
+    assert EvalConfig(baselines=()).label is None
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)

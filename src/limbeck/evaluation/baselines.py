@@ -24,10 +24,11 @@ from limbeck.select import FillName, select_per_class, take_images
 from limbeck.task import Task
 
 FORMAT = "limbeck-baseline"
-CORESETS = ("random", "kmeans")
 FULL_LR, FULL_ADAMW_LR = 0.01, 0.001  # step sizes of the network that is trained on all images
 FULL = {"full_epochs", "full_batch_size", "full_networks"}
 """Fields of `EvalConfig` that concern the full-data accuracy alone."""
+OTHERS = {*FULL, "baselines"}
+"""Those that do not change the row of a selector's images."""
 
 
 def without_teachers(config: EvalConfig) -> EvalConfig:
@@ -83,13 +84,13 @@ def train_on_real_images(
 
 def baseline_names(config: EvalConfig) -> tuple[str, ...]:
     """The names of all rows of real images."""
-    return (*CORESETS, *(("full",) if config.full_networks else ()))
+    return (*config.baselines, *(("full",) if config.full_networks else ()))
 
 
 def evaluate_baselines(
     task: Task, ipc: int, config: EvalConfig, seed: int, listen: Listener, fill: FillName = "none"
 ) -> list[ResultRow]:
-    """Rows for random, k-means and full data. They are stored for reuse, since they do not depend on the method."""
+    """Rows for the real images that the protocol says. They are stored for reuse, as they do not depend on the method."""
     return [baseline_row(task, name, ipc, config, seed, listen, fill) for name in baseline_names(config)]
 
 
@@ -156,7 +157,7 @@ def baseline_path(
     if name == "full":  # shared by runs that differ in anything else
         options = without_teachers(config).model_dump(mode="json", include={"momentum", "weight_decay", *FULL, *ADDED})
     else:
-        options = {"ipc": ipc, **config.model_dump(mode="json", exclude=FULL)}
+        options = {"ipc": ipc, **config.model_dump(mode="json", exclude=OTHERS)}
         if min(task.data.train.counts(task.data.num_classes)) < ipc:  # else it has no effect
             options["fill"] = fill
     if task.data.num_classes == 2:
@@ -185,4 +186,4 @@ def count_missing(
 
 def count_networks(config: EvalConfig) -> int:
     """How many networks `evaluate_baselines` trains at most, for progress."""
-    return 2 * config.networks * (len(config.baseline_lrs) + 1) + config.full_networks
+    return len(config.baselines) * config.networks * (len(config.baseline_lrs) + 1) + config.full_networks

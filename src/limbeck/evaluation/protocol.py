@@ -58,6 +58,8 @@ class EvalConfig(BaseModel):
     """Weight decay of the optimiser."""
     baseline_lrs: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(0.003, 0.01, 0.03), min_length=1)
     """Step sizes to choose from on validation, for sets without a step size of their own, such as real images."""
+    baselines: tuple[Literal["random", "kmeans"], ...] = ("random", "kmeans")
+    """Real images to compare with: random, k-means or, without a word, none; full-networks is for all images."""
     full_epochs: int = Field(default=30, ge=1)
     """Passes over the whole training part, for the full-data accuracy."""
     full_batch_size: int = Field(default=64, ge=1)
@@ -97,8 +99,10 @@ class EvalConfig(BaseModel):
 
     @model_serializer(mode="wrap")
     def _leave_out_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out the options in `ADDED` at their defaults: keys and files of the field's protocol do not change."""
+        """Leave out options that came later at their defaults: keys and files of the field's protocol do not change."""
         values: dict[str, Any] = handler(self)
+        if tuple(values.get("baselines", ())) == ("random", "kmeans"):
+            del values["baselines"]
         return {name: value for name, value in values.items() if name not in ADDED or value != ADDED[name]}
 
     @property

@@ -19,7 +19,6 @@ from limbeck.core.rng import derive_seed
 from limbeck.data import DataSource
 from limbeck.data.pixels import PixelRange
 from limbeck.evaluation.baselines import (
-    CORESETS,
     baseline_names,
     baseline_row,
     count_missing,
@@ -116,10 +115,10 @@ def run_evaluations(
         announce_task(evaluations[0].task, listen)
     rows = evaluate_sets(evaluations, seed, listen)
     if evaluations and evaluations[0].robustness is not None:
-        counts = count_tested_baselines(evaluations[0], CORESETS, seed)
+        counts = count_tested_baselines(evaluations[0], evaluations[0].config.baselines, seed)
         total = sum(tuning + 2 * tested for tuning, tested in counts)
         listen({"event": "stage", "name": "real images", "total": total, "unit": "network"})
-        rows += _rows_of_real_images(evaluations[0], CORESETS, seed, listen)
+        rows += _rows_of_real_images(evaluations[0], evaluations[0].config.baselines, seed, listen)
     return rows
 
 

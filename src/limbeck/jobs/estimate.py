@@ -24,7 +24,7 @@ from limbeck.core.rng import derive_seed, make_generator
 from limbeck.core.tensors import read_header
 from limbeck.core.threads import number_of_threads
 from limbeck.derivatives.autograd import Loss
-from limbeck.evaluation.baselines import CORESETS, FULL_LR, baseline_names, baseline_path, real_images
+from limbeck.evaluation.baselines import FULL_LR, baseline_names, baseline_path, real_images
 from limbeck.evaluation.corruptions import SEVERITIES, corrupt
 from limbeck.evaluation.outcome import measure
 from limbeck.evaluation.protocol import EvalConfig
@@ -217,7 +217,7 @@ def _tested_seconds(evaluations: Sequence[Evaluation], seed: int | None) -> floa
         first = sets[0]
         if first.robustness is None:
             continue
-        names = CORESETS if seed is None else baseline_names(first.config)
+        names = first.config.baselines if seed is None else baseline_names(first.config)
         counts = count_tested_baselines(first, names, seed or 0)
         pair = first.distilled.images.to(task.device), first.distilled.labels.to(task.device)
         for name, (tuning, tested) in zip(names, counts):
@@ -346,7 +346,7 @@ def _coreset_seconds(task: Task, config: EvalConfig, ipc: int, fill: FillName, s
     """Seconds of random and k-means images, where their rows are not stored yet."""
     seconds = 0.0
     networks = config.networks * (1 + len(config.baseline_lrs))
-    missing = [n for n in ("random", "kmeans") if not baseline_path(task, n, ipc, config, seed, fill)[0].exists()]
+    missing = [n for n in config.baselines if not baseline_path(task, n, ipc, config, seed, fill)[0].exists()]
     part = subset(task, max(100, 2 * ipc))
     for name in missing:
         draw_set = real_images(part, name, ipc, fill)

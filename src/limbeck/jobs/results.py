@@ -38,7 +38,11 @@ from limbeck.task import Task
 def evaluation_key(task: Task, config: EvalConfig, steps: int) -> str:
     """A key of the protocol, the conditions and the outer steps of the last set: rows of the log with one key agree."""
     return content_key(
-        {"eval": config.model_dump(mode="json"), "computed": task.evaluation_conditions(), "steps": steps}
+        {
+            "eval": config.model_dump(mode="json", exclude={"baselines"}),
+            "computed": task.evaluation_conditions(),
+            "steps": steps,
+        }
     )
 
 
