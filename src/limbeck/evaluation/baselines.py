@@ -90,7 +90,7 @@ def baseline_names(config: EvalConfig) -> tuple[str, ...]:
 def evaluate_baselines(
     task: Task, ipc: int, config: EvalConfig, seed: int, listen: Listener, fill: FillName = "none"
 ) -> list[ResultRow]:
-    """Rows for the real images that the protocol says. They are stored for reuse, as they do not depend on the method."""
+    """Rows for the real images that the protocol names, stored for reuse: they do not depend on the method."""
     return [baseline_row(task, name, ipc, config, seed, listen, fill) for name in baseline_names(config)]
 
 
