@@ -68,6 +68,7 @@ COMMANDS = {
         "Export a run or a set as files that need no limbeck, or as those of other code, as stores of experts too.",
     ),
     "check": Entry("check", "Check your own method, network, selector or reader by the laws that limbeck's own meet."),
+    "sets": Entry("sets", "List the distilled sets that come with limbeck, with what they reach on test."),
     "presets": Entry("presets", "List the published settings, with their sources and accuracies."),
     "completion": Entry("completion", "Print a script by which a shell completes commands, options and their values."),
 }

@@ -11,6 +11,7 @@ from limbeck.core.events import Listener
 from limbeck.core.folders import home_folder, size_of
 from limbeck.core.record_files import parse_record, read_record
 from limbeck.core.records import ExpertHeader, ResultsRecord, RunRecord
+from limbeck.core.shelf import find_shelf_file
 from limbeck.core.tensors import read_header
 from limbeck.data import load_data
 from limbeck.data.sources import DATA_NAMES
@@ -37,7 +38,7 @@ def describe(
     """
     if picture is not None:
         require_picture(picture)
-    facts = None if source in DATA_NAMES else _describe_file(Path(source))
+    facts = None if source in DATA_NAMES else _describe_file(find_shelf_file(source) or Path(source))
     if facts is None:
         data = load_data(source, listen=listen, **reading)
         return {"kind": "data set", **describe_data(data, near=near, picture=picture, listen=listen)}

@@ -75,7 +75,7 @@ NEXT: dict[str, Next] = {
     "import-set": lambda args, result, _: f"evaluate {shlex.quote(result['set'])}",
     "export": _after_export,
 }
-ENDS = ("methods", "compare", "inspect", "report", "table", "cache", "check", "presets", "study", "completion")
+ENDS = ("methods", "compare", "inspect", "report", "table", "cache", "check", "presets", "sets", "study", "completion")
 """Commands that end something, or list what there is."""
 
 

@@ -17,6 +17,7 @@ from torch.utils.data import TensorDataset
 from limbeck.core.errors import UserError
 from limbeck.core.record_files import parse_record
 from limbeck.core.set_records import SetHeader
+from limbeck.core.shelf import find_shelf_file
 from limbeck.core.tensors import read_tensors, write_tensors
 from limbeck.core.text import printable
 from limbeck.data import Preprocess
@@ -27,7 +28,7 @@ from limbeck.synthetic.set import SyntheticSet, hard_labels
 from limbeck.synthetic.tiles import Partition
 
 FORMAT = "limbeck-set"
-TILED = 2  # version of files that hold mosaics; others are of version 1
+TILED, HALF = 2, 3  # versions of files that hold mosaics, and of those with images of 16 bits; others are of version 1
 
 
 class Mosaics(NamedTuple):
@@ -166,10 +167,14 @@ class DistilledSet:
             ]
         return float(sum(hits)) / len(images)
 
-    def save(self, path: str | Path) -> None:
-        """Write the set to one safetensors file, atomically. `load` reads it."""
+    def save(self, path: str | Path, *, half: bool = False) -> None:
+        """Write the set to one safetensors file, atomically. `load` reads it. half: Store the images in 16 bits."""
         images, labels = self.stored_pair
-        tensors = {"images": images, "labels": labels, "lr": torch.tensor(self.lr, dtype=torch.float64)}
+        tensors = {
+            "images": images.half() if half else images,
+            "labels": labels,
+            "lr": torch.tensor(self.lr, dtype=torch.float64),
+        }
         tiles = None
         if self.mosaics is not None and images is not self.images:
             partition = asdict(self.mosaics.partition)
@@ -179,7 +184,7 @@ class DistilledSet:
         tensors |= {f"preprocess.{name}": tensor for name, tensor in self.preprocess.state().items()}
         header = {
             "format": FORMAT,
-            "version": 1 if tiles is None else TILED,
+            "version": HALF if half else 1 if tiles is None else TILED,
             **({} if tiles is None else {"tiles": tiles}),
             "classes": list(self.classes),
             "preprocess": self.preprocess.header(),
@@ -192,6 +197,7 @@ class DistilledSet:
 def load(path: str | Path) -> DistilledSet:
     """Read a distilled set from its file, or from the folder of a run: the chosen set, else the last one.
 
+    path: Of the file or folder, or the name of a set that comes with limbeck (`limbeck sets` lists them).
     Raises UserError where there is none, and where the file is damaged or not a distilled set.
 
     >>> import tempfile
@@ -204,7 +210,7 @@ def load(path: str | Path) -> DistilledSet:
     ...     load(f"{folder}/set.safetensors").classes
     ('a', 'b')
     """
-    path = Path(path)
+    path = find_shelf_file(str(path)) or Path(path)
     if path.is_dir():
         files = [path / f"set-{name}.safetensors" for name in ("chosen", "last")]
         path = next((file for file in files if file.exists()), files[0])
@@ -213,11 +219,13 @@ def load(path: str | Path) -> DistilledSet:
             reason = "it is not a run folder, or the run has not ended"
             reason = f"it is a folder of runs, name one: {' or '.join(runs[:2])}" if runs else reason
             raise UserError(f"{path.parent} holds no distilled set; {reason}.")
-    tensors, content = read_tensors(path, FORMAT, TILED, oldest=1)
+    tensors, content = read_tensors(path, FORMAT, HALF, oldest=1)
     header = parse_record(path, SetHeader, content)
     lr = tensors.get("lr")
     if lr is None or lr.numel() != 1 or not lr.is_floating_point() or not 0 < float(lr) < inf:
         raise UserError(f"{path} is damaged: its step size is not one number above 0; make it again.")
+    if header.version == HALF and "images" in tensors and tensors["images"].dtype == torch.float16:
+        tensors["images"] = tensors["images"].float()
     _check_tensors(path, tensors, len(header.classes))
     prefix = "preprocess."
     state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,98 @@
+"""Put the chosen set of a run on the shelf of sets that come with limbeck.
+
+    python docs/shelve.py RUN NAME --source cifar10 --licence "..." [--networks 5]
+
+The images are rounded to 16 bits. The rounded set and the set as it was train the same fresh networks; the rows of the rounded one, and
+of random and k-means images, go into src/limbeck/sets/shelf.json with the commands that made the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import limbeck
+from limbeck.core.files import write_json
+from limbeck.core.shelf import FOLDER, FORMAT, Shelf, ShelfEntry
+
+
+def without_place(distilled: limbeck.DistilledSet, source: str) -> limbeck.DistilledSet:
+    """The set, naming its data by `source` and not by where it lay on one machine."""
+    data = {**distilled.provenance["data"], "source": source}
+    return replace(distilled, provenance={**distilled.provenance, "data": data})
+
+
+def measure(
+    distilled: limbeck.DistilledSet | Path, data: str, networks: int, **options: Any
+) -> list[Any]:
+    """Rows of fresh networks of the set's own kind."""
+    return limbeck.evaluate(distilled, data=data, num_networks=networks, **options)
+
+
+def shelve(run: Path, name: str, source: str, licence: str, networks: int) -> ShelfEntry:
+    """Write the file of the set, and return its entry."""
+    exact = limbeck.load(run)
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    data, network = exact.provenance["data"]["source"], exact.recipe["model"]["name"]
+    path = FOLDER / f"{name}.safetensors"
+    without_place(exact, source).save(path, half=True)
+    rows = [
+        row
+        for row in measure(path, data, networks, networks=[network])
+        if row.set in ("distilled", "random", "kmeans")
+    ]
+    rows = [
+        row
+        for row in rows
+        if row.set != "distilled" or row.lr_from != "validation" or len(rows) == 3
+    ]
+    (before,) = measure(exact, data, networks)
+    images, labels = exact.stored_pair
+    return ShelfEntry(
+        data=exact.provenance["data"]["name"],
+        source=source,
+        ipc=record["config"]["ipc"],
+        method=record["config"]["method"],
+        network=f"{network}, depth {exact.recipe['model']['depth']}, width {exact.recipe['model']['width']}",
+        bytes=images.numel() * 2 + labels.numel() * labels.element_size(),
+        rows=[getattr(row, "result", row) for row in rows],
+        difference=fmean(rows[0].accuracies) - fmean(before.accuracies),
+        commands=[record["command"]],
+        commit=subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip(),
+        licence=licence,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("name")
+    parser.add_argument("--source", required=True)
+    parser.add_argument("--licence", required=True)
+    parser.add_argument("--networks", type=int, default=5)
+    options = parser.parse_args()
+    entry = shelve(
+        options.run, options.name, options.source, options.licence, options.networks
+    )
+    path = FOLDER / "shelf.json"
+    sets = json.loads(path.read_text(encoding="utf-8"))["sets"] if path.exists() else {}
+    sets[options.name] = entry.to_json()
+    write_json(path, Shelf(format=FORMAT, sets=dict(sorted(sets.items()))).to_json())
+    print(
+        f"{options.name}: "
+        + ", ".join(f"{row.set} {100 * row.accuracy_mean:.1f}" for row in entry.rows)
+    )
+
+
+if __name__ == "__main__":
+    main()
