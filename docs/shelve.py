@@ -1,6 +1,6 @@
 """Put the chosen set of a run on the shelf of sets that come with limbeck.
 
-    python docs/shelve.py RUN NAME --source cifar10 --licence "..." [--networks 5]
+    python docs/shelve.py RUN NAME --source cifar10 --licence "..." --commit HASH [--networks 5]
 
 The images are rounded to 16 bits. The rounded set and the set as it was train the same fresh networks; the rows of the rounded one, and
 of random and k-means images, go into src/limbeck/sets/shelf.json with the commands that made the run.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -18,6 +17,7 @@ from typing import Any
 
 import limbeck
 from limbeck.core.files import write_json
+from limbeck.core.records import ResultRow
 from limbeck.core.shelf import FOLDER, FORMAT, Shelf, ShelfEntry
 
 
@@ -27,31 +27,21 @@ def without_place(distilled: limbeck.DistilledSet, source: str) -> limbeck.Disti
     return replace(distilled, provenance={**distilled.provenance, "data": data})
 
 
-def measure(
-    distilled: limbeck.DistilledSet | Path, data: str, networks: int, **options: Any
-) -> list[Any]:
-    """Rows of fresh networks of the set's own kind."""
-    return limbeck.evaluate(distilled, data=data, num_networks=networks, **options)
-
-
-def shelve(run: Path, name: str, source: str, licence: str, networks: int) -> ShelfEntry:
+def shelve(
+    run: Path, name: str, source: str, licence: str, commit: str, networks: int
+) -> ShelfEntry:
     """Write the file of the set, and return its entry."""
     exact = limbeck.load(run)
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     data, network = exact.provenance["data"]["source"], exact.recipe["model"]["name"]
     path = FOLDER / f"{name}.safetensors"
     without_place(exact, source).save(path, half=True)
-    rows = [
-        row
-        for row in measure(path, data, networks, networks=[network])
-        if row.set in ("distilled", "random", "kmeans")
-    ]
-    rows = [
-        row
-        for row in rows
-        if row.set != "distilled" or row.lr_from != "validation" or len(rows) == 3
-    ]
-    (before,) = measure(exact, data, networks)
+    rows: dict[str, Any] = {}
+    for row in limbeck.evaluate(
+        path, data=data, num_networks=networks, networks=[network]
+    ):
+        rows.setdefault(row.set, row)
+    (before,) = limbeck.evaluate(exact, data=data, num_networks=networks)
     images, labels = exact.stored_pair
     return ShelfEntry(
         data=exact.provenance["data"]["name"],
@@ -60,15 +50,13 @@ def shelve(run: Path, name: str, source: str, licence: str, networks: int) -> Sh
         method=record["config"]["method"],
         network=f"{network}, depth {exact.recipe['model']['depth']}, width {exact.recipe['model']['width']}",
         bytes=images.numel() * 2 + labels.numel() * labels.element_size(),
-        rows=[getattr(row, "result", row) for row in rows],
-        difference=fmean(rows[0].accuracies) - fmean(before.accuracies),
+        rows=[
+            ResultRow(**rows[name].result.to_json())
+            for name in ("distilled", "random", "kmeans")
+        ],
+        difference=fmean(rows["distilled"].accuracies) - fmean(before.accuracies),
         commands=[record["command"]],
-        commit=subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip(),
+        commit=commit,
         licence=licence,
     )
 
@@ -79,15 +67,25 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("--source", required=True)
     parser.add_argument("--licence", required=True)
+    parser.add_argument(
+        "--commit", required=True, help="of the limbeck that made the run"
+    )
     parser.add_argument("--networks", type=int, default=5)
     options = parser.parse_args()
     entry = shelve(
-        options.run, options.name, options.source, options.licence, options.networks
+        options.run,
+        options.name,
+        options.source,
+        options.licence,
+        options.commit,
+        options.networks,
     )
     path = FOLDER / "shelf.json"
     sets = json.loads(path.read_text(encoding="utf-8"))["sets"] if path.exists() else {}
     sets[options.name] = entry.to_json()
-    write_json(path, Shelf(format=FORMAT, sets=dict(sorted(sets.items()))).to_json())
+    write_json(
+        path, Shelf(format=FORMAT, version=1, sets=dict(sorted(sets.items()))).to_json()
+    )
     print(
         f"{options.name}: "
         + ", ".join(f"{row.set} {100 * row.accuracy_mean:.1f}" for row in entry.rows)

@@ -22,6 +22,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from limbeck.core.record_files import read_record
+from limbeck.core.shelf import read_shelf
 from limbeck.core.study_records import FORMAT, StudyRecord
 from limbeck.evaluation.scores import label_robust_score
 from limbeck.methods import METHODS
@@ -32,6 +33,7 @@ from limbeck.report.study import (
     results_table,
     stability_table,
 )
+from limbeck.report.text import percent, points, size
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -298,6 +300,46 @@ def format_network_commands(ipc: int) -> str:
     return f"Commit {table['commit']}, {table['device']}:\n\n<!-- not run: it takes long -->\n```console\n{commands}\n```"
 
 
+def format_shelf() -> str:
+    """The sets that come with limbeck, with what they reach."""
+    rows = []
+    for name, entry in read_shelf().items():
+        cells = [
+            join_by_nbsp(percent(row.accuracy_mean, row.accuracy_std).removesuffix(" %"))
+            for row in (entry.row(kind) for kind in ("distilled", "random", "kmeans"))
+            if row is not None
+        ]
+        n, network = entry.rows[0].n, join_by_nbsp(f"{size(entry.bytes)}")
+        rows.append(
+            [
+                *(f"`{name}`", f"`{entry.method}`", entry.network, network),
+                *(str(n), *cells, points(entry.difference)),
+            ]
+        )
+    head = [
+        "set",
+        "method",
+        "network",
+        "bytes",
+        "n",
+        "accuracy",
+        "random",
+        "k-means",
+        "16 bits",
+    ]
+    return format_table(head, rows)
+
+
+def format_shelf_commands() -> str:
+    """The commands that made the sets of the shelf, and the licence of their data."""
+    parts = []
+    for name, entry in read_shelf().items():
+        commands = "\n".join(wrap_command(command) for command in entry.commands)
+        block = f"<!-- not run: it takes long -->\n```console\n{commands}\n```"
+        parts.append(f"`{name}` (commit {entry.commit}; {entry.licence}):\n\n{block}")
+    return "\n\n".join(parts)
+
+
 def wrap_command(command: str) -> str:
     """A command in lines of 88 characters, each option with its value."""
     glued = re.sub(r"(?<=\w) (?!--)", "\0", f"$ {command}")
@@ -338,6 +380,8 @@ SECTIONS: dict[str, Any] = {
     "which": format_choice,
     "ddranking": format_ddranking,
     "methods": format_methods,
+    "shelf": format_shelf,
+    "shelf commands": format_shelf_commands,
     **{f"networks {ipc}": partial(format_networks, ipc) for ipc in (1, 10)},
     **{
         f"network commands {ipc}": partial(format_network_commands, ipc)
@@ -371,6 +415,7 @@ PAGES = (
     DOCS / "results.md",
     DOCS / "evaluate.md",
     DOCS / "which-method.md",
+    DOCS / "shelf.md",
 )
 
 

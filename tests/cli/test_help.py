@@ -30,7 +30,7 @@ BOXES = {
         for name in ("compare", "import-experts", "import-set")
     },
     "evaluate": ["positional arguments", "options", "eval options", "robustness options", "model options"],
-    **{name: ["options"] for name in ("demo", "methods", "presets", "cache")},
+    **{name: ["options"] for name in ("demo", "methods", "presets", "sets", "cache")},
 }
 FIRST = {"distill": ["--method", "--preset", "--ipc", "--out"], "estimate": ["--method", "--preset", "--ipc", "--out"]}
 FIRST |= {

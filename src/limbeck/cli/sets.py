@@ -7,7 +7,7 @@ from typing import Any
 from limbeck.cli.common import Command, Options
 from limbeck.core.events import Listener
 from limbeck.core.shelf import ShelfEntry, read_shelf
-from limbeck.report.text import size
+from limbeck.report.text import percent, size
 
 
 class Sets(Options):
@@ -31,9 +31,8 @@ def describe(entry: ShelfEntry) -> str:
     for name in ("distilled", "random", "kmeans"):
         row = entry.row(name)
         if row is not None:
-            spread = "–" if row.accuracy_std is None else f"{100 * row.accuracy_std:.1f}"
-            parts.append(f"{name} {100 * row.accuracy_mean:.1f} ± {spread} % (n = {row.n})")
+            parts.append(f"{name} {percent(row.accuracy_mean, row.accuracy_std)} (n = {row.n})")
     return f"{entry.data}, {entry.ipc} per class, {size(entry.bytes)}, {entry.method}: {', '.join(parts)}"
 
 
-COMMANDS = {"sets": Command(Sets, run_sets, ("limbeck sets", "limbeck info fashion-mnist-ipc1"))}
+COMMANDS = {"sets": Command(Sets, run_sets, ("limbeck sets", "limbeck sets --json"))}
