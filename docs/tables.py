@@ -5,6 +5,7 @@ results.json   rows of the tables that `limbeck table` wrote at the commits the 
 studies/*.json the records of studies, as `limbeck study` wrote them beside their files.
 records/N-*.json one run each: its commit, its command, and its results.json as the run left it.
 records/networks.json  other networks on two runs and on real images: rows of their evaluations.json.
+records/examples.json  what the scripts of examples/ printed. records/medical.json, defaults.json: results.json of runs.
 records/ddranking.json networks trained by DD-Ranking and by limbeck on one set, accuracies in percent.
 
 A table stands between `<!-- NAME -->` and `<!-- end of NAME -->`; a test holds every page up to date.
@@ -340,6 +341,104 @@ def format_shelf_commands() -> str:
     return "\n\n".join(parts)
 
 
+def load_record(name: str) -> Json:
+    """A record of docs/records by name."""
+    record: Json = json.loads((DOCS / f"records/{name}.json").read_text(encoding="utf-8"))
+    return record
+
+
+def format_example(name: str) -> str:
+    """What an example printed, and where."""
+    record = load_record("examples")["examples"][name]
+    lines = "\n".join(record["printed"])
+    return f"```text\n{lines}\n```\n\n{record['note']}"
+
+
+def find_accuracy(rows: list[Json], kind: str, which: str | None, measure: str) -> str:
+    """A cell of the row of a set."""
+    row = next(row for row in rows if (row["set"], row["which"]) == (kind, which))
+    mean, std = row[f"{measure}_mean"], row[f"{measure}_std"]
+    spread = "" if std is None else f" ± {100 * std:.1f}"
+    return join_by_nbsp(f"{100 * mean:.1f}{spread}")
+
+
+def format_defaults() -> str:
+    """Accuracies on data that nobody tuned for."""
+    rows = []
+    for run in load_record("defaults")["runs"]:
+        sets = (
+            ("distilled", "chosen"),
+            ("random", None),
+            ("kmeans", None),
+            ("full", None),
+        )
+        cells = [find_accuracy(run["rows"], *kind, "accuracy") for kind in sets]
+        trained = (
+            find_accuracy(run["trained"], "distilled", "chosen", "accuracy")
+            if "trained" in run
+            else NONE
+        )
+        rows.append([run["title"], cells[0], trained, *cells[1:]])
+    head = ["data", "defaults, chosen", "experts trained to the end", "random", "k-means"]
+    commands = "\n\n".join(
+        f"{run['command']}\n  and {run['trained_with']} for experts trained to the end"
+        for run in load_record("defaults")["runs"]
+    )
+    table = format_table([*head, "all images (n = 1)"], rows)
+    return f"{table}\n\n```text\n{commands}\n```"
+
+
+MEDICAL = ("balanced_accuracy", "accuracy", "sensitivity", "specificity", "auc")
+
+
+def format_medical() -> str:
+    """Sets of two methods with and without balanced batches, and real images at the same budget."""
+    record, rows = load_record("medical"), []
+    for ipc in dict.fromkeys(run["ipc"] for run in record["runs"]):
+        runs = [run for run in record["runs"] if run["ipc"] == ipc]
+        lines = [(run["title"], run["rows"], "distilled", "chosen") for run in runs]
+        lines += [
+            (f"{name} images", runs[0]["rows"], kind, None)
+            for name, kind in (("random", "random"), ("k-means", "kmeans"))
+        ]
+        for title, of, kind, which in lines:
+            rows.append(
+                [
+                    str(ipc),
+                    title,
+                    *(find_accuracy(of, kind, which, measure) for measure in MEDICAL),
+                ]
+            )
+    rows.append(
+        [
+            "all",
+            "all images",
+            *(
+                find_accuracy(record["runs"][0]["rows"], "full", None, measure)
+                for measure in MEDICAL
+            ),
+        ]
+    )
+    return format_table(
+        [
+            "images per class",
+            "set",
+            "balanced accuracy",
+            "accuracy",
+            "sensitivity",
+            "specificity",
+            "AUC",
+        ],
+        rows,
+    )
+
+
+def format_medical_commands() -> str:
+    """The command of one of the runs."""
+    record = load_record("medical")
+    return f"The command, with `--method mtt`, `--ipc 10` and without `--balanced` for the others:\n\n```console\n{wrap_command(record['command'])}\n```"
+
+
 def wrap_command(command: str) -> str:
     """A command in lines of 88 characters, each option with its value."""
     glued = re.sub(r"(?<=\w) (?!--)", "\0", f"$ {command}")
@@ -374,7 +473,12 @@ def format_study(name: str, table: Callable[[StudyRecord], Table]) -> str:
     return format_table(head, [[join_by_nbsp(word) for word in line] for line in lines])
 
 
+EXAMPLES = ("own-folder", "continual", "search", "leakage", "own-trajectory")
 SECTIONS: dict[str, Any] = {
+    **{f"example {name}": partial(format_example, name) for name in EXAMPLES},
+    "defaults": format_defaults,
+    "medical": format_medical,
+    "medical commands": format_medical_commands,
     "numbers": format_numbers,
     "runs": format_runs,
     "which": format_choice,
@@ -416,6 +520,9 @@ PAGES = (
     DOCS / "evaluate.md",
     DOCS / "which-method.md",
     DOCS / "shelf.md",
+    DOCS / "defaults.md",
+    DOCS / "medical.md",
+    *(DOCS / "examples" / f"{name}.md" for name in EXAMPLES),
 )
 
 

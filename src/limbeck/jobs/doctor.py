@@ -21,7 +21,7 @@ from limbeck.core.records import ExpertsRecord, ResultRow, ResultsRecord, RunRec
 from limbeck.data import ImageData
 from limbeck.data.memory import machine_memory
 from limbeck.data.overview import make_overview
-from limbeck.experts.store import Expert, ExpertConfig, Store
+from limbeck.experts.store import Expert, Store
 from limbeck.jobs.estimate import Estimate
 from limbeck.jobs.job import Job
 from limbeck.jobs.record import RunFolder
@@ -29,12 +29,9 @@ from limbeck.report.text import percent, size
 
 MIN_PER_CLASS, MAX_ERROR = 10, 0.05
 """Fewer images of a class, or a larger standard error of an accuracy of one half, are a finding."""
-MIN_STEPS = 1000
-"""Steps of an expert below which it is likely to stop early: in docs/defaults.md is what that costs."""
 GAIN = 0.05
 """An expert that gains less validation accuracy than this did not learn."""
-RISE = 0.02
-"""An expert that gains more than this in the last fifth of its epochs is still learning."""
+
 NAMED = 5  # experts that a finding names
 
 
@@ -86,16 +83,13 @@ def find_small_splits(data: ImageData) -> list[Finding]:
 
 
 def examine_job(job: Job, cost: Estimate) -> list[Finding]:
-    """What is odd about a job that `prepare` accepted: short experts, long segments, too little disk or memory.
+    """What is odd about a job that `prepare` accepted: long segments, too little disk or memory.
 
     cost: what `estimate` says of it.
     """
     findings = []
     if job.experts is not None:
-        config = job.experts.config
-        if not job.experts.is_user_store:
-            findings += find_short_training(config, len(job.task.data.train))
-        findings += find_long_segments(job.options.model_dump(), config.epochs)
+        findings += find_long_segments(job.options.model_dump(), job.experts.config.epochs)
     free = shutil.disk_usage(_existing(home_folder())).free
     if cost.store_bytes > free:
         text = f"the experts need {size(cost.store_bytes)}, and {home_folder()} has {size(free)} left"
@@ -110,24 +104,6 @@ def examine_job(job: Job, cost: Estimate) -> list[Finding]:
 def _existing(path: Path) -> Path:
     """The nearest folder on the way to `path` that exists."""
     return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
-
-
-def find_short_training(config: ExpertConfig, train_images: int) -> list[Finding]:
-    """Experts that are to take fewer than `MIN_STEPS` steps, with a batch size that has them take enough.
-
-    >>> find_short_training(ExpertConfig(), 1295)[0].remedy
-    '--expert.batch-size 32 --expert.lr 0.05 takes 1,230'
-    >>> find_short_training(ExpertConfig(), 54_000)
-    []
-    """
-    per_epoch = -(-train_images // config.batch_size)
-    steps = per_epoch * config.epochs
-    batch = next((size for size in (128, 64, 32, 16) if size * MIN_STEPS <= train_images * config.epochs), 16)
-    if steps >= MIN_STEPS or batch >= config.batch_size:
-        return []
-    text = f"an expert takes {steps:,} steps, {per_epoch:,} in each of {config.epochs} epochs, and may stop early"
-    advised = -(-train_images // batch) * config.epochs
-    return [Finding(text, f"--expert.batch-size {batch} --expert.lr 0.05 takes {advised:,}")]
 
 
 def find_long_segments(options: dict[str, Any], epochs: int) -> list[Finding]:
@@ -168,18 +144,13 @@ def _names(indices: Sequence[int], total: int) -> str:
 
 
 def _find_weak(experts: dict[int, Expert], classes: int) -> Iterator[Finding]:
-    """Experts whose validation accuracy hardly rose, and those whose accuracy is still rising at the end."""
+    """Experts whose validation accuracy hardly rose. That it still rises at the end is no fault, see docs/LOG.md."""
     ends = {index: expert.validation[-1] for index, expert in experts.items()}
     gains = {index: expert.validation[-1] - min(expert.validation[0], 1 / classes) for index, expert in experts.items()}
     if weak := [index for index, gain in gains.items() if gain < GAIN]:
         best = percent(max(ends[index] for index in weak), None).split(" ±")[0]
         text = f"{_names(weak, len(experts))} did not learn: at most {best} % on validation with {classes} classes"
         yield Finding(text, "train them longer (--epochs), or with another step size (--lr)")
-    rises = {i: e.validation[-1] - e.validation[len(e.validation) * 4 // 5] for i, e in experts.items()}
-    if rising := [index for index, rise in rises.items() if rise > RISE and index not in weak]:
-        most = max(rises[index] for index in rising)
-        text = f"{_names(rising, len(experts))} still learn: up to {100 * most:.1f} points in the last fifth of epochs"
-        yield Finding(text, "train them longer (--epochs), with a larger step size (--lr) or a smaller --batch-size")
 
 
 def _find_equal(experts: dict[int, Expert]) -> Iterator[Finding]:
@@ -260,10 +231,10 @@ def _examine_results(rows: Sequence[ResultRow], record: RunRecord) -> Iterator[F
         return
     if chosen.step == 0:
         text = "no step was better on validation than the real images that the set starts from"
-        yield Finding(text, "train better experts (see docs/defaults.md), or lower --lr-img")
+        yield Finding(text, "lower --lr-img, or take more --iterations")
     if kmeans is not None and kmeans.accuracy_mean >= chosen.accuracy_mean:
         text = (
             f"k-means real images reach {percent(kmeans.accuracy_mean, kmeans.accuracy_std)} on test, the set "
             f"{percent(chosen.accuracy_mean, chosen.accuracy_std)}: distillation gained nothing"
         )
-        yield Finding(text, "better experts come first (see docs/defaults.md), then more --iterations")
+        yield Finding(text, "take more --iterations, or another method (see docs/which-method.md)")
