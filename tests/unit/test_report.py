@@ -141,6 +141,7 @@ def test_report_of_a_complete_run(tmp_path: Path) -> None:
     assert page.tags.count("svg") == 4
     assert page.tags.count("img") == 3
     assert not list(run.glob(".*"))
+    assert "73 images, to ± 5.9 points at most" in page.words
 
 
 def test_report_of_a_minimal_run_lists_missing_files(tmp_path: Path) -> None:

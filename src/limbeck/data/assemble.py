@@ -50,8 +50,10 @@ def assemble(
     labels, classes, class_notes = _renumber_labels(raw.name, raw.names, labels)
     images, range_notes = scale_arrays(images, pixel_range, raw.name)
     notes = [*raw.notes, *class_notes, *_describe_names(classes), *range_notes]
-    if resize is not None and (count := sum(len(array) for array in images.values() if array.shape[2:] != resize)):
-        notes.append(f"{count} images {describe_resize(resize)}")
+    for before in dict.fromkeys(array.shape[2:] for array in images.values()):
+        count = sum(len(array) for array in images.values() if array.shape[2:] == before)
+        if resize is not None and before != resize and count:
+            notes.append(f"{count} images {describe_resize(before, resize)}")
     splits = {
         split: Split(_as_tensor(resize_images(array, resize)), torch.from_numpy(labels[split]))
         for split, array in images.items()

@@ -194,6 +194,14 @@ def resize_images(images: Array, size: Size | None) -> Array:
     return resized
 
 
-def describe_resize(size: Size) -> str:
-    """The end of a note on images that were resized to `size` (h, w)."""
-    return f"were resized to {size[0]}x{size[1]} (height x width)"
+def describe_resize(before: Size, size: Size) -> str:
+    """The end of a note on images of the size `before` (h, w) that are now of `size`.
+
+    They were stretched where height and width changed by factors that differ by more than rounding to whole pixels.
+
+    >>> describe_resize((72, 96), (24, 32)), describe_resize((36, 48), (16, 16))
+    ('were resized to 24x32 (height x width)', 'were stretched to 16x16 (height x width)')
+    """
+    height = size[1] * before[0] / before[1]  # without stretching
+    verb = "resized" if abs(size[0] - height) < 1 else "stretched"
+    return f"were {verb} to {size[0]}x{size[1]} (height x width)"

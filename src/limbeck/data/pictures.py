@@ -182,10 +182,11 @@ def _resize(image: Image.Image, where: str, size: Size | None, remarks: list[str
         whole = image.mode == "I"
         limits = find_limits(np.asarray(image)) if image.mode in ("I", "F") else None
         image = image.convert("F") if whole else image
+        before = image.size[::-1]
         image = image.resize(size[::-1], Image.Resampling.BILINEAR)
         if whole:
             image = Image.fromarray(np.rint(np.asarray(image)).astype(np.int32))
-        remarks = [*remarks, describe_resize(size)]
+        remarks = [*remarks, describe_resize(before, size)]
     return Picture(np.asarray(image), where, tuple(remarks), limits)
 
 
@@ -201,7 +202,7 @@ def _from_array(pixels: Array, where: str, size: Size | None) -> Picture:
     planes = [Image.fromarray(np.ascontiguousarray(channels[..., c], kind)) for c in range(channels.shape[2])]
     resized = np.stack([_resize(plane, where, size, []).pixels for plane in planes], -1)
     resized = resized[..., 0] if pixels.ndim == 2 else resized
-    return Picture(resized, where, (describe_resize(size),), find_limits(pixels))
+    return Picture(resized, where, (describe_resize(pixels.shape[:2], size),), find_limits(pixels))
 
 
 def as_encoded(image: Any, where: str) -> Encoded:

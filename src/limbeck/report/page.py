@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from importlib import resources
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,8 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     if ipc and train and classes:
         ratio = train / (ipc * classes)
         facts.append(("Reduction", f"{ratio:,.1f} times fewer" if ratio < 10 else f"{ratio:,.0f} times fewer"))
+    if test := _totals(data)["test"]:
+        facts.append(("Tested on", f"{count(test)} images, to ± {50 / sqrt(test):.1f} points at most"))
     facts.append(("Total time", duration(_total_seconds(run)) if run.summary.seconds else ""))
     facts.append(("Created", run.meta.created[:16].replace("T", " ")))
     return [(name, value) for name, value in facts if value]
