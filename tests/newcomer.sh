@@ -35,18 +35,18 @@ generator = np.random.default_rng(0)
 for name in ("circle", "cross", "square"):
     Path("photos", name).mkdir(parents=True)
     for number in range(120):
-        picture = Image.new("RGB", (48, 36), tuple(int(value) for value in generator.integers(0, 80, 3)))
+        picture = Image.new("RGB", (48, 36), tuple(int(value) for value in generator.integers(0, 60, 3)))
         draw = ImageDraw.Draw(picture)
-        radius, colour = int(generator.integers(7, 13)), tuple(int(value) for value in generator.integers(120, 256, 3))
-        x, y = int(generator.integers(radius, 48 - radius)), int(generator.integers(radius, 36 - radius))
+        radius, colour = int(generator.integers(11, 15)), tuple(int(value) for value in generator.integers(180, 256, 3))
+        x, y = (int(value) for value in generator.integers((21, 15), (28, 22)))
         box = (x - radius, y - radius, x + radius, y + radius)
         if name == "circle":
             draw.ellipse(box, fill=colour)
         elif name == "square":
             draw.rectangle(box, fill=colour)
         else:
-            draw.line((box[0], y, box[2], y), fill=colour, width=5)
-            draw.line((x, box[1], x, box[3]), fill=colour, width=5)
+            draw.line((box[0], y, box[2], y), fill=colour, width=6)
+            draw.line((x, box[1], x, box[3]), fill=colour, width=6)
         picture.save(Path("photos", name, f"{number}.png"))
 EOF
 find photos -name '*.png' | wc -l
@@ -54,7 +54,7 @@ find photos -name '*.png' | wc -l
 say "look at it, then distil it"
 run limbeck info photos --resize 16
 run limbeck distill photos --resize 16 --ipc 2 --out runs/photos \
-    --model.width 16 --expert.epochs 20 --expert.lr 0.05 --expert.batch-size 32 --num-experts 4 --iterations 150 --eval.protocol quick
+    --model.width 16 --expert.epochs 20 --expert.lr 0.05 --expert.batch-size 32 --num-experts 4 --iterations 100 --eval.protocol quick
 run limbeck report runs/photos
 run limbeck evaluate runs/photos --num-networks 2 --which chosen
 
