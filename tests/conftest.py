@@ -40,6 +40,14 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_sync() -> Iterator[None]:
+    """No test waits for the disk: 5 ms a file are half a minute for all of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("limbeck.core.disk.sync", lambda handle: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or fills the user's store of experts."""

@@ -195,7 +195,7 @@ def test_files_that_change_while_they_are_decoded_are_not_kept(tmp_path: Path, m
     plain = decoding.decode_picture
     monkeypatch.setattr(decoding, "decode_picture", lambda *args: os.utime(source / "dog" / "01.png") or plain(*args))
     load_data(source)
-    assert not (tmp_path / "home").exists()
+    assert not (tmp_path / "home" / "images").exists()
 
 
 def flip(file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -147,6 +148,8 @@ def _record(
     try:
         return {"recorded": str(merge_record(folder, make_record(evaluations, rows, args.seed, protocol, scores)))}
     except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):  # a finished run may lie where nobody writes
+            raise
         listen({"event": "warning", "text": f"the rows cannot be recorded in {folder}: {error.strerror or error}"})
         return {}
 

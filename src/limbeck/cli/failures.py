@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from safetensors import SafetensorError
 
-from limbeck.core.errors import UserError
-from limbeck.core.files import shorten_path
+from limbeck.core.errors import UserError, WriteError
+from limbeck.core.text import shorten_path
 
 
 class Failure(NamedTuple):
@@ -29,6 +29,8 @@ def explain(error: Exception) -> Failure | None:
     """The sentence and status of a mistake of the user (2) or of a fault of the machine (1); None for a defect."""
     if isinstance(error, UserError):
         return Failure(str(error), 2)
+    if isinstance(error, WriteError):
+        return Failure(str(error), 1)
     if isinstance(error, OSError) and error.errno in PATH_ERRORS and error.filename is not None:
         reason = (error.strerror or str(error)).lower()
         return Failure(f"{shorten_path(error.filename)} cannot be used ({reason}); name another path.", 2)

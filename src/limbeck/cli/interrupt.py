@@ -1,4 +1,4 @@
-"""Ctrl-C ends the process at once while a command starts, and is a KeyboardInterrupt while the command works.
+"""Ctrl-C, SIGTERM and SIGHUP end the process at once while a command starts, and once it works they let it clean up.
 
 An exception in the middle of an import reaches C code, which turns it into errors of its own: pydantic's core panics.
 While a command starts there is nothing to clean up, so no exception is needed.
@@ -6,26 +6,17 @@ While a command starts there is nothing to clean up, so no exception is needed.
 
 from __future__ import annotations
 
-import os
-import signal
-from types import FrameType
+from limbeck.core.interrupts import Interrupts
 
-SENTENCE = "interrupted; the same command goes on where it stopped."
-STATUS = 130
+_starting: list[Interrupts] = []
 
 
 def exit_on_interrupt() -> None:
-    """Let Ctrl-C end the process with one line, unless it is ignored or has another handler."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _exit)
+    """Let a signal end the process with one line, unless it is ignored or has another handler."""
+    _starting.append(Interrupts(end_at_once=True).install())
 
 
 def raise_on_interrupt() -> None:
-    """Let Ctrl-C raise KeyboardInterrupt again."""
-    if signal.getsignal(signal.SIGINT) is _exit:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _exit(number: int, frame: FrameType | None) -> None:
-    os.write(2, f"limbeck: {SENTENCE}\n".encode())
-    os._exit(STATUS)
+    """Let the first signal raise Interrupted from now on, where `exit_on_interrupt` was called before."""
+    while _starting:
+        _starting.pop().end_at_once = False

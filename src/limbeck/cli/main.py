@@ -17,7 +17,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one command and exit: status 0, 2 for a user's mistake, 1 for ours or the machine's, 130 when interrupted."""
+    """Run one command and exit: status 0, 2 for a user's mistake, 1 for ours or the machine's, 130 after Ctrl-C.
+
+    After another signal that asks it to stop, the status is 128 and the signal's number.
+    """
     arguments = sys.argv[1:] if argv is None else argv
     try:
         from limbeck.cli.interrupt import exit_on_interrupt
@@ -29,10 +32,10 @@ def main(argv: list[str] | None = None) -> None:
         from limbeck.cli.commands import run
 
         status = run(arguments)
-    except KeyboardInterrupt:
-        from limbeck.cli.interrupt import SENTENCE, STATUS
+    except KeyboardInterrupt as error:
+        from limbeck.core.interrupts import SENTENCE
 
-        status = _fail(SENTENCE, STATUS, arguments)
+        status = _fail(SENTENCE, getattr(error, "status", 130), arguments)
     except BrokenPipeError:  # `limbeck info --help | head -1`: nobody reads on, and Python is not to flush at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0

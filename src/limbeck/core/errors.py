@@ -1,4 +1,4 @@
-"""The error for mistakes that the user can correct."""
+"""The errors that are sentences: for mistakes of the user, and for a disk that cannot be written to."""
 
 from __future__ import annotations
 
@@ -27,6 +27,20 @@ class UserError(ValueError):
 
 class NewerError(UserError):
     """A file that a newer version of limbeck wrote, which this one neither reads nor writes over."""
+
+
+class WriteError(OSError):
+    """A file could not be written, which is the machine's fault. The command line exits with status 1.
+
+    Its sentence says which path, why, and what to do next. It is an OSError; see `limbeck.core.disk.write_errors`.
+    """
+
+    def __init__(self, number: int, reason: str, sentence: str):
+        super().__init__(number, reason)
+        self.sentence = sentence
+
+    def __str__(self) -> str:
+        return self.sentence
 
 
 def suggest_names(name: str, names: Iterable[str]) -> str:

@@ -9,16 +9,16 @@ import errno
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from limbeck.core.disk import flush, make_folder, write_errors
 from limbeck.core.errors import NewerError, UserError
 from limbeck.core.json_text import MAX_BYTES, parse_json
-from limbeck.core.text import printable
+from limbeck.core.text import printable, shorten_path
+from limbeck.core.unfinished import is_unused, remove_unfinished, reserve
 
 T = TypeVar("T")
 
@@ -26,48 +26,43 @@ T = TypeVar("T")
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary path beside `path`, then rename that file, so that no reader ever sees half a file.
 
-    Folders that are missing are made. The file gets the permissions of a new file. Whatever `write` raises is raised
-    here, and the file that was there before stays. Raises IsADirectoryError where `path` is a folder.
+    Folders that are missing are made. The file gets the permissions of a new file, and outlasts a power failure.
+    Whatever `write` raises is raised here, and the file that was there before stays. Raises IsADirectoryError where
+    `path` is a folder, and WriteError where the system cannot write.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.chmod(0o666 & ~_read_umask())  # mkstemp makes files that only their owner can read
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with write_errors(path):
+        make_folder(path.parent)
+        with reserve(path) as folder:
+            temporary = folder / path.name
+            write(temporary)
+            temporary.chmod(folder.stat().st_mode & 0o666)  # safetensors makes files that only their owner can read
+            flush(temporary)
+            temporary.replace(path)
+        flush(path.parent)
 
 
 def write_folder(path: Path, write: Callable[[Path], T]) -> T:
     """Call `write` with a temporary folder beside `path`, then rename that folder, so that nobody sees half of it.
 
     path: what does not exist, or an empty folder, see `require_new_folder`. Returns what `write` returns. Whatever it
-    raises is raised here, and nothing is left behind.
+    raises is raised here, and nothing is left behind. Raises WriteError where the system cannot write, and UserError
+    where another process has filled the folder meanwhile.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent))
-    try:
-        result = write(temporary)
-        temporary.chmod(0o777 & ~_read_umask())  # mkdtemp makes folders that only their owner can read
-        if path.exists():
-            path.rmdir()
-        temporary.replace(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with write_errors(path):
+        make_folder(path.parent)
+        with reserve(path) as temporary:
+            result = write(temporary)
+            for file in temporary.rglob("*"):
+                flush(file)
+            if path.is_dir():
+                remove_unfinished(path)
+                require_new_folder(path, "an empty folder")
+                path.rmdir()
+            temporary.replace(path)
+        flush(path.parent)
     return result
-
-
-def _read_umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -131,9 +126,12 @@ def content_key(description: dict[str, Any]) -> str:
 
 
 def require_new_folder(path: Path, meaning: str) -> None:
-    """Raise UserError unless `path` can become a new folder, or is an empty one. meaning: what was expected there."""
+    """Raise UserError unless `path` can become a new folder, or is an empty one. meaning: what was expected there.
+
+    What a command left that was killed as it began does not count.
+    """
     require_writable(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and not (path.is_dir() and is_unused(path)):
         raise UserError(f"{path} exists and is not {meaning}; name a new folder with --out.")
 
 
@@ -166,21 +164,11 @@ def require_writable(path: Path, remedy: str = "name another path with --out") -
         for name in (path, *(folder / name for name in path.relative_to(folder).parts)):
             with suppress(FileNotFoundError):
                 name.lstat()  # raises where a name, or all of the path, is too long
-        with tempfile.TemporaryDirectory(prefix=".limbeck-", dir=folder):
+        with reserve(folder / "limbeck"):
             pass
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise UserError(f"{shorten_path(path)} cannot be written to ({reason}); {remedy}.") from None
-
-
-def shorten_path(path: str | Path) -> str:
-    """A path as an error names it: of a long one its beginning and its end.
-
-    >>> shorten_path("runs/digits"), len(shorten_path("x" * 300))
-    ('runs/digits', 83)
-    """
-    text = str(path)
-    return text if len(text) <= 83 else f"{text[:40]}...{text[-40:]}"
 
 
 def refuse_own_folder(folder: Path) -> None:

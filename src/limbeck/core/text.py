@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 def printable(text: str, width: int | None = None) -> str:
     """The text without control characters, invisible marks or halves of characters: each is written as its escape.
@@ -16,3 +18,13 @@ def printable(text: str, width: int | None = None) -> str:
         return line
     end = (width - 1) // 2
     return f"{line[: width - 1 - end]}…{line[len(line) - end :]}"
+
+
+def shorten_path(path: str | Path) -> str:
+    """A path as an error names it: of a long one its beginning and its end.
+
+    >>> shorten_path("runs/digits"), len(shorten_path("x" * 300))
+    ('runs/digits', 83)
+    """
+    text = str(path)
+    return text if len(text) <= 83 else f"{text[:40]}...{text[-40:]}"

@@ -11,8 +11,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from limbeck.core.disk import make_folder
 from limbeck.core.errors import UserError
 from limbeck.core.files import content_key
 from limbeck.core.folders import home_folder
+from limbeck.core.locks import locked
 from limbeck.core.tensors import read_tensors, write_tensors
+from limbeck.core.unfinished import remove_unfinished
 from limbeck.data.images import Array, RawData, ReadOptions
 
 FORMAT, VERSION = "limbeck-images", 1
@@ -56,12 +59,35 @@ def read_with_cache(
         return read()
     description = _description(source, digest(), options)
     path = images_folder() / f"{source.resolve().name}-{content_key(description)}.safetensors"
+    remove_unfinished(path.parent)
     raw = _load_entry(path, description)
-    if raw is None:
-        raw = read()
-        if _is_unchanged(source, digest, options, description):
-            _store_entry(path, raw, description)
+    if raw is not None:
+        return raw
+    with _lock(path):
+        raw = _load_entry(path, description)  # another process may have decoded them meanwhile
+        if raw is None:
+            raw = read()
+            if _is_unchanged(source, digest, options, description):
+                _store_entry(path, raw, description)
     return raw
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Lock an entry against other processes, so that of several that need it one decodes the images.
+
+    Nothing is locked where the folder cannot be written to.
+    """
+    lock = home_folder() / "locks" / path.stem
+    with ExitStack() as stack:
+        try:
+            make_folder(lock.parent)
+            stack.enter_context(
+                locked(lock, lambda other: log.info("waiting for %s, which decodes %s", other, path.stem))
+            )
+        except OSError:
+            log.debug("the cache of images is not locked", exc_info=True)
+        yield
 
 
 def _is_unchanged(source: Path, digest: Callable[[], str], options: ReadOptions, description: dict[str, Any]) -> bool:
@@ -153,7 +179,7 @@ def _store_entry(path: Path, raw: RawData, description: dict[str, Any]) -> None:
 def _remove_old_entries(size: int) -> None:
     """Remove the least recently used entries until `size` more bytes fit into the limit."""
     entries = []
-    for path in images_folder().glob("*"):
+    for path in images_folder().glob("*.safetensors"):
         with suppress(FileNotFoundError):  # removed by another process
             status = path.stat()
             entries.append((status.st_mtime_ns, status.st_size, path))

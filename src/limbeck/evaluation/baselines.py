@@ -16,6 +16,7 @@ from limbeck.core.folders import home_folder
 from limbeck.core.record_files import read_record
 from limbeck.core.records import BaselineRecord, ResultRow
 from limbeck.core.rng import derive_seed
+from limbeck.core.unfinished import remove_unfinished
 from limbeck.evaluation.protocol import ADDED, EvalConfig
 from limbeck.evaluation.robustness import RobustnessConfig, RobustnessTest
 from limbeck.evaluation.training import TrainedNetwork, make_training
@@ -99,6 +100,7 @@ def baseline_row(
 ) -> ResultRow:
     """The row of real images: of a selector's, or of all ("full"); stored for reuse."""
     path, description = baseline_path(task, name, ipc, config, seed, fill)
+    remove_unfinished(path.parent)
     if path.exists():
         return read_record(path, BaselineRecord, FORMAT).row
     lr, networks = train_on_real_images(task, name, ipc, config, seed, listen, fill)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from limbeck.core.evaluation_records import EvaluationRecord, EvaluationRow, EvaluationsRecord, ScoreRow
 from limbeck.core.files import content_key, write_json
+from limbeck.core.locks import locked
 from limbeck.core.record_files import read_record
 from limbeck.core.records import DataName
 from limbeck.evaluation.run import budget
@@ -85,8 +86,13 @@ def merge_record(folder: Path, record: EvaluationRecord) -> Path:
     """Add a record to evaluations.json in a run folder and return that file's path.
 
     Where there is one of the same key, its rows stay, but for those of the same set, network and kind of step size.
+    Several processes may do so at once.
     """
-    path = folder / FILE
+    with locked(folder / f".{FILE}.lock", lambda other: None):
+        return _merge(folder / FILE, record)
+
+
+def _merge(path: Path, record: EvaluationRecord) -> Path:
     before = read_record(path, EvaluationsRecord, FORMAT).evaluations if path.exists() else []
     other = [evaluation for evaluation in before if evaluation.key != record.key]
     for same in (evaluation for evaluation in before if evaluation.key == record.key):

@@ -18,6 +18,7 @@ from limbeck.core.parallel import CheckCancelled, Workers
 from limbeck.core.rng import derive_seed, make_generator
 from limbeck.core.tensors import read_tensors, write_tensors
 from limbeck.core.types import Batch
+from limbeck.core.unfinished import remove_unfinished
 from limbeck.data.augment import DSA, CanvasCrop
 from limbeck.data.cutmix import MIXES
 from limbeck.derivatives.autograd import Loss
@@ -203,6 +204,7 @@ def teacher_parameters(task: Task, config: EvalConfig, index: int, listen: Liste
     """Parameters (P,) of a teacher: the task's network, trained on all its training images; stored for reuse."""
     schedule = config.plain.full_schedule(TEACHER_LR)
     path, description = teacher_path(task, config, index)
+    remove_unfinished(path.parent)
     if path.exists():
         return read_tensors(path, FORMAT)[0]["theta"].to(task.device)
     listen({"event": "stage", "name": "teacher", "total": schedule.epochs, "unit": "epoch"})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,10 @@ from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.core.files import content_key
 from limbeck.core.folders import home_folder
-from limbeck.core.parallel import CheckCancelled, parallel_map, synchronized
+from limbeck.core.parallel import CheckCancelled, synchronized
 from limbeck.core.rng import derive_seed
+from limbeck.core.unfinished import remove_unfinished
+from limbeck.experts.share import compute_missing
 from limbeck.experts.store import STORED_FORM, Expert, ExpertConfig, Store
 from limbeck.experts.train import train_expert
 from limbeck.task import Task
@@ -69,6 +70,7 @@ def make_experts(
 
     Raises UserError if the store's experts were computed under other conditions, and where training diverges.
     """
+    remove_unfinished(store.path)
     missing = sorted(set(range(count)) - set(store.indices()))
     if not missing:
         return
@@ -83,9 +85,11 @@ def make_experts(
     listen = synchronized(listen)
     seeds, pair = {index: derive_seed(seed, "expert", index) for index in missing}, task.train
     starts = {index: task.model.init(seeds[index]).to(task.device) for index in missing}
-    functions = [partial(_train, task, pair, config, index, seeds[index], starts[index], listen) for index in missing]
-    for place, expert in parallel_map(functions, task.max_workers):
-        store.write(missing[place], expert)
+
+    def compute(index: int, check: CheckCancelled) -> Expert:
+        return _train(task, pair, config, index, seeds[index], starts[index], listen, check)
+
+    compute_missing(store, missing, compute, task.max_workers, listen)
 
 
 def _train(

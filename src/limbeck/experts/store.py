@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from filelock import FileLock
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -23,15 +25,20 @@ from pydantic import (
 from torch import Tensor
 
 from limbeck.core.conditions import first_difference, require_same_conditions
+from limbeck.core.disk import make_folder, write_errors
 from limbeck.core.errors import UserError
 from limbeck.core.files import content_key, require_new_folder, require_writable, write_json
 from limbeck.core.folders import size_of
+from limbeck.core.locks import Locked, locked, try_lock
+from limbeck.core.parallel import CheckCancelled
 from limbeck.core.record_files import parse_record, read_record
 from limbeck.core.records import ExpertFacts, ExpertHeader, StoreHeader
 from limbeck.core.tensors import LazyRows, open_tensors, write_tensors
 from limbeck.core.text import printable
+from limbeck.core.unfinished import LOCK, remove_unfinished
 from limbeck.experts.convexified import SCHEDULES, SMOOTHING, Convexified, convexify, start_at_zero, waypoint_epochs
 from limbeck.experts.recorded import Recorded
+from limbeck.experts.share import compute_missing
 from limbeck.networks.flat import Layout
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -179,8 +186,13 @@ class Store:
         if (path / "store.json").exists():
             return cls.open(path)
         header = StoreHeader(format=cls.FORMAT, version=1, key=content_key(description), **description)
-        write_json(path / "store.json", header.to_json())
-        return cls(path, header)
+        with write_errors(path):
+            make_folder(path)
+        with locked(path / LOCK, lambda other: None):
+            cls.check(path, description)  # another process may have made a store there meanwhile
+            if not (path / "store.json").exists():
+                write_json(path / "store.json", header.to_json())
+        return cls.open(path)
 
     @classmethod
     def check(cls, path: Path, description: dict[str, Any]) -> None:
@@ -250,8 +262,23 @@ class Store:
             raise UserError(f"the store {self.path} holds no finished experts; run 'limbeck experts' first.")
         return indices
 
+    def try_claim(self, index: int) -> FileLock | None:
+        """Claim an expert for this process, so that of several on one store only one computes it.
+
+        Returns the lock, to be released once the expert is written; None where another process has claimed it. The
+        claim ends with its process.
+        """
+        folder = self.path / ".locks"
+        with write_errors(folder):
+            folder.mkdir(exist_ok=True)
+        with suppress(Locked):
+            return try_lock(folder / f"{index:04d}")
+        return None
+
     def write(self, index: int, expert: Expert) -> None:
-        """Write one expert to its file."""
+        """Write one expert to its file; WriteError where the store is gone."""
+        with write_errors(self.file(index)):
+            self.path.joinpath("store.json").stat()  # else the folder would be made again, without the store
         tensors: dict[str, Tensor] = {}
         if expert.convex is not None:
             tensors |= {"waypoints": expert.convex.waypoints, "beta": expert.convex.beta}
@@ -333,8 +360,12 @@ class Store:
             self._read_recorded(index)
         target = Store.create(path, {**self.header.description(), "expert": config.model_dump(mode="json")})
         target.require_conditions(self.header.computed)
-        for index in sorted(set(indices) - set(target.indices())):
-            target.write(index, self.read_as(index, config))
+
+        def compute(index: int, check: CheckCancelled) -> Expert:
+            return self.read_as(index, config)
+
+        remove_unfinished(path)
+        compute_missing(target, indices, compute)
         return target
 
     def read_as(self, index: int, config: ExpertConfig) -> Expert:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
+from limbeck.core.files import require_new_folder, write_folder
 from limbeck.data import DataSource, ImageData, Preprocess, load_data
 from limbeck.experts.convexified import Convexified, start_at_zero, waypoint_epochs
 from limbeck.experts.make import describe_experts
@@ -83,8 +82,7 @@ def import_experts(
     do not fit the network, checkpoints that are all the same, NaN, and values that are no path fractions.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists; name a new folder for the imported experts.")
+    require_new_folder(out, "an empty folder")
     buffers = find_buffers(source if isinstance(source, list) else Path(source), kind)
     images = load_data(data, seed=seed, resize=resize)
     if not len(images.validation):
@@ -92,29 +90,18 @@ def import_experts(
     task = make_task(images, model or _network(buffers[0], images), preprocess, augment, device)
     listen({"event": "stage", "name": "import", "total": len(buffers), "unit": "file"})
     facts = {"kind": buffers[0].kind, "files": [[b.path.name, b.path.stat().st_size] for b in buffers]}
-    with _new_folder(out) as part:
+
+    def write(folder: Path) -> None:
         store: Store | None = None
         for index, expert in enumerate(islice(_experts(buffers, task, measure, listen), num_experts)):
             config = _config(training or ExpertConfig(), expert, buffers[0].kind)
             _check_length(config, epochs, store, f"{buffers[0].path.parent}, expert {index}")
             origin = {"computed": None, "imported": facts}  # the conditions of their training are unknown
-            store = store or Store.create(part, {**describe_experts(task, config, seed), **origin})
+            store = store or Store.create(folder, {**describe_experts(task, config, seed), **origin})
             store.write(index, expert)
+
+    write_folder(out, write)
     return Store.open(out)
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that replaces it at the end of a `with` block, and is removed where that raises."""
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        yield part
-        if out.exists():
-            out.rmdir()
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _check_length(config: ExpertConfig, epochs: int | None, store: Store | None, where: str) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
+from limbeck.core.interrupts import Pending
 from limbeck.core.records import LoopProgress, StepLine, ValidationLine
 from limbeck.evaluation.trials import Summary
 from limbeck.jobs.record import RunFolder
@@ -83,13 +84,17 @@ class KeepBest:
 
 @dataclass
 class Checkpoint:
-    """Writes the state after every validation, at the end, and where the last save is older than SAVE_SECONDS."""
+    """Writes the state after every validation, at the end, and where the last save is older than SAVE_SECONDS.
+
+    pending: Where a signal asks to stop, the state is written, and then the signal is passed on.
+    """
 
     run: RunFolder
     optimisers: Sequence[torch.optim.Optimizer]
     hooks: Sequence[Hook]
     chooser: KeepBest
     log: Log
+    pending: Pending = field(default_factory=Pending)
     last_save: float = field(default_factory=time.perf_counter)
 
     def _stateful_hooks(self) -> dict[str, StatefulHook]:
@@ -132,9 +137,10 @@ class Checkpoint:
 
     def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
         is_due = step % self.chooser.every == 0 or step == self.chooser.last
-        if is_due or time.perf_counter() - self.last_save > SAVE_SECONDS:
+        if is_due or self.pending or time.perf_counter() - self.last_save > SAVE_SECONDS:
             progress = LoopProgress(best=self.chooser.best, best_step=self.chooser.step, seconds=self.log.seconds())
             hooks = self._stateful_hooks().items()
             states = {f"{name}.{key}": tensor for name, hook in hooks for key, tensor in hook.state().items()}
             self.run.save_state(synthetic, self.optimisers, step, progress, states)
             self.last_save = time.perf_counter()
+        self.pending.pass_on()

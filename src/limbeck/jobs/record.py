@@ -6,26 +6,28 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from filelock import FileLock, Timeout
 from pydantic import JsonValue, ValidationError
 from torch import Tensor
 
 from limbeck.core.aliases import old_config, rename_options
 from limbeck.core.conditions import first_difference, require_same_conditions
+from limbeck.core.disk import make_folder, write_errors
 from limbeck.core.errors import UserError
 from limbeck.core.files import content_key, require_new_folder, write_json
+from limbeck.core.locks import Locked, locked
 from limbeck.core.record_files import parse_record, read_record
 from limbeck.core.records import LogLine, LoopProgress, ResultsRecord, RunRecord, StateHeader
 from limbeck.core.set_records import SetHeader
 from limbeck.core.tensors import read_header, read_tensors, write_tensors
 from limbeck.core.text import printable
+from limbeck.core.unfinished import LOCK, remove_unfinished
 from limbeck.jobs.config import JobConfig
 from limbeck.synthetic.set import SyntheticSet
 
@@ -51,7 +53,10 @@ class RunFolder:
 
     @classmethod
     def begin(cls, path: Path, record: RunRecord) -> RunFolder:
-        """Make the folder and write run.json, or open the run in it; UserError where it holds something else."""
+        """Make the folder and write run.json, or open the run in it; UserError where it holds something else.
+
+        Call this while the folder is locked: of two processes that begin a run at once, one would replace the other's.
+        """
         run = cls(path)
         if run.has_begun():
             return run
@@ -158,26 +163,29 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Lock the run against other processes, inside a `with` block: two that write the same files would damage it.
 
-        The lock ends with its process, however that ends. On a file system without locks this does nothing. Raises
-        UserError where another process holds it.
+        The folder is made where it is missing, and what dead processes left unfinished in it is removed. The lock ends
+        with its process, however that ends. Raises UserError where another process holds it, and names that one, and
+        where the folder holds something else.
         """
-        lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"another process is at work on {self.path}; wait for it, or name a new folder with --out."
-            ) from None
-        except (OSError, NotImplementedError):  # no locks here, or a folder that cannot be written to
-            pass
-        try:
+        if not self.has_begun():
+            require_new_folder(self.path, "a run of limbeck")
+            with write_errors(self.path):
+                make_folder(self.path)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.path / LOCK))
+            except Locked as other:
+                raise UserError(
+                    f"{other} is at work on {self.path}; wait for it, or name a new folder with --out."
+                ) from None
+            for folder in (self.path, self.path / "previews"):
+                remove_unfinished(folder)
             yield
-        finally:
-            lock.release()
 
     def line(self, line: LogLine) -> None:
         """Append one measurement, on a line of its own even where a crash cut off the last one."""
-        with (self.path / "log.jsonl").open("ab+") as file:
+        path = self.path / "log.jsonl"
+        with write_errors(path), path.open("ab+") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
             whole = file.read(1) in (b"", b"\n")

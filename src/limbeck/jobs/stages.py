@@ -11,6 +11,7 @@ from typing import Any
 
 from limbeck.core.events import Listener
 from limbeck.core.files import write_json
+from limbeck.core.interrupts import finish_step
 from limbeck.core.records import ExpertBytes, ExpertsRecord, ResultRow, ValidationLine, WarningLine
 from limbeck.core.rng import derive_seed
 from limbeck.core.types import Trajectory
@@ -54,10 +55,10 @@ def run(job: Job, listen: Listener = lambda event: None, evaluate: bool = True) 
     """
     set_switches(job.task.device, job.task.precision)
     folder, record = job.folder, job.record()
-    is_new = not folder.has_begun()
-    if is_new:
-        RunFolder.begin(job.path, record)
     with folder.lock():
+        is_new = not folder.has_begun()
+        if is_new:
+            RunFolder.begin(job.path, record)
         folder.resume(record)
         if job.is_finished:
             folder.record(job.resolved)
@@ -212,7 +213,8 @@ def run_outer_loop(job: Job, plan: Plan, listen: Listener) -> None:
             _warn_at_start(job, folder.lines(ValidationLine)[0].accuracy_mean, warn)
     hooks += [log, chooser, checkpoint]
     steps = range(done, plan.iterations)
-    outer_loop(plan.objective, plan.synthetic, plan.optimisers, steps, config.seed, plan.accept, hooks)
+    with finish_step() as checkpoint.pending:
+        outer_loop(plan.objective, plan.synthetic, plan.optimisers, steps, config.seed, plan.accept, hooks)
     _warn_of_ties(job, chooser.step, warn)
     write_set(job, "last", plan.evaluated_set(), plan.iterations)
 

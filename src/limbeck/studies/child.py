@@ -18,6 +18,7 @@ import torch
 from limbeck.core.allocator import keep_freed_memory
 from limbeck.core.errors import UserError
 from limbeck.core.events import Event
+from limbeck.core.interrupts import Interrupted, Interrupts
 from limbeck.core.records import MemoryLine
 from limbeck.jobs.stages import run
 from limbeck.studies.calls import Call
@@ -84,6 +85,7 @@ def carry_out(order: dict[str, Any], listen: Reporter) -> None:
 def main() -> None:
     """Read an order, carry it out, and say how it ended: exit status 0, or 1 after an error."""
     keep_freed_memory()
+    Interrupts().install()
     listen = Reporter()
     sentence: str | None = None
     try:
@@ -97,6 +99,6 @@ def main() -> None:
     except BrokenPipeError:  # the parent has ended; Python is not to flush again at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except Interrupted as error:
+        sys.exit(error.status)
     sys.exit(0 if sentence is None else 1)

@@ -230,7 +230,7 @@ class Pool:
     def _interrupt(self) -> None:
         """Interrupt all children, and kill those that do not end."""
         for child in self.children.values():
-            child.process.send_signal(signal.SIGINT)
+            child.process.terminate()  # Ctrl-C may be ignored, as it is in a shell's background
         end = time.perf_counter() + PATIENCE
         for child in self.children.values():
             try:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.core.files import content_key, require_writable
 from limbeck.core.folders import home_folder
+from limbeck.core.locks import Locked, locked
 from limbeck.core.study_records import StudyFailure, StudyRecord
 from limbeck.report.study import row_sentence, trial_sentence
 from limbeck.report.text import duration
@@ -65,15 +65,12 @@ def _lock(path: Path, work: Path) -> Iterator[None]:
     """Lock the study against other processes on this machine, which would write the same record."""
     require_writable(work, "name another folder with --work")
     work.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(work / f".{content_key({'study': str(path.absolute())})}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"another process is at work on {path}; wait for it.") from None
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(work / f".{content_key({'study': str(path.absolute())})}.lock"))
+        except Locked as other:
+            raise UserError(f"{other} is at work on {path}; wait for it.") from None
         yield
-    finally:
-        lock.release()
 
 
 def default_jobs(plan: Sequence[PlannedRun], cores: int, threads: int) -> int:

@@ -12,15 +12,16 @@ import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from filelock import FileLock, Timeout
 
 from limbeck.core.errors import UserError
 from limbeck.core.folders import kernels_folder
+from limbeck.core.locks import locked
+from limbeck.core.unfinished import remove_unfinished, reserve
 
 SOURCE = Path(__file__).with_name("network.cpp")
 HEADERS = tuple(
@@ -110,8 +111,8 @@ def library(compiler: Compiler, instructions: str) -> Path:
 
 def compile_source(command: tuple[str, ...], sources: tuple[Path, ...], path: Path) -> None:
     """Compile to a temporary file and rename it to `path`. Raises Unavailable with the compiler's message."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        result = Path(scratch) / path.name
+    with reserve(path) as scratch:
+        result = scratch / path.name
         _run([*command, *map(str, sources), "-o", str(result)])
         result.replace(path)
 
@@ -122,17 +123,11 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
     On a file system without locks two processes may do the same work; either way files are renamed into place.
     """
-    lock = FileLock(folder / "lock")
-    with suppress(OSError, NotImplementedError):
-        try:
-            lock.acquire(timeout=1)
-        except Timeout:
-            log.info("waiting for another process that compiles or measures the kernels")
-            lock.acquire()
-    try:
+    with locked(
+        folder / "lock", lambda other: log.info("waiting for %s, which compiles or measures the kernels", other)
+    ):
+        remove_unfinished(folder)
         yield
-    finally:
-        lock.release()
 
 
 def private_folder() -> Path:
