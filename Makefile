@@ -2,12 +2,13 @@
 # make docs: the pages as a site, in build/docs.
 # make newcomer: what the README promises, in a clean virtual environment: pictures in, a network of your own out; some minutes.
 # make bench: ours against the field's way of doing it, about 20 minutes; results in benchmarks/results.
+# make torture: commands are killed, disks fill up, two work at once, files are damaged; a table of what survived, in half an hour.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 RUN ?= runs/digits
 
-.PHONY: run test lint docs bench portability newcomer clean
+.PHONY: run test lint docs bench portability newcomer torture clean
 
 run: $(VENV)/.installed
 	$(BIN)/limbeck demo --out $(RUN) --threads 1
@@ -32,6 +33,9 @@ portability: $(VENV)/.installed-test
 
 newcomer:
 	PYTHON=$(PYTHON) tests/newcomer.sh
+
+torture: $(VENV)/.installed-test
+	PYTHONPATH=tests OMP_NUM_THREADS=1 GOMP_SPINCOUNT=1000 $(BIN)/python -m torture
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks

@@ -20,19 +20,40 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-
 from torture import campaigns as c
 from torture import faults
 from torture.campaigns import Campaign
+from torture.readers import attack
 from torture.replay import run_undisturbed
 from torture.sandbox import CASES, make_materials
+from torture.subjects import SUBJECTS
 
 
 class Planned(NamedTuple):
     """A campaign that is built in the folder it is given, inside a fault or not."""
 
-    build: Callable[[Path], Campaign]
+    build: Callable[[Path], Campaign | Readers]
     fault: str | None = None
+
+
+class Readers(NamedTuple):
+    """A campaign of damaged files for one reader."""
+
+    subject: str
+    tries: int
+    work: Path
+
+    @property
+    def name(self) -> str:
+        """What is done."""
+        return f"damaged files: {self.subject}"
+
+    def run(self) -> tuple[int, list[str]]:
+        """Number of attempts, and what was wrong in those that were not refused in one sentence."""
+        os.environ["LIMBECK_HOME"] = str(self.work / "home")
+        outcome = attack(self.subject, self.tries, self.work, 0)
+        examples = [f"{kind}: {example}" for kind, example in outcome.kinds.items()]
+        return outcome.tries, (examples + ["again"] * outcome.tries)[: outcome.tries - outcome.clean]
 
 
 class Row(NamedTuple):
@@ -86,6 +107,7 @@ def plan(materials: Path, share: float) -> list[Planned]:
         case(name, c.two_at_once, number(20))
         for name in ("convexify", "evaluate", "export", "import-experts", "report")
     ]
+    plans += [Planned(partial(Readers, subject, number(300))) for subject in SUBJECTS]
     plans += [
         Planned(plans[names.index("experts")].build, "the rename is skipped"),
         Planned(partial(c.flip_bits, materials=materials, count=4), "a checksum is ignored"),
