@@ -60,16 +60,26 @@ def read_with_cache(
     description = _description(source, digest(), options)
     path = images_folder() / f"{source.resolve().name}-{content_key(description)}.safetensors"
     remove_unfinished(path.parent)
-    raw = _load_entry(path, description)
+    before, raw = _stamp(path), _load_entry(path, description)
     if raw is not None:
         return raw
     with _lock(path):
-        raw = _load_entry(path, description)  # another process may have decoded them meanwhile
+        if _stamp(path) != before:  # another process has decoded them meanwhile
+            raw = _load_entry(path, description)
         if raw is None:
             raw = read()
             if _is_unchanged(source, digest, options, description):
                 _store_entry(path, raw, description)
     return raw
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another one of the same name; None without a file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 @contextmanager
