@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.conditions import NUMERICS
+from limbeck.core.distributed import SINGLE, Ranks
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.core.parallel import Workers
@@ -23,6 +24,7 @@ from limbeck.derivatives.choice import Choice, choose
 from limbeck.derivatives.compiled import CompiledDerivatives
 from limbeck.derivatives.explicit import ExplicitDerivatives, FusedCrossEntropy
 from limbeck.derivatives.image_functions import ImageFunctions
+from limbeck.derivatives.micro_batches import MicroBatches
 from limbeck.networks.flat import FlatModel
 from limbeck.networks.losses import Augment, CrossEntropy
 from limbeck.networks.registry import ModelConfig, find_network, flat_model
@@ -44,6 +46,7 @@ class Task:
     augment:      The augmentation of training images.
     device:       Where tensors are.
     precision:    Of activations in training; see `make_task`.
+    ranks:        The processes that share the work; no result depends on their number.
     """
 
     data: ImageData
@@ -52,6 +55,7 @@ class Task:
     augment: DSA
     device: torch.device
     precision: Precision = "float32"
+    ranks: Ranks = SINGLE
 
     @cached_property
     def model(self) -> FlatModel:
@@ -75,6 +79,22 @@ class Task:
             return FusedCrossEntropy(CrossEntropy(self.model, augment), self.explicit, self.device.type)
         autocast_dtype = torch.bfloat16 if self.precision == "bfloat16" else None
         return Loss(CrossEntropy(self.model, augment, autocast_dtype, statistics))
+
+    def loss_in_parts(self, size: int | None) -> Loss:
+        """The training loss whose derivatives are computed for `size` images at a time, or for all; see `MicroBatches`.
+
+        Raises UserError for networks with batch norm, whose outputs depend on the whole batch.
+        """
+        if size is None:
+            return self.loss
+        if self.model.has_statistics:
+            raise UserError(
+                f"--micro-batch does not go with the batch norm of {self.model_config.name}, which looks at all images "
+                "of a batch together; leave it out, or take a network with instance or group norm (--model.norm)."
+            )
+        function = self.loss.function
+        assert isinstance(function, CrossEntropy)
+        return MicroBatches(function, self.loss_with(None), size)
 
     @cached_property
     def image_functions(self) -> ImageFunctions:
@@ -296,6 +316,7 @@ def make_task(
     augment: str | None = None,
     device: str = "cpu",
     precision: Precision = "float32",
+    ranks: Ranks = SINGLE,
 ) -> Task:
     """Make a task and resolve its defaults: depth from the image size, augmentation from the data set's name.
 
@@ -308,6 +329,7 @@ def make_task(
                 bits on NVIDIA GPUs; float32 forbids that, which torch allows in convolutions by default. There torch's
                 switches for that, and for deterministic cuDNN, are set for the whole process; `distill`,
                 `train_experts`, `evaluate` and `inspect_store` restore them (`restore_switches`).
+    ranks:      The processes that share the work, see `limbeck.core.distributed`.
 
     Raises UserError for a device that is missing, a precision that it does not have, and a network that does not fit
     the images.
@@ -327,6 +349,6 @@ def make_task(
     set_switches(target, precision)
     dsa = DSA(default_strategy(data.name) if augment is None else augment)
     fitted = fit_preprocess(preprocess, data.train.images) if isinstance(preprocess, str) else preprocess
-    task = Task(data, model.resolved(data.size), fitted.to(target), dsa, target, precision)
+    task = Task(data, model.resolved(data.size), fitted.to(target), dsa, target, precision, ranks)
     _ = task.model  # built now, so that a network that does not fit is refused before any work
     return task

@@ -126,6 +126,11 @@ def test_modules_that_load_no_torch(module: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_one_file_speaks_to_other_processes() -> None:
+    importers = {name for name, tree in TREES.items() if any(m.startswith("torch.distributed") for m in imports(tree))}
+    assert importers == {"limbeck.core.distributed"}
+
+
 # --- the public surface
 
 

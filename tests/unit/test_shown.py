@@ -5,8 +5,8 @@ How a page is run:
 - In a temporary folder that holds the small data sets of `make_folder` and the run of first-run.md, `runs/digits`.
 - ```console: lines after `$ ` are commands. `limbeck` is called in this process with its words as shown, and behind
   them the options of `SMALL`: the last one wins, so that the job shrinks and every word shown is still parsed.
-  `make TARGET` is run as `make -n TARGET`, `python examples/NAME.py` in this process with `--small` behind it. Names in
-  `STAND_IN` are replaced. Nothing else may be shown.
+  `make TARGET` is run as `make -n TARGET`, `python examples/NAME.py` in this process with `--small` behind it, and
+  `torchrun ... -m limbeck` as one process. Names in `STAND_IN` are replaced. Nothing else may be shown.
 - ```python: run as it is, with `SMALL` forced on the functions of `FORCED`; >>> lines are compared with the output
   below them. A block whose first line is `# NAME.py` or `# NAME.toml` is written to that file.
 - What cannot be run has a comment `<!-- not run: WHY -->` above it, and is counted in `NOT_RUN`.
@@ -58,6 +58,7 @@ NOT_RUN = {
     ("docs/shelf.md", "it takes long"): 1,
     ("docs/networks.md", "it needs timm"): 1,
     ("docs/use-elsewhere.md", "it needs ddranking"): 1,
+    ("docs/several-gpus.md", "it needs two machines"): 1,
 }
 """(page, reason) -> blocks."""
 
@@ -154,6 +155,8 @@ def run_command(words: list[str]) -> None:
     """Run a command of a page by the rule of this file."""
     if words[:3] == ["python", "-m", "limbeck"]:
         words = words[2:]
+    if words[0] == "torchrun":  # in one process: tests/laws/test_ranks.py has several
+        words = words[words.index("limbeck") :]
     if words[0] == "limbeck":
         run_limbeck(words[1:])
     elif words[0] == "python" and words[1].startswith("examples/"):

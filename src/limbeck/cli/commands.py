@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from limbeck.cli.interrupt import raise_on_interrupt
+from limbeck.cli.processes import require_shareable, silence_others
 from limbeck.core.errors import UserError, suggest_names
+from limbeck.core.launch import Launch
 
 if TYPE_CHECKING:
     from limbeck.cli.common import Command
@@ -129,11 +131,13 @@ def _usage() -> str:
 
 def _run_command(name: str, arguments: list[str]) -> int:
     command = find_command(name)
+    require_shareable(name, command.is_shareable)
     from limbeck.cli.common import Threads
     from limbeck.cli.parse import parse
 
-    default = find_defaults(name, command, arguments)
-    args = parse(f"limbeck {name}", default, arguments, command.examples, command.everyday)
+    with silence_others():
+        default = find_defaults(name, command, arguments)
+        args = parse(f"limbeck {name}", default, arguments, command.examples, command.everyday)
     if isinstance(args, Threads) and args.threads is not None:
         import torch
 
@@ -149,6 +153,8 @@ def _run_command(name: str, arguments: list[str]) -> int:
 
     keep_freed_memory()
     raise_on_interrupt()
+    if Launch.of_environment().rank:  # rank 0 speaks for all
+        return command.status(command.run(args, lambda event: None))
     with Screen(args.quiet) as screen:
         result = command.run(args, screen)
     follow_up = None if args.as_json or args.quiet else next_command(name, args, result, arguments)

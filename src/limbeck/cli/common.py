@@ -82,6 +82,7 @@ class Command(NamedTuple):
     choose_defaults: (program name, arguments) -> the options to start from, where these depend on the arguments.
     status: result -> the exit status.
     everyday: The flags that --help shows where a command has many; --help-all shows all.
+    is_shareable: whether several processes of torchrun can share its work.
     """
 
     options: type[Options]
@@ -90,6 +91,7 @@ class Command(NamedTuple):
     choose_defaults: Callable[[str, Sequence[str]], Options] | None = None
     status: Callable[[Any], int] = lambda result: 0
     everyday: tuple[str, ...] = ()
+    is_shareable: bool = False
 
 
 def announce(estimate: Callable[[], Any], listen: Listener) -> None:

@@ -25,8 +25,10 @@ from limbeck.cli.common import (
 )
 from limbeck.cli.comparison import changed_options, compare_with_published
 from limbeck.cli.parse import make_default, parse_known
+from limbeck.core.distributed import SINGLE, Ranks, join_ranks
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
+from limbeck.core.launch import Launch
 from limbeck.data import ImageData, load_data
 from limbeck.evaluation.protocol import EvalConfig, ProtocolName
 from limbeck.experts.store import ExpertConfig
@@ -101,7 +103,10 @@ def choose_defaults(options: type[RunOptions], prog: str, arguments: Sequence[st
     job.setdefault("ema_decay", method.ema_decay)  # for the help; the job would take the same
     protocol = {} if choice.eval.protocol is None else {"protocol": choice.eval.protocol}
     job["eval"] = EvalConfig(**{**job.get("eval", {}), **protocol})
-    settings = method.config(**{name: value for name, value in values.items() if name in method.config.model_fields})
+    chosen = {name: value for name, value in values.items() if name in method.config.model_fields}
+    if (size := Launch.of_environment().size) > 1 and "grad_accum" in method.config.model_fields:
+        chosen.setdefault("grad_accum", size)  # one segment a process of torchrun
+    settings = method.config(**chosen)
     box = Annotated[MethodConfig, arg(name=method.name), OmitArgPrefixes]
     model: Any = create_model(options.__name__, __base__=options, settings=(box, ...), __doc__=options.__doc__)
     return cast("RunOptions", make_default(model, method=name, settings=settings, **job))
@@ -112,7 +117,7 @@ def _job_options(args: RunOptions) -> dict[str, Any]:
     return {**dict(args.settings), **{name: getattr(args, name) for name in JobConfig.model_fields}}
 
 
-def prepare_job(args: Any, data: ImageData) -> Job:
+def prepare_job(args: Any, data: ImageData, ranks: Ranks = SINGLE) -> Job:
     """The job that the options of a command describe, on these images."""
     return prepare(
         data,
@@ -120,12 +125,13 @@ def prepare_job(args: Any, data: ImageData) -> Job:
         out=args.out,
         experts=args.experts,
         device=args.device,
+        ranks=ranks,
         **_job_options(args),
     )
 
 
-def _prepare(args: Any, listen: Listener) -> Job:
-    return prepare_job(args, load_data(args.data, seed=args.seed, listen=listen, **load_keywords(args)))
+def _prepare(args: Any, listen: Listener, ranks: Ranks = SINGLE) -> Job:
+    return prepare_job(args, load_data(args.data, seed=args.seed, listen=listen, **load_keywords(args)), ranks)
 
 
 def run_distill(args: Any, listen: Listener) -> Any:
@@ -133,10 +139,13 @@ def run_distill(args: Any, listen: Listener) -> Any:
 
     Returns results.json with the paths of run and report, and with the published number of a preset.
     """
-    job = _prepare(args, listen)
-    if args.estimate and not job.is_finished:
-        announce(lambda: estimate(job), listen)
-    path = run(job, listen)
+    with join_ranks(args.device) as ranks:
+        job = _prepare(args, listen, ranks)
+        if args.estimate and ranks.size == 1 and not job.is_finished:
+            announce(lambda: estimate(job), listen)
+        path = run(job, listen)
+        if not ranks.is_first:  # rank 0 may still be writing
+            return {}
     results = json.loads((path / "results.json").read_text())
     published = {} if args.preset is None else _compare(args, args.preset, results)
     return {**results, "run": str(path), "report": str(path / "report.html"), **published}
@@ -174,6 +183,7 @@ COMMANDS = {
         ),
         partial(choose_defaults, Distill),
         everyday=EVERYDAY,
+        is_shareable=True,
     ),
     "estimate": Command(
         Estimate,

@@ -23,6 +23,7 @@ from limbeck.cli.common import (
     load_keywords,
 )
 from limbeck.cli.info import describe
+from limbeck.core.distributed import Ranks, join_ranks
 from limbeck.core.events import Listener
 from limbeck.data import load_data
 from limbeck.data.preprocess import PreprocessName
@@ -85,10 +86,16 @@ class Inspect(Reading, Device, Options):
 
 def run_experts(args: Experts, listen: Listener) -> Any:
     """Train the experts that the store lacks; the result describes the store."""
+    with join_ranks(args.device) as ranks:
+        return _train(args, ranks, listen)
+
+
+def _train(args: Experts, ranks: Ranks, listen: Listener) -> dict[str, Any]:
     experts = prepare_experts(
         load_data(args.data, seed=args.seed, listen=listen, **load_keywords(args)),
         out=args.out,
         device=args.device,
+        ranks=ranks,
         num_experts=args.num_experts,
         seed=args.seed,
         preprocess=args.preprocess,
@@ -97,7 +104,7 @@ def run_experts(args: Experts, listen: Listener) -> Any:
         model=args.model,
         expert=args.expert,
     )
-    if args.estimate:
+    if args.estimate and ranks.size == 1:
         announce(lambda: estimate_experts(experts), listen)
     announce_task(experts.task, listen)
     store = experts.train(listen)
@@ -132,6 +139,7 @@ COMMANDS = {
             *("out", "num-experts", "epochs", "lr", "batch-size", "keep", "seed", "resize"),
             *("device", "threads", "quiet"),
         ),
+        is_shareable=True,
     ),
     "convexify": Command(
         Convexify, run_convexify, ("limbeck convexify experts/digits --out experts/convex --waypoints 4",)

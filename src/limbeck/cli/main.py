@@ -33,26 +33,29 @@ def main(argv: list[str] | None = None) -> None:
 
         status = run(arguments)
     except KeyboardInterrupt as error:
+        from limbeck.cli.processes import label_failure
         from limbeck.core.interrupts import SENTENCE
 
-        status = _fail(SENTENCE, getattr(error, "status", 130), arguments)
+        status = _fail(SENTENCE, getattr(error, "status", 130), arguments, label_failure(error))
     except BrokenPipeError:  # `limbeck info --help | head -1`: nobody reads on, and Python is not to flush at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except Exception as error:
         from limbeck.cli.failures import explain
+        from limbeck.cli.processes import label_failure
 
         failure = explain(error)
         if failure is None:  # a defect of limbeck, which needs its traceback
             raise
-        status = _fail(failure.sentence, failure.status, arguments)
+        status = _fail(failure.sentence, failure.status, arguments, label_failure(error))
     sys.exit(status)
 
 
-def _fail(sentence: str, status: int, arguments: list[str]) -> int:
+def _fail(sentence: str, status: int, arguments: list[str], label: str | None = "limbeck") -> int:
     if "--debug" in arguments:
         import traceback
 
         traceback.print_exc()
-    print(f"limbeck: {sentence}", file=sys.stderr)
+    if label is not None:
+        print(f"{label}: {sentence}", file=sys.stderr)
     return status

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -17,10 +17,20 @@ from limbeck.core.record_files import read_record
 from limbeck.core.records import BaselineRecord, ResultRow
 from limbeck.core.rng import derive_seed
 from limbeck.core.unfinished import remove_unfinished
+from limbeck.evaluation.outcome import Outcome
 from limbeck.evaluation.protocol import ADDED, EvalConfig
 from limbeck.evaluation.robustness import RobustnessConfig, RobustnessTest
-from limbeck.evaluation.training import TrainedNetwork, make_training
-from limbeck.evaluation.trials import SetForSeed, Summary, best_lr, make_trials, result_row, train_networks
+from limbeck.evaluation.training import TrainedNetwork, Training, make_training
+from limbeck.evaluation.trials import (
+    SetForSeed,
+    Summary,
+    Trial,
+    best_lr,
+    make_trials,
+    result_row,
+    run_trials,
+    train_networks,
+)
 from limbeck.select import FillName, select_per_class, take_images
 from limbeck.task import Task
 
@@ -56,7 +66,24 @@ def real_images(task: Task, selector: str, ipc: int, fill: FillName = "none") ->
     return draw_set
 
 
-def train_on_real_images(
+class RealTrials(NamedTuple):
+    """Trials on real images, their step size, and how their networks are trained; `advance` is called after each."""
+
+    lr: float
+    trials: list[Trial]
+    training: Training
+    advance: Callable[[], None]
+
+    def outcomes(self) -> list[Outcome]:
+        """What their networks reach on test; ranks share the training."""
+        return run_trials(self.training.task, self.trials, self.training.task.test, self.advance, self.training)
+
+    def networks(self) -> list[TrainedNetwork]:
+        """The networks themselves."""
+        return train_networks(self.training.task, self.trials, self.training.task.test, self.advance, self.training)
+
+
+def make_real_trials(
     task: Task,
     name: str,
     ipc: int,
@@ -65,8 +92,8 @@ def train_on_real_images(
     listen: Listener,
     fill: FillName = "none",
     lr: float | None = None,
-) -> tuple[float, list[TrainedNetwork]]:
-    """The step size, and the networks that it trains on real images: on a selector's, or on all ("full").
+) -> RealTrials:
+    """The trials of networks on real images: on a selector's, or on all ("full").
 
     lr: Where it is known; by default a selector's images have one chosen on validation.
     """
@@ -80,7 +107,7 @@ def train_on_real_images(
         draw_set = real_images(task, name, ipc, fill)
         lr = best_lr(task, draw_set, config, derive_seed(child, "tune"), advance) if lr is None else lr
         trials = make_trials(draw_set, config.schedule(lr), config.networks, child)
-    return lr, train_networks(task, trials, task.test, advance, make_training(task, config))
+    return RealTrials(lr, trials, make_training(task, config), advance)
 
 
 def baseline_names(config: EvalConfig) -> tuple[str, ...]:
@@ -100,13 +127,19 @@ def baseline_row(
 ) -> ResultRow:
     """The row of real images: of a selector's, or of all ("full"); stored for reuse."""
     path, description = baseline_path(task, name, ipc, config, seed, fill)
-    remove_unfinished(path.parent)
-    if path.exists():
-        return read_record(path, BaselineRecord, FORMAT).row
-    lr, networks = train_on_real_images(task, name, ipc, config, seed, listen, fill)
-    row = _summarise(task, name, config, lr, networks)
-    write_json(path, BaselineRecord(format=FORMAT, version=1, description=description, row=row).to_json())
+    if stored := task.ranks.decide(lambda: _read_row(path)):  # all ranks see what rank 0 sees
+        return ResultRow.model_validate(stored)
+    real = make_real_trials(task, name, ipc, config, seed, listen, fill)
+    row = _summarise(task, name, config, real.lr, real.outcomes())
+    if task.ranks.is_first:
+        write_json(path, BaselineRecord(format=FORMAT, version=1, description=description, row=row).to_json())
     return row
+
+
+def _read_row(path: Path) -> dict[str, Any] | None:
+    """The row that is stored at a path, JSON-able; None where there is none."""
+    remove_unfinished(path.parent)
+    return read_record(path, BaselineRecord, FORMAT).row.to_json() if path.exists() else None
 
 
 def tested_baseline_row(
@@ -128,8 +161,9 @@ def tested_baseline_row(
         return read_record(path, TestedBaselineRecord, FORMAT).row
     plain_path, plain_description = baseline_path(task, name, ipc, config, seed, fill)
     lr = read_record(plain_path, BaselineRecord, FORMAT).row.lr if plain_path.exists() else None
-    lr, networks = train_on_real_images(task, name, ipc, config, seed, listen, fill, lr)
-    plain = _summarise(task, name, config, lr, networks)
+    real = make_real_trials(task, name, ipc, config, seed, listen, fill, lr)
+    networks = real.networks()
+    plain = _summarise(task, name, config, real.lr, [network.outcome for network in networks])
     if not plain_path.exists():
         record = BaselineRecord(format=FORMAT, version=1, description=plain_description, row=plain)
         write_json(plain_path, record.to_json())
@@ -140,9 +174,8 @@ def tested_baseline_row(
     return row
 
 
-def _summarise(task: Task, name: str, config: EvalConfig, lr: float, networks: Sequence[TrainedNetwork]) -> ResultRow:
+def _summarise(task: Task, name: str, config: EvalConfig, lr: float, outcomes: Sequence[Outcome]) -> ResultRow:
     label = (without_teachers(config) if name == "full" else config).label
-    outcomes = [network.outcome for network in networks]
     return result_row(name, task, Summary.of(outcomes), lr=lr, protocol=label, outcomes=outcomes)
 
 

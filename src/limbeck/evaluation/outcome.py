@@ -33,6 +33,16 @@ class Outcome(NamedTuple):
     calibration_error: float
     auc: float = nan
 
+    def to_json(self) -> list[Any]:
+        """The fields as JSON holds them; `from_json` gives the same outcome to the last bit."""
+        return [self.accuracy, self.balanced, self.confusion.tolist(), self.calibration_error, self.auc]
+
+    @classmethod
+    def from_json(cls, fields: list[Any]) -> Outcome:
+        """The outcome of `to_json`."""
+        accuracy, balanced, confusion, *others = fields
+        return cls(accuracy, balanced, torch.tensor(confusion), *others)
+
     @property
     def sensitivity(self) -> float:
         """Of two classes: the share of the images of the second one that are classified as it."""

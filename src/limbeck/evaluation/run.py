@@ -31,7 +31,7 @@ from limbeck.evaluation.regression import RegressionConfig, random_targets, regr
 from limbeck.evaluation.robustness import RobustnessOptions, RobustnessTest, make_robustness
 from limbeck.evaluation.sets import Evaluation, prepare_evaluation
 from limbeck.evaluation.training import TrainedNetwork, make_training
-from limbeck.evaluation.trials import Summary, best_lr, make_trials, result_row, train_networks
+from limbeck.evaluation.trials import Summary, Trial, best_lr, make_trials, result_row, run_trials, train_networks
 from limbeck.networks.registry import ModelConfig
 from limbeck.select import FillName
 from limbeck.synthetic.distilled import DistilledSet
@@ -46,9 +46,13 @@ def train_on(
     task: Task, distilled: DistilledSet, config: EvalConfig, lr: float, seed: int, advance: Callable[[], None]
 ) -> list[TrainedNetwork]:
     """Fresh networks that are trained on a distilled set with the step size `lr`, with their outcomes on test."""
-    pair = distilled.images.to(task.device), distilled.labels.to(task.device)
-    trials = make_trials(lambda _seed: pair, config.schedule(lr), config.networks, derive_seed(seed, "evaluate"))
+    trials = _make_trials(task, distilled, config, lr, seed)
     return train_networks(task, trials, task.test, advance, make_training(task, config))
+
+
+def _make_trials(task: Task, distilled: DistilledSet, config: EvalConfig, lr: float, seed: int) -> list[Trial]:
+    pair = distilled.images.to(task.device), distilled.labels.to(task.device)
+    return make_trials(lambda _seed: pair, config.schedule(lr), config.networks, derive_seed(seed, "evaluate"))
 
 
 def evaluate_distilled(
@@ -60,8 +64,8 @@ def evaluate_distilled(
     """
     lr = distilled.lr if config.learns_as_the_set else choose_lr(task, distilled, config, seed, which, listen)
     advance = partial(listen, {"event": "advance", "text": f"distilled, {which}"})
-    networks = train_on(task, distilled, config, lr, seed, advance)
-    outcomes = [network.outcome for network in networks]
+    trials = _make_trials(task, distilled, config, lr, seed)
+    outcomes = run_trials(task, trials, task.test, advance, make_training(task, config))
     step, summary = distilled.provenance.get("step"), Summary.of(outcomes)
     options: dict[str, Any] = {"which": which, "lr": lr, "step": step, "protocol": config.label}
     return result_row("distilled", task, summary, outcomes=outcomes, **options)

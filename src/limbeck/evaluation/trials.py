@@ -68,10 +68,16 @@ def run_trials(
 ) -> list[Outcome]:
     """Train the network of every trial and score it once on `split`, un-augmented; several at the same time.
 
+    The ranks of the task share the trials, and all of them get all outcomes.
     advance:  called after every network.
     training: how they are trained and scored; the default is the field's protocol.
     """
-    outcomes = {place: network.outcome for place, network in _train(task, trials, split, advance, training)}
+    places = task.ranks.share(range(len(trials)))
+    own = _train(task, [trials[place] for place in places], split, advance, training)
+    shares = task.ranks.gather_json([[places[i], network.outcome.to_json()] for i, network in own])
+    outcomes = {place: Outcome.from_json(fields) for share in shares for place, fields in share}
+    for _ in range(len(trials) - len(places)):
+        advance()
     return [outcomes[place] for place in range(len(trials))]
 
 
@@ -82,7 +88,7 @@ def train_networks(
     advance: Callable[[], None] = lambda: None,
     training: Training | None = None,
 ) -> list[TrainedNetwork]:
-    """The same, and returns the networks with what they reach."""
+    """The same, and returns the networks with what they reach; every rank trains all of them."""
     networks = dict(_train(task, trials, split, advance, training))
     return [networks[place] for place in range(len(trials))]
 

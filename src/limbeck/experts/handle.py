@@ -91,7 +91,7 @@ class Experts:
 
     def train(self, listen: Listener) -> Store:
         """Train those that are missing and return the store."""
-        store = self.store
+        store = self.task.ranks.in_turn(lambda: self.store)
         if not self.is_user_store:
             make_experts(self.task, self.config, self.count, self.seed, store, listen)
         return store

@@ -66,30 +66,44 @@ def make_experts(
 ) -> None:
     """Train those of the experts 0 ... count - 1 that the store lacks; an expert is written when it is trained.
 
-    One whose training is recorded in another of the default stores is taken from there, with the same bits.
+    One whose training is recorded in another of the default stores is taken from there, with the same bits. Ranks share
+    the training, and each writes its own experts.
 
     Raises UserError if the store's experts were computed under other conditions, and where training diverges.
     """
+    missing: list[int] = task.ranks.decide(lambda: _take_recorded(task, config, count, store))
+    if not missing:
+        return
+    own = task.ranks.share(missing)
+    listen({"event": "stage", "name": "experts", "total": len(own) * config.epochs, "unit": "epoch"})
+    listen = synchronized(listen)
+    seeds, pair = {index: derive_seed(seed, "expert", index) for index in own}, task.train
+    starts = {index: task.model.init(seeds[index]).to(task.device) for index in own}
+
+    def compute(index: int, check: CheckCancelled) -> Expert:
+        return _train(task, pair, config, index, seeds[index], starts[index], listen, check)
+
+    compute_missing(store, own, compute, task.max_workers, listen)
+    task.ranks.barrier()
+    if unseen := set(missing) - set(store.indices()):
+        raise UserError(
+            f"rank {task.ranks.rank} does not see the experts {sorted(unseen)} in {store.path}, which other processes "
+            "trained; on several machines set LIMBECK_HOME to a folder that all of them share."
+        )
+
+
+def _take_recorded(task: Task, config: ExpertConfig, count: int, store: Store) -> list[int]:
+    """The indices of the experts to train, after those that another store has recorded were taken from there."""
     remove_unfinished(store.path)
     missing = sorted(set(range(count)) - set(store.indices()))
     if not missing:
-        return
+        return []
     store.require_conditions(task.conditions())
     if (recorded := find_recorded(store.header.description())) is not None:
         for index in set(missing) & set(recorded.indices()):
             store.write(index, recorded.read_as(index, config))
             missing.remove(index)
-    if not missing:
-        return
-    listen({"event": "stage", "name": "experts", "total": len(missing) * config.epochs, "unit": "epoch"})
-    listen = synchronized(listen)
-    seeds, pair = {index: derive_seed(seed, "expert", index) for index in missing}, task.train
-    starts = {index: task.model.init(seeds[index]).to(task.device) for index in missing}
-
-    def compute(index: int, check: CheckCancelled) -> Expert:
-        return _train(task, pair, config, index, seeds[index], starts[index], listen, check)
-
-    compute_missing(store, missing, compute, task.max_workers, listen)
+    return missing
 
 
 def _train(

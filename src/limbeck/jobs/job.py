@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 
 from limbeck.core.aliases import rename_keywords
+from limbeck.core.distributed import SINGLE, Ranks
 from limbeck.core.errors import UserError
 from limbeck.core.files import content_key, require_writable
 from limbeck.core.records import DataRecord, RunRecord
@@ -24,6 +25,7 @@ from limbeck.evaluation.protocol import ADDED
 from limbeck.experts.handle import Experts
 from limbeck.experts.store import ExpertConfig
 from limbeck.jobs.config import JobConfig, check_options
+from limbeck.jobs.ranks import share_draws
 from limbeck.jobs.record import RunFolder, versions
 from limbeck.jobs.rehearsal import check_plan
 from limbeck.methods import DataFacts, Method, MethodInputs, Plan, find_method
@@ -143,6 +145,7 @@ def prepare(
     experts: str | Path | None = None,
     device: str = "cpu",
     resize: int | None = None,
+    ranks: Ranks = SINGLE,
     **options: Any,
 ) -> Job:
     """Read and check a job, resolve every default, and try its plan on a stand-in for the experts.
@@ -150,17 +153,33 @@ def prepare(
     The arguments are those of `distill`. Nothing is written. Raises UserError for input that cannot work, and where
     the run folder holds something else.
 
+    ranks: the processes that share the job, of which rank 0 prepares it first; see `limbeck.core.distributed`.
+
     >>> job = prepare("digits", ipc=1, iterations=100)
     >>> job.path.name, job.experts.count, job.config.model.depth, job.is_finished
     ('digits-mct-ipc1-seed0', 10, 2, False)
     """
+    return ranks.in_turn(lambda: _prepare(data, method, out, experts, device, resize, ranks, options))
+
+
+def _prepare(
+    data: DataSource,
+    method: str | Method,
+    out: str | Path | None,
+    experts: str | Path | None,
+    device: str,
+    resize: int | None,
+    ranks: Ranks,
+    options: dict[str, Any],
+) -> Job:
     chosen = find_method(method)
     options = rename_keywords(options, {*chosen.config.model_fields, *JobConfig.model_fields})
+    options = share_draws(chosen, ranks, options)
     own = {key: value for key, value in options.items() if key in chosen.config.model_fields}
     others = {key: value for key, value in options.items() if key not in own}
     config = check_options(JobConfig, others, chosen.config.model_fields)
     requested = check_options(chosen.config, own)
-    task = _make_task(data, config, device, resize)
+    task = _make_task(data, config, device, resize, ranks)
     _check_ipc(task, config)
 
     handle = _experts(config, chosen, task, experts)
@@ -198,20 +217,23 @@ def prepare_experts(
     out: str | Path | None = None,
     device: str = "cpu",
     resize: int | None = None,
+    ranks: Ranks = SINGLE,
     **options: Any,
 ) -> Experts:
     """Read and check experts that are to be trained; the arguments are those of `train_experts`."""
     config = check_options(JobConfig, rename_keywords(options, JobConfig.model_fields))
-    task = _make_task(data, config, device, resize)
+    task = ranks.in_turn(lambda: _make_task(data, config, device, resize, ranks))
     count = config.num_experts or DEFAULT_NUM_EXPERTS
     return Experts.to_train(task, _expert_config(config), count, config.seed, path=None if out is None else Path(out))
 
 
-def _make_task(data: DataSource, config: JobConfig, device: str, resize: int | None) -> Task:
+def _make_task(data: DataSource, config: JobConfig, device: str, resize: int | None, ranks: Ranks = SINGLE) -> Task:
     images = load_data(data, seed=config.seed, resize=resize)
     if not len(images.validation):
         raise UserError(f"{images.name} has no validation images to choose by; give it more images per class.")
-    return make_task(images, config.model, config.preprocess, config.augment, device, config.precision)
+    return make_task(
+        images, config.model, config.preprocess, config.augment, ranks.device(device), config.precision, ranks
+    )
 
 
 def _check_ipc(task: Task, config: JobConfig) -> None:

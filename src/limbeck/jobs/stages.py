@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from math import hypot
 from pathlib import Path
@@ -23,6 +24,7 @@ from limbeck.experts.store import Store
 from limbeck.jobs.checkpoint import Checkpoint, KeepBest, Log
 from limbeck.jobs.doctor import find_small_splits
 from limbeck.jobs.job import Job, prepare, prepare_experts
+from limbeck.jobs.ranks import own_folder, require_same_job
 from limbeck.jobs.record import RunFolder
 from limbeck.jobs.results import evaluate_run, stage_timer, write_results
 from limbeck.methods import Method, Plan
@@ -54,6 +56,14 @@ def run(job: Job, listen: Listener = lambda event: None, evaluate: bool = True) 
     ['log.jsonl', 'results.json', 'run.json']
     """
     set_switches(job.task.device, job.task.precision)
+    require_same_job(job.task, job.resolved, job.path)
+    with own_folder(job.task.ranks, job.path) as path:
+        _run_in_folder(replace(job, path=path), listen, evaluate)
+    return job.path
+
+
+def _run_in_folder(job: Job, listen: Listener, evaluate: bool) -> None:
+    """Do a job in its folder, which for ranks other than 0 is a copy of it."""
     folder, record = job.folder, job.record()
     with folder.lock():
         is_new = not folder.has_begun()
@@ -72,7 +82,6 @@ def run(job: Job, listen: Listener = lambda event: None, evaluate: bool = True) 
             _run_stages(job, listen, evaluate)
         if evaluate and not (job.path / "report.html").exists():
             write_report(job.path)
-    return job.path
 
 
 def _run_stages(job: Job, listen: Listener, evaluate: bool) -> None:

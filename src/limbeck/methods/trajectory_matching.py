@@ -38,7 +38,7 @@ GRADIENTS: dict[str, Adjoint] = {
 class TrajectoryConfig(MethodConfig):
     """Options of every method that matches trajectories. N, M and U are the papers' symbols."""
 
-    added = ("learn_labels",)
+    added = ("learn_labels", "micro_batch")
     iterations: int = Field(default=500, ge=1)
     """Number of outer steps."""
     syn_steps: int = Field(default=20, ge=1)
@@ -57,6 +57,8 @@ class TrajectoryConfig(MethodConfig):
     """Synthetic images per student step; the default is all, or with tiles as many as there are stored images."""
     grad_accum: int = Field(default=1, ge=1)
     """Segments whose gradients are averaged in an outer step."""
+    micro_batch: int | None = Field(default=None, ge=1)
+    """Images of a student step that are computed at a time, to save memory; the gradient is the same to rounding."""
     learn_labels: bool = False
     """Learn label probabilities too, from what the experts say about the images that the set starts from (as DATM)."""
     lr_y: float = Field(default=5.0, gt=0)
@@ -269,11 +271,16 @@ def make_objective(
     stop: Stop | None = None,
     path_distance: PathDistance | None = None,
 ) -> Objective:
-    """Return trajectory matching with these options. gradient: a name in `GRADIENTS`; the rest as `MatchTrajectory`."""
+    """Return trajectory matching with these options. gradient: a name in `GRADIENTS`; the rest as `MatchTrajectory`.
+
+    Raises UserError for a gradient that keeps the graph of all images although they are computed in parts.
+    """
+    if options.micro_batch is not None and isinstance(GRADIENTS[gradient], Backprop):
+        raise UserError("--gradient backprop keeps the graph of all images, so that --micro-batch saves no memory.")
     objective = MatchTrajectory(
         trajectories=inputs.trajectories,
         sampler=sampler,
-        loss=inputs.task.loss,
+        loss=inputs.task.loss_in_parts(options.micro_batch),
         steps=options.syn_steps,
         batch_size=student_batch(options, synthetic),
         adjoint=GRADIENTS[gradient],
@@ -282,7 +289,7 @@ def make_objective(
         stop=stop,
         path_distance=path_distance,
     )
-    return average_draws(objective, options.grad_accum)
+    return average_draws(objective, options.grad_accum, inputs.task.ranks)
 
 
 def student_batch(options: TrajectoryConfig, synthetic: SyntheticSet) -> int | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from limbeck.core.distributed import SINGLE, Ranks
 from limbeck.core.rng import derive_seed
 from limbeck.synthetic.loop import Objective
 from limbeck.synthetic.set import SyntheticSet
@@ -59,29 +60,48 @@ class Average:
     """The mean of an objective over `draws` seeds: gradient accumulation, with one draw's graph at a time.
 
     It reduces the variance of the gradient. Any recipe's objective can be wrapped.
+    ranks: The processes that share the draws: rank r takes the draws r, r + size, and so on. The sum is taken in the
+           order of the draws whatever their number, so that its bits do not depend on it.
+    Raises ValueError for draws that the ranks cannot share evenly.
     """
 
     objective: Objective
     draws: int
+    ranks: Ranks = SINGLE
+
+    def __post_init__(self) -> None:
+        if self.draws % self.ranks.size:
+            raise ValueError(f"{self.draws} draws cannot be shared evenly by {self.ranks.size} ranks")
 
     def __call__(self, synthetic: SyntheticSet, step: int, seed: int) -> Tensor:
         """The mean at this outer step: a scalar."""
         parameters = list(synthetic.parameters().values())
         total = torch.zeros((), dtype=synthetic.images.dtype, device=synthetic.images.device)
-        sums: list[Tensor | None] = [None] * len(parameters)
-        for draw in range(self.draws):
+        sums: list[Tensor | None] = [None] * len(parameters)  # of this rank's slices
+        for draw in self.ranks.share(range(self.draws)):
             value, gradients = value_and_grad(self.objective, synthetic, step, derive_seed(seed, "draw", draw))
-            total = total + value / self.draws
-            for i, gradient in enumerate(gradients):
-                if gradient is not None:
-                    partial = sums[i]
-                    sums[i] = gradient / self.draws if partial is None else partial + gradient / self.draws
-        return attach_gradients(total, parameters, sums)
+            for term in self.ranks.gather(value):
+                total = total + term / self.draws
+            exist = self.ranks.gather_json([gradient is not None for gradient in gradients])
+            for i, (parameter, gradient) in enumerate(zip(parameters, gradients)):
+                sums[i] = self._add(sums[i], gradient, parameter, [flags[i] for flags in exist])
+        joined = [None if part is None else self.ranks.join(part, like) for part, like in zip(sums, parameters)]
+        return attach_gradients(total, parameters, joined)
+
+    def _add(
+        self, total: Tensor | None, gradient: Tensor | None, parameter: Tensor, exist: Sequence[bool]
+    ) -> Tensor | None:
+        """Add the gradient of one draw of every rank to the sum; one that does not exist is left out, and is not 0."""
+        if any(exist):
+            parts = self.ranks.exchange(torch.zeros_like(parameter) if gradient is None else gradient)
+            for part in (part / self.draws for part, exists in zip(parts, exist) if exists):
+                total = part if total is None else total + part
+        return total
 
 
-def average_draws(objective: Objective, draws: int) -> Objective:
+def average_draws(objective: Objective, draws: int, ranks: Ranks = SINGLE) -> Objective:
     """The mean of an objective over `draws` seeds; for one draw the objective itself."""
-    return objective if draws == 1 else Average(objective, draws)
+    return objective if draws == 1 else Average(objective, draws, ranks)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,132 @@
+"""Several processes give the bits of one, share its work, and end with a sentence where one of them is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_line import TINY
+from processes import call_on_ranks
+from safetensors.torch import load_file
+from torch import Tensor
+
+from limbeck.cli.main import main
+from limbeck.core.distributed import join_ranks
+from limbeck.core.launch import Launch
+from limbeck.core.rng import make_generator
+from limbeck.jobs.checkpoint import Log
+from limbeck.objectives.combine import Average, value_and_grad
+from limbeck.synthetic.hooks import OVERSHOOT
+from limbeck.synthetic.set import SyntheticSet
+
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="torch has no gloo here"
+)
+
+
+def noisy(synthetic: SyntheticSet, step: int, seed: int) -> Tensor:
+    """A random loss, without a gradient in the step size at even steps, and in the images at some draws of odd ones."""
+    weights = torch.randn(synthetic.images.shape, generator=make_generator(seed, "weights", step))
+    images = synthetic.images.detach() if step % 2 and seed % 3 == 0 else synthetic.images
+    lr = synthetic.log_lr if step % 2 else synthetic.log_lr.detach()
+    return (images * weights).pow(2).mean() * lr.exp() + weights.sum()
+
+
+def gradients(draws: int, steps: int = 6) -> list[list[Tensor]]:
+    """The value and the gradients of the mean of `noisy` over draws, at several steps."""
+    images = torch.randn(3, 1, 3, 3, generator=make_generator(0, "images"))
+    synthetic = SyntheticSet.from_images(images, torch.arange(3), lr=0.3)
+    with join_ranks() as ranks:
+        pairs = [value_and_grad(Average(noisy, draws, ranks), synthetic, step, seed=step) for step in range(steps)]
+    return [[value, *(torch.zeros(0) if part is None else part for part in parts)] for value, parts in pairs]
+
+
+@pytest.mark.parametrize(("size", "draws"), [(2, 4), (4, 4)])
+def test_ranks_give_the_bits_of_one_process(size: int, draws: int, tmp_path: Path) -> None:
+    expected = gradients(draws)
+    assert {parts[-1].numel() for parts in expected} == {0, 1}, "at some steps no draw has a gradient in the step size"
+    for outcome in call_on_ranks(size, tmp_path, gradients, draws):
+        assert outcome.status == 0, outcome.err
+        for parts, others in zip(expected, outcome.result, strict=True):
+            assert all(torch.equal(one, other) for one, other in zip(parts, others, strict=True))
+
+
+WORDS = ["distill", "digits", "--grad-accum", "2", "--num-experts", "2", "--eval.networks", "2"]
+WORDS += ["--validate-networks", "3", "--lr-teacher", "0.005"]
+WORDS += [word for pair in zip(TINY[::2], TINY[1::2]) if pair[0] not in WORDS for word in pair]
+
+
+def run_command(words: list[str], lost_at: int | None = None) -> int:
+    """Run a command; at the outer step `lost_at` rank 1 is killed."""
+    if lost_at is not None and Launch.of_environment().rank == 1:
+        write_line = Log.__call__
+
+        def write_or_end(log: Log, synthetic: SyntheticSet, step: int, loss: float) -> None:
+            if step == lost_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            write_line(log, synthetic, step, loss)
+
+        Log.__call__ = write_or_end  # type: ignore[method-assign]
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    return int(end.value.code or 0)
+
+
+def content(run: Path, home: Path) -> dict[str, Any]:
+    """What a finished run found, without times."""
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    experts = sorted(home.glob("experts/*/expert-*.safetensors"))
+    assert len(experts) == 2
+    files = [run / "set-last.safetensors", run / "set-chosen.safetensors", run / "state.safetensors", *experts]
+    return {
+        "tensors": {f"{file.name} {name}": tensor for file in files for name, tensor in load_file(file).items()},
+        "results": json.loads((run / "results.json").read_text())["results"],
+        "losses": {line["step"]: line["loss"] for line in log if "loss" in line},
+        "validation": {line["step"]: line["accuracy_mean"] for line in log if "accuracy_mean" in line and "n" in line},
+        "baselines": {file.name: json.loads(file.read_text())["row"] for file in home.glob("baselines/*.json")},
+        "key": json.loads((run / "run.json").read_text())["key"],
+    }
+
+
+def require_equal(one: dict[str, Any], other: dict[str, Any]) -> None:
+    for name in one.keys() - {"tensors"}:
+        assert one[name] == other[name], name
+    assert one["tensors"].keys() == other["tensors"].keys()
+    assert all(torch.equal(tensor, other["tensors"][name]) for name, tensor in one["tensors"].items())
+
+
+def test_a_job_of_two_ranks_is_killed_and_ends_with_the_bits_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    homes, runs = [tmp_path / f"home{i}" for i in range(2)], [tmp_path / f"run{i}" for i in range(3)]
+    monkeypatch.setenv("LIMBECK_HOME", str(homes[0]))
+    assert run_command([*WORDS, "--out", str(runs[0])]) == 0
+    expected = content(runs[0], homes[0])
+    assert set(expected["losses"]) == {1, 2, 3, 4}
+    assert max(expected["losses"].values()) < OVERSHOOT, "the images are learned"
+
+    monkeypatch.setenv("LIMBECK_HOME", str(homes[1]))
+    words = [*WORDS, "--out", str(runs[1])]
+    first, second = call_on_ranks(2, tmp_path / "lost", run_command, words, 3)
+    assert second.status == -signal.SIGKILL
+    assert first.result == 1
+    assert "another process of this job ended or does not answer" in first.err
+    assert not (runs[1] / "results.json").exists()
+    shutil.copytree(runs[1], runs[2])
+
+    first, second = call_on_ranks(2, tmp_path / "again", run_command, words)
+    assert (first.result, second.result) == (0, 0), (first.err, second.err)
+    assert "distilled (chosen)" in first.out
+    assert (second.out, second.err) == ("", "")
+    require_equal(content(runs[1], homes[1]), expected)
+    assert list((second.folder / "tmp").glob("limbeck-rank-*")) == [], "its copy of the run is removed"
+
+    assert run_command([*WORDS, "--out", str(runs[2])]) == 0, "one process goes on with what two have begun"
+    require_equal(content(runs[2], homes[1]), expected)
+    capsys.readouterr()
