@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import inf, log
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -38,7 +38,7 @@ GRADIENTS: dict[str, Adjoint] = {
 class TrajectoryConfig(MethodConfig):
     """Options of every method that matches trajectories. N, M and U are the papers' symbols."""
 
-    added = ("learn_labels", "micro_batch")
+    added: ClassVar[tuple[str, ...]] = ("learn_labels", "micro_batch")
     iterations: int = Field(default=500, ge=1)
     """Number of outer steps."""
     syn_steps: int = Field(default=20, ge=1)
