@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from safetensors import SafetensorError
 
-from limbeck.core.errors import UserError, WriteError
+from limbeck.core.errors import UserError, WriteError, explain_memory
 from limbeck.core.text import shorten_path
 
 
@@ -34,6 +34,8 @@ def explain(error: Exception) -> Failure | None:
     if isinstance(error, OSError) and error.errno in PATH_ERRORS and error.filename is not None:
         reason = (error.strerror or str(error)).lower()
         return Failure(f"{shorten_path(error.filename)} cannot be used ({reason}); name another path.", 2)
+    if (sentence := explain_memory(error)) is not None:
+        return Failure(sentence, 1)
     if isinstance(error, OSError | SafetensorError):  # a full disk is a SafetensorError while tensors are written
         return Failure(str(error), 1)
     return None

@@ -43,6 +43,29 @@ class WriteError(OSError):
         return self.sentence
 
 
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory", "bad_alloc", "out of memory")
+"""Words of torch's errors where memory is not enough; on a GPU they are of a class of their own."""
+
+
+def explain_memory(error: BaseException) -> str | None:
+    """A sentence on an error for lack of memory, with what to change; None for any other error.
+
+    >>> explain_memory(MemoryError())
+    'the memory of this machine is not enough; take smaller batches, fewer student steps, fewer threads or a ...
+    >>> explain_memory(RuntimeError("shapes differ"))
+    """
+    is_on_gpu = type(error).__name__ == "OutOfMemoryError"
+    is_of_torch = isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+    if not (is_on_gpu or is_of_torch or isinstance(error, MemoryError)):
+        return None
+    place = "GPU" if is_on_gpu else "machine"
+    return (
+        f"the memory of this {place} is not enough; take smaller batches, fewer student steps, fewer threads or a "
+        "narrower network (options like --batch-real, --batch-syn, --eval.batch-size, --syn-steps, --threads, "
+        "--model.width)."
+    )
+
+
 def suggest_names(name: str, names: Iterable[str]) -> str:
     """The end of an error about an unknown name: the names near to it, or all where none is near.
 

@@ -17,7 +17,7 @@ from limbeck.core.record_files import read_record
 from limbeck.core.records import BaselineRecord, ResultRow
 from limbeck.core.rng import derive_seed
 from limbeck.core.unfinished import remove_unfinished
-from limbeck.evaluation.outcome import Outcome
+from limbeck.evaluation.outcome import Outcome, warn_of_divergence
 from limbeck.evaluation.protocol import ADDED, EvalConfig
 from limbeck.evaluation.robustness import RobustnessConfig, RobustnessTest
 from limbeck.evaluation.training import TrainedNetwork, Training, make_training
@@ -130,7 +130,9 @@ def baseline_row(
     if stored := task.ranks.decide(lambda: _read_row(path)):  # all ranks see what rank 0 sees
         return ResultRow.model_validate(stored)
     real = make_real_trials(task, name, ipc, config, seed, listen, fill)
-    row = _summarise(task, name, config, real.lr, real.outcomes())
+    outcomes = real.outcomes()
+    warn_of_divergence(outcomes, "all images" if name == "full" else f"{name} images", real.lr, listen)
+    row = _summarise(task, name, config, real.lr, outcomes)
     if task.ranks.is_first:
         write_json(path, BaselineRecord(format=FORMAT, version=1, description=description, row=row).to_json())
     return row

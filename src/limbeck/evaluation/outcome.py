@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from limbeck.core.events import Listener
 from limbeck.core.records import TWO_CLASS_MEASURES
 from limbeck.training.plain import Network, predict_logits, score_classes
 
@@ -44,6 +45,11 @@ class Outcome(NamedTuple):
         return cls(accuracy, balanced, torch.tensor(confusion), *others)
 
     @property
+    def has_diverged(self) -> bool:
+        """Whether the parameters, or what the network says with them, were not finite."""
+        return not bool(self.confusion.any())
+
+    @property
     def sensitivity(self) -> float:
         """Of two classes: the share of the images of the second one that are classified as it."""
         return self._recall(1)
@@ -65,10 +71,26 @@ def measure(network: Network, theta: Tensor, images: Tensor, labels: Tensor, cla
     if not bool(torch.isfinite(theta).all()):
         return Outcome(0.0, 0.0, torch.zeros(classes, classes, dtype=torch.int64), nan)
     logits, labels = predict_logits(network, theta, images).cpu(), labels.cpu()  # once, as the rest waits otherwise
+    if not bool(torch.isfinite(logits).all()):  # of parameters that are finite and huge
+        return Outcome(0.0, 0.0, torch.zeros(classes, classes, dtype=torch.int64), nan)
     predictions = logits.argmax(1)
     counts = confusion_matrix(labels, predictions, classes)
     auc = area_under_curve(logits, labels) if classes == 2 else nan
     return Outcome(*score_classes(predictions, labels), counts, calibration_error(logits, labels), auc)
+
+
+def warn_of_divergence(outcomes: Sequence[Outcome], images: str, lr: float, listen: Listener) -> None:
+    """Send a warning where networks diverged, since the mean counts them with an accuracy of 0.
+
+    images: on which they were trained, in words; lr: their step size.
+    """
+    count = sum(outcome.has_diverged for outcome in outcomes)
+    if count:
+        text = (
+            f"{count} of {len(outcomes)} networks trained on {images} diverged at the step size {lr:.3g}, and count "
+            "with an accuracy of 0; a smaller step size or fewer epochs (--eval.epochs) would keep them finite."
+        )
+        listen({"event": "warning", "text": text})
 
 
 def area_under_curve(logits: Tensor, labels: Tensor) -> float:

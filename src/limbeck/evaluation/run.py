@@ -25,7 +25,7 @@ from limbeck.evaluation.baselines import (
     count_networks,
     tested_baseline_row,
 )
-from limbeck.evaluation.outcome import describe_outcomes
+from limbeck.evaluation.outcome import describe_outcomes, warn_of_divergence
 from limbeck.evaluation.protocol import EvalConfig, ProtocolName
 from limbeck.evaluation.regression import RegressionConfig, random_targets, regression_rows
 from limbeck.evaluation.robustness import RobustnessOptions, RobustnessTest, make_robustness
@@ -66,6 +66,7 @@ def evaluate_distilled(
     advance = partial(listen, {"event": "advance", "text": f"distilled, {which}"})
     trials = _make_trials(task, distilled, config, lr, seed)
     outcomes = run_trials(task, trials, task.test, advance, make_training(task, config))
+    warn_of_divergence(outcomes, f"the {which or 'distilled'} set", lr, listen)
     step, summary = distilled.provenance.get("step"), Summary.of(outcomes)
     options: dict[str, Any] = {"which": which, "lr": lr, "step": step, "protocol": config.label}
     return result_row("distilled", task, summary, outcomes=outcomes, **options)
@@ -258,6 +259,7 @@ def _evaluate(evaluation: Evaluation, lr: float, lr_from: LrOrigin, seed: int, l
     advance = partial(listen, {"event": "advance", "text": f"distilled, {which}"})
     networks = train_on(task, distilled, config, lr, seed, advance)
     outcomes = [network.outcome for network in networks]
+    warn_of_divergence(outcomes, f"the {which or 'distilled'} set", lr, listen)
     tests: dict[str, Any] = {}
     if evaluation.robustness is not None:
         advance = partial(listen, {"event": "advance", "text": f"distilled, {which}, perturbed"})

@@ -62,7 +62,10 @@ def train_expert(
         if config.keep != "convex":
             points.append(theta.to("cpu", copy=True))
         if not bool(torch.isfinite(theta).all()):
-            raise UserError(f"the expert diverged in epoch {epoch}; lower its step size ({config.lr:g}).")
+            raise UserError(
+                f"the expert diverged in epoch {epoch}: its parameters are not finite; give a smaller step size, as "
+                f"{config.lr / 10:g} (now {config.lr:g})."
+            )
         validation.append(validate(epoch, theta))
     return Expert(
         None if convexifier is None else convexifier.finish(),

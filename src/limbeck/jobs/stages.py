@@ -27,10 +27,11 @@ from limbeck.jobs.job import Job, prepare, prepare_experts
 from limbeck.jobs.ranks import own_folder, require_same_job
 from limbeck.jobs.record import RunFolder
 from limbeck.jobs.results import evaluate_run, stage_timer, write_results
-from limbeck.methods import Method, Plan
+from limbeck.methods import Method, MethodConfig, Plan
 from limbeck.report.page import write_report
 from limbeck.synthetic.distilled import DistilledSet, make_mosaics
 from limbeck.synthetic.grids import image_grid, image_strip, save_png
+from limbeck.synthetic.guard import Guard
 from limbeck.synthetic.hooks import StudentMonitor
 from limbeck.synthetic.loop import outer_loop
 from limbeck.synthetic.set import SyntheticSet
@@ -211,7 +212,8 @@ def run_outer_loop(job: Job, plan: Plan, listen: Listener) -> None:
     log = Log(folder, listen)
     warn = partial(_warn, job, listen)
     monitors = [StudentMonitor(warn)] if job.learns_lr and job.experts is not None else []
-    hooks = [*plan.hooks, *monitors]
+    guard = Guard(plan.synthetic, plan.optimisers, warn, describe_smaller(job.options), plan.accept is None)
+    hooks = [*plan.hooks, *monitors, guard]
     checkpoint = Checkpoint(folder, plan.optimisers, hooks, chooser, log)
     done = checkpoint.restore(plan.synthetic)
     listen({"event": "stage", "name": "distill", "total": plan.iterations, "done": done, "unit": "step"})
@@ -223,9 +225,25 @@ def run_outer_loop(job: Job, plan: Plan, listen: Listener) -> None:
     hooks += [log, chooser, checkpoint]
     steps = range(done, plan.iterations)
     with finish_step() as checkpoint.pending:
-        outer_loop(plan.objective, plan.synthetic, plan.optimisers, steps, config.seed, plan.accept, hooks)
+        outer_loop(plan.objective, plan.synthetic, plan.optimisers, steps, config.seed, plan.accept, hooks, guard.admit)
     _warn_of_ties(job, chooser.step, warn)
     write_set(job, "last", plan.evaluated_set(), plan.iterations)
+
+
+def describe_smaller(options: MethodConfig) -> str:
+    """What to change where the outer loop diverges: the options of a method that make steps smaller, and their values.
+
+    >>> from limbeck.methods.mct import MCTConfig
+    >>> describe_smaller(MCTConfig(lr_img=5, lr_lr=0, syn_steps=20))
+    'Run again in a new folder with smaller steps: --lr-img 0.5 (now 5) or --syn-steps 10 (now 20).'
+    """
+    values = {name: getattr(options, name, None) for name in ("lr_img", "lr_lr", "lr_label", "syn_steps")}
+    smaller = {name: value // 2 if name == "syn_steps" else value / 10 for name, value in values.items() if value}
+    changes = [f"--{name.replace('_', '-')} {new:g} (now {values[name]:g})" for name, new in smaller.items() if new]
+    if not changes:
+        return "Run again in a new folder with smaller steps."
+    listed = " or ".join(filter(None, (", ".join(changes[:-1]), changes[-1])))
+    return f"Run again in a new folder with smaller steps: {listed}."
 
 
 def _warn(job: Job, listen: Listener, text: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from limbeck.core.allocator import keep_freed_memory
-from limbeck.core.errors import UserError
+from limbeck.core.errors import UserError, explain_memory
 from limbeck.core.events import Event
 from limbeck.core.interrupts import Interrupted, Interrupts
 from limbeck.core.records import MemoryLine
@@ -91,10 +91,11 @@ def main() -> None:
     try:
         try:
             carry_out(json.load(sys.stdin), listen)
-        except (UserError, OSError) as error:
-            if isinstance(error, BrokenPipeError):
+        except (UserError, OSError, RuntimeError, MemoryError) as error:
+            is_defect = isinstance(error, RuntimeError) and explain_memory(error) is None
+            if isinstance(error, BrokenPipeError) or is_defect:
                 raise
-            sentence = str(error)
+            sentence = explain_memory(error) or str(error)
         listen({"event": "end", "sentence": sentence})
     except BrokenPipeError:  # the parent has ended; Python is not to flush again at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

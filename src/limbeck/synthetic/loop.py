@@ -66,15 +66,18 @@ def outer_loop(
     seed: int,
     accept: Callable[[float], bool] | None = None,
     hooks: Sequence[Hook] = (),
+    admit: Callable[[int, float], bool] | None = None,
 ) -> None:
     """Minimise `objective` over the outer steps `steps`, updating the learned parameters of `synthetic` in place.
 
     optimisers: of the learned parameters, each stepped once an outer step.
     accept:     loss -> whether to take this step; None takes every step.
     hooks:      called in order after every step, accepted or not, with the number of steps so far.
+    admit:      (step, loss) -> whether the loss and the gradients can be used, see `limbeck.synthetic.guard`; by
+                default the loop ends where they are not finite.
 
     Each step is random only through (seed, step), so that a run can be continued from any step.
-    Raises DivergenceError where the loss or a gradient is not finite, before the step is taken.
+    Raises DivergenceError, before the step is taken, where the loss or a gradient is not finite, or as `admit` does.
 
     >>> images, labels = torch.ones(2, 1, 4, 4), torch.tensor([0, 1])
     >>> synthetic = SyntheticSet.from_images(images, labels, lr=0.1, learned=("images",))
@@ -91,21 +94,29 @@ def outer_loop(
         loss = objective(synthetic, step, seed)
         loss.backward()
         value = float(loss.detach())
-        _check_finite(value, synthetic, step)
-        if accept is None or accept(value):
+        is_admitted = _require_finite(step, value, synthetic) if admit is None else admit(step, value)
+        if is_admitted and (accept is None or accept(value)):
             for optimiser in optimisers:
                 optimiser.step()
         for hook in hooks:
             hook(synthetic, step + 1, value)
 
 
-def _check_finite(loss: float, synthetic: SyntheticSet, step: int) -> None:
+def find_fault(loss: float, synthetic: SyntheticSet) -> str | None:
+    """What is not finite: the gradient of a learned parameter, or the loss; None where all are."""
     grads = {name: parameter.grad for name, parameter in synthetic.parameters().items()}
     broken = [name for name, grad in grads.items() if grad is not None and not bool(torch.isfinite(grad).all())]
-    if not isfinite(loss) or broken:
-        subject = f"the gradient of {', '.join(broken)}" if broken else "the loss"
+    if broken:
+        return f"the gradient of {', '.join(broken)} is not finite"
+    return None if isfinite(loss) else "the loss is not finite"
+
+
+def _require_finite(step: int, loss: float, synthetic: SyntheticSet) -> bool:
+    fault = find_fault(loss, synthetic)
+    if fault is not None:
         lr = float(synthetic.lr.detach())
         raise DivergenceError(
-            f"step {step}: {subject} is not finite (loss {loss:.4g}, student step size {lr:.4g}); the last good state "
-            "is kept. Lower --lr-img, --lr-lr or --syn-steps and run again in a new folder."
+            f"step {step}: {fault} (loss {loss:.4g}, student step size {lr:.4g}); the last good state is kept. Lower "
+            "--lr-img, --lr-lr or --syn-steps and run again in a new folder."
         )
+    return True
