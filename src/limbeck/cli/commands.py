@@ -168,9 +168,9 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         _print(json.dumps(result, indent=2))
         return
-    from rich.console import Console
+    from limbeck.cli.screen import PlainConsole
 
-    console = Console()
+    console = PlainConsole()
     if result.get("kind") == "data set":
         from limbeck.cli.data_info import show_data
 

@@ -61,7 +61,7 @@ class Reading(OptionGroup):
     pixel_range: Annotated[tuple[float, float] | None, tyro.conf.arg(metavar="LOW HIGH")] = None
     """The pixel values that are black and white; the default follows from the whole data set."""
     follow_links: Annotated[FlagCreatePairsOff[bool], SWITCH] = False
-    """Follow links to folders outside the data folder."""
+    """Follow links to files and folders outside the data folder."""
 
 
 def load_keywords(options: Reading) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
-from rich.console import Console
 from tyro.conf import Positional
 
 from limbeck.cli.common import DATA, Command, Device, Options, WithEstimate, announce
 from limbeck.cli.records import RUNS
+from limbeck.cli.screen import PlainConsole
 from limbeck.core.evaluation_records import ComparisonRow
 from limbeck.core.events import Listener
 from limbeck.evaluation.compare import prepare_comparison, run_comparison
@@ -58,7 +58,7 @@ def run_compare(args: Compare, listen: Listener) -> Any:
     if args.as_json:
         return {"comparisons": [row.to_json() for row in rows]}
     for row in rows:
-        Console(highlight=False).print(sentence(row), soft_wrap=True, markup=False)
+        PlainConsole(highlight=False).print(sentence(row), soft_wrap=True, markup=False)
     return {}
 
 

@@ -11,10 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as Remaining
 from rich.table import Table
+from rich.text import Text
 
 from limbeck.core.evaluation_records import EvaluationRow, ScoreRow
 from limbeck.core.events import Event
 from limbeck.core.records import TWO_CLASS_MEASURES
+from limbeck.core.text import printable
 from limbeck.report.heat_map import heat_map
 from limbeck.report.robustness import robustness_tables
 from limbeck.report.text import NONE, duration, percent
@@ -22,6 +24,15 @@ from limbeck.report.text import NONE, duration, percent
 LOG = logging.getLogger("limbeck")
 UNEVEN = 0.005  # plain and balanced accuracy that differ by more are both shown
 LINE_SECONDS = 15.0  # between lines where there is no terminal to draw a bar on
+
+
+class PlainConsole(Console):
+    """A console for text that may come from files: it holds no markup, no emoji codes and no control characters."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """The text as it stands, with characters that no terminal prints as their escapes."""
+        lines = "\n".join(map(printable, text.split("\n")))
+        return super().render_str(lines, **{**options, "markup": False, "emoji": False})
 
 
 class Screen:
@@ -33,15 +44,15 @@ class Screen:
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
-        self.console = Console(stderr=True)
+        self.console = PlainConsole(stderr=True)
         self.progress = Progress(
-            TextColumn("{task.description:<9}"),
+            TextColumn("{task.description:<9}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             Remaining(),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             console=self.console,
             disable=quiet or not self.console.is_terminal,
         )
@@ -76,7 +87,7 @@ class Screen:
     def _stage(self, event: Event) -> None:
         if self.task is not None:
             self.progress.update(self.task, completed=self.progress.tasks[self.task].total)
-        self.name, self.total, self.done_before = event["name"], event["total"], event.get("done", 0)
+        self.name, self.total, self.done_before = printable(event["name"]), event["total"], event.get("done", 0)
         self.done, self.start = self.done_before, time.perf_counter()
         self.last_line = self.start
         self.task = self.progress.add_task(self.name, total=self.total, completed=self.done, text="")
@@ -87,23 +98,23 @@ class Screen:
 
     def _advance(self, event: Event) -> None:
         self.done += 1
+        text = printable(event.get("text", ""))
         if self.task is not None:
-            self.progress.update(self.task, completed=self.done, text=event.get("text", ""))
+            self.progress.update(self.task, completed=self.done, text=text)
         now = time.perf_counter()
         if self.progress.disable and (now - self.last_line > LINE_SECONDS or self.done == self.total):
             self.last_line = now
             spent = now - self.start
             left = spent / max(self.done - self.done_before, 1) * (self.total - self.done)
             self.console.print(
-                f"{self.name}: {self.done}/{self.total}, {duration(spent)}, about {duration(left)} left; "
-                f"{event.get('text', '')}"
+                f"{self.name}: {self.done}/{self.total}, {duration(spent)}, about {duration(left)} left; {text}"
             )
 
     def _print(self, event: Event) -> None:
         self.console.print(event["text"], highlight=False, markup=False, soft_wrap=True)
 
     def _warn(self, event: Event) -> None:
-        self.console.print(f"warning: {event['text']}", highlight=False, markup=False, soft_wrap=True)
+        self.console.print(f"warning: {printable(event['text'])}", highlight=False, markup=False, soft_wrap=True)
 
     def _validate(self, event: Event) -> None:
         mean, balanced = event["accuracy_mean"], event.get("balanced_accuracy_mean")
@@ -138,7 +149,7 @@ def format_value(value: Any) -> str:
         return ", ".join(map(_format_part, value))
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return NONE if value is None else str(value)
+    return NONE if value is None else printable(str(value))
 
 
 def _format_part(value: Any) -> str:

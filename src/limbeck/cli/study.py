@@ -12,6 +12,7 @@ from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from limbeck.cli.common import PATH, SWITCH, Command, Options, WithEstimate
+from limbeck.cli.screen import PlainConsole
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.core.record_files import read_record
@@ -64,7 +65,7 @@ def run_study_command(args: Study, listen: Listener) -> Any:
         )
     files = {"record": str(path.with_suffix(".json")), "page": str(write_study_page(record, path.with_suffix(".html")))}
     if not args.as_json:
-        show_study(record, Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH))
+        show_study(record, PlainConsole(highlight=False, width=None if sys.stdout.isatty() else WIDTH))
     if record.failures and not args.page_only:
         count, first = len(record.failures), record.failures[0]
         raise UserError(

@@ -15,6 +15,7 @@ from typing import BinaryIO, NamedTuple, TypeVar
 
 from limbeck.core.errors import UserError
 from limbeck.core.files import RECORDS
+from limbeck.core.text import shorten_path
 
 MAX_FILE = 1 << 30  # bytes of a file that is read whole: one picture, one idx or csv file
 MAX_DEPTH = 50  # folders inside each other
@@ -159,11 +160,12 @@ def _open_file(path: Path) -> BinaryIO:
 def read_folder_tree(path: Path, follow_links: bool = False) -> Tree:
     """The tree of a folder on disk, hidden entries left out.
 
-    Links to files are followed. A link to a folder is followed where that folder lies inside `path` and is not reached
-    otherwise, so that every folder is visited once; a link that leads out of `path` is followed with `follow_links`.
+    A link that leads out of `path` is followed with `follow_links` alone: whoever made the folder may have linked to
+    any file of the user. A link to a folder inside `path` is followed where that folder is not reached otherwise, so
+    that every folder is visited once.
     Broken links, links to folders that are visited anyway, runs and stores of limbeck, and what is neither file nor
     folder are left out and noted.
-    Raises UserError for a link to a folder outside `path` without `follow_links`, and for a folder that holds nothing
+    Raises UserError for a link to something outside `path` without `follow_links`, and for a folder that holds nothing
     but runs and stores of limbeck; and OSError as the disk does.
     """
     visitor = _Visitor(path, follow_links)
@@ -211,6 +213,8 @@ class _Visitor:
             self.left_out[f"links that cannot be followed ({error.strerror})"] += 1
             return
         if stat.S_ISREG(status.st_mode):
+            if entry.is_symlink():
+                self._require_inside(path, "file")
             folder.files[entry.name] = file_on_disk(path, status)
         elif not stat.S_ISDIR(status.st_mode):
             self.left_out["entries that are neither files nor folders"] += 1
@@ -228,14 +232,19 @@ class _Visitor:
             folder.folders[name] = inner
 
     def follow(self, folder: Folder, link: Path) -> None:
-        target = link.resolve()
-        if not (target.is_relative_to(self.target) or self.follow_links):
-            raise UserError(
-                f"{link}: a link to a folder outside {self.root} ({target}); pass --follow-links (follow_links=True in "
-                "Python) where it belongs to the data, else remove it"
-            )
+        target = self._require_inside(link, "folder")
         status = target.stat()
         if (status.st_dev, status.st_ino) in self.visited or self.target.is_relative_to(target):
             self.left_out["links to folders that are read at another place"] += 1
         else:
             folder.folders[link.name] = self.visit(link)
+
+    def _require_inside(self, link: Path, kind: str) -> Path:
+        """What a link leads to. Raises UserError where that lies outside and links are not to be followed there."""
+        target = link.resolve()
+        if not (self.follow_links or target.is_relative_to(self.target)):
+            raise UserError(
+                f"{shorten_path(link)}: a link to a {kind} outside {shorten_path(self.root)} ({shorten_path(target)}); "
+                "pass --follow-links (follow_links=True in Python) where it belongs to the data, else remove it"
+            )
+        return target

@@ -18,14 +18,20 @@ from limbeck.synthetic.loop import Hook, StatefulHook
 from limbeck.synthetic.set import SyntheticSet
 
 SAVE_SECONDS = 20.0
+MAX_LINES = 50_000
+"""About how many outer steps of a run have a line in its log, which are 5 MB."""
 
 
 @dataclass
 class Log:
-    """Writes one line a step to the run's log, and sends one event to the listener."""
+    """Writes one line a step, or one every few steps of a long run, to its log, and sends one event to the listener.
+
+    every: steps a line, so that the log stays bounded, see `MAX_LINES`.
+    """
 
     run: RunFolder
     listen: Listener
+    every: int = 1
     earlier_seconds: float = 0.0
     start: float = field(default_factory=time.perf_counter)
 
@@ -35,7 +41,8 @@ class Log:
 
     def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
         lr = float(synthetic.lr.detach())
-        self.run.line(StepLine(step=step, loss=loss, lr=lr, seconds=round(self.seconds(), 2)))
+        if step % self.every == 0:
+            self.run.line(StepLine(step=step, loss=loss, lr=lr, seconds=round(self.seconds(), 2)))
         self.listen({"event": "advance", "text": f"loss {loss:.3f}, step size {lr:.4f}"})
 
 

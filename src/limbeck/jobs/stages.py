@@ -21,7 +21,7 @@ from limbeck.evaluation.trials import Summary, evaluate_set
 from limbeck.experts.handle import Experts
 from limbeck.experts.make import measure_paths
 from limbeck.experts.store import Store
-from limbeck.jobs.checkpoint import Checkpoint, KeepBest, Log
+from limbeck.jobs.checkpoint import MAX_LINES, Checkpoint, KeepBest, Log
 from limbeck.jobs.doctor import find_small_splits
 from limbeck.jobs.job import Job, prepare, prepare_experts
 from limbeck.jobs.ranks import own_folder, require_same_job
@@ -209,7 +209,7 @@ def run_outer_loop(job: Job, plan: Plan, listen: Listener) -> None:
     validate, keep = partial(_validate, job), partial(write_set, job, "chosen")
     choice = config.eval.choice
     chooser = KeepBest(folder, every, plan.iterations, validate, choice, keep, listen, plan.evaluated_set)
-    log = Log(folder, listen)
+    log = Log(folder, listen, every=max(1, plan.iterations // MAX_LINES))
     warn = partial(_warn, job, listen)
     monitors = [StudentMonitor(warn)] if job.learns_lr and job.experts is not None else []
     guard = Guard(plan.synthetic, plan.optimisers, warn, describe_smaller(job.options), plan.accept is None)
