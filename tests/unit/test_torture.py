@@ -54,7 +54,7 @@ def test_a_signal_is_a_sentence_and_loses_nothing(cases: Cases) -> None:
     assert campaigns.stop_by_signals(cases("experts"), 3, random.Random(0)).run() == (3, [])
 
 
-@pytest.mark.parametrize("campaign", [campaigns.two_on_one_run, campaigns.two_on_one_store, campaigns.two_on_one_cache])
+@pytest.mark.parametrize("campaign", [campaigns.two_on_one_store, campaigns.two_on_one_cache])
 def test_two_at_once(campaign: Callable[..., campaigns.Campaign], materials: Path, tmp_path: Path) -> None:
     assert campaign(tmp_path / "sandbox", materials, 1).run() == (1, [])
 
