@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 RUN ?= runs/digits
 
-.PHONY: run test lint docs bench portability newcomer torture clean
+.PHONY: run test lint docs bench portability cluster newcomer torture clean
 
 run: $(VENV)/.installed
 	$(BIN)/limbeck demo --out $(RUN) --threads 1
@@ -36,6 +36,10 @@ newcomer:
 
 torture: $(VENV)/.installed-test
 	PYTHONPATH=tests OMP_NUM_THREADS=1 GOMP_SPINCOUNT=1000 $(BIN)/python -m torture
+
+# several processes: the tests of `make test`, and those by torchrun itself with one process killed, a minute in all
+cluster: $(VENV)/.installed-test
+	LIMBECK_CLUSTER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/laws/test_ranks.py -rs -v
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks

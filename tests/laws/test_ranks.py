@@ -6,6 +6,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +133,32 @@ def test_a_job_of_two_ranks_is_killed_and_ends_with_the_bits_of_one(
     assert run_command([*WORDS, "--out", str(runs[2])]) == 0, "one process goes on with what two have begun"
     require_equal(content(runs[2], homes[1]), expected)
     capsys.readouterr()
+
+
+def test_what_rank_0_refuses_the_others_do_not_repeat(tmp_path: Path) -> None:
+    first, second = call_on_ranks(2, tmp_path, run_command, [*WORDS, "--ipc", "1000", "--out", str(tmp_path / "run")])
+    assert (first.result, first.out) == (2, "")
+    assert "fewer than --ipc 1000" in first.err
+    assert (second.result, second.out, second.err) == (1, "", "")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif("LIMBECK_CLUSTER" not in os.environ, reason="make cluster runs it: torchrun takes long to start")
+def test_torchrun_ends_with_a_sentence_and_the_same_command_resumes(tmp_path: Path) -> None:
+    long = [*WORDS, "--iterations", "200", "--validate-every", "10"]
+    words = [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2", "-m", "limbeck", *long]
+    words += ["--out", str(tmp_path / "run")]
+    variables = {**os.environ, "LIMBECK_HOME": str(tmp_path / "home")}
+    command = subprocess.Popen(words, env=variables, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "run" / "log.jsonl"
+    while command.poll() is None and not (log.exists() and log.read_text().count('"loss"') > 12):
+        time.sleep(0.1)
+    children = Path(f"/proc/{command.pid}/task/{command.pid}/children").read_text().split()
+    second = next(pid for pid in children if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
+    os.kill(int(second), signal.SIGKILL)
+    _, err = command.communicate()
+    assert command.returncode == 1
+    assert "limbeck: another process of this job ended or does not answer" in err
+    assert subprocess.run(words, env=variables, check=False).returncode == 0
+    assert json.loads(log.read_text().splitlines()[-1])
+    assert (tmp_path / "run" / "report.html").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
@@ -39,9 +40,11 @@ def label_failure(error: BaseException) -> str | None:
     A failure of all ranks is rank 0's to tell. The others wait until torchrun ends them, and speak when it does not.
     """
     try:
-        rank = Launch.of_environment().rank
+        rank, size, _ = Launch.of_environment()
     except UserError:
-        rank = 0
+        rank, size = 0, 1
+    if size > 1 and isinstance(error, ConnectionError):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, which would only interrupt the end
     if rank == 0:
         return "limbeck"
     if isinstance(error, KeyboardInterrupt):
