@@ -48,7 +48,7 @@ WITH_BASELINES: dict[str, Any] = {
 }
 SETS = ("set-last.safetensors", "set-chosen.safetensors")
 FILES = {"run.json", "log.jsonl", "experts.json", "results.json", "state.safetensors", "previews", "report.html"}
-FILES |= {".lock", *SETS}
+FILES |= {".lock", "progress.json", *SETS}
 
 
 def distill_minimal(out: Path, **options: Any) -> Path:
@@ -86,6 +86,8 @@ def interrupt_in(stage: str, units: int) -> Any:
     stages: list[str] = [""]
 
     def listen(event: dict[str, Any]) -> None:
+        if event["event"] == "preview":  # of some validations, which are counted themselves
+            return
         stages.append(event["name"] if event["event"] == "stage" else stages[-1])
         if event["event"] == "advance" and stages.count(stage) > units:
             raise Interrupted

@@ -101,7 +101,7 @@ def test_evaluate_by_another_protocol(limbeck: Any, refused: Any, artifacts: dic
 
 
 def test_a_named_protocol_decides_the_defaults_of_distill(limbeck: Any) -> None:
-    text = limbeck("distill", "--eval.protocol", "quick", "--help").out
+    text = limbeck("distill", "--eval.protocol", "quick", "--help-all").out
     assert "(default: 200)" in text
     assert "(default: 1000)" not in text
 

@@ -20,9 +20,9 @@ from rich.console import Console
 from limbeck.cli import data_info
 from limbeck.cli.data_info import class_tables
 from limbeck.cli.main import main
-from limbeck.cli.screen import Screen
 from limbeck.data import ImageData, Split, load_data
 from limbeck.data.overview import make_overview
+from limbeck.progress.screen import Screen
 
 
 def save(path: Path, pixels: Any) -> None:

@@ -25,6 +25,7 @@ ARROWS = {
     "networks": "",
     "data": "",
     "report": "",
+    "progress": "report",
     "derivatives": "networks",
     "training": "derivatives networks",
     "synthetic": "data training",
@@ -33,13 +34,13 @@ ARROWS = {
     "experts": "task training derivatives networks",
     "objectives": "synthetic training derivatives networks select data",
     "methods": "objectives experts select synthetic training task networks data",
-    "evaluation": "task training derivatives select synthetic networks data",
-    "jobs": "methods evaluation experts select report synthetic task training derivatives networks data",
+    "evaluation": "progress task training derivatives select synthetic networks data",
+    "jobs": "methods evaluation experts select progress report synthetic task training derivatives networks data",
     "studies": "jobs evaluation report synthetic data",
     "laws": "jobs methods experts select synthetic task derivatives networks data",
     "interop": "experts evaluation synthetic task training networks data",
-    "cli": "laws studies jobs interop methods evaluation experts report synthetic task training derivatives networks "
-    "data",
+    "cli": "laws studies jobs interop methods evaluation experts progress report synthetic task training derivatives "
+    "networks data",
     "__main__": "cli",
 }
 WITHOUT_TORCH = [
@@ -57,6 +58,9 @@ WITHOUT_TORCH = [
     "cli.methods",
     "cli.cache",
     "cli.screen",
+    "cli.watch",
+    "progress.screen",
+    "progress.watch",
 ]
 
 

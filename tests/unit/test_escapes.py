@@ -11,11 +11,11 @@ import torch
 
 from limbeck import DistilledSet
 from limbeck.cli.commands import _show
-from limbeck.cli.screen import Screen
 from limbeck.core.errors import UserError
 from limbeck.core.study_records import StudyRecord
 from limbeck.data import fit_preprocess
 from limbeck.interop import export_set
+from limbeck.progress.screen import Screen
 from limbeck.report.page import write_report
 from limbeck.report.study_page import write_study_page
 

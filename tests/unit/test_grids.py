@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from limbeck.synthetic.grids import image_grid, image_strip, save_png
+from limbeck.synthetic.grids import image_grid, image_strip, save_png, thumbnails
 
 
 def _cells(grid: Image.Image, scale: int, height: int) -> np.ndarray:
@@ -137,3 +137,17 @@ def test_a_strip_shows_every_image_below_its_name() -> None:
         red, _, _, opaque = sheet.getpixel((left + 10, bottom - 40))
         assert opaque == 255
         assert abs(red - 255 * value) <= 1
+
+
+def test_thumbnails_are_small_and_hold_the_first_images_of_every_class() -> None:
+    labels = torch.arange(3).repeat_interleave(10)
+    images = torch.zeros(30, 1, 4, 4)
+    images[11] = 1  # the second image of class 1
+    few = thumbnails(images, labels)
+    assert few.size == (10 * 5 - 1, 3 * 5 - 1), "few classes are rows"
+    assert few.getpixel((5, 5)) == (255, 255, 255, 255)
+    assert few.getpixel((0, 5)) == (0, 0, 0, 255)
+    many = torch.arange(12).repeat_interleave(2)
+    assert thumbnails(torch.zeros(24, 3, 4, 4), many).size == (10 * 5 - 1, 2 * 2 * 5 - 1)
+    assert thumbnails(torch.zeros(200, 3, 64, 64), torch.arange(200)).size == (4 * 65 - 1, 64)
+    assert thumbnails(torch.zeros(2, 3, 256, 128), torch.arange(2)).size == (2 * 33 - 1, 64)

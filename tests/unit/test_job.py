@@ -36,7 +36,8 @@ def file_stamps(folder: Path) -> dict[Path, tuple[int, int]]:
 
 def test_files_of_a_finished_run(run: Path) -> None:
     assert {path.name for path in run.iterdir()} == FILES
-    assert {path.name for path in (run / "previews").iterdir()} == {"initial.png", "last.png", "chosen.png"}
+    names = {path.stem for path in (run / "previews").iterdir()}
+    assert {name for name in names if not name.startswith("step-")} == {"initial", "last", "chosen", "random", "kmeans"}
     head = read_json(run / "run.json")
     assert head["config"]["ipc"] == 1
     assert head["config"]["model"]["depth"] == 2  # resolved

@@ -54,6 +54,7 @@ COMMANDS = {
     "inspect": Entry(
         "experts", "Analyse the experts of a store: accuracy along paths, update directions, straightness, storage."
     ),
+    "watch": Entry("watch", "Follow a run from another shell: its stage, the time left, the last validation."),
     "report": Entry("records", "Write the report of a run, or the comparison of several, as one HTML page."),
     "table": Entry("records", "Write one Markdown table of many finished runs."),
     "info": Entry(
@@ -76,7 +77,7 @@ COMMANDS = {
 }
 
 
-HIDDEN = {"results", "scores", "format", "version", "key", "computed", "protocol", "seconds", "bytes", "data"}
+HIDDEN = {"results", "scores", "format", "version", "key", "computed", "protocol", "seconds", "bytes", "memory", "data"}
 HIDDEN |= {"changed", "published"}  # which "comparison" says in words
 """Parts of a result that are for programs, and not printed below the table."""
 
@@ -148,8 +149,8 @@ def _run_command(name: str, arguments: list[str]) -> int:
 
         require_writable(Path(out))
     from limbeck.cli.next_command import next_command
-    from limbeck.cli.screen import Screen
-    from limbeck.core.allocator import keep_freed_memory  # after parsing, so that --help does not wait for rich
+    from limbeck.core.allocator import keep_freed_memory
+    from limbeck.progress.screen import Screen  # after parsing, so that --help does not wait for rich
 
     keep_freed_memory()
     raise_on_interrupt()
@@ -168,7 +169,7 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         _print(json.dumps(result, indent=2))
         return
-    from limbeck.cli.screen import PlainConsole
+    from limbeck.progress.screen import PlainConsole
 
     console = PlainConsole()
     if result.get("kind") == "data set":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import tyro
@@ -10,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from limbeck.core.events import Listener
+from limbeck.progress.combine import combine
+from limbeck.progress.trackers import TrackerName, open_tracker
 
 DATA, PATH, STORE = (tyro.conf.arg(metavar=word) for word in ("DATA", "PATH", "STORE"))
 SWITCH = tyro.conf.arg(help_behavior_hint="")  # a switch that is off needs no "(default: False)"
@@ -53,6 +57,14 @@ class WithEstimate(OptionGroup):
     """Do not say first how long the command will take."""
 
 
+class WithTracker(OptionGroup):
+    """The option of commands whose numbers another tool may show."""
+
+    tracker: TrackerName | None = None
+    """Also write the numbers for another tool: jsonl and tensorboard into the folder; trackio and wandb, and
+    tensorboard, need their packages."""
+
+
 class Reading(OptionGroup):
     """How images are read."""
 
@@ -94,8 +106,19 @@ class Command(NamedTuple):
     is_shareable: bool = False
 
 
+@contextmanager
+def tracking(name: TrackerName | None, folder: Path, config: Mapping[str, Any], listen: Listener) -> Iterator[Listener]:
+    """The listener for a `with` block, with the tracker of this name beside it where there is one."""
+    if name is None:
+        yield listen
+        return
+    with open_tracker(name, folder, config) as track:
+        yield combine(listen, track)
+
+
 def announce(estimate: Callable[[], Any], listen: Listener) -> None:
     """Say how long the work will take; an estimate that fails is left out, since it must not stop the work."""
+    listen({"event": "note", "text": "timing a few steps, to say how long it will take"})
     try:
         result = estimate()
     except Exception:  # the work itself will say what is wrong, if it matters

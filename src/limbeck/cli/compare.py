@@ -9,7 +9,6 @@ from tyro.conf import Positional
 
 from limbeck.cli.common import DATA, Command, Device, Options, WithEstimate, announce
 from limbeck.cli.records import RUNS
-from limbeck.cli.screen import PlainConsole
 from limbeck.core.evaluation_records import ComparisonRow
 from limbeck.core.events import Listener
 from limbeck.evaluation.compare import prepare_comparison, run_comparison
@@ -17,6 +16,7 @@ from limbeck.evaluation.protocol import ProtocolName
 from limbeck.evaluation.sets import OWN_NETWORK
 from limbeck.jobs.estimate import estimate_evaluation
 from limbeck.networks.registry import ModelConfig
+from limbeck.progress.screen import PlainConsole
 from limbeck.report.text import points
 
 

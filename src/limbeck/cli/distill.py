@@ -20,8 +20,10 @@ from limbeck.cli.common import (
     OptionGroup,
     Options,
     WithEstimate,
+    WithTracker,
     announce,
     load_keywords,
+    tracking,
 )
 from limbeck.cli.comparison import changed_options, compare_with_published
 from limbeck.cli.parse import make_default, parse_known
@@ -74,7 +76,7 @@ class RunOptions(Data, JobConfig, Device, Options):
     """Options of the method."""
 
 
-class Distill(RunOptions, WithEstimate):
+class Distill(RunOptions, WithTracker, WithEstimate):
     """Distil a data set: train experts, distil, evaluate, write a report."""
 
 
@@ -143,7 +145,8 @@ def run_distill(args: Any, listen: Listener) -> Any:
         job = _prepare(args, listen, ranks)
         if args.estimate and ranks.size == 1 and not job.is_finished:
             announce(lambda: estimate(job), listen)
-        path = run(job, listen)
+        with tracking(args.tracker if ranks.is_first else None, job.path, job.resolved, listen) as hear:
+            path = run(job, hear)
         if not ranks.is_first:  # rank 0 may still be writing
             return {}
     results = json.loads((path / "results.json").read_text())

@@ -19,8 +19,10 @@ from limbeck.cli.common import (
     Reading,
     Threads,
     WithEstimate,
+    WithTracker,
     announce,
     load_keywords,
+    tracking,
 )
 from limbeck.cli.info import describe
 from limbeck.core.distributed import Ranks, join_ranks
@@ -35,7 +37,7 @@ from limbeck.networks.registry import ModelConfig
 from limbeck.task import Precision, announce_task
 
 
-class Experts(Data, Device, Options, WithEstimate):
+class Experts(Data, Device, Options, WithTracker, WithEstimate):
     """Train experts into a store; it keeps those it has."""
 
     out: Annotated[str | None, PATH] = None
@@ -107,7 +109,8 @@ def _train(args: Experts, ranks: Ranks, listen: Listener) -> dict[str, Any]:
     if args.estimate and ranks.size == 1:
         announce(lambda: estimate_experts(experts), listen)
     announce_task(experts.task, listen)
-    store = experts.train(listen)
+    with tracking(args.tracker, experts.path, experts.config.model_dump(), listen) as hear:
+        store = experts.train(hear)
     return {**describe(str(store.path)), "store": str(store.path)}
 
 

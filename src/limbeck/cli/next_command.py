@@ -75,7 +75,10 @@ NEXT: dict[str, Next] = {
     "import-set": lambda args, result, _: f"evaluate {shlex.quote(result['set'])}",
     "export": _after_export,
 }
-ENDS = ("methods", "compare", "inspect", "report", "table", "cache", "check", "presets", "sets", "study", "completion")
+ENDS = (
+    *("methods", "compare", "inspect", "report", "table", "cache", "check", "presets", "sets", "study", "completion"),
+    "watch",
+)
 """Commands that end something, or list what there is."""
 
 

@@ -1,140 +1,18 @@
-"""What a person sees while a command works: its stages and the time left, on standard error."""
+"""Results as tables and lines for a person."""
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn as Remaining
 from rich.table import Table
-from rich.text import Text
 
 from limbeck.core.evaluation_records import EvaluationRow, ScoreRow
-from limbeck.core.events import Event
 from limbeck.core.records import TWO_CLASS_MEASURES
 from limbeck.core.text import printable
 from limbeck.report.heat_map import heat_map
 from limbeck.report.robustness import robustness_tables
-from limbeck.report.text import NONE, duration, percent
-
-LOG = logging.getLogger("limbeck")
-UNEVEN = 0.005  # plain and balanced accuracy that differ by more are both shown
-LINE_SECONDS = 15.0  # between lines where there is no terminal to draw a bar on
-
-
-class PlainConsole(Console):
-    """A console for text that may come from files: it holds no markup, no emoji codes and no control characters."""
-
-    def render_str(self, text: str, **options: Any) -> Text:
-        """The text as it stands, with characters that no terminal prints as their escapes."""
-        lines = "\n".join(map(printable, text.split("\n")))
-        return super().render_str(lines, **{**options, "markup": False, "emoji": False})
-
-
-class Screen:
-    """A listener that draws bars on a terminal, and elsewhere prints a line every 15 seconds.
-
-    It is a context manager, inside which it prints what limbeck logs as well.
-    quiet: Print warnings alone.
-    """
-
-    def __init__(self, quiet: bool = False) -> None:
-        self.quiet = quiet
-        self.console = PlainConsole(stderr=True)
-        self.progress = Progress(
-            TextColumn("{task.description:<9}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            Remaining(),
-            TextColumn("{task.fields[text]}", markup=False),
-            console=self.console,
-            disable=quiet or not self.console.is_terminal,
-        )
-        self.lines = Lines(self.console)
-        self.task: TaskID | None = None
-        self.name, self.total, self.done, self.done_before = "", 0, 0, 0
-        self.start, self.last_line = 0.0, 0.0
-
-    def __enter__(self) -> Screen:
-        LOG.addHandler(self.lines)
-        LOG.setLevel(logging.WARNING if self.quiet else logging.INFO)
-        self.progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.progress.stop()
-        LOG.removeHandler(self.lines)
-        LOG.setLevel(logging.NOTSET)
-
-    def __call__(self, event: Event) -> None:
-        handlers = {
-            "estimate": self._print,
-            "stage": self._stage,
-            "advance": self._advance,
-            "validate": self._validate,
-            "warning": self._warn,
-            "note": self._print,
-        }
-        if event["event"] in (["warning"] if self.quiet else handlers):
-            handlers[event["event"]](event)
-
-    def _stage(self, event: Event) -> None:
-        if self.task is not None:
-            self.progress.update(self.task, completed=self.progress.tasks[self.task].total)
-        self.name, self.total, self.done_before = printable(event["name"]), event["total"], event.get("done", 0)
-        self.done, self.start = self.done_before, time.perf_counter()
-        self.last_line = self.start
-        self.task = self.progress.add_task(self.name, total=self.total, completed=self.done, text="")
-        if self.progress.disable:
-            resumed = f", {self.done} done before" if self.done else ""
-            units = f"{event.get('unit', 'unit')}{'s' * (self.total != 1)}"
-            self.console.print(f"{self.name}: {self.total} {units}{resumed}")
-
-    def _advance(self, event: Event) -> None:
-        self.done += 1
-        text = printable(event.get("text", ""))
-        if self.task is not None:
-            self.progress.update(self.task, completed=self.done, text=text)
-        now = time.perf_counter()
-        if self.progress.disable and (now - self.last_line > LINE_SECONDS or self.done == self.total):
-            self.last_line = now
-            spent = now - self.start
-            left = spent / max(self.done - self.done_before, 1) * (self.total - self.done)
-            self.console.print(
-                f"{self.name}: {self.done}/{self.total}, {duration(spent)}, about {duration(left)} left; {text}"
-            )
-
-    def _print(self, event: Event) -> None:
-        self.console.print(event["text"], highlight=False, markup=False, soft_wrap=True)
-
-    def _warn(self, event: Event) -> None:
-        self.console.print(f"warning: {printable(event['text'])}", highlight=False, markup=False, soft_wrap=True)
-
-    def _validate(self, event: Event) -> None:
-        mean, balanced = event["accuracy_mean"], event.get("balanced_accuracy_mean")
-        uneven = "" if balanced is None or abs(balanced - mean) <= UNEVEN else f", balanced {100 * balanced:.1f} %"
-        self.console.print(
-            f"  step {event['step']:>5}: validation {percent(mean, event['accuracy_std'])} (n = {event['n']}){uneven}"
-        )
-
-
-class Lines(logging.Handler):
-    """Prints what limbeck logs on a console."""
-
-    def __init__(self, console: Console):
-        super().__init__()
-        self.console = console
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print one record; a warning begins with the word."""
-        warning = "warning: " if record.levelno >= logging.WARNING else ""
-        self.console.print(f"{warning}{record.getMessage()}", highlight=False, markup=False, soft_wrap=True)
+from limbeck.report.text import NONE, percent
 
 
 def format_value(value: Any) -> str:

@@ -12,11 +12,11 @@ from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from limbeck.cli.common import PATH, SWITCH, Command, Options, WithEstimate
-from limbeck.cli.screen import PlainConsole
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.core.record_files import read_record
 from limbeck.core.study_records import FORMAT, StudyRecord
+from limbeck.progress.screen import PlainConsole
 from limbeck.report.study import comparison_sentence, costs_table, reach_sentence, results_table
 from limbeck.report.study_page import write_study_page
 from limbeck.studies.opened import describe_plan, plan_study

@@ -38,8 +38,6 @@ class EvaluationRow(ResultRow):
     lr_from:    Where the step size comes from.
     image_bytes, label_bytes: Of the set: its images, and its labels as networks are trained on them, with the
         parameters of teachers where these give the labels.
-    class_accuracy: By class, over all networks; None for a class without test images.
-    confusion:  Images by class (row) and by predicted class (column), summed over networks; of at most 100 classes.
     calibration_error: The expected calibration error of the networks, with 15 bins.
     robustness: The same networks on perturbed test images, where that was asked for.
     """
@@ -47,8 +45,6 @@ class EvaluationRow(ResultRow):
     lr_from: LrOrigin | None = None
     image_bytes: int | None = None
     label_bytes: int | None = None
-    class_accuracy: list[float | None] | None = None
-    confusion: list[list[int]] | None = None
     calibration_error_mean: float | None = None
     calibration_error_std: float | None = None
     robustness: list[RobustnessRow] | None = None

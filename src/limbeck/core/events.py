@@ -10,8 +10,11 @@ Event = dict[str, Any]
 
 estimate: "text", and the numbers of `limbeck.Estimate.to_json`, before a command starts to work.
 stage:    "name", "total" units, "unit" in the singular; "done" where a stage is resumed.
-advance:  "text", after every unit of a stage.
+advance:  "text", after every unit of a stage; of an outer step "step", "loss" and "lr" too, of an expert's epoch
+          "expert", "epoch" and "validation".
 validate: "step", "which", "accuracy_mean", "accuracy_std", "n", after a validation of the distilled set.
+preview:  "step" and "path" of a small picture of the distilled set, after some validations.
+result:   a row of results.json.
 note:     "text".
 warning:  "text".
 """

@@ -43,6 +43,8 @@ class ResultRow(Measurement):
     set:      distilled, random, kmeans or full; which: of a distilled set, "last" or "chosen" (on validation).
     lr, step: step size of the networks; outer steps after which the set is as it was evaluated.
     accuracies: the accuracy of every network, in the order of their seeds, which rows of one run share.
+    class_accuracy: by class, over all networks; None for a class without images.
+    confusion: images by class (row) and by predicted class (column), summed over networks; of at most 100 classes.
     protocol: how the networks were trained where that is not the run's common protocol.
     positive: of data of two classes, the name of the second one. Sensitivity is the share of its images that are
         classified as it, specificity that of the other class; auc is the area under the curve of one against the
@@ -59,6 +61,8 @@ class ResultRow(Measurement):
     step: int | None = None
     protocol: str | None = None
     accuracies: list[float] | None = None
+    class_accuracy: list[float | None] | None = None
+    confusion: list[list[int]] | None = None
     positive: str | None = None
     sensitivity_mean: float | None = None
     sensitivity_std: float | None = None
@@ -209,6 +213,15 @@ class PathAccuracy(Record):
     accuracy: list[list[float | None]] = []
 
 
+class PathDistance(Record):
+    """Distance of each expert's parameters at the epochs `t` from its start, as a share of that of its end."""
+
+    model_config = ConfigDict(allow_inf_nan=True)
+
+    t: list[float | None] = []
+    share: list[list[float | None]] = []
+
+
 class ExpertsRecord(Record):
     """experts.json: the experts of a run, and their accuracies along their trajectories."""
 
@@ -228,6 +241,8 @@ class ExpertsRecord(Record):
     validation_per_epoch: list[list[float | None]] = []
     recorded_path: PathAccuracy | None = None
     convexified_path: PathAccuracy | None = None
+    recorded_distance: PathDistance | None = None
+    convexified_distance: PathDistance | None = None
 
 
 class DataName(Record):
@@ -244,6 +259,13 @@ class ResultBytes(Record):
     set: int | None = None
 
 
+class PeakMemory(Record):
+    """The most bytes of memory that a process of the run had, and its device; None where the system does not say."""
+
+    process: int | None = None
+    device: int | None = None
+
+
 class ResultsRecord(Record):
     """results.json: accuracies of networks trained on the sets of a run, and on the baselines."""
 
@@ -258,6 +280,7 @@ class ResultsRecord(Record):
     results: list[ResultRow] = []
     seconds: dict[str, float] = {}
     bytes: ResultBytes = ResultBytes()
+    memory: PeakMemory = PeakMemory()
 
 
 class BaselineRecord(Record):

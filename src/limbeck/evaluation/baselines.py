@@ -17,7 +17,7 @@ from limbeck.core.record_files import read_record
 from limbeck.core.records import BaselineRecord, ResultRow
 from limbeck.core.rng import derive_seed
 from limbeck.core.unfinished import remove_unfinished
-from limbeck.evaluation.outcome import Outcome, warn_of_divergence
+from limbeck.evaluation.outcome import Outcome, describe_classes, warn_of_divergence
 from limbeck.evaluation.protocol import ADDED, EvalConfig
 from limbeck.evaluation.robustness import RobustnessConfig, RobustnessTest
 from limbeck.evaluation.training import TrainedNetwork, Training, make_training
@@ -110,6 +110,12 @@ def make_real_trials(
     return RealTrials(lr, trials, make_training(task, config), advance)
 
 
+def baseline_images(task: Task, name: str, ipc: int, seed: int, fill: FillName = "none") -> tuple[Tensor, Tensor]:
+    """The images and labels that the first network of a selector's row is trained on."""
+    child = derive_seed(derive_seed(seed, "baseline", name), "network", 0)
+    return real_images(task, name, ipc, fill)(child)
+
+
 def baseline_names(config: EvalConfig) -> tuple[str, ...]:
     """The names of all rows of real images."""
     return (*config.baselines, *(("full",) if config.full_networks else ()))
@@ -178,7 +184,8 @@ def tested_baseline_row(
 
 def _summarise(task: Task, name: str, config: EvalConfig, lr: float, outcomes: Sequence[Outcome]) -> ResultRow:
     label = (without_teachers(config) if name == "full" else config).label
-    return result_row(name, task, Summary.of(outcomes), lr=lr, protocol=label, outcomes=outcomes)
+    row = result_row(name, task, Summary.of(outcomes), lr=lr, protocol=label, outcomes=outcomes)
+    return row.model_copy(update=describe_classes(outcomes))
 
 
 def baseline_path(
@@ -219,6 +226,13 @@ def count_missing(
     networks = config.full_networks if name == "full" else config.networks
     is_known = name == "full" or baseline_path(task, name, ipc, config, seed, fill)[0].exists()
     return (0 if is_known else networks * len(config.baseline_lrs)), networks
+
+
+def count_missing_baselines(task: Task, ipc: int, config: EvalConfig, seed: int, fill: FillName) -> int:
+    """How many networks `evaluate_baselines` trains, for progress: those of rows that are not stored."""
+    missing = [n for n in baseline_names(config) if not baseline_path(task, n, ipc, config, seed, fill)[0].exists()]
+    per_coreset = config.networks * (len(config.baseline_lrs) + 1)
+    return sum(config.full_networks if name == "full" else per_coreset for name in missing)
 
 
 def count_networks(config: EvalConfig) -> int:

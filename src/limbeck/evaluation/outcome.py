@@ -145,15 +145,19 @@ def describe_two_classes(outcomes: Sequence[Outcome], classes: Sequence[str]) ->
     return fields
 
 
-def describe_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Confusion of classes and calibration, of several networks together: fields of a row."""
+def describe_classes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Accuracy and confusion of classes, of several networks together: fields of a row."""
     confusion = torch.stack([outcome.confusion for outcome in outcomes]).sum(0)
     counts = confusion.sum(1)
     accuracy = (confusion.diagonal() / counts).tolist()
+    classes = {"class_accuracy": [value if count else None for value, count in zip(accuracy, counts.tolist())]}
+    return classes | ({"confusion": confusion.tolist()} if len(confusion) <= MAX_CONFUSION else {})
+
+
+def describe_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Confusion of classes and calibration, of several networks together: fields of a row."""
     errors = [outcome.calibration_error for outcome in outcomes if isfinite(outcome.calibration_error)]
-    details: dict[str, Any] = {
-        "class_accuracy": [value if count else None for value, count in zip(accuracy, counts.tolist())],
+    return describe_classes(outcomes) | {
         "calibration_error_mean": fmean(errors) if errors else None,
         "calibration_error_std": stdev(errors) if len(errors) > 1 else None,
     }
-    return details | ({"confusion": confusion.tolist()} if len(confusion) <= MAX_CONFUSION else {})

@@ -25,7 +25,7 @@ from limbeck.evaluation.baselines import (
     count_networks,
     tested_baseline_row,
 )
-from limbeck.evaluation.outcome import describe_outcomes, warn_of_divergence
+from limbeck.evaluation.outcome import describe_classes, describe_outcomes, warn_of_divergence
 from limbeck.evaluation.protocol import EvalConfig, ProtocolName
 from limbeck.evaluation.regression import RegressionConfig, random_targets, regression_rows
 from limbeck.evaluation.robustness import RobustnessOptions, RobustnessTest, make_robustness
@@ -33,6 +33,7 @@ from limbeck.evaluation.sets import Evaluation, prepare_evaluation
 from limbeck.evaluation.training import TrainedNetwork, make_training
 from limbeck.evaluation.trials import Summary, Trial, best_lr, make_trials, result_row, run_trials, train_networks
 from limbeck.networks.registry import ModelConfig
+from limbeck.progress import listening
 from limbeck.select import FillName
 from limbeck.synthetic.distilled import DistilledSet
 from limbeck.synthetic.set import hard_labels
@@ -69,7 +70,8 @@ def evaluate_distilled(
     warn_of_divergence(outcomes, f"the {which or 'distilled'} set", lr, listen)
     step, summary = distilled.provenance.get("step"), Summary.of(outcomes)
     options: dict[str, Any] = {"which": which, "lr": lr, "step": step, "protocol": config.label}
-    return result_row("distilled", task, summary, outcomes=outcomes, **options)
+    row = result_row("distilled", task, summary, outcomes=outcomes, **options)
+    return row.model_copy(update=describe_classes(outcomes))
 
 
 def choose_lr(
@@ -319,7 +321,8 @@ def evaluate(
     distilled: DistilledSet | str | Path,
     *,
     seed: int = 0,
-    listen: Listener = lambda event: None,
+    listen: Listener | None = None,
+    progress: bool | None = None,
     which: Literal["both", "last", "chosen"] = "both",
     data: DataSource | None = None,
     networks: str | Sequence[str] = (),
@@ -339,6 +342,8 @@ def evaluate(
     """Rows for a distilled set, its file, or the sets of a run folder, on the test part of its data.
 
     seed:     Of the networks.
+    progress: Whether to draw progress on standard error; by default in a terminal or a notebook, where there is no
+              `listen`.
     which:    Which sets of a run folder.
     data:     Where the images are; by default where the set says it came from.
     networks: Networks by name, perhaps with options: "resnet18:width=16"; the name of the set's own network stands for
@@ -381,9 +386,10 @@ def evaluate(
         precision=precision,
         robustness=make_robustness(attack, corruptions, robustness),
     )
-    if protocol == "regression":
-        return [row.result for row in run_regressions(evaluations, seed, listen)]
-    if not networks:
-        rows = run_evaluations(evaluations, seed, listen)
-        return [row if row.robustness else row.result for row in rows]
-    return [row for rows in run_on_networks(evaluations, seed, listen) for row in rows]
+    with listening(listen, progress) as hear:
+        if protocol == "regression":
+            return [row.result for row in run_regressions(evaluations, seed, hear)]
+        if not networks:
+            rows = run_evaluations(evaluations, seed, hear)
+            return [row if row.robustness else row.result for row in rows]
+        return [row for rows in run_on_networks(evaluations, seed, hear) for row in rows]

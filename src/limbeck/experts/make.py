@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from limbeck.core.files import content_key
 from limbeck.core.folders import home_folder
 from limbeck.core.parallel import CheckCancelled, synchronized
 from limbeck.core.rng import derive_seed
+from limbeck.core.types import Trajectory
 from limbeck.core.unfinished import remove_unfinished
 from limbeck.experts.share import compute_missing
 from limbeck.experts.store import STORED_FORM, Expert, ExpertConfig, Store
@@ -75,6 +77,8 @@ def make_experts(
     if not missing:
         return
     own = task.ranks.share(missing)
+    if len(missing) < count:
+        listen({"event": "note", "text": f"{count - len(missing)} of {count} experts are in {store.path}"})
     listen({"event": "stage", "name": "experts", "total": len(own) * config.epochs, "unit": "epoch"})
     listen = synchronized(listen)
     seeds, pair = {index: derive_seed(seed, "expert", index) for index in own}, task.train
@@ -122,7 +126,8 @@ def _train(
     def validate(epoch: int, theta: Tensor) -> float:
         accuracy = score(network, theta, *task.validation).accuracy
         if epoch:
-            listen({"event": "advance", "text": f"expert {index + 1}, validation {accuracy:.3f}"})
+            text = f"expert {index + 1}, validation {accuracy:.3f}"
+            listen({"event": "advance", "text": text, "expert": index, "epoch": epoch, "validation": accuracy})
         return accuracy
 
     def test(theta: Tensor) -> float:
@@ -147,4 +152,28 @@ def measure_paths(task: Task, experts: list[Expert], points: int = 11) -> dict[s
         "validation_per_epoch": [list(expert.validation) for expert in experts],
         "recorded_path": {"t": list(range(end + 1)), "accuracy": [list(expert.validation) for expert in experts]},
         "convexified_path": {"t": times, "accuracy": curves} if curves else None,
+        **measure_distances(experts, times),
     }
+
+
+def measure_distances(experts: list[Expert], times: list[float]) -> dict[str, Any]:
+    """Return how far the paths of every expert are from their starts, as shares of the ends' distances.
+
+    times: epochs of the convexified paths; of recorded ones it is the whole epochs nearest to them.
+    """
+    epochs = sorted({round(t) for t in times})
+    forms: dict[str, tuple[Sequence[float], list[Trajectory]]] = {
+        "convexified": (times, [expert.convex for expert in experts if expert.convex is not None]),
+        "recorded": (epochs, [expert.recorded for expert in experts if expert.recorded is not None]),
+    }
+    return {
+        f"{name}_distance": {"t": list(ts), "share": [_shares(path, ts) for path in paths]} if paths else None
+        for name, (ts, paths) in forms.items()
+    }
+
+
+def _shares(path: Trajectory, times: Sequence[float]) -> list[float]:
+    """The distances of a path at these epochs from its start, divided by that of the last."""
+    start = path.at(times[0]).double()
+    distances = torch.stack([(path.at(t).double() - start).norm() for t in times])
+    return [float(f"{share:.5g}") for share in (distances / distances[-1].clamp_min(1e-30)).tolist()]

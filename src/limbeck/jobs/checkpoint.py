@@ -43,7 +43,8 @@ class Log:
         lr = float(synthetic.lr.detach())
         if step % self.every == 0:
             self.run.line(StepLine(step=step, loss=loss, lr=lr, seconds=round(self.seconds(), 2)))
-        self.listen({"event": "advance", "text": f"loss {loss:.3f}, step size {lr:.4f}"})
+        text = f"loss {loss:.3f}, step size {lr:.4f}"
+        self.listen({"event": "advance", "text": text, "step": step, "loss": loss, "lr": lr})
 
 
 @dataclass
@@ -54,7 +55,8 @@ class KeepBest:
     images that the set starts from, not distilled at all.
 
     measure: set -> accuracies of fresh networks on the validation part; choice: the figure among them to choose by;
-    keep: called with a better set and its step; evaluated_set: returns the set to validate, as it is now.
+    keep: called with a better set and its step; show: called with every validated set and its step;
+    evaluated_set: returns the set to validate, as it is now.
     """
 
     run: RunFolder
@@ -67,6 +69,7 @@ class KeepBest:
     evaluated_set: Callable[[], SyntheticSet]
     best: float = -1.0
     step: int = 0
+    show: Callable[[SyntheticSet, int], None] = lambda synthetic, step: None
 
     def __call__(self, synthetic: SyntheticSet, step: int, loss: float = 0.0) -> None:
         if step % self.every and step != self.last:
@@ -87,6 +90,7 @@ class KeepBest:
         if (value := self.choice(summary)) >= self.best:
             self.best, self.step = value, step
             self.keep(candidate, step)
+        self.show(candidate, step)
 
 
 @dataclass

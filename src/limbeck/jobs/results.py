@@ -8,13 +8,18 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
+import torch
+
 from limbeck.core.events import Listener
 from limbeck.core.files import content_key, write_json
 from limbeck.core.folders import size_of
+from limbeck.core.memory import peak_memory
 from limbeck.core.record_files import read_record
 from limbeck.core.records import (
     DataName,
     ExpertsRecord,
+    MemoryLine,
+    PeakMemory,
     ProtocolLine,
     ResultBytes,
     ResultLine,
@@ -23,7 +28,7 @@ from limbeck.core.records import (
     StageLine,
 )
 from limbeck.core.rng import derive_seed
-from limbeck.evaluation.baselines import count_networks, evaluate_baselines
+from limbeck.evaluation.baselines import count_missing_baselines, evaluate_baselines
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.evaluation.regression import RegressionConfig, random_targets, regression_rows
 from limbeck.evaluation.run import CHOSEN_LR, evaluate_distilled
@@ -58,7 +63,9 @@ def evaluate_run(job: Job, listen: Listener) -> list[ResultRow]:
     make_training(job.task, config.eval, listen)  # so that teachers are stored
     has_lr = job.learns_lr and config.eval.learns_as_the_set
     networks = config.eval.networks * (1 if has_lr else 1 + len(config.eval.baseline_lrs))
-    total = 2 * networks + count_networks(config.eval)
+    missing = {one.provenance["step"] for which, one in sets.items() if ("distilled", which) not in logged}
+    real = count_missing_baselines(job.task, config.ipc, config.eval, config.seed, config.fill)
+    total = len(missing) * networks + real
     listen({"event": "stage", "name": "evaluate", "total": total, "unit": "network"})
     rows: list[ResultRow] = []
     for which, distilled in sets.items():
@@ -149,6 +156,21 @@ def stage_seconds(job: Job) -> dict[str, float]:
     return total
 
 
+def measure_memory(task: Task) -> MemoryLine:
+    """The peak memory of this process so far, and on the task's GPU."""
+    on_gpu = task.device.type == "cuda"
+    return MemoryLine(process=peak_memory(), device=torch.cuda.max_memory_allocated(task.device) if on_gpu else None)
+
+
+def most_memory(earlier: list[MemoryLine], now: MemoryLine) -> PeakMemory:
+    """The largest peaks over the sessions of a run."""
+    lines = [*earlier, now]
+    return PeakMemory(
+        process=max((line.process for line in lines if line.process is not None), default=None),
+        device=max((line.device for line in lines if line.device is not None), default=None),
+    )
+
+
 def write_results(job: Job, rows: list[ResultRow]) -> None:
     """Remove the old report, write results.json, and then its configuration to run.json."""
     config, task = job.config.eval, job.task
@@ -168,6 +190,7 @@ def write_results(job: Job, rows: list[ResultRow]) -> None:
         results=rows,
         seconds=stage_seconds(job),
         bytes=stored.model_copy(update={"set": set_bytes}),
+        memory=most_memory(job.folder.lines(MemoryLine), measure_memory(task)),
     )
     (job.path / "report.html").unlink(missing_ok=True)
     write_json(job.path / "results.json", results.to_json())

@@ -27,10 +27,11 @@ from limbeck.jobs.job import Job, prepare, prepare_experts
 from limbeck.jobs.ranks import own_folder, require_same_job
 from limbeck.jobs.record import RunFolder
 from limbeck.jobs.results import evaluate_run, stage_timer, write_results
+from limbeck.jobs.session import describe_cost, session
+from limbeck.jobs.sets import write_frame, write_real_images, write_set
 from limbeck.methods import Method, MethodConfig, Plan
+from limbeck.progress import listening
 from limbeck.report.page import write_report
-from limbeck.synthetic.distilled import DistilledSet, make_mosaics
-from limbeck.synthetic.grids import image_grid, image_strip, save_png
 from limbeck.synthetic.guard import Guard
 from limbeck.synthetic.hooks import StudentMonitor
 from limbeck.synthetic.loop import outer_loop
@@ -39,13 +40,15 @@ from limbeck.task import announce_task, restore_switches, set_switches
 
 
 @restore_switches()
-def run(job: Job, listen: Listener = lambda event: None, evaluate: bool = True) -> Path:
+def run(job: Job, listen: Listener | None = None, evaluate: bool = True, *, progress: bool | None = None) -> Path:
     """Do a job and return its run folder; an interrupted run is resumed.
 
     A finished run is left alone, continued where more iterations are asked for, and evaluated again where `eval` is
     another. Raises UserError where the folder holds another job's run.
 
     listen:   hears of progress, see `limbeck.core.events.Listener`.
+    progress: whether to draw progress on standard error; by default in a terminal or a notebook, where there is no
+              `listen`.
     evaluate: False ends after the outer loop, before anything is measured on test; a later call goes on from there.
 
     >>> from tempfile import TemporaryDirectory
@@ -58,8 +61,8 @@ def run(job: Job, listen: Listener = lambda event: None, evaluate: bool = True) 
     """
     set_switches(job.task.device, job.task.precision)
     require_same_job(job.task, job.resolved, job.path)
-    with own_folder(job.task.ranks, job.path) as path:
-        _run_in_folder(replace(job, path=path), listen, evaluate)
+    with listening(listen, progress) as hear, own_folder(job.task.ranks, job.path) as path:
+        _run_in_folder(replace(job, path=path), hear, evaluate)
     return job.path
 
 
@@ -80,7 +83,10 @@ def _run_in_folder(job: Job, listen: Listener, evaluate: bool) -> None:
             if is_new:
                 for finding in find_small_splits(job.task.data):
                     _warn(job, listen, f"{finding.line}.")
-            _run_stages(job, listen, evaluate)
+            with session(job, listen) as follow:
+                _run_stages(job, follow, evaluate)
+            if evaluate:
+                listen({"event": "note", "text": describe_cost(job)})
         if evaluate and not (job.path / "report.html").exists():
             write_report(job.path)
 
@@ -100,6 +106,9 @@ def _run_stages(job: Job, listen: Listener, evaluate: bool) -> None:
         return
     with stage_timer(job, "evaluate"):
         rows = evaluate_run(job, listen)
+        write_real_images(job)
+        for row in rows:
+            listen({"event": "result", **row.model_dump(exclude={"confusion", "class_accuracy"})})
     _warn_of_useless_set(rows, partial(_warn, job, listen))
     write_results(job, rows)
 
@@ -112,7 +121,8 @@ def distill(
     experts: str | Path | None = None,
     device: str = "cpu",
     resize: int | None = None,
-    listen: Listener = lambda event: None,
+    listen: Listener | None = None,
+    progress: bool | None = None,
     **options: Any,
 ) -> Path:
     """Distil `data` by `method` into a run folder and return its path: `run(prepare(...))`.
@@ -122,6 +132,8 @@ def distill(
     out:     the run folder; by default runs/DATA-METHOD-ipcN-seedS.
     experts: a store of experts; by default they are trained, or found again, in a store named by its content.
     listen:  hears of progress, see `limbeck.core.events.Listener`.
+    progress: whether to draw progress on standard error; by default in a terminal or a notebook, where there is no
+             `listen`.
     options: fields of `JobConfig`, and of the method's own config (for MCT `limbeck.methods.mct.MCTConfig`).
 
     The same call resumes an interrupted run where it stopped. Raises UserError for input that cannot work,
@@ -134,8 +146,9 @@ def distill(
     ...     load(distill("digits", method="kmeans", ipc=2, out=f"{folder}/run", **quick)).images.shape
     torch.Size([20, 1, 8, 8])
     """
-    job = prepare(data, method=method, out=out, experts=experts, device=device, resize=resize, **options)
-    return run(job, listen)
+    with listening(listen, progress) as hear:
+        job = prepare(data, method=method, out=out, experts=experts, device=device, resize=resize, **options)
+        return run(job, hear)
 
 
 @restore_switches()
@@ -145,12 +158,14 @@ def train_experts(
     out: str | Path | None = None,
     device: str = "cpu",
     resize: int | None = None,
-    listen: Listener = lambda event: None,
+    listen: Listener | None = None,
+    progress: bool | None = None,
     **options: Any,
 ) -> Store:
     """Train the experts that a store lacks and return the store.
 
     out:     the store's folder; by default one named by its content, so that the same settings find it again.
+    listen, progress: as in `distill`.
     options: fields of `JobConfig` (num_experts, seed, model, expert, preprocess, augment).
     Raises UserError for input that cannot work and for a store made from something else.
 
@@ -163,8 +178,9 @@ def train_experts(
     2
     """
     experts = prepare_experts(data, out=out, device=device, resize=resize, **options)
-    announce_task(experts.task, listen)
-    return experts.train(listen)
+    with listening(listen, progress) as hear:
+        announce_task(experts.task, hear)
+        return experts.train(hear)
 
 
 def _announce_fill(job: Job, listen: Listener) -> None:
@@ -211,11 +227,15 @@ def run_outer_loop(job: Job, plan: Plan, listen: Listener) -> None:
     chooser = KeepBest(folder, every, plan.iterations, validate, choice, keep, listen, plan.evaluated_set)
     log = Log(folder, listen, every=max(1, plan.iterations // MAX_LINES))
     warn = partial(_warn, job, listen)
+    if plan.iterations:
+        chooser.show = partial(write_frame, job, listen, every)
     monitors = [StudentMonitor(warn)] if job.learns_lr and job.experts is not None else []
     guard = Guard(plan.synthetic, plan.optimisers, warn, describe_smaller(job.options), plan.accept is None)
     hooks = [*plan.hooks, *monitors, guard]
     checkpoint = Checkpoint(folder, plan.optimisers, hooks, chooser, log)
     done = checkpoint.restore(plan.synthetic)
+    if done:
+        listen({"event": "note", "text": f"the distillation goes on after step {done}"})
     listen({"event": "stage", "name": "distill", "total": plan.iterations, "done": done, "unit": "step"})
     if done == 0:
         write_set(job, "initial", plan.synthetic.snapshot(), 0)
@@ -309,31 +329,3 @@ def _validate(job: Job, synthetic: SyntheticSet) -> Summary:
         job.task.validation,
         derive_seed(config.seed, "validate"),
     )
-
-
-def write_set(job: Job, which: str, synthetic: SyntheticSet, step: int) -> None:
-    """Write the set of one outer step and its picture; of the initial set, which is real images, the picture alone."""
-    task = job.task
-    images, labels = (tensor.cpu() for tensor in synthetic.training_pair())
-    distilled = DistilledSet(
-        images,
-        labels,
-        float(synthetic.lr),
-        task.preprocess.to("cpu"),
-        task.data.classes,
-        job.recipe,
-        {
-            "method": job.method.name,
-            "config": job.resolved,
-            "data": {"name": task.data.name, "fingerprint": task.data.fingerprint, **task.data.origin.describe()},
-            "which": which,
-            "step": step,
-        },
-        None if "targets" not in synthetic.extra else synthetic.extra["targets"].cpu(),
-        make_mosaics(synthetic),
-    )
-    draw = image_strip if job.config.ipc == 1 else image_grid
-    picture = draw(distilled.pictures(), distilled.hard_labels(), list(distilled.classes))
-    save_png(picture, job.path / "previews" / f"{which}.png")  # first: where there is a set there is its picture
-    if which != "initial":
-        distilled.save(job.path / f"set-{which}.safetensors")

@@ -66,8 +66,8 @@ def plot(
     lines = [_thin(line) for line in lines]
     log = _needs_log_axis([y for line in lines for value in line.y if (y := _finite(value)) is not None])
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": f"limbeck-{salt}", "font.size": 9.5}):
-        figure = Figure(figsize=(4.4, 2.5))
-        axes = figure.add_axes((0.12, 0.18, 0.86, 0.785))
+        figure = Figure(figsize=(3.6, 2.3))
+        axes = figure.add_axes((0.14, 0.19, 0.84, 0.775))
         for line in lines:
             _draw(axes, line)
         for mark in marks:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 from dataclasses import dataclass
@@ -15,30 +14,21 @@ from limbeck.core.errors import UserError
 from limbeck.core.evaluation_records import EvaluationsRecord
 from limbeck.core.record_files import salvage
 from limbeck.core.records import ExpertsRecord, Record, ResultsRecord, RunRecord, StepLine, ValidationLine
+from limbeck.report.gallery import REAL, Frame, Picture, read_frames, read_picture
 
 R = TypeVar("R", bound=Record)
 FORMAT = "limbeck-run"
 VERSION = 1
 PREVIEWS = ("chosen", "initial", "last")
 UNREADABLE = (ValueError, RecursionError, OSError)
-_PNG = b"\x89PNG\r\n\x1a\n"
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A PNG as a data address, with its size in pixels."""
-
-    name: str
-    data: str
-    width: int
-    height: int
 
 
 @dataclass(frozen=True)
 class Run:
     """The content of a run folder; `missing` has one sentence for each part that was absent or unreadable.
 
-    steps, validations: lines of the log by step, validations also by which set; sets: (file, bytes).
+    steps, validations: lines of the log by step, validations also by which set; pictures: of sets, and of real images
+    beside them; frames: pictures along the distillation; sets: (file, bytes).
     """
 
     name: str
@@ -49,6 +39,7 @@ class Run:
     summary: ResultsRecord
     evaluations: EvaluationsRecord
     pictures: list[Picture]
+    frames: list[Frame]
     sets: list[tuple[str, int]]
     missing: list[str]
 
@@ -72,14 +63,27 @@ def read_run(folder: Path) -> Run:
     if (folder / "evaluations.json").exists():  # which few runs have
         path = folder / "evaluations.json"
         evaluations = _read_optional(EvaluationsRecord, path, "other networks are not shown", missing)
-    pictures = [p for name in PREVIEWS if (p := _read_picture(folder / "previews" / f"{name}.png"))]
+    previews = folder / "previews"
+    pictures = [picture for name in (*PREVIEWS, *REAL) if (picture := read_picture(previews / f"{name}.png"))]
     if unseen := [name for name in PREVIEWS if name not in [picture.name for picture in pictures]]:
         missing.append(f"previews: no readable picture of the {', '.join(unseen)} set.")
     files = [folder / name for name in ("set-chosen.safetensors", "set-last.safetensors")]
     sets = [(path.name, path.stat().st_size) for path in files if path.is_file()]
     if not sets:
         missing.append("set-chosen.safetensors, set-last.safetensors: not there, so no distilled set is saved.")
-    return Run(folder.resolve().name, meta, steps, validations, experts, summary, evaluations, pictures, sets, missing)
+    return Run(
+        name=folder.resolve().name,
+        meta=meta,
+        steps=steps,
+        validations=validations,
+        experts=experts,
+        summary=summary,
+        evaluations=evaluations,
+        pictures=pictures,
+        frames=read_frames(previews),
+        sets=sets,
+        missing=missing,
+    )
 
 
 def _read_meta(folder: Path, missing: list[str]) -> RunRecord:
@@ -155,14 +159,3 @@ def _read_log(path: Path, missing: list[str]) -> tuple[dict[int, StepLine], dict
     return dict(sorted(steps.items())), {
         which: [by_step[step] for step in sorted(by_step)] for which, by_step in validations.items()
     }
-
-
-def _read_picture(path: Path) -> Picture | None:
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    if not content.startswith(_PNG) or len(content) < 24:
-        return None
-    width, height = int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
-    return Picture(path.stem, "data:image/png;base64," + base64.b64encode(content).decode(), width, height)

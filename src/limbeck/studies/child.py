@@ -19,7 +19,6 @@ from limbeck.core.allocator import keep_freed_memory
 from limbeck.core.errors import UserError, explain_memory
 from limbeck.core.events import Event
 from limbeck.core.interrupts import Interrupted, Interrupts
-from limbeck.core.records import MemoryLine
 from limbeck.jobs.stages import run
 from limbeck.studies.calls import Call
 
@@ -46,22 +45,6 @@ class Reporter:
         print(json.dumps(event), flush=True)
 
 
-def peak_memory() -> int | None:
-    """The most bytes of memory that this process has had; None where the system does not say.
-
-    On Linux it is VmHWM: what `getrusage` says there counts the memory of the parent, too.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        lines = [line.split() for line in status.read_text(encoding="utf-8").splitlines()]
-        sizes = [int(words[1]) for words in lines if words[:1] == ["VmHWM:"]]
-        return 1024 * sizes[0] if sizes else None
-    import resource  # which Windows lacks
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def carry_out(order: dict[str, Any], listen: Reporter) -> None:
     """Do the run of an order, or train its experts."""
     torch.set_num_threads(order["threads"])
@@ -73,13 +56,7 @@ def carry_out(order: dict[str, Any], listen: Reporter) -> None:
         return
     if job.record().key != order["key"]:
         raise UserError("the data or the options have changed since the study was planned; start it again.")
-    try:
-        run(job, listen, evaluate=order["kind"] == "run")
-    finally:
-        if job.folder.has_begun():
-            on_gpu = job.task.device.type == "cuda"
-            device = torch.cuda.max_memory_allocated(job.task.device) if on_gpu else None
-            job.folder.line(MemoryLine(process=peak_memory(), device=device))
+    run(job, listen, evaluate=order["kind"] == "run")
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from statistics import fmean, median
 
 from limbeck.core.files import write_atomically
 from limbeck.core.record_files import read_record
-from limbeck.core.records import ExpertsRecord, MemoryLine, ResultsRecord, StepLine, ValidationLine
+from limbeck.core.records import ExpertsRecord, MemoryLine, ResultRow, ResultsRecord, StepLine, ValidationLine
 from limbeck.core.study_records import FORMAT, Curve, ExpertPath, RunBytes, StudyRecord, StudyRow
 from limbeck.jobs.record import RESULTS, RunFolder
 from limbeck.report.plots import mean_with_range
@@ -36,7 +36,7 @@ def read_row(run: PlannedRun) -> StudyRow:
         cell=run.cell.values,
         seed=run.seed,
         key=run.key,
-        results=results.results,
+        results=[_without_classes(row) for row in results.results],
         curve=read_curve(folder.lines(StepLine), folder.lines(ValidationLine)),
         paths=read_paths(run.path / "experts.json"),
         seconds=results.seconds,
@@ -52,6 +52,11 @@ def read_row(run: PlannedRun) -> StudyRow:
         ipc=results.ipc,
         created=record.created,
     )
+
+
+def _without_classes(row: ResultRow) -> ResultRow:
+    """The row without its confusion of classes, which a study has no use for."""
+    return ResultRow(**row.model_dump(exclude_unset=True, exclude={"class_accuracy", "confusion"}))
 
 
 def read_curve(steps: Sequence[StepLine], validations: Sequence[ValidationLine]) -> Curve:

@@ -98,6 +98,35 @@ def image_strip(
     return sheet
 
 
+def thumbnails(images: Tensor, labels: Tensor, *, pixels: int = 1 << 14, largest: int = 64) -> Image.Image:
+    """Draw the first images of every class without enlarging them: a small picture, of which many may be kept.
+
+    images, labels: as in `image_grid`. pixels: about how many the picture has at most; of many classes, or large
+    images, the first ones are drawn alone. largest: pixels a side, to which larger images are shrunk.
+
+    >>> thumbnails(torch.zeros(20, 1, 8, 8), torch.arange(10).repeat(2)).size
+    (89, 17)
+    """
+    _check_shapes(images, labels)
+    hard = hard_labels(labels).tolist()
+    scale = min(1.0, largest / max(images.shape[2:]))
+    height, width = (max(1, round(side * scale)) for side in images.shape[2:])
+    cells = max(1, pixels // (height * width))
+    members = [[index for index, label in enumerate(hard) if label == name] for name in sorted(set(hard))][:cells]
+    depth = min(10, max(1, cells // len(members)), max(map(len, members)))
+    bytes_ = _to_bytes(images.detach().cpu().float(), 2.5)
+    is_row = len(members) < depth  # few classes stand below each other, many beside each other
+    columns = depth if is_row else min(10, len(members))
+    rows = len(members) if is_row else -(-len(members) // columns) * depth
+    grid = Image.new("RGBA", (columns * (width + 1) - 1, rows * (height + 1) - 1), (0, 0, 0, 0))
+    for place, indices in enumerate(members):
+        for line, index in enumerate(indices[:depth]):
+            picture = _enlarge(bytes_[index], 1).resize((width, height), Image.Resampling.BOX)
+            column, row = (line, place) if is_row else (place % columns, place // columns * depth + line)
+            grid.paste(picture, (column * (width + 1), row * (height + 1)))
+    return grid
+
+
 def save_png(image: Image.Image, path: Path) -> None:
     """Write a PNG file atomically: to a temporary name beside `path`, which is then renamed."""
     write_atomically(path, lambda temporary: image.save(temporary, format="PNG"))

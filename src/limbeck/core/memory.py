@@ -1,0 +1,24 @@
+"""The most memory that this process has had; this module loads no torch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+def peak_memory() -> int | None:
+    """The most bytes of memory that this process has had; None where the system does not say.
+
+    On Linux it is VmHWM: what `getrusage` says there counts the memory of the parent, too.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = [line.split() for line in status.read_text(encoding="utf-8").splitlines()]
+        sizes = [int(words[1]) for words in lines if words[:1] == ["VmHWM:"]]
+        return 1024 * sizes[0] if sizes else None
+    if sys.platform == "win32":  # which has no such counter in the standard library
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,0 +1,33 @@
+"""Trackio: a run of the project limbeck, in Trackio's own folder (TRACKIO_DIR)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from limbeck.core.events import Event, Listener
+from limbeck.progress.trackers.numbers import numbers_of
+
+PROJECT = "limbeck"
+
+
+@contextmanager
+def track(folder: Path, config: Mapping[str, Any]) -> Iterator[Listener]:
+    """A listener that logs the numbers of events beside the step or epoch that they belong to."""
+    import trackio  # which not everybody has
+
+    runs: list[Any] = []
+
+    def write(event: Event) -> None:
+        if event["event"] == "stage" and not runs:
+            runs.append(trackio.init(project=PROJECT, name=folder.name, config=dict(config)))
+        if runs and (numbers := numbers_of(event)):
+            runs[0].log({**numbers.values, numbers.axis: numbers.step})
+
+    try:
+        yield write
+    finally:
+        for run in runs:
+            run.finish()
