@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
+from rich.text import Text
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from limbeck.cli.common import SWITCH, Command, Options
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
+from limbeck.core.text import printable
 from limbeck.progress.screen import PlainConsole
 from limbeck.progress.watch import Sight, look
 
@@ -55,7 +57,7 @@ def _follow(folder: Path, args: Watch) -> Sight:
             sight = look(folder)
             if sight.state not in ("running", "absent"):
                 return sight
-            status.update(sight.text().replace("[", r"\["))
+            status.update(Text(printable(sight.text())))
             current = "" if sight.record is None else sight.record.stage
             if not console.is_terminal and (current != stage or time.monotonic() - last_line > LINE_SECONDS):
                 console.print(sight.text(), highlight=False, markup=False, soft_wrap=True)
