@@ -30,8 +30,9 @@ def set_tensors(run: Path) -> list[torch.Tensor]:
 
 
 def file_stamps(folder: Path) -> dict[Path, tuple[int, int]]:
-    """Inode and time of every file below a folder."""
-    return {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in folder.rglob("*") if file.is_file()}
+    """Inode and time of every file below a folder but the lock, which names the process that had it last."""
+    files = [file for file in folder.rglob("*") if file.is_file() and file.name != ".lock"]
+    return {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in files}
 
 
 def test_files_of_a_finished_run(run: Path) -> None:
