@@ -58,6 +58,9 @@ def vanish_everywhere(case: Undisturbed, count: int | None) -> Campaign:
 def kill_at_random(case: Undisturbed, count: int, draws: random.Random) -> Campaign:
     """SIGKILL at random moments, with two threads."""
     words = [*case.words, "--threads", "2"]
+    case.sandbox.reset()
+    ending = case.sandbox.run(words)
+    case = case._replace(bits=case.sandbox.bits(), seconds=ending.seconds)  # where autograd computes, threads matter
 
     def attempt() -> str | None:
         case.sandbox.reset()

@@ -76,11 +76,14 @@ def kill_and_go_on(case: Undisturbed, number: int, is_torn: bool) -> str | None:
 
 def is_sentence(ending: Ending) -> bool:
     """Whether a command that failed said so in one sentence about a path."""
-    last = ending.text.strip().splitlines()[-1:]
     return (
         ending.status in (1, 2)
         and "Traceback" not in ending.text
-        and all(line.startswith("limbeck: ") and "[Errno" not in line and "/" in line for line in last)
+        and "[Errno" not in ending.text
+        and all(
+            line.startswith("limbeck: ") and ("/" in line or "is gone" in line)
+            for line in ending.text.strip().splitlines()[-1:]
+        )
     )
 
 

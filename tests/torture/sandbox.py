@@ -69,7 +69,7 @@ CASES = {
     "export": Case(["export", "run", "--to", "mtt", "--out", "files", *PLAIN, "--no-measure"], ("run",), "files"),
     "report": Case(["report", "run", "--out", "page.html", "--quiet"], ("run",), "page.html"),
 }
-VOLATILE = {"threads", "seconds", "created", "command", "packages", "versions"}
+VOLATILE = {"threads", "seconds", "created", "command", "packages", "versions", "memory"}
 """Keys of JSON files whose values differ from one run to the next."""
 
 
@@ -168,8 +168,12 @@ def run_command(words: list[str]) -> int:
 
 
 def _digest(path: Path) -> str:
-    """A digest of what a file says, without times; empty for locks and logs, which say nothing else."""
-    if path.name in (LOCK, "log.jsonl") or path.name.endswith(".lock") or path.parent.name in (".locks", "locks"):
+    """A digest of what a file says, without times; empty for locks, logs and progress, which say nothing else."""
+    if (
+        path.name in (LOCK, "log.jsonl", "progress.json")
+        or path.name.endswith(".lock")
+        or path.parent.name in (".locks", "locks")
+    ):
         return ""
     content = path.read_bytes()
     if path.suffix == ".html":

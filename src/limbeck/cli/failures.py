@@ -34,6 +34,11 @@ def explain(error: Exception) -> Failure | None:
     if isinstance(error, OSError) and error.errno in PATH_ERRORS and error.filename is not None:
         reason = (error.strerror or str(error)).lower()
         return Failure(f"{shorten_path(error.filename)} cannot be used ({reason}); name another path.", 2)
+    if isinstance(error, FileNotFoundError) and error.filename is not None:
+        path = shorten_path(error.filename)
+        return Failure(
+            f"{path} is gone, it may have been moved or removed; bring it back, and type the command again.", 1
+        )
     if (sentence := explain_memory(error)) is not None:
         return Failure(sentence, 1)
     if isinstance(error, OSError | SafetensorError):  # a full disk is a SafetensorError while tensors are written

@@ -99,6 +99,16 @@ def read_header(path: Path) -> dict[str, Any]:
     return header
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no element is NaN or infinite, whatever their type; torch has no `isfinite` for floats of 8 bits.
+
+    >>> is_finite(torch.ones(2)), is_finite(torch.tensor([1.0, torch.nan]).to(torch.float8_e5m2))
+    (True, False)
+    """
+    is_small = tensor.is_floating_point() and tensor.element_size() == 1
+    return bool((tensor.float() if is_small else tensor).isfinite().all())
+
+
 def read_tensors(
     path: Path, format: str, version: int = 1, oldest: int | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -33,7 +33,7 @@ from limbeck.core.locks import Locked, locked, try_lock
 from limbeck.core.parallel import CheckCancelled
 from limbeck.core.record_files import parse_record, read_record
 from limbeck.core.records import ExpertFacts, ExpertHeader, StoreHeader
-from limbeck.core.tensors import LazyRows, open_tensors, write_tensors
+from limbeck.core.tensors import LazyRows, is_finite, open_tensors, write_tensors
 from limbeck.core.text import printable
 from limbeck.core.unfinished import LOCK, remove_unfinished
 from limbeck.experts.convexified import SCHEDULES, SMOOTHING, Convexified, convexify, start_at_zero, waypoint_epochs
@@ -330,8 +330,8 @@ class Store:
         if len(header.validation) != self.config.epochs + 1 or any(a >= b for a, b in pairwise([-1, *epochs])):
             raise UserError(f"{path} is damaged: its epochs are not those of the store; delete it and make it again.")
         for name, tensor in tensors.items():
-            is_finite = not isinstance(tensor, Tensor) or bool(tensor.isfinite().all())
-            if tensor.dtype not in ([torch.float32] if name == "beta" else DTYPES.values()) or not is_finite:
+            is_broken = isinstance(tensor, Tensor) and not is_finite(tensor)
+            if tensor.dtype not in ([torch.float32] if name == "beta" else DTYPES.values()) or is_broken:
                 raise UserError(f"{path} is damaged: its {printable(name, 40)} are no finite numbers; make it again.")
         expected: dict[str, tuple[int, ...]] = {}
         if "points" in shapes:

@@ -25,7 +25,7 @@ from limbeck.core.locks import Locked, locked
 from limbeck.core.record_files import parse_record, read_record
 from limbeck.core.records import LogLine, LoopProgress, ResultsRecord, RunRecord, StateHeader
 from limbeck.core.set_records import SetHeader
-from limbeck.core.tensors import read_header, read_tensors, write_tensors
+from limbeck.core.tensors import is_finite, read_header, read_tensors, write_tensors
 from limbeck.core.text import printable
 from limbeck.core.unfinished import LOCK, remove_unfinished
 from limbeck.jobs.config import JobConfig
@@ -252,7 +252,7 @@ class RunFolder:
             for name, value in values.items():
                 is_tensor = isinstance(value, Tensor) and value.shape in (shape, ()) and value.is_floating_point()
                 is_number = isinstance(value, int | float)
-                if shape is None or not (is_number or (is_tensor and bool(value.isfinite().all()))):
+                if shape is None or not (is_number or (is_tensor and is_finite(value))):
                     path = self.path / "state.safetensors"
                     raise UserError(
                         f"{path} is damaged: {printable(name, 40)} of an optimiser does not fit; delete it."
