@@ -76,29 +76,35 @@ def group_rows(record: StudyRecord) -> list[list[StudyRow]]:
 def results_table(record: StudyRecord) -> Table:
     """Accuracies on test in percent, as mean and standard deviation: a line for every cell, measure and protocol.
 
-    Balanced accuracy is there where it differs; measure and protocol have a column where there are several, and
-    so has the number of trials of a search for options.
+    Balanced accuracy, sensitivity, specificity and AUC are there where the former differs from accuracy, and where a
+    cell has them; measure and protocol have a column where there are several, and so has the number of trials of a
+    search for options.
     """
     results = [result for row in record.rows for result in row.results]
-    uneven = any(
-        abs(result.balanced_accuracy_mean - result.accuracy_mean) > UNEVEN
-        for result in results
-        if result.balanced_accuracy_mean is not None
-    )
-    has_measures = uneven or any(result.protocol for result in results)
+    has_measures = is_uneven(results) or any(result.protocol for result in results)
     has_trials = any(row.trials for row in record.rows)
     lines = []
     for rows in group_rows(record):
+        uneven = is_uneven([result for row in rows for result in row.results])
         for protocol in dict.fromkeys(result.protocol for row in rows for result in row.results):
             for measure in MEASURES:
-                if measure != "accuracy" and not uneven:
-                    continue
                 words = "; ".join(part for part in (measure.replace("_", " "), protocol) if part)
                 cells = [_pool(rows, name, which, protocol, measure) for name, which in SETS]
+                if measure != "accuracy" and not (uneven and any(cells)):
+                    continue
                 extra = [*([words] if has_measures else []), *([str(rows[0].trials)] if has_trials else [])]
                 lines.append([*rows[0].cell.values(), *extra, *_numbers(cells)])
     extra = [*(["measure"] if has_measures else []), *(["trials"] if has_trials else [])]
     return [*record.axes, *extra, *RESULTS], lines
+
+
+def is_uneven(results: Sequence[ResultRow]) -> bool:
+    """Whether balanced accuracy differs from accuracy in some row by more than `UNEVEN`."""
+    return any(
+        abs(result.balanced_accuracy_mean - result.accuracy_mean) > UNEVEN
+        for result in results
+        if result.balanced_accuracy_mean is not None
+    )
 
 
 def _pool(rows: Sequence[StudyRow], name: str, which: str | None, protocol: str | None, measure: str) -> Cell | None:
