@@ -47,6 +47,7 @@ def shelve(
         data=exact.provenance["data"]["name"],
         source=source,
         ipc=record["config"]["ipc"],
+        tiles=len(exact.images) // len(images),
         method=record["config"]["method"],
         network=f"{network}, depth {exact.recipe['model']['depth']}, width {exact.recipe['model']['width']}",
         bytes=images.numel() * 2 + labels.numel() * labels.element_size(),
@@ -70,6 +71,11 @@ def main() -> None:
     parser.add_argument(
         "--commit", required=True, help="of the limbeck that made the run"
     )
+    parser.add_argument(
+        "--command",
+        action="append",
+        help="what made the run, where its record does not say it",
+    )
     parser.add_argument("--networks", type=int, default=5)
     options = parser.parse_args()
     entry = shelve(
@@ -80,6 +86,8 @@ def main() -> None:
         options.commit,
         options.networks,
     )
+    if options.command:
+        entry = entry.model_copy(update={"commands": options.command})
     path = FOLDER / "shelf.json"
     sets = json.loads(path.read_text(encoding="utf-8"))["sets"] if path.exists() else {}
     sets[options.name] = entry.to_json()

@@ -31,6 +31,7 @@ from limbeck.report.study import (
     Table,
     costs_table,
     differences_table,
+    reach_sentence,
     results_table,
     stability_table,
 )
@@ -313,7 +314,8 @@ def format_shelf() -> str:
         n, network = entry.rows[0].n, join_by_nbsp(f"{size(entry.bytes)}")
         rows.append(
             [
-                *(f"`{name}`", f"`{entry.method}`", entry.network, network),
+                *(f"`{name}`", f"`{entry.method}`", entry.network),
+                *(f"{entry.ipc} x {entry.tiles}", network),
                 *(str(n), *cells, points(entry.difference)),
             ]
         )
@@ -436,7 +438,7 @@ def format_medical() -> str:
 def format_medical_commands() -> str:
     """The command of one of the runs."""
     record = load_record("medical")
-    return f"The command, with `--method mtt`, `--ipc 10` and without `--balanced` for the others:\n\n```console\n{wrap_command(record['command'])}\n```"
+    return f"The command, with `--method mtt` and without `--balanced` for the others:\n\n```console\n{wrap_command(record['command'])}\n```"
 
 
 def wrap_command(command: str) -> str:
@@ -474,6 +476,43 @@ def format_study(name: str, table: Callable[[StudyRecord], Table]) -> str:
 
 
 EXAMPLES = ("own-folder", "continual", "search", "leakage", "own-trajectory")
+
+
+def format_reaches(name: str) -> str:
+    """When validation first was as good as the final one of the other side: a line a comparison."""
+    record = read_record(STUDIES[name], StudyRecord, FORMAT)
+    main = [
+        row
+        for row in record.comparisons
+        if (row.which, row.measure) == ("chosen", "accuracy")
+    ]
+    sentences = [reach_sentence(row) for row in main]
+    return "\n".join(f"- {sentence}" for sentence in sentences if sentence is not None)
+
+
+def format_validation(name: str) -> str:
+    """Validation accuracy in percent along distillation, a line a cell, as the mean over seeds."""
+    record = read_record(STUDIES[name], StudyRecord, FORMAT)
+    cells: dict[str, list[Any]] = {}
+    for row in record.rows:
+        cells.setdefault(" · ".join(row.cell.values()), []).append(row.curve)
+    steps = next(iter(cells.values()))[0].steps
+    places = range(0, len(steps), max(1, len(steps) // 6))
+    rows = [
+        [
+            name,
+            *(
+                f"{100 * fmean(curve.accuracy[place] for curve in curves):.1f}"
+                for place in places
+            ),
+        ]
+        for name, curves in cells.items()
+    ]
+    return format_table(
+        ["after outer steps", *(str(steps[place]) for place in places)], rows
+    )
+
+
 SECTIONS: dict[str, Any] = {
     **{f"example {name}": partial(format_example, name) for name in EXAMPLES},
     "defaults": format_defaults,
@@ -512,6 +551,10 @@ STUDY_SECTIONS: dict[str, Any] = {
     f"study {name}{word}": partial(format_study, name, table)
     for name in STUDIES
     for word, table in STUDY_TABLES.items()
+} | {
+    f"study {name} {word}": partial(function, name)
+    for name in STUDIES
+    for word, function in (("reaches", format_reaches), ("validation", format_validation))
 }
 PAGES = (
     ROOT / "README.md",
@@ -520,6 +563,8 @@ PAGES = (
     DOCS / "evaluate.md",
     DOCS / "which-method.md",
     DOCS / "shelf.md",
+    DOCS / "claims.md",
+    DOCS / "best-set.md",
     DOCS / "defaults.md",
     DOCS / "medical.md",
     *(DOCS / "examples" / f"{name}.md" for name in EXAMPLES),

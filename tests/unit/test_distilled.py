@@ -171,3 +171,17 @@ def test_tiles_that_cannot_be_cut_are_refused(tmp_path: Path, change: dict[str, 
     write_tensors(tmp_path / "set.safetensors", tensors, {**header, "tiles": {**header["tiles"], **change}})
     with pytest.raises(UserError):
         load(tmp_path / "set.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16, torch.float64, torch.complex64])
+def test_images_of_another_type_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    """For numbers of 8 bits torch has no isfinite, so that one was a NotImplementedError."""
+    images = torch.zeros(2, 1, 4, 4)
+    preprocess = fit_preprocess("normalise", torch.arange(32, dtype=torch.uint8).view(2, 1, 4, 4))
+    path = tmp_path / "set.safetensors"
+    DistilledSet(images, torch.tensor([0, 1]), 0.01, preprocess, ("a", "b"), {}, {}).save(path)
+    tensors, header = read_tensors(path, "limbeck-set", 3, oldest=1)
+    header.pop("sha256")
+    write_tensors(path, {**tensors, "images": images.to(dtype)}, header)
+    with pytest.raises(UserError, match="float32 images"):
+        load(path)

@@ -31,6 +31,7 @@ def test_a_set_of_the_shelf_is_what_its_record_says(name: str) -> None:
     entry, distilled = read_shelf()[name], limbeck.load(name)
     images, labels = distilled.stored_pair
     assert len(images) == entry.ipc * len(distilled.classes)
+    assert len(distilled.images) == entry.tiles * len(images)
     assert entry.bytes == 2 * images.numel() + labels.element_size() * labels.numel()
     assert distilled.provenance["method"] == entry.method
     assert distilled.provenance["data"]["name"] == entry.data
@@ -57,6 +58,17 @@ def test_a_file_of_its_name_goes_before_a_set_of_the_shelf(tmp_path: Path, monke
     assert find_shelf_file(NAMES[0]) is None
     with pytest.raises(UserError, match="no distilled set"):
         limbeck.load(NAMES[0])
+
+
+def test_a_name_that_is_no_set_is_answered_by_those_that_are() -> None:
+    with pytest.raises(UserError, match="fashion-mnist-ipc1"):
+        limbeck.load("fashion-mnist-ipc99")
+
+
+def test_test_images_of_another_size_are_refused_in_a_sentence() -> None:
+    small = limbeck.load("fashion-mnist-ipc1")
+    with pytest.raises(UserError, match="resize=28"):
+        small.accuracy(torch.nn.Flatten(), torch.zeros(2, 1, 52, 40, dtype=torch.uint8), torch.zeros(2))
 
 
 @pytest.mark.parametrize("is_tiled", [False, True])

@@ -32,7 +32,8 @@ def describe(entry: ShelfEntry) -> str:
         row = entry.row(name)
         if row is not None:
             parts.append(f"{name} {percent(row.accuracy_mean, row.accuracy_std)} (n = {row.n})")
-    return f"{entry.data}, {entry.ipc} per class, {size(entry.bytes)}, {entry.method}: {', '.join(parts)}"
+    tiles = "" if entry.tiles == 1 else f" of {entry.tiles} tiles"
+    return f"{entry.data}, {entry.ipc}{tiles} per class, {size(entry.bytes)}, {entry.method}: {', '.join(parts)}"
 
 
 COMMANDS = {"sets": Command(Sets, run_sets, ("limbeck sets", "limbeck sets --json"))}

@@ -18,6 +18,7 @@ class ShelfEntry(Record):
     """One set of the shelf.
 
     data: Name of the data; source: what `--data` has to name to test on it.
+    ipc: Stored images per class; tiles: training images that each of them holds.
     network: Of distillation, and of the rows. bytes: Of images and labels, as the file stores them.
     rows: Of the stored set (16 bits), of random and k-means images at the same budget, on test.
     difference: Of the accuracies of the stored set and of the set before it was rounded, over the same networks.
@@ -27,6 +28,7 @@ class ShelfEntry(Record):
     data: str
     source: str
     ipc: int = Field(ge=1)
+    tiles: int = Field(default=1, ge=1)
     method: str
     network: str
     bytes: int = Field(ge=1)

@@ -17,8 +17,8 @@ from torch.utils.data import TensorDataset
 from limbeck.core.errors import UserError
 from limbeck.core.record_files import parse_record
 from limbeck.core.set_records import SetHeader
-from limbeck.core.shelf import find_shelf_file
-from limbeck.core.tensors import read_tensors, write_tensors
+from limbeck.core.shelf import find_shelf_file, read_shelf
+from limbeck.core.tensors import is_finite, read_tensors, write_tensors
 from limbeck.core.text import printable
 from limbeck.data import Preprocess
 from limbeck.data.augment import DSA, CanvasCrop
@@ -147,10 +147,18 @@ class DistilledSet:
         """The fraction of images that a network classifies correctly, in evaluation mode and without augmentation.
 
         images: pixels (n, channels, height, width), uint8 or float in [0, 1], as those of `load_data`; labels: (n,).
-        Raises UserError where there are no images.
+        Raises UserError where there are no images, and where they are of another size than those of the set.
         """
         if not len(images):
             raise UserError("there are no images to test the network on.")
+        canvas = self.provenance.get("config", {}).get("canvas") or 1
+        size = tuple(side // canvas for side in self.images.shape[2:])
+        if tuple(images.shape[2:]) != size:
+            there, here = (" x ".join(map(str, sides)) for sides in (images.shape[2:], size))
+            resize = size[0] if size[0] == size[1] else size
+            raise UserError(
+                f"the images are {there} pixels and those of the set {here}: load them with resize={resize}."
+            )
         if isinstance(module, Module) and module.training:  # batch norm would learn from the test images
             module.eval()
             try:
@@ -219,6 +227,9 @@ def load(path: str | Path) -> DistilledSet:
             reason = "it is not a run folder, or the run has not ended"
             reason = f"it is a folder of runs, name one: {' or '.join(runs[:2])}" if runs else reason
             raise UserError(f"{path.parent} holds no distilled set; {reason}.")
+    if not path.exists():
+        names = ", ".join(read_shelf())
+        raise UserError(f"{path} does not exist, and it is no set that comes with limbeck, as {names} are.")
     tensors, content = read_tensors(path, FORMAT, HALF, oldest=1)
     header = parse_record(path, SetHeader, content)
     lr = tensors.get("lr")
@@ -269,7 +280,7 @@ def _read_preprocess(path: Path, header: dict[str, Any], state: dict[str, Tensor
 def _check_tensors(path: Path, tensors: Mapping[str, Tensor], classes: int) -> None:
     """Raise UserError unless there are finite images with one label each, and targets of their shape if any."""
     for name, tensor in tensors.items():
-        if not bool(tensor.isfinite().all()):
+        if not is_finite(tensor):
             raise UserError(f"{path} is damaged: its {printable(name, 40)} hold NaN or infinity; make it again.")
     images, labels = tensors.get("images"), tensors.get("labels")
     if images is None or images.ndim != 4 or images.dtype != torch.float32 or not len(images):
