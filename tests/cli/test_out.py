@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,7 +77,7 @@ def test_a_folder_that_the_system_refuses(
     def refuse(*args: Any, **options: Any) -> str:
         raise OSError(number, os.strerror(number), "x")
 
-    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr("limbeck.core.unfinished._create", refuse)
     for out in (tmp_path, tmp_path / "new" / "out"):
         assert os.strerror(number).lower() in refused(command, *required_words(command), "--out", out)
 
@@ -99,7 +98,9 @@ TAKES_FILE = {"table", "report", "import-set"}
 @pytest.mark.parametrize("command", sorted(set(WITH_OUT) - TAKES_FILE - {"import-experts"}))
 def test_a_file_where_a_folder_is_to_be(command: str, artifacts: dict[str, Path], refused: Any, tmp_path: Path) -> None:
     words: dict[str, list[Any]] = {
+        "demo": [],
         "distill": ["digits", *TINY],
+        "doctor": ["digits"],
         "estimate": ["digits", *TINY],
         "experts": ["digits", *EXPERTS],
         "convexify": [artifacts["recorded"]],
@@ -122,7 +123,7 @@ def test_a_finished_run_may_lie_where_nothing_is_written(
     def refuse(*args: Any, **options: Any) -> str:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), "x")
 
-    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr("limbeck.core.unfinished._create", refuse)
     assert limbeck("distill", "digits", *TINY, "--out", artifacts["run"]).status == 0
     assert limbeck("experts", "digits", *EXPERTS, "--out", artifacts["convex"]).status == 0
 

@@ -134,7 +134,7 @@ def test_a_run_in_use_by_another_process_is_refused(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", code + "print(flush=True); time.sleep(60)"], stdout=-1) as other:
         assert other.stdout is not None
         other.stdout.readline()
-        with pytest.raises(UserError, match="another process"):
+        with pytest.raises(UserError, match="is at work on"):
             distill_with_baselines(out)
         assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
         other.kill()

@@ -62,7 +62,7 @@ def run_table(args: Table, listen: Listener) -> Any:
     from limbeck.report.table import write_table
 
     out, runs = Path(args.out), [Path(run) for run in args.runs]
-    if out.exists() and not args.force:
+    if out.is_file() and not args.force:
         raise UserError(f"{out} exists; name another file with --out, or add --force to write over it.")
     finished = [run for run in runs if (run / "results.json").exists() or not (run / "run.json").exists()]
     for run in runs:

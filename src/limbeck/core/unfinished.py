@@ -50,8 +50,11 @@ def _create(path: Path) -> tuple[Path, int | None]:
         temporary = path.with_name(f".{path.name[:NAME_LENGTH]}.{secrets.token_hex(4)}.part")
         try:
             temporary.mkdir()
+        except FileExistsError:
+            continue
+        try:
             handle = None if fcntl is None else os.open(temporary, os.O_RDONLY)
-        except (FileExistsError, FileNotFoundError):  # not there: removed by another process before it was locked
+        except FileNotFoundError:  # removed by another process before it was locked
             if not path.parent.is_dir():
                 raise
             continue
