@@ -9,6 +9,7 @@ import torch
 
 from limbeck import METHODS, UserError
 from limbeck.core.records import RunRecord
+from limbeck.evaluation.trials import Summary
 from limbeck.experts import Expert, ExpertConfig
 from limbeck.jobs.checkpoint import Checkpoint, KeepBest, Log
 from limbeck.jobs.record import RunFolder
@@ -170,7 +171,8 @@ def test_a_run_is_taken_up_bit_for_bit(method: Method, task: Task, expert: Exper
             run,
             3,
             6,
-            lambda synthetic: (0.0, 0.0, 1),
+            lambda synthetic: Summary(0.0, None, 0.0, None, 1, [0.0]),
+            lambda summary: summary.accuracy_mean,
             lambda synthetic, step: None,
             lambda event: None,
             recipe.evaluated_set,

@@ -18,7 +18,7 @@ from limbeck.jobs.config import JobConfig
 # --threads of a study are those of its child processes
 READ_BY_ALL = {*Options.model_fields, *Threads.model_fields}
 """Options that `limbeck.cli.commands` itself reads."""
-COMPUTES = {"distill", "estimate", "experts", "convexify", "evaluate", "compare", "inspect"} | {
+COMPUTES = {"distill", "estimate", "experts", "convexify", "evaluate", "compare", "inspect", "demo", "doctor"} | {
     "import-experts",
     "import-set",
     "export",

@@ -124,6 +124,7 @@ class Sandbox:
         try:
             os.dup2(handle, 1)
             os.dup2(handle, 2)
+            sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # not those of pytest
             for number in (signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -133,6 +134,9 @@ class Sandbox:
         except BaseException:
             traceback.print_exc()
         finally:
+            with suppress(OSError):
+                sys.stdout.flush()
+                sys.stderr.flush()
             os._exit(status)
 
     def run(self, words: list[str], prepare: Callable[[], object] = lambda: None) -> Ending:

@@ -167,7 +167,7 @@ def test_a_run_without_experts_trains_none_and_its_step_size_is_chosen_on_valida
     assert "experts are not described" not in page
     assert "real images, selected by a rule" in page
     assert "How distillation went" not in page
-    assert page.count("<img") == 1
+    assert page.count("<img") == 3, "the set, random and k-means images"
 
 
 def test_experts_that_are_named_are_used(digits: ImageData, tmp_path: Path, store: Store) -> None:

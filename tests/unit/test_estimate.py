@@ -264,6 +264,6 @@ def test_a_failing_estimate_is_ignored() -> None:
 
     announce(fail, events.append)
     announce(lambda: Estimate({}), events.append)  # no event without work
-    assert events == []
+    assert {event["event"] for event in events} <= {"note"}
     announce(lambda: Estimate({"evaluate": 2.0}), events.append)
-    assert [event["event"] for event in events] == ["estimate"]
+    assert [event["event"] for event in events if event["event"] != "note"] == ["estimate"]

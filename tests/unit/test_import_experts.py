@@ -213,7 +213,7 @@ def test_experts_of_other_lengths_are_refused(tmp_path: Path, import_buffers: Ca
     refuse("ends at epoch 3, not 50", lambda: import_buffers(tmp_path / "b", epochs=50))
     (tmp_path / "store").mkdir()
     (tmp_path / "store/something").write_text("kept")
-    refuse("exists; name a new folder", lambda: import_buffers(tmp_path / "b"))
+    refuse("exists and is not an empty folder", lambda: import_buffers(tmp_path / "b"))
     without_validation = limbeck.load_data("digits", validation=0)
     refuse("no validation images", lambda: import_experts(tmp_path / "b", tmp_path / "other", without_validation))
 

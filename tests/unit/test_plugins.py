@@ -80,7 +80,7 @@ def test_a_method_of_a_file_is_distilled_and_its_code_is_part_of_the_run(folder:
 
 
 def test_the_command_takes_a_method_of_a_file_with_its_options(capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, _ = run(capsys, "distill", "--method", "plug:METHOD", "--help")
+    status, out, _ = run(capsys, "distill", "--method", "plug:METHOD", "--help-all")
     assert status == 0
     assert "means options" in out
     assert "Step size of the images." in out
@@ -156,7 +156,7 @@ def test_what_is_no_selector_is_refused_in_a_sentence(name: str) -> None:
 
 
 def test_the_command_takes_a_selector_of_a_file(capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, _ = run(capsys, "distill", "--method", "dm", "--help")
+    status, out, _ = run(capsys, "distill", "--method", "dm", "--help-all")
     assert status == 0
     assert "MODULE:NAME}" in out
     assert run(capsys, "estimate", "digits", "--method", "dm", "--init", "plug:select", "--model.width", "4")[0] == 0

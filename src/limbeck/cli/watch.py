@@ -40,7 +40,7 @@ def run_watch(args: Watch, listen: Listener) -> Any:
     folder = Path(args.run)
     if folder.is_file():
         raise UserError(f"{folder} is a file; name the folder of a run.")
-    sight = _follow(folder, args) if not args.once else look(folder)
+    sight = _follow(args, folder) if not args.once else look(folder)
     result: dict[str, Any] = {"run": f"{args.run}: {sight.text()}", "state": sight.state}
     if args.as_json:
         progress = None if sight.record is None else sight.record.to_json()
@@ -48,7 +48,7 @@ def run_watch(args: Watch, listen: Listener) -> Any:
     return result
 
 
-def _follow(folder: Path, args: Watch) -> Sight:
+def _follow(args: Watch, folder: Path) -> Sight:
     """Show the run until it ends: on a terminal in one line that changes, elsewhere in a line now and then."""
     console = PlainConsole(stderr=True, quiet=args.quiet)
     stage, last_line = "", 0.0

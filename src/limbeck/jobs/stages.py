@@ -57,7 +57,7 @@ def run(job: Job, listen: Listener | None = None, evaluate: bool = True, *, prog
     >>> with TemporaryDirectory() as folder:
     ...     path = run(prepare("digits", method="random", ipc=1, out=f"{folder}/run", eval=quick, validate_epochs=5))
     ...     sorted(file.name for file in path.glob("*.json*"))
-    ['log.jsonl', 'results.json', 'run.json']
+    ['log.jsonl', 'progress.json', 'results.json', 'run.json']
     """
     set_switches(job.task.device, job.task.precision)
     require_same_job(job.task, job.resolved, job.path)
