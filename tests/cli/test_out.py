@@ -95,12 +95,10 @@ def test_a_folder_without_permission(command: str, refused: Any, tmp_path: Path)
 TAKES_FILE = {"table", "report", "import-set"}
 
 
-@pytest.mark.parametrize("command", sorted(set(WITH_OUT) - TAKES_FILE - {"import-experts"}))
+@pytest.mark.parametrize("command", sorted(set(WITH_OUT) - TAKES_FILE - {"import-experts", "demo", "doctor"}))
 def test_a_file_where_a_folder_is_to_be(command: str, artifacts: dict[str, Path], refused: Any, tmp_path: Path) -> None:
     words: dict[str, list[Any]] = {
-        "demo": [],
         "distill": ["digits", *TINY],
-        "doctor": ["digits"],
         "estimate": ["digits", *TINY],
         "experts": ["digits", *EXPERTS],
         "convexify": [artifacts["recorded"]],

@@ -147,7 +147,7 @@ def test_a_run_leaves_how_it_ended_what_it_cost_and_its_pictures(tmp_path: Path)
     texts = [event["text"] for event in events if event["event"] == "note"]
     assert any(text.startswith("the distillation goes on after step ") for text in texts)
     (cost,) = [text for text in texts if text.startswith("cost: ")]
-    for words in ("experts ", "distill ", "evaluate ", "peak memory ", " MB", f"stored in {run}", "of experts in "):
+    for words in ("experts ", "distill ", "evaluate ", "peak memory ", "B; ", f"stored in {run}", "of experts in "):
         assert words in cost
     results = read_json(run / "results.json")
     assert results["memory"]["process"] > 50e6
