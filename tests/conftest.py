@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import rich.style  # noqa: F401 - its import draws from the global generator
 import torch
+import tyro._docstrings  # noqa: F401 - its import hashes all of builtins, among them what the last doctest printed
 
 from limbeck.data import ImageData, Split, load_data
 from limbeck.experts import Expert, ExpertConfig, Store

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from limbeck.core.events import Event, Listener
-from limbeck.progress.trackers.numbers import numbers_of
-
-PROJECT = "limbeck"
+from limbeck.core.events import Listener
+from limbeck.progress.trackers.runs import PROJECT, track_run
 
 
-@contextmanager
-def track(folder: Path, config: Mapping[str, Any]) -> Iterator[Listener]:
-    """A listener that logs the numbers of events beside the step or epoch that they belong to."""
+def track(folder: Path, config: Mapping[str, Any]) -> AbstractContextManager[Listener]:
+    """A listener for a run that has the folder's name."""
     import wandb  # which not everybody has
 
-    runs: list[Any] = []
-
-    def write(event: Event) -> None:
-        if event["event"] == "stage" and not runs:
-            runs.append(wandb.init(project=PROJECT, name=folder.name, config=dict(config), dir=str(folder)))
-        if runs and (numbers := numbers_of(event)):
-            runs[0].log({**numbers.values, numbers.axis: numbers.step})
-
-    try:
-        yield write
-    finally:
-        for run in runs:
-            run.finish()
+    return track_run(partial(wandb.init, project=PROJECT, name=folder.name, config=dict(config), dir=str(folder)))
