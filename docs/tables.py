@@ -33,6 +33,7 @@ from limbeck.report.study import (
     differences_table,
     reach_sentence,
     results_table,
+    searches_table,
     stability_table,
 )
 from limbeck.report.text import percent, points, size
@@ -464,6 +465,7 @@ STUDY_TABLES = {
     "": results_table,
     " differences": differences_table,
     " costs": costs_table,
+    " searches": searches_table,
     " stability": stability_table,
 }
 """A block `study NAME` has the accuracies of docs/studies/NAME.json; with a word behind it, another of its tables."""

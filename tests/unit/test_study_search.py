@@ -9,12 +9,14 @@ import pytest
 from small_studies import STUDY, write_file
 
 from limbeck import UserError
-from limbeck.core.study_records import Trial
+from limbeck.core.study_records import RANDOM_TRIALS, CellSearch, StudyRecord, Trial
+from limbeck.report.study import searches_table
+from limbeck.report.study_page import write_study_page
 from limbeck.studies.cells import Cell
 from limbeck.studies.config import Range, Search
 from limbeck.studies.opened import describe_plan, plan_study
 from limbeck.studies.run import run_study
-from limbeck.studies.search import STARTUP, OpenSearch
+from limbeck.studies.search import OpenSearch
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -66,10 +68,10 @@ def tell(search: OpenSearch, number: int) -> None:
 def test_a_trial_follows_from_the_seed_its_number_and_the_trials_before() -> None:
     pytest.importorskip("optuna")
     search = make_search(14)
-    assert search.ready() == list(range(STARTUP)), "random trials depend on none"
-    for number in reversed(range(STARTUP)):
+    assert search.ready() == list(range(RANDOM_TRIALS)), "random trials depend on none"
+    for number in reversed(range(RANDOM_TRIALS)):
         tell(search, number)
-    for number in range(STARTUP, 14):
+    for number in range(RANDOM_TRIALS, 14):
         assert search.ready() == [number], "others come one after another"
         tell(search, number)
     assert search.ready() == []
@@ -86,6 +88,29 @@ def test_a_trial_follows_from_the_seed_its_number_and_the_trials_before() -> Non
     values = [trial.options for trial in search.trials.values()]
     assert all(0.01 <= value["lr_img"] <= 1 and value["syn_steps"] in range(2, 10) for value in values)
     assert {value["init"] for value in values} == {"random", "kmeans"}
+
+
+def test_the_table_of_searches_says_how_much_a_method_depends_on_its_options(tmp_path: Path) -> None:
+    accuracies = [0.5, 0.7, None, *[0.6] * 7, 0.9]  # random trials, one of which failed, and one that is not random
+    trials = [
+        Trial(number=number, options={"lr_img": number / 7}, key="", accuracy=accuracy, std=0.01)
+        for number, accuracy in enumerate(accuracies)
+    ]
+    search = CellSearch(cell={"method": "MCT"}, seed=0, key="", space={}, trials=trials)
+    record = StudyRecord(
+        format="limbeck-study",
+        version=1,
+        title="A",
+        axes={"method": ["MCT"]},
+        seeds=[0],
+        study={},
+        planned=1,
+        searches=[search, CellSearch(cell={"method": "MTT"}, seed=0, key="", space={})],
+    )
+    head, lines = searches_table(record)
+    assert head[:2] == ["method", "trials"]
+    assert lines == [["MCT", "11", "60.0 ± 5.0 (n = 9)", "50.0", "60.0", "70.0", "90.0 ± 1.0 %", "lr_img 1.43"]]
+    assert "90.0 ± 1.0" in write_study_page(record, tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_a_failed_trial_counts_and_never_wins() -> None:

@@ -95,6 +95,10 @@ class StudyRow(Record):
     created: str = ""
 
 
+RANDOM_TRIALS = 10
+"""Trials of a search that are drawn at random, before those that learn from earlier ones."""
+
+
 class Trial(Record):
     """A trial of a search: the values that were tried, and the set by them on validation.
 

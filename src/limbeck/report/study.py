@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from math import sqrt
-from statistics import fmean
+from statistics import fmean, median, stdev
 
 from limbeck.core.records import ResultRow
-from limbeck.core.study_records import StudyComparison, StudyRecord, StudyRow, Trial, cell_name
+from limbeck.core.study_records import (
+    RANDOM_TRIALS,
+    CellSearch,
+    StudyComparison,
+    StudyRecord,
+    StudyRow,
+    Trial,
+    cell_name,
+)
 from limbeck.report.table import MEASURES, UNEVEN, Cell, pool_runs
 from limbeck.report.text import NONE, duration, percent, points, size
 
@@ -17,6 +25,8 @@ RESULTS = ("n", "chosen", "within seeds", "between seeds", "last", "random", "k-
 COSTS = ("images", "labels", "experts", "stored", "outer steps", "memory")
 STABILITY = ("seeds", "best less last", "between validations", "loss from step to step")
 DIFFERENCES = ("less", "set", "measure", "difference", "standard error", "95 % interval", "n")
+
+SEARCHES = ("trials", "random trials", "worst", "median", "best", "best of all", "options of the best")
 
 Table = tuple[list[str], list[list[str]]]
 """Headings and lines."""
@@ -37,11 +47,20 @@ def trial_sentence(trial: Trial) -> str:
     >>> trial_sentence(Trial(number=0, options={"lr_img": 0.1}, key="", accuracy=0.5, std=0.01, n=3, step=10))
     'lr_img 0.1: 50.0 ± 1.0 % (n = 3) on validation at step 10'
     """
-    parts = [(name, f"{value:.3g}" if isinstance(value, float) else value) for name, value in trial.options.items()]
-    values = ", ".join(f"{name} {value}" for name, value in parts)
+    values = format_options(trial)
     if trial.accuracy is None:
         return f"{values}: failed: {trial.sentence}"
     return f"{values}: {percent(trial.accuracy, trial.std)} (n = {trial.n}) on validation at step {trial.step}"
+
+
+def format_options(trial: Trial) -> str:
+    """The values that a trial tried.
+
+    >>> format_options(Trial(number=0, options={"lr_img": 0.12345, "syn_steps": 20}, key="", accuracy=0.5))
+    'lr_img 0.123, syn_steps 20'
+    """
+    parts = [(name, f"{value:.3g}" if isinstance(value, float) else value) for name, value in trial.options.items()]
+    return ", ".join(f"{name} {value}" for name, value in parts)
 
 
 def find_result(row: StudyRow, name: str, which: str | None, protocol: str | None) -> ResultRow | None:
@@ -169,6 +188,24 @@ def _root_mean_square(values: Sequence[float]) -> float | None:
     """
     squares = [(two - one) ** 2 for one, two in pairwise(values)]
     return round(sqrt(fmean(squares)), 12) if squares else None
+
+
+def searches_table(record: StudyRecord) -> Table:
+    """The searches for options: validation accuracies in percent of the random trials, and of the best of all.
+
+    Random trials try the same number of values in every cell, so their spread says how much a method depends on its
+    options. A failed trial counts in `trials` alone.
+    """
+    return [*record.axes, *SEARCHES], [_search_line(search) for search in record.searches if search.trials]
+
+
+def _search_line(search: CellSearch) -> list[str]:
+    drawn = [100 * trial.accuracy for trial in search.trials[:RANDOM_TRIALS] if trial.accuracy is not None]
+    spread = f"{fmean(drawn):.1f} ± {stdev(drawn):.1f} (n = {len(drawn)})" if len(drawn) > 1 else NONE
+    places = [f"{pick(drawn):.1f}" if drawn else NONE for pick in (min, median, max)]
+    best = max(search.trials, key=lambda trial: trial.accuracy or 0.0)
+    words = [percent(best.accuracy, best.std), format_options(best)]
+    return [*search.cell.values(), str(len(search.trials)), spread, *places, *words]
 
 
 def differences_table(record: StudyRecord) -> Table:

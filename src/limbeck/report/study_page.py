@@ -17,6 +17,7 @@ from limbeck.report.study import (
     group_rows,
     reach_sentence,
     results_table,
+    searches_table,
     stability_table,
 )
 from limbeck.report.table import Cell, pool_runs
@@ -38,6 +39,7 @@ def write_study_page(record: StudyRecord, out: Path) -> Path:
         differences=differences_table(record),
         reaches=[sentence for sentence in sentences if sentence is not None],
         panels=_panels(record, group_rows(record)),
+        searches=searches_table(record),
         stability=stability_table(record),
         experts=[*_paths(record), *_storage(record)],
         costs=costs_table(record),

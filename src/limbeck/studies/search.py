@@ -1,7 +1,7 @@
 """Search for options on validation, in every cell of a study with the same number of trials.
 
 Trial n is a function of the seed of the sampler, n, and the trials before it, so that an interrupted search goes on as
-it would have. The first `STARTUP` trials are drawn at random and depend on none; the others are drawn by optuna's
+it would have. The first `RANDOM_TRIALS` trials are drawn at random and depend on none; the others are drawn by optuna's
 tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011).
 """
 
@@ -16,14 +16,11 @@ from limbeck.core.errors import UserError
 from limbeck.core.files import content_key
 from limbeck.core.records import StageLine, ValidationLine
 from limbeck.core.rng import derive_seed
-from limbeck.core.study_records import CellSearch, Trial
+from limbeck.core.study_records import RANDOM_TRIALS, CellSearch, Trial
 from limbeck.jobs.record import RunFolder
 from limbeck.studies.cells import Cell, merge
 from limbeck.studies.config import Range, Search
 from limbeck.studies.plan import PlannedRun, plan_trial
-
-STARTUP = 10
-"""Trials that are drawn at random."""
 
 
 def import_optuna() -> Any:
@@ -71,7 +68,7 @@ class OpenSearch:
     def ready(self) -> list[int]:
         """Numbers of the trials that can begin: random ones at once, others after all before them."""
         count = self.search.trials
-        first = [number for number in range(min(STARTUP, count)) if number not in self.trials]
+        first = [number for number in range(min(RANDOM_TRIALS, count)) if number not in self.trials]
         numbers = first or [next((number for number in range(count) if number not in self.trials), count)]
         return [number for number in numbers if number < count and number not in self.begun]
 
@@ -80,9 +77,9 @@ class OpenSearch:
         optuna = import_optuna()
         distributions = {name: _distribution(optuna, values) for name, values in self.cell.space.items()}
         seed = derive_seed(self.search.seed, "search", number) % 2**32
-        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=RANDOM_TRIALS)
         study = optuna.create_study(direction="maximize", sampler=sampler)
-        for trial in (self.trials[before] for before in range(number) if number >= STARTUP):
+        for trial in (self.trials[before] for before in range(number) if number >= RANDOM_TRIALS):
             value = 0.0 if trial.accuracy is None else trial.accuracy
             frozen = optuna.trial.create_trial(params=trial.options, distributions=distributions, value=value)
             study.add_trial(frozen)
