@@ -72,7 +72,7 @@ def test_a_person_sees_counts_pixels_warnings_and_where_the_picture_is(limbeck: 
     assert any(line.startswith("note: no validation split") for line in lines)
     assert lines[-2:] == [
         f"picture: {tmp_path / 'sheet.png'}",
-        f"next: limbeck distill {tmp_path / 'photos'} --ipc 1",
+        f"next: limbeck distill {tmp_path / 'photos'}",
     ]
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 800

@@ -11,7 +11,9 @@ import tyro
 from pydantic import BaseModel, ConfigDict, Field
 from tyro.conf import FlagCreatePairsOff, Positional
 
+from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
+from limbeck.data.images import ResizeMode, parse_size
 from limbeck.progress.combine import combine
 from limbeck.progress.trackers import TrackerName, open_tracker
 
@@ -68,8 +70,15 @@ class WithTracker(OptionGroup):
 class Reading(OptionGroup):
     """How images are read."""
 
-    resize: int | None = Field(default=None, ge=1)
-    """Resize every image to this many pixels a side."""
+    resize: Annotated[str | None, tyro.conf.arg(metavar="N|HxW")] = None
+    """Resize images to N pixels a side, or height x width."""
+    resize_mode: ResizeMode = "stretch"
+    """What happens to images of other proportions: stretch them, crop at the centre, or pad by the edges."""
+    test: Annotated[str | None, PATH] = None
+    """Class folders with the test images; by default those of DATA, or 20 % of it."""
+    validation: Annotated[str | None, tyro.conf.arg(metavar="FRACTION|PATH")] = None
+    """The part of every class of train that is kept for validation, or a folder of class folders with such images;
+    the default is 0.1."""
     pixel_range: Annotated[tuple[float, float] | None, tyro.conf.arg(metavar="LOW HIGH")] = None
     """The pixel values that are black and white; the default follows from the whole data set."""
     follow_links: Annotated[FlagCreatePairsOff[bool], SWITCH] = False
@@ -77,8 +86,30 @@ class Reading(OptionGroup):
 
 
 def load_keywords(options: Reading) -> dict[str, Any]:
-    """The options as keywords of `load_data`."""
-    return {"resize": options.resize, "pixel_range": options.pixel_range, "follow_links": options.follow_links}
+    """The options as keywords of `load_data`, without those that are at their default."""
+    default = Reading()
+    values = {name: getattr(options, name) for name in Reading.model_fields}
+    keywords = {name: value for name, value in values.items() if value != getattr(default, name)}
+    if options.resize is not None:
+        keywords["resize"] = parse_size(options.resize)
+    if options.validation is not None:
+        keywords["validation"] = _parse_validation(options.validation)
+    return keywords
+
+
+def _parse_validation(text: str) -> float | str:
+    """A fraction, or else the path of a folder. Raises UserError for a number that is no fraction.
+
+    >>> _parse_validation("0.2"), _parse_validation("photos/val")
+    (0.2, 'photos/val')
+    """
+    try:
+        fraction = float(text)
+    except ValueError:
+        return text
+    if not 0 <= fraction < 1:
+        raise UserError(f"--validation is a fraction of train below 1, or a folder, not {text}; 0.1 is usual.")
+    return fraction
 
 
 class Data(Reading):

@@ -168,13 +168,11 @@ def _compare(args: RunOptions, name: str, results: dict[str, Any]) -> dict[str, 
     experts = [] if args.experts is None else ["--experts", args.experts]
     preset = choose_defaults(Distill, "limbeck distill", ["--preset", name, *experts])
     changes = changed_options(_job_options(args), _job_options(preset))
-    changes |= {
-        name: getattr(args, name) for name in ("experts", "resize", "pixel_range") if getattr(args, name) is not None
-    }
+    changes |= load_keywords(args) | ({} if args.experts is None else {"experts": args.experts})
     return compare_with_published(name, results, changes)
 
 
-EVERYDAY = ("method", "preset", "ipc", "out", "resize", "seed", "iterations", "device", "threads", "quiet")
+EVERYDAY = ("method", "preset", "ipc", "out", "resize", "test", "seed", "iterations", "device", "threads", "quiet")
 
 COMMANDS = {
     "distill": Command(

@@ -7,14 +7,38 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from limbeck.cli.common import Reading
+
 Next = Callable[[Any, Mapping[str, Any], Sequence[str]], str | None]
 """(options, result, words of the command line) -> the words after `limbeck`; None where nothing suggests itself."""
 
 
 def _reading(args: Any) -> str:
     """The options by which the same images are read again."""
-    resize = "" if args.resize is None else f" --resize {args.resize}"
-    return resize + (f" --seed {args.seed}" if getattr(args, "seed", 0) else "")
+    words = []
+    for name, field in [(name, type(args).model_fields.get(name)) for name in (*Reading.model_fields, "seed")]:
+        value = None if field is None else getattr(args, name)
+        if field is not None and value != field.default:
+            values = value if isinstance(value, tuple) else () if value is True else (value,)
+            words += [
+                f"--{name.replace('_', '-')}",
+                *(f"{part:g}" if isinstance(part, float) else str(part) for part in values),
+            ]
+    return "".join(f" {shlex.quote(word)}" for word in words)
+
+
+OF_DESCRIPTION = ("--picture", "--near-duplicates")
+"""Options with a value that info and doctor have, and distill has not."""
+
+
+def _distill_alike(words: Sequence[str]) -> str:
+    """The words of a command that describes a data set, as those of the one that distils it."""
+    kept, skips = [], False
+    for word in words:
+        if not skips and word.partition("=")[0] not in (*OF_DESCRIPTION, "--debug"):
+            kept.append(word)
+        skips = word in OF_DESCRIPTION
+    return f"distill {shlex.join(kept)}"
 
 
 def _beside(path: str, addition: str) -> str:
@@ -44,7 +68,7 @@ def _after_info(args: Any, result: Mapping[str, Any], words: Sequence[str]) -> s
     if result["kind"] == "run" and not result["finished"]:
         return str(result["command"]).removeprefix("limbeck ") or None
     by_kind = {
-        "data set": f"distill {source}{_reading(args)} --ipc 1",
+        "data set": _distill_alike(words),
         "store of experts": f"inspect {source} --out {_beside(place, 'inspection')}",
         "distilled set": f"evaluate {source}",
         "run": f"report {source}",
@@ -64,7 +88,7 @@ NEXT: dict[str, Next] = {
     "demo": _after_distill,
     "distill": _after_distill,
     "estimate": lambda args, _, words: f"distill {shlex.join(words)}",
-    "doctor": lambda args, result, words: f"distill {shlex.join(words)}" if "estimate" in result else None,
+    "doctor": lambda args, result, words: _distill_alike(words) if "estimate" in result else None,
     "experts": lambda args, result, _: _with_experts(args, result["store"]),
     "convexify": lambda args, result, _: (
         f"inspect {shlex.quote(result['store'])} --out {_beside(result['store'], 'inspection')}"

@@ -42,7 +42,9 @@ class SetData(DataName):
     resize: Count | Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None
     pixel_range: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
     follow_links: bool = False
-    validation: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    validation: Annotated[float, Field(ge=0, lt=1)] | str = 0.1
+    resize_mode: Literal["stretch", "crop", "pad"] = "stretch"
+    test: str | None = None
     seed: int | None = None
 
 

@@ -13,9 +13,11 @@ from torch import Tensor
 from limbeck.core.errors import UserError
 from limbeck.core.rng import make_generator
 from limbeck.data.images import (
+    DEFAULT_VALIDATION,
     Array,
     ImageData,
     RawData,
+    ResizeMode,
     Size,
     Split,
     as_images,
@@ -31,12 +33,19 @@ MISSING = ("nan", "null", "<na>", "nat")  # as pandas and databases write a miss
 
 
 def assemble(
-    raw: RawData, *, validation: float, seed: int, resize: Size | None, pixel_range: PixelRange | None = None
+    raw: RawData,
+    *,
+    validation: float,
+    seed: int,
+    resize: Size | None,
+    pixel_range: PixelRange | None = None,
+    resize_mode: ResizeMode = "stretch",
 ) -> ImageData:
     """Check the result of a reader and make it one data set; splits that it lacks are split off train.
 
     validation:  fraction of every class to split off train where there is no validation split.
-    seed:        of these random splits. resize: (h, w) of the result; None leaves the size as it is.
+    seed:        of these random splits.
+    resize:      (h, w) of the result; None leaves the size as it is. resize_mode: how, see `fit_picture`.
     pixel_range: of pixels that become 0 and 255; None for pixels that are right as they are.
     Raises UserError where images, labels or classes are not what `RawData` says, or where splits do not agree.
     """
@@ -53,13 +62,15 @@ def assemble(
     for before in dict.fromkeys(array.shape[2:] for array in images.values()):
         count = sum(len(array) for array in images.values() if array.shape[2:] == before)
         if resize is not None and before != resize and count:
-            notes.append(f"{count} images {describe_resize(before, resize)}")
+            notes.append(f"{count} images {describe_resize(before, resize, resize_mode)}")
     splits = {
-        split: Split(_as_tensor(resize_images(array, resize)), torch.from_numpy(labels[split]))
+        split: Split(_as_tensor(resize_images(array, resize, resize_mode)), torch.from_numpy(labels[split]))
         for split, array in images.items()
     }
     notes += _describe_levels({split: find_limits(part.images.numpy()) for split, part in splits.items()})
     fractions = {"test": TEST_FRACTION, "validation": validation}
+    if "validation" in splits and validation != DEFAULT_VALIDATION:
+        notes.append(f"--validation {validation:g} was not needed, since there is a validation split")
     held_out = [split for split in ("validation", "test") if split not in splits and fractions[split]]
     files = dict(raw.files)
     notes += _hold_out(splits, files, fractions, len(classes), seed, raw.name)

@@ -122,6 +122,7 @@ def _limit() -> float:
 
 def _description(source: Path, digest: str, options: ReadOptions) -> dict[str, Any]:
     """Everything on which an entry depends."""
+    mode = {} if options.resize_mode == "stretch" else {"resize_mode": options.resize_mode}
     return {
         "source": str(source.resolve()),
         "files": digest,
@@ -129,6 +130,7 @@ def _description(source: Path, digest: str, options: ReadOptions) -> dict[str, A
         "pixel_range": None if options.pixel_range is None else list(options.pixel_range),
         "reader": READER,
         "pillow": PIL.__version__,
+        **mode,
     }
 
 

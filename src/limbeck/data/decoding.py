@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from limbeck.core.errors import UserError
-from limbeck.data.images import Array, ReadOptions, Size
+from limbeck.data.images import Array, ReadOptions
 from limbeck.data.memory import refuse_beyond_memory
 from limbeck.data.pictures import DamagedPicture, Encoded, Picture, decode_picture
 from limbeck.data.pixels import (
@@ -52,7 +52,7 @@ def decode_splits(
     failures: list[DamagedPicture] = []
     advance = options.announce(sum(count for count, _ in splits.values()), where)
     for split, (_, images) in splits.items():
-        for picture in _decode_in_order(images, options.size):
+        for picture in _decode_in_order(images, options):
             if isinstance(picture, DamagedPicture):
                 failures.append(picture)
             else:
@@ -66,20 +66,20 @@ def decode_splits(
     return arrays, (*collection.notes(), *filter(None, notes))
 
 
-def _decode_in_order(images: Iterable[Encoded], size: Size | None) -> Iterator[Picture | DamagedPicture]:
+def _decode_in_order(images: Iterable[Encoded], options: ReadOptions) -> Iterator[Picture | DamagedPicture]:
     """Decoded pictures, or the errors of those that do not open, in the order of `images`, by torch's threads."""
     images = iter(images)
     first = list(islice(images, 1))
     images = chain(first, images)
     workers = torch.get_num_threads()
     if workers == 1 or all(_count_bytes(encoded) < LARGE for encoded in first):
-        yield from (_decode(encoded, size) for encoded in images)
+        yield from (_decode(encoded, options) for encoded in images)
         return
     pool = ThreadPoolExecutor(workers)
     try:
         window: deque[Future[Picture | DamagedPicture]] = deque()
         for encoded in images:
-            window.append(pool.submit(_decode, encoded, size))
+            window.append(pool.submit(_decode, encoded, options))
             if len(window) == WINDOW:
                 yield window.popleft().result()
         while window:
@@ -94,9 +94,9 @@ def _count_bytes(encoded: Encoded) -> int:
     return content.size if isinstance(content, File) else len(content) if isinstance(content, bytes) else 0
 
 
-def _decode(encoded: Encoded, size: Size | None) -> Picture | DamagedPicture:
+def _decode(encoded: Encoded, options: ReadOptions) -> Picture | DamagedPicture:
     try:
-        return decode_picture(encoded, size)
+        return decode_picture(encoded, options.size, options.resize_mode)
     except DamagedPicture as error:
         return error
 

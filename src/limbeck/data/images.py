@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,10 @@ from limbeck.data.pixels import PixelRange
 
 Array = npt.NDArray[Any]
 Size = tuple[int, int]  # height, width
+ResizeMode = Literal["stretch", "crop", "pad"]
+"""How pictures of other proportions are brought to one size: see `fit_picture`."""
+DEFAULT_VALIDATION = 0.1
+"""The fraction of every class that is split off train for validation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,14 +54,20 @@ class Origin(NamedTuple):
     resize: int | tuple[int, int] | None = None
     pixel_range: PixelRange | None = None
     follow_links: bool = False
-    validation: float = 0.1
+    validation: float | str = DEFAULT_VALIDATION
     seed: int = 0
+    resize_mode: ResizeMode = "stretch"
+    test: str | None = None
 
     def describe(self) -> dict[str, Any]:
         """Source and resize as JSON values, and what else differs from its default."""
         values = {name: value for name, value in self._asdict().items() if value != self._field_defaults[name]}
         values = {"source": self.source, "resize": self.resize, **values}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+READING = frozenset(Origin._fields) - {"source", "seed"}
+"""Keywords of `load_data` that commands and functions pass on to it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,11 +140,13 @@ class ReadOptions(NamedTuple):
     size:        (h, w) to which images are resized; None leaves them as they are.
     pixel_range: the pixel values that become 0 and 255; None: see `limbeck.data.pixels.choose_range`.
     announce:    (number of images, source) -> a function to call after each of them.
+    resize_mode: how images of other proportions are resized, see `fit_picture`.
     """
 
     size: Size | None = None
     pixel_range: PixelRange | None = None
     announce: Callable[[int, str], Callable[[], None]] = lambda count, where: lambda: None
+    resize_mode: ResizeMode = "stretch"
 
 
 class RawData(NamedTuple):
@@ -184,24 +196,74 @@ def as_images(array: Array, where: str) -> Array:
     return array
 
 
-def resize_images(images: Array, size: Size | None) -> Array:
-    """Images uint8 (n, c, h, w) at `size` (h, w), every channel by Pillow's antialiased bilinear filter."""
+def fit_picture(image: Image.Image, size: Size, mode: ResizeMode) -> Image.Image:
+    """A picture in mode L, RGB or F at `size` (h, w), by Pillow's antialiased bilinear filter.
+
+    mode: "stretch" changes its proportions; "crop" keeps them and cuts off what lies outside around the centre; "pad"
+          keeps them and all of the picture, and repeats its edge pixels up to the size.
+
+    >>> import numpy as np
+    >>> wide = Image.fromarray(np.array([[0, 0, 90, 90, 30, 30], [0, 0, 90, 90, 30, 30]], np.uint8))
+    >>> np.asarray(fit_picture(wide, (2, 2), "crop")).tolist()
+    [[90, 90], [90, 90]]
+    >>> np.asarray(fit_picture(wide, (4, 6), "pad"))[:, 0].tolist(), fit_picture(wide, (4, 6), "stretch").size
+    ([0, 0, 0, 0], (6, 4))
+    """
+    height, width = size
+    if mode == "stretch" or image.size == (width, height):
+        return image.resize((width, height), Image.Resampling.BILINEAR)
+    scales = width / image.width, height / image.height
+    if mode == "crop":
+        left, top = (side - part / max(scales) for side, part in zip(image.size, (width, height)))
+        box = (left / 2, top / 2, image.width - left / 2, image.height - top / 2)
+        return image.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    inner = [max(1, round(side * min(scales))) for side in image.size]
+    pixels = np.asarray(image.resize((inner[0], inner[1]), Image.Resampling.BILINEAR))
+    edges = [((whole - part) // 2, whole - part - (whole - part) // 2) for whole, part in zip(size, inner[::-1])]
+    return Image.fromarray(np.pad(pixels, [*edges, *[(0, 0)] * (pixels.ndim - 2)], mode="edge"))
+
+
+def resize_images(images: Array, size: Size | None, mode: ResizeMode = "stretch") -> Array:
+    """Images uint8 (n, c, h, w) at `size` (h, w), every channel by `fit_picture`."""
     if size is None or images.shape[2:] == size:
         return images
     resized = np.empty((*images.shape[:2], *size), np.uint8)
     for index in np.ndindex(*images.shape[:2]):
-        resized[index] = Image.fromarray(images[index]).resize(size[::-1], Image.Resampling.BILINEAR)
+        resized[index] = fit_picture(Image.fromarray(images[index]), size, mode)
     return resized
 
 
-def describe_resize(before: Size, size: Size) -> str:
+VERBS = {
+    "stretch": "stretched",
+    "crop": "resized and cropped at the centre",
+    "pad": "resized and padded by their edges",
+}
+
+
+def describe_resize(before: Size, size: Size, mode: ResizeMode = "stretch") -> str:
     """The end of a note on images of the size `before` (h, w) that are now of `size`.
 
-    They were stretched where height and width changed by factors that differ by more than rounding to whole pixels.
+    They were stretched, say, where height and width changed by factors that differ by more than rounding to whole
+    pixels.
 
     >>> describe_resize((72, 96), (24, 32)), describe_resize((36, 48), (16, 16))
     ('were resized to 24x32 (height x width)', 'were stretched to 16x16 (height x width)')
     """
     height = size[1] * before[0] / before[1]  # without stretching
-    verb = "resized" if abs(size[0] - height) < 1 else "stretched"
+    verb = "resized" if abs(size[0] - height) < 1 else VERBS[mode]
     return f"were {verb} to {size[0]}x{size[1]} (height x width)"
+
+
+def parse_size(text: str) -> int | Size:
+    """Pixels a side, or a height and a width, from "32" or "32x48".
+
+    Raises UserError for other text and for a size of no pixels.
+
+    >>> parse_size("32"), parse_size("32x48")
+    (32, (32, 48))
+    """
+    parts = text.lower().split("x")
+    if not all(part.strip().isdecimal() and int(part) for part in parts) or len(parts) > 2:
+        raise UserError(f"--resize is pixels a side, or HEIGHTxWIDTH, not {text!r}; give, say, 32 or 32x48.")
+    sides = [int(part) for part in parts]
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])

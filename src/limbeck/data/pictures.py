@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from limbeck.core.errors import UserError
-from limbeck.data.images import Array, Size, as_images, describe_resize
+from limbeck.data.images import Array, ResizeMode, Size, as_images, describe_resize, fit_picture
 from limbeck.data.pixels import PixelRange, find_limits, read_pixels
 from limbeck.data.tree import File
 
@@ -92,10 +92,10 @@ class DamagedPicture(UserError):
         self.where = where
 
 
-def decode_picture(encoded: Encoded, size: Size | None = None) -> Picture:
+def decode_picture(encoded: Encoded, size: Size | None = None, mode: ResizeMode = "stretch") -> Picture:
     """Decode one image, turned upright by its EXIF tag.
 
-    size: (h, w) to which an antialiased bilinear filter stretches the image.
+    size: (h, w) to which it is resized; mode: how, see `fit_picture`.
 
     Grey images stay grey, transparent pixels are composited on white, and only the first of several frames is used;
     the remarks of the result say so. Pixels of more than 8 bits keep their values.
@@ -103,7 +103,7 @@ def decode_picture(encoded: Encoded, size: Size | None = None) -> Picture:
     """
     content, where = encoded
     if isinstance(content, np.ndarray):
-        return _from_array(content, where, size)
+        return _from_array(content, where, size, mode)
     try:
         image = content if isinstance(content, Image.Image) else _open(content, where)
         _check_pixel_count(image, where)
@@ -120,7 +120,7 @@ def decode_picture(encoded: Encoded, size: Size | None = None) -> Picture:
     except Exception as error:  # a damaged file makes Pillow raise almost anything
         raise DamagedPicture(where, f"that opens ({_shorten(error)})") from error
     remarks += [remark] if remark else []
-    return _resize(image, where, size, remarks)
+    return _resize(image, where, size, mode, remarks)
 
 
 def _open(content: File | bytes, where: str) -> Image.Image:
@@ -176,33 +176,33 @@ def _composite_on_white(image: Image.Image) -> tuple[Image.Image, str]:
     return white.convert(target), "have transparency, which was laid on white"
 
 
-def _resize(image: Image.Image, where: str, size: Size | None, remarks: list[str]) -> Picture:
+def _resize(image: Image.Image, where: str, size: Size | None, mode: ResizeMode, remarks: list[str]) -> Picture:
     limits = None
     if size is not None and image.size != size[::-1]:
         whole = image.mode == "I"
         limits = find_limits(np.asarray(image)) if image.mode in ("I", "F") else None
         image = image.convert("F") if whole else image
         before = image.size[::-1]
-        image = image.resize(size[::-1], Image.Resampling.BILINEAR)
+        image = fit_picture(image, size, mode)
         if whole:
             image = Image.fromarray(np.rint(np.asarray(image)).astype(np.int32))
-        remarks = [*remarks, describe_resize(before, size)]
+        remarks = [*remarks, describe_resize(before, size, mode)]
     return Picture(np.asarray(image), where, tuple(remarks), limits)
 
 
-def _from_array(pixels: Array, where: str, size: Size | None) -> Picture:
+def _from_array(pixels: Array, where: str, size: Size | None, mode: ResizeMode) -> Picture:
     """Pixels (h, w) or (h, w, 1 or 3) as a picture."""
     pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
     if size is None or pixels.shape[:2] == size:
         return Picture(pixels, where)
     if pixels.dtype == np.uint8:
-        return _resize(Image.fromarray(np.ascontiguousarray(pixels)), where, size, [])
+        return _resize(Image.fromarray(np.ascontiguousarray(pixels)), where, size, mode, [])
     channels = pixels[..., None] if pixels.ndim == 2 else pixels
     kind = np.int32 if pixels.dtype.kind in "ui" else np.float32
     planes = [Image.fromarray(np.ascontiguousarray(channels[..., c], kind)) for c in range(channels.shape[2])]
-    resized = np.stack([_resize(plane, where, size, []).pixels for plane in planes], -1)
+    resized = np.stack([_resize(plane, where, size, mode, []).pixels for plane in planes], -1)
     resized = resized[..., 0] if pixels.ndim == 2 else resized
-    return Picture(resized, where, (describe_resize(pixels.shape[:2], size),), find_limits(pixels))
+    return Picture(resized, where, (describe_resize(pixels.shape[:2], size, mode),), find_limits(pixels))
 
 
 def as_encoded(image: Any, where: str) -> Encoded:

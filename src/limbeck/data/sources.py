@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch.utils.data import Dataset
 
@@ -17,7 +17,7 @@ from limbeck.core.files import refuse_own_folder
 from limbeck.data.archives import archive_suffix, read_archive_tree
 from limbeck.data.assemble import assemble
 from limbeck.data.cache import read_with_cache
-from limbeck.data.images import ImageData, Origin, RawData, ReadOptions, Size
+from limbeck.data.images import DEFAULT_VALIDATION, ImageData, Origin, RawData, ReadOptions, ResizeMode, Size
 from limbeck.data.pictures import SUFFIXES, forget_files, is_picture
 from limbeck.data.pixels import PixelRange, check_pixel_range
 from limbeck.data.readers import (
@@ -38,7 +38,8 @@ from limbeck.data.readers.objects import MapDataset, read_objects
 from limbeck.data.readers.own import find_reader, split_source
 from limbeck.data.readers.reader import Reader
 from limbeck.data.readers.table_files import list_names
-from limbeck.data.splits import NEUTRAL, SPLIT_OF, name_parts
+from limbeck.data.split_folders import join_splits, remove_folders
+from limbeck.data.splits import NEUTRAL, SPLIT_OF, name_parts, split_of
 from limbeck.data.tree import Folder, Tree, file_on_disk, is_hidden, read_folder_tree
 
 ObjectSource = Dataset[Any] | MapDataset | tuple[Any, Any] | Mapping[str, Any]
@@ -74,12 +75,13 @@ ANNOUNCED = 1000  # images whose decoding takes long enough to be announced
 def load_data(
     source: DataSource,
     *,
-    validation: float = 0.1,
+    validation: float | str | Path = DEFAULT_VALIDATION,
     seed: int = 0,
     resize: int | tuple[int, int] | None = None,
+    resize_mode: ResizeMode = "stretch",
     pixel_range: PixelRange | None = None,
     follow_links: bool = False,
-    test: ObjectSource | None = None,
+    test: ObjectSource | str | Path | None = None,
     name: str | None = None,
     listen: Listener | None = None,
 ) -> ImageData:
@@ -92,12 +94,16 @@ def load_data(
                   ./digits for a folder.
     validation:   fraction of every class, in [0, 1), that is split off train where the source has no validation split.
                   A source without a test split first loses 20 % of every class to one. `notes` of the result say so.
+                  Or the path of a folder of class folders with the validation images, beside such a folder as source.
     seed:         of these random splits.
-    resize:       height and width in pixels, or one number for both. Images are stretched, antialiased and bilinear.
+    resize:       height and width in pixels, or one number for both; antialiased and bilinear.
+    resize_mode:  what happens to images of other proportions: "stretch" them, or "crop" them at the centre, or "pad"
+                  them by repeating their edges.
     pixel_range:  the pixel values that become 0 and 255; what lies beyond is clipped. None: 8 bits stay as they are,
                   floating point is 0 to 1, and whole numbers of more bits end at the fewest that hold the whole set.
     follow_links: follow links that lead out of a folder.
-    test:         the test split, where the source is a Dataset or arrays.
+    test:         the test split: a Dataset or arrays where the source is such, and else the path of a folder of class
+                  folders, beside such a folder as source.
     name:         of the result; by default that of the source.
     listen:       receives the events of reading many images; None: the log gets a line.
 
@@ -107,28 +113,71 @@ def load_data(
     >>> data.shape, data.num_classes, len(data.train), len(data.validation), len(data.test)
     ((1, 8, 8), 10, 1295, 143, 359)
     """
-    options = ReadOptions(_check_size(resize), check_pixel_range(pixel_range), partial(_announce, listen))
-    if not 0 <= validation < 1:
+    size = _check_size(resize)
+    options = ReadOptions(size, check_pixel_range(pixel_range), partial(_announce, listen), resize_mode)
+    if not isinstance(validation, str | Path) and not 0 <= validation < 1:
         raise UserError(f"validation is a fraction of train in [0, 1), not {validation}; 0.1 is usual")
+    if resize_mode not in get_args(ResizeMode):
+        raise UserError(f"--resize-mode is {', '.join(get_args(ResizeMode))}, not {resize_mode!r}")
+    if size is None and resize_mode != "stretch":
+        raise UserError(f"--resize-mode {resize_mode} needs --resize; say how large the images are to be")
     if isinstance(source, ImageData):
-        if options.size not in (None, source.size) or options.pixel_range is not None or test is not None:
+        changes = options.size not in (None, source.size) or options.pixel_range is not None or test is not None
+        if changes or validation not in (DEFAULT_VALIDATION, source.origin.validation):
             raise UserError(
-                "resize, pixel_range and test do nothing to data already loaded; give them where it is loaded first"
+                "resize, pixel_range, test and validation do nothing to data already loaded; give them where it is "
+                "loaded first"
             )
         return source
-    if test is not None and isinstance(source, str | Path):
-        raise UserError("test= is a Dataset beside a Dataset as source; a file or folder holds its own test split")
+    beside = {
+        split: Path(path)
+        for split, path in (("validation", validation), ("test", test))
+        if isinstance(path, str | Path)
+    }
+    _check_beside(source, test, beside)
     try:
         if isinstance(source, str | Path):
-            raw, remaining_range = _read_named(source, options, follow_links)
+            raw, remaining_range = _read_named(source, options, follow_links, beside)
         else:
             raw, remaining_range = read_objects(source, test, options)
     except OSError as error:
         raise UserError(f"{error.filename or source}: cannot be read ({error.strerror or error}); check it") from error
     raw = raw._replace(name=name or raw.name)
-    data = assemble(raw, validation=validation, seed=seed, resize=options.size, pixel_range=remaining_range)
-    origin = Origin(_absolute(source), resize, options.pixel_range, follow_links, validation, seed)
+    data = assemble(
+        raw,
+        validation=DEFAULT_VALIDATION if isinstance(validation, str | Path) else validation,
+        seed=seed,
+        resize=options.size,
+        pixel_range=remaining_range,
+        resize_mode=resize_mode,
+    )
+    places = {split: str(path.resolve()) for split, path in beside.items()}
+    origin = Origin(
+        _absolute(source),
+        resize,
+        options.pixel_range,
+        follow_links,
+        validation=places["validation"] if isinstance(validation, str | Path) else validation,
+        seed=seed,
+        resize_mode=resize_mode,
+        test=places.get("test"),
+    )
     return replace(data, origin=origin)
+
+
+def _check_beside(source: Any, test: Any, beside: Mapping[str, Path]) -> None:
+    """Raise UserError for splits that cannot lie beside this source, or do not exist. beside: their paths, by split."""
+    is_path = isinstance(source, str | Path) and source not in NAMES and not split_source(source)
+    for split, path in beside.items():
+        if not is_path:
+            name = source if isinstance(source, str) else f"a {type(source).__name__}"
+            raise UserError(
+                f"--{split} names a folder beside a folder of class folders, which {name} is not; leave it out"
+            )
+        if not path.exists():
+            raise UserError(f"--{split} {path}: there is no such folder; {_suggest_paths(path)}")
+    if test is not None and "test" not in beside and isinstance(source, str | Path):
+        raise UserError("test= is a Dataset beside a Dataset as source, and a folder beside a folder")
 
 
 def _absolute(source: object) -> str | None:
@@ -165,7 +214,9 @@ def _announce(listen: Listener | None, count: int, where: str) -> Callable[[], N
     return lambda: listen({"event": "advance", "text": ""})
 
 
-def _read_named(source: str | Path, options: ReadOptions, follow_links: bool) -> tuple[RawData, PixelRange | None]:
+def _read_named(
+    source: str | Path, options: ReadOptions, follow_links: bool, beside: Mapping[str, Path]
+) -> tuple[RawData, PixelRange | None]:
     """The images of a name or path, and the pixel range that has yet to be applied to them."""
     if isinstance(source, str) and source in NAMES:
         return NAMES[source](options), options.pixel_range
@@ -176,7 +227,7 @@ def _read_named(source: str | Path, options: ReadOptions, follow_links: bool) ->
     if not path.exists():
         raise UserError(f"no data called {str(source)!r}; {_suggest_paths(path)}")
     try:
-        return _read_path(path, options, follow_links)
+        return _read_path(path, options, follow_links, beside)
     finally:
         forget_files()
 
@@ -191,8 +242,10 @@ def _suggest_paths(path: Path) -> str:
     return near if near.startswith("did you mean") else advice
 
 
-def _read_path(path: Path, options: ReadOptions, follow_links: bool) -> tuple[RawData, PixelRange | None]:
-    tree = open_tree(path, follow_links)
+def _read_path(
+    path: Path, options: ReadOptions, follow_links: bool, beside: Mapping[str, Path]
+) -> tuple[RawData, PixelRange | None]:
+    tree = _open_with(path, follow_links, beside) if beside else open_tree(path, follow_links)
     if _is_table(path):
         inner, folder, reader = "", tree.root, file_tables.reader_of_table(path.name)
     else:
@@ -208,12 +261,31 @@ def _read_path(path: Path, options: ReadOptions, follow_links: bool) -> tuple[Ra
             notes.append(f"{pictures} image files were left out, since {reader.kind} lies beside them")
         remaining_range = options.pixel_range
     else:
-        raw = read_with_cache(path, partial(_digest, path, follow_links), options, read)
+        raw = read_with_cache(path, partial(_digest, path, follow_links, beside), options, read)
         remaining_range = None
     name = place if raw.name == folder.name else raw.name
     files = {split: [f"{inner}/{file}" if inner else file for file in part] for split, part in raw.files.items()}
     notes = [*tree.notes, *notes, *raw.notes]
     return raw._replace(name=name, notes=tuple(notes), files=files, layout=reader.kind), remaining_range
+
+
+def _open_with(path: Path, follow_links: bool, beside: Mapping[str, Path]) -> Tree:
+    """The tree of class folders with splits that lie in folders of their own, `beside`, by split."""
+    tree = open_tree(path, follow_links)
+    root = remove_folders(tree.root, beside) if path.is_dir() else tree.root
+    trees = {split: open_tree(place, follow_links) for split, place in beside.items()}
+    parts = {"": _find_data(root), **{split: _find_data(other.root) for split, other in trees.items()}}
+    for split, (_, folder, reader) in parts.items():
+        if reader is not class_folders.READER:
+            names = " and ".join(f"--{name}" for name in ([split] if split else beside))
+            raise UserError(f"{folder.where}: {reader.kind}; {names} needs {class_folders.READER.kind}")
+    folder = join_splits(parts[""][1], {split: parts[split][1] for split in beside})
+    if split_of(folder.name):  # photos/train beside photos/test
+        folder = replace(folder, name=Path(folder.where).resolve().parent.name)
+    notes = [note for other in trees.values() for note in other.notes]
+    return Tree(
+        folder, (*tree.notes, *notes, *(f"{split} images are those of {place}" for split, place in beside.items()))
+    )
 
 
 def _fork(path: str, inner: str) -> str:
@@ -270,8 +342,10 @@ def _file_folder(path: Path) -> Folder:
     return Folder(path.resolve().stem, str(path), {}, {path.name: file_on_disk(path)})
 
 
-def _digest(path: Path, follow_links: bool) -> str:
+def _digest(path: Path, follow_links: bool, beside: Mapping[str, Path]) -> str:
     """A digest of the files of a source, for the cache. An archive is one file: it need not be unpacked for that."""
+    if beside:
+        return _open_with(path, follow_links, beside).root.digest()
     return (
         _file_folder(path) if path.is_file() and not _is_table(path) else open_tree(path, follow_links).root
     ).digest()

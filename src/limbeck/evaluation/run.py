@@ -17,7 +17,6 @@ from limbeck.core.events import Listener
 from limbeck.core.records import ResultRow
 from limbeck.core.rng import derive_seed
 from limbeck.data import DataSource
-from limbeck.data.pixels import PixelRange
 from limbeck.evaluation.baselines import (
     baseline_names,
     baseline_row,
@@ -331,13 +330,11 @@ def evaluate(
     epochs: int | None = None,
     model: ModelConfig | None = None,
     device: str = "cpu",
-    resize: int | None = None,
-    pixel_range: PixelRange | None = None,
-    follow_links: bool = False,
     precision: Precision = "float32",
     attack: str | Sequence[str] | None = None,
     corruptions: bool | Sequence[str] = False,
     robustness: RobustnessOptions | None = None,
+    **reading: Any,
 ) -> list[ResultRow]:
     """Rows for a distilled set, its file, or the sets of a run folder, on the test part of its data.
 
@@ -353,10 +350,11 @@ def evaluate(
     model:    Another network than the one it was distilled with, see `evaluated_network`.
     protocol: A protocol by name, or all of it; by default that of the set.
     num_networks, epochs: How many fresh networks, and passes over the set; by default as the protocol says.
-    resize, pixel_range, follow_links: As in `load_data`; by default as the set's data was read.
     attack, corruptions: Perturbations of test images, under which networks are tested too: see `make_robustness`. Rows
               are then `EvaluationRow`s with `robustness`, of random and k-means images too.
     robustness: How strong attacks are, and how many test images are perturbed.
+    reading:  How `load_data` reads: resize, resize_mode, pixel_range, follow_links, test, validation; by default as the
+              set's data was read.
     Raises UserError when there is no set, or when the data is not what the set was made from.
 
     >>> from tempfile import TemporaryDirectory
@@ -380,11 +378,9 @@ def evaluate(
         changes={"networks": num_networks, "epochs": epochs},
         model=model,
         device=device,
-        resize=resize,
-        pixel_range=pixel_range,
-        follow_links=follow_links,
         precision=precision,
         robustness=make_robustness(attack, corruptions, robustness),
+        **reading,
     )
     with listening(listen, progress) as hear:
         if protocol == "regression":

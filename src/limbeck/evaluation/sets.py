@@ -12,8 +12,7 @@ from pydantic import ValidationError
 from limbeck.core.errors import UserError
 from limbeck.core.text import printable
 from limbeck.core.user_imports import require_own_code
-from limbeck.data import DataSource, ImageData, load_data
-from limbeck.data.pixels import PixelRange
+from limbeck.data import READING, DataSource, ImageData, load_data
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.evaluation.robustness import RobustnessConfig
 from limbeck.networks.registry import ModelConfig, parse_network
@@ -59,17 +58,16 @@ def prepare_evaluation(
     changes: Mapping[str, Any] | None = None,
     model: ModelConfig | None = None,
     device: str = "cpu",
-    resize: int | None = None,
-    pixel_range: PixelRange | None = None,
-    follow_links: bool = False,
     precision: Precision = "float32",
     robustness: RobustnessConfig | None = None,
+    **reading: Any,
 ) -> list[Evaluation]:
     """Read and check what `evaluate` takes: one evaluation for each network and set; nothing is trained.
 
     which:    The sets of a run folder.
     networks: As `split_networks` takes them.
     changes: Options of the protocol that are not None take the place of its own.
+    reading: How `load_data` reads; what is not said is as the set's data was read.
     Raises UserError when there is no set, when the data is not what the set was made from, and for networks that do not
     fit the images.
     """
@@ -81,7 +79,6 @@ def prepare_evaluation(
     if robustness is not None and protocol == "regression":
         raise UserError("networks of the protocol 'regression' are not tested on perturbed images; name another one.")
     changes = {name: value for name, value in (changes or {}).items() if value is not None}
-    reading = {"resize": resize, "pixel_range": pixel_range, "follow_links": follow_links}
     evaluations: list[Evaluation] = []
     for part, one in load_sets(distilled, which):
         origin = one.provenance.get("data", {})
@@ -92,9 +89,9 @@ def prepare_evaluation(
             images: ImageData = evaluations[0].task.data  # both sets of a run are of one data set
         else:
             seed = one.provenance.get("config", {}).get("seed", 0)
-            explicit: dict[str, Any] = {name: value for name, value in reading.items() if value}
+            explicit = {name: value for name, value in reading.items() if value not in (None, False)}
             if not isinstance(source, ImageData):
-                recorded = {name: origin[name] for name in (*reading, "validation", "seed") if name in origin}
+                recorded = {name: origin[name] for name in (*READING, "seed") if name in origin}
                 explicit = {"seed": seed, **recorded, **explicit}
             if data is None:
                 require_own_code(str(source).partition("=")[0], "reader of the set's data", "--data")

@@ -16,7 +16,7 @@ from limbeck.core.record_files import parse_record
 from limbeck.core.types import Trajectory
 from limbeck.core.user_imports import require_own_code
 from limbeck.data import DataSource, ImageData, Preprocess, load_data
-from limbeck.data.pixels import PixelRange
+from limbeck.data.images import Size
 from limbeck.experts.convexified import SCHEDULES, SMOOTHING, convexify, waypoint_epochs
 from limbeck.experts.store import Expert, Store
 from limbeck.networks.registry import ModelConfig
@@ -33,17 +33,14 @@ def inspect_store(
     out: str | Path,
     *,
     data: DataSource | None = None,
-    resize: int | None = None,
-    pixel_range: PixelRange | None = None,
-    follow_links: bool = False,
     device: str = "cpu",
     listen: Listener = lambda event: None,
+    **reading: Any,
 ) -> Path:
     """Analyse up to five experts of a store into `out`/inspect.json and inspect.html; returns the page's path.
 
     data: the images the experts were trained on, for accuracies on the validation part; without it, geometry only.
-    resize: pixels a side of those images; by default they are brought to the size that the store was trained on.
-    pixel_range, follow_links: as in `load_data`.
+    reading: how `load_data` reads them; by default they are brought to the size that the store was trained on.
     Update directions, plane and straightness need recorded trajectories ('--keep recorded' or 'both').
     Raises UserError for an empty store, and for data that is not the store's.
     """
@@ -51,9 +48,7 @@ def inspect_store(
         raise UserError(f"{out} is a file; name a folder with --out.")
     store = Store.open(Path(path))
     experts = [store.read(index) for index in store.require_experts()[:MOST_EXPERTS]]
-    task = (
-        None if data is None else _task(store, data, resize, device, pixel_range=pixel_range, follow_links=follow_links)
-    )
+    task = None if data is None else _task(store, data, device, **reading)
     total = len(experts) * (1 if task is None else len(_paths(store, experts[0])))
     listen({"event": "stage", "name": "inspect", "total": total, "unit": "path"})
     record = InspectionRecord(
@@ -72,7 +67,7 @@ def inspect_store(
     return write_inspection(Path(out))
 
 
-def _task(store: Store, data: DataSource, resize: int | None, device: str, **reading: Any) -> Task:
+def _task(store: Store, data: DataSource, device: str, resize: int | Size | None = None, **reading: Any) -> Task:
     header = store.header
     _, height, width = header.data.shape
     size = (height, width) if resize is None else resize

@@ -20,7 +20,7 @@ from limbeck.core.files import content_key, require_writable
 from limbeck.core.records import DataRecord, RunRecord
 from limbeck.core.types import Trajectory
 from limbeck.core.user_code import source_key
-from limbeck.data import DataSource, load_data
+from limbeck.data import READING, DataSource, load_data
 from limbeck.evaluation.protocol import ADDED
 from limbeck.experts.handle import Experts
 from limbeck.experts.store import ExpertConfig
@@ -144,7 +144,6 @@ def prepare(
     out: str | Path | None = None,
     experts: str | Path | None = None,
     device: str = "cpu",
-    resize: int | None = None,
     ranks: Ranks = SINGLE,
     **options: Any,
 ) -> Job:
@@ -159,7 +158,7 @@ def prepare(
     >>> job.path.name, job.experts.count, job.config.model.depth, job.is_finished
     ('digits-mct-ipc1-seed0', 10, 2, False)
     """
-    return ranks.in_turn(lambda: _prepare(data, method, out, experts, device, resize, ranks, options))
+    return ranks.in_turn(lambda: _prepare(data, method, out, experts, device, ranks, options))
 
 
 def _prepare(
@@ -168,18 +167,18 @@ def _prepare(
     out: str | Path | None,
     experts: str | Path | None,
     device: str,
-    resize: int | None,
     ranks: Ranks,
     options: dict[str, Any],
 ) -> Job:
     chosen = find_method(method)
+    reading, options = _split_reading(options)
     options = rename_keywords(options, {*chosen.config.model_fields, *JobConfig.model_fields})
     options = share_draws(chosen, ranks, options)
     own = {key: value for key, value in options.items() if key in chosen.config.model_fields}
     others = {key: value for key, value in options.items() if key not in own}
     config = check_options(JobConfig, others, chosen.config.model_fields)
     requested = check_options(chosen.config, own)
-    task = _make_task(data, config, device, resize, ranks)
+    task = _make_task(data, config, device, reading, ranks)
     _check_ipc(task, config)
 
     handle = _experts(config, chosen, task, experts)
@@ -216,19 +215,27 @@ def prepare_experts(
     *,
     out: str | Path | None = None,
     device: str = "cpu",
-    resize: int | None = None,
     ranks: Ranks = SINGLE,
     **options: Any,
 ) -> Experts:
     """Read and check experts that are to be trained; the arguments are those of `train_experts`."""
+    reading, options = _split_reading(options)
     config = check_options(JobConfig, rename_keywords(options, JobConfig.model_fields))
-    task = ranks.in_turn(lambda: _make_task(data, config, device, resize, ranks))
+    task = ranks.in_turn(lambda: _make_task(data, config, device, reading, ranks))
     count = config.num_experts or DEFAULT_NUM_EXPERTS
     return Experts.to_train(task, _expert_config(config), count, config.seed, path=None if out is None else Path(out))
 
 
-def _make_task(data: DataSource, config: JobConfig, device: str, resize: int | None, ranks: Ranks = SINGLE) -> Task:
-    images = load_data(data, seed=config.seed, resize=resize)
+def _split_reading(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Keywords of `load_data`, and all others."""
+    reading = {name: value for name, value in options.items() if name in READING}
+    return reading, {name: value for name, value in options.items() if name not in READING}
+
+
+def _make_task(
+    data: DataSource, config: JobConfig, device: str, reading: dict[str, Any], ranks: Ranks = SINGLE
+) -> Task:
+    images = load_data(data, seed=config.seed, **reading)
     if not len(images.validation):
         raise UserError(f"{images.name} has no validation images to choose by; give it more images per class.")
     return make_task(

@@ -120,7 +120,6 @@ def distill(
     out: str | Path | None = None,
     experts: str | Path | None = None,
     device: str = "cpu",
-    resize: int | None = None,
     listen: Listener | None = None,
     progress: bool | None = None,
     **options: Any,
@@ -134,7 +133,8 @@ def distill(
     listen:  hears of progress, see `limbeck.core.events.Listener`.
     progress: whether to draw progress on standard error; by default in a terminal or a notebook, where there is no
              `listen`.
-    options: fields of `JobConfig`, and of the method's own config (for MCT `limbeck.methods.mct.MCTConfig`).
+    options: fields of `JobConfig`, those of the method's own config (for MCT `limbeck.methods.mct.MCTConfig`), and how
+             `load_data` reads: resize, resize_mode, pixel_range, follow_links, test, validation.
 
     The same call resumes an interrupted run where it stopped. Raises UserError for input that cannot work,
     before anything is written.
@@ -147,7 +147,7 @@ def distill(
     torch.Size([20, 1, 8, 8])
     """
     with listening(listen, progress) as hear:
-        job = prepare(data, method=method, out=out, experts=experts, device=device, resize=resize, **options)
+        job = prepare(data, method=method, out=out, experts=experts, device=device, **options)
         return run(job, hear)
 
 
@@ -157,7 +157,6 @@ def train_experts(
     *,
     out: str | Path | None = None,
     device: str = "cpu",
-    resize: int | None = None,
     listen: Listener | None = None,
     progress: bool | None = None,
     **options: Any,
@@ -166,7 +165,8 @@ def train_experts(
 
     out:     the store's folder; by default one named by its content, so that the same settings find it again.
     listen, progress: as in `distill`.
-    options: fields of `JobConfig` (num_experts, seed, model, expert, preprocess, augment).
+    options: fields of `JobConfig` (num_experts, seed, model, expert, preprocess, augment), and how data is read, as in
+             `distill`.
     Raises UserError for input that cannot work and for a store made from something else.
 
     >>> from tempfile import TemporaryDirectory
@@ -177,7 +177,7 @@ def train_experts(
     ...     store.read(0).convex.end
     2
     """
-    experts = prepare_experts(data, out=out, device=device, resize=resize, **options)
+    experts = prepare_experts(data, out=out, device=device, **options)
     with listening(listen, progress) as hear:
         announce_task(experts.task, hear)
         return experts.train(hear)

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.core.errors import UserError
-from limbeck.data import ImageData, load_data
+from limbeck.data import READING, ImageData, load_data
+from limbeck.data.images import parse_size
 from limbeck.jobs.job import Job, prepare
 from limbeck.jobs.presets import preset_options
 from limbeck.studies.cells import merge
 
-READING = {"resize", "pixel_range", "follow_links"}
-"""Keywords of `load_data` that a study has as options."""
+SPLITS = ("test", "validation")
+"""Keywords of `load_data` that may name folders."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Call:
         if not isinstance(data, str):
             raise UserError('the study names no data; say it under [options], as data = "digits".')
         reading = {name: options.pop(name) for name in sorted(READING & set(options))}
+        reading |= {name: _near(reading[name], folder) for name in SPLITS if isinstance(reading.get(name), str)}
         if "experts" in options:
             options["experts"] = _near(options["experts"], folder)
         return cls(_near(data, folder), reading, {**options, "seed": seed})
@@ -61,6 +63,8 @@ class Call:
         reading = dict(self.reading)
         if isinstance(reading.get("pixel_range"), list):
             reading["pixel_range"] = tuple(reading["pixel_range"])
+        if isinstance(reading.get("resize"), str):
+            reading["resize"] = parse_size(reading["resize"])
         return load_data(self.data, seed=self.options["seed"], **reading)
 
     def prepare(self, out: Path, data: ImageData | None = None) -> Job:
