@@ -13,7 +13,7 @@ from tyro.conf import FlagCreatePairsOff, Positional
 
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
-from limbeck.data.images import ResizeMode, parse_size
+from limbeck.core.sizes import ResizeMode, parse_size
 from limbeck.progress.combine import combine
 from limbeck.progress.trackers import TrackerName, open_tracker
 
@@ -75,7 +75,7 @@ class Reading(OptionGroup):
     resize_mode: ResizeMode = "stretch"
     """What happens to images of other proportions: stretch them, crop at the centre, or pad by the edges."""
     test: Annotated[str | None, PATH] = None
-    """Class folders with the test images; by default those of DATA, or 20 % of it."""
+    """Class folders of test images, where DATA has none."""
     validation: Annotated[str | None, tyro.conf.arg(metavar="FRACTION|PATH")] = None
     """The part of every class of train that is kept for validation, or a folder of class folders with such images;
     the default is 0.1."""

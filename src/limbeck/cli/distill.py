@@ -172,7 +172,7 @@ def _compare(args: RunOptions, name: str, results: dict[str, Any]) -> dict[str, 
     return compare_with_published(name, results, changes)
 
 
-EVERYDAY = ("method", "preset", "ipc", "out", "resize", "test", "seed", "iterations", "device", "threads", "quiet")
+EVERYDAY = ("method", "preset", "ipc", "out", "resize", "seed", "iterations", "device", "threads", "quiet")
 
 COMMANDS = {
     "distill": Command(

@@ -33,12 +33,12 @@ OF_DESCRIPTION = ("--picture", "--near-duplicates")
 
 def _distill_alike(words: Sequence[str]) -> str:
     """The words of a command that describes a data set, as those of the one that distils it."""
-    kept, skips = [], False
+    own, skips = [], False
     for word in words:
         if not skips and word.partition("=")[0] not in (*OF_DESCRIPTION, "--debug"):
-            kept.append(word)
+            own.append(word)
         skips = word in OF_DESCRIPTION
-    return f"distill {shlex.join(kept)}"
+    return f"distill {shlex.join(own)}"
 
 
 def _beside(path: str, addition: str) -> str:

@@ -12,13 +12,12 @@ from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.core.rng import make_generator
+from limbeck.core.sizes import ResizeMode, Size
 from limbeck.data.images import (
     DEFAULT_VALIDATION,
     Array,
     ImageData,
     RawData,
-    ResizeMode,
-    Size,
     Split,
     as_images,
     compute_fingerprint,

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from limbeck.core.errors import UserError
+from limbeck.core.sizes import ResizeMode, Size
 from limbeck.data.pixels import PixelRange
 
 Array = npt.NDArray[Any]
-Size = tuple[int, int]  # height, width
-ResizeMode = Literal["stretch", "crop", "pad"]
-"""How pictures of other proportions are brought to one size: see `fit_picture`."""
 DEFAULT_VALIDATION = 0.1
 """The fraction of every class that is split off train for validation."""
 
@@ -252,18 +250,3 @@ def describe_resize(before: Size, size: Size, mode: ResizeMode = "stretch") -> s
     height = size[1] * before[0] / before[1]  # without stretching
     verb = "resized" if abs(size[0] - height) < 1 else VERBS[mode]
     return f"were {verb} to {size[0]}x{size[1]} (height x width)"
-
-
-def parse_size(text: str) -> int | Size:
-    """Pixels a side, or a height and a width, from "32" or "32x48".
-
-    Raises UserError for other text and for a size of no pixels.
-
-    >>> parse_size("32"), parse_size("32x48")
-    (32, (32, 48))
-    """
-    parts = text.lower().split("x")
-    if not all(part.strip().isdecimal() and int(part) for part in parts) or len(parts) > 2:
-        raise UserError(f"--resize is pixels a side, or HEIGHTxWIDTH, not {text!r}; give, say, 32 or 32x48.")
-    sides = [int(part) for part in parts]
-    return sides[0] if len(sides) == 1 else (sides[0], sides[1])

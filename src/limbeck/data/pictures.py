@@ -11,7 +11,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from limbeck.core.errors import UserError
-from limbeck.data.images import Array, ResizeMode, Size, as_images, describe_resize, fit_picture
+from limbeck.core.sizes import ResizeMode, Size
+from limbeck.data.images import Array, as_images, describe_resize, fit_picture
 from limbeck.data.pixels import PixelRange, find_limits, read_pixels
 from limbeck.data.tree import File
 

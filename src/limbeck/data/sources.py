@@ -14,10 +14,11 @@ from torch.utils.data import Dataset
 from limbeck.core.errors import UserError, suggest_names
 from limbeck.core.events import Listener
 from limbeck.core.files import refuse_own_folder
+from limbeck.core.sizes import ResizeMode, Size
 from limbeck.data.archives import archive_suffix, read_archive_tree
 from limbeck.data.assemble import assemble
 from limbeck.data.cache import read_with_cache
-from limbeck.data.images import DEFAULT_VALIDATION, ImageData, Origin, RawData, ReadOptions, ResizeMode, Size
+from limbeck.data.images import DEFAULT_VALIDATION, ImageData, Origin, RawData, ReadOptions
 from limbeck.data.pictures import SUFFIXES, forget_files, is_picture
 from limbeck.data.pixels import PixelRange, check_pixel_range
 from limbeck.data.readers import (

@@ -13,10 +13,10 @@ from limbeck.core.events import Listener
 from limbeck.core.files import write_json
 from limbeck.core.inspection_records import InspectionRecord, PathCurves, PlaneRecord, StorageRow
 from limbeck.core.record_files import parse_record
+from limbeck.core.sizes import Size
 from limbeck.core.types import Trajectory
 from limbeck.core.user_imports import require_own_code
 from limbeck.data import DataSource, ImageData, Preprocess, load_data
-from limbeck.data.images import Size
 from limbeck.experts.convexified import SCHEDULES, SMOOTHING, convexify, waypoint_epochs
 from limbeck.experts.store import Expert, Store
 from limbeck.networks.registry import ModelConfig

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.core.errors import UserError
+from limbeck.core.sizes import parse_size
 from limbeck.data import READING, ImageData, load_data
-from limbeck.data.images import parse_size
 from limbeck.jobs.job import Job, prepare
 from limbeck.jobs.presets import preset_options
 from limbeck.studies.cells import merge
