@@ -7,7 +7,7 @@ import shlex
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from pydantic import BaseModel
@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from limbeck.cli.commands import COMMANDS, find_command, find_defaults
 from limbeck.cli.flags import list_flags
 from limbeck.cli.main import main
-from limbeck.cli.parse import parse
+from limbeck.cli.parse import METAVARS_BY_NAME, parse
 from limbeck.methods import METHODS
 
 NO_PLACEHOLDER = r"\bSTR\b|\bINT\b|\{None\}|default: None|default: \)"
@@ -129,6 +129,37 @@ def test_every_option_has_a_help_that_is_a_sentence(name: str) -> None:
             text = field.description or ""
             box = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
             assert box or (text.endswith(".") and not text.startswith("of ")), (option, text)
+
+
+NAMES_ARE_SAID = r"'limbeck \w+' lists|[\w-]+,? (?:or|and) [\w-]+|, or as in|for example"
+"""A list of names, the command that lists them, or an example."""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_option_that_takes_a_name_says_what_names_there_are(name: str) -> None:
+    for flag in list_flags(default_of(name)):
+        field, hint = flag.model.model_fields[flag.field], get_type_hints(flag.model, include_extras=True)[flag.field]
+        takes_name = field.annotation in (str, str | None) and "metavar='" not in repr(hint)
+        if takes_name and flag.field not in METAVARS_BY_NAME:
+            assert re.search(NAMES_ARE_SAID, " ".join((field.description or "").split())), flag
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--fill"], "--fill needs a value: none, repeat, augment or noise."),
+        (["--method", "--ipc", "1"], "--method needs a value"),
+        (["--eval.protocol"], "--eval.protocol needs a value: field, field-max, ddranking or quick."),
+        (["--resize", "--quiet"], "--resize needs a value: Resize images to N pixels a side, or height x width."),
+    ],
+)
+def test_an_option_without_its_value_says_which_values_there_are(refused: Any, words: list[str], sentence: str) -> None:
+    assert refused("distill", "digits", *words).startswith(f"limbeck: {sentence}")
+
+
+def test_switches_and_lists_of_words_need_no_value() -> None:
+    options = read("distill", ["digits", "--balanced", "--eval.baselines", "--no-balanced", "--expert.waypoint-at"])
+    assert (options.eval.baselines, options.expert.waypoint_at) == ((), ())  # type: ignore[attr-defined]
 
 
 SCREEN = 50  # lines, of which distill's help takes 40

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
 from tyro.conf import OmitArgPrefixes
@@ -80,7 +80,7 @@ def help_words(options: BaseModel) -> list[str]:
     return [f"--help-{part}" for part in [*parts_of_help(options), "all"]]
 
 
-def check_flags(prog: str, options: BaseModel, words: Iterable[str]) -> None:
+def check_flags(prog: str, options: BaseModel, words: Sequence[str]) -> None:
     """Raise UserError for the first word that is no flag of these options, with those that may have been meant."""
     names = [flag.name for flag in list_flags(options)]
     valid = {*names, *(f"no-{name}" for name in names), "help"}
@@ -90,6 +90,27 @@ def check_flags(prog: str, options: BaseModel, words: Iterable[str]) -> None:
         if flag.startswith("--") and name and name not in valid and not name.startswith("tyro-"):
             suggestion = _suggest(name, names, prog, bool(parts_of_help(options)))
             raise UserError(f"there is no option {flag} of '{prog}'; {suggestion}")
+
+
+def check_values(options: BaseModel, words: Sequence[str]) -> None:
+    """Raise UserError for the first flag of these options that lacks its value, with its choices or else its help."""
+    flags = {flag.name: flag for flag in list_flags(options)}
+    for word, following in zip(words, [*words[1:], "--"]):
+        name = word.removeprefix("--").replace("_", "-")
+        if word.startswith("--") and name in flags and following.startswith("--"):
+            _require_no_value(flags[name])
+
+
+def _require_no_value(flag: Flag) -> None:
+    """Raise UserError where this flag takes a value."""
+    field = flag.model.model_fields[flag.field]
+    kind: Any = field.annotation
+    parts = [kind] if get_origin(kind) is Literal else list(get_args(kind) or [kind])
+    if bool in parts or Ellipsis in parts:  # a switch, or as many words as one likes
+        return
+    choices = [str(name) for part in parts if get_origin(part) is Literal for name in get_args(part)]
+    text = f"{', '.join(choices[:-1])} or {choices[-1]}" if choices else " ".join((field.description or "").split())
+    raise UserError(f"--{flag.name} needs a value{': ' if text else ''}{text.rstrip('.')}.")
 
 
 def _suggest(name: str, names: Sequence[str], prog: str, has_parts: bool) -> str:

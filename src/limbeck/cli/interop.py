@@ -98,7 +98,7 @@ class Export(Device, Options, WithEstimate):
     """For a set: imagefolder (a folder of PNG pictures for every class), npz (numpy's arrays), hf (a data set of the
     Hugging Face Hub), or as MTT, DATM or DD-Ranking read it. For a store of experts: mtt or mct."""
     license: str = UNKNOWN
-    """The licence of the original data, for the card."""
+    """The licence of the original data, for the card, by the Hub's names: mit or cc-by-4.0, for example."""
     measure: Annotated[FlagCreatePairsOff[bool], SWITCH] = True
     """Do not measure what the 8 bits of pictures cost in test accuracy (imagefolder and hf)."""
     data: Annotated[str | None, DATA] = None

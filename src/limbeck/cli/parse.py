@@ -20,7 +20,7 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
-from limbeck.cli.flags import check_flags, find_help, help_words, hidden_fields, list_flags
+from limbeck.cli.flags import check_flags, check_values, find_help, help_words, hidden_fields, list_flags
 from limbeck.core.aliases import rename_flags
 from limbeck.core.errors import UserError
 
@@ -50,6 +50,7 @@ def parse(
     for notice in notices:
         print(f"limbeck: {notice}", file=sys.stderr)
     check_flags(prog, default, words)
+    check_values(default, words)
     try:
         return tyro.cli(type(default), prog=prog, args=words, default=default, registry=REGISTRY)
     except _InvalidValue as error:
@@ -71,6 +72,7 @@ def _print_help(prog: str, default: BaseModel, part: str, examples: Sequence[str
 
 def parse_known(prog: str, options: type[Options], arguments: Sequence[str]) -> Options:
     """Parse the options of this model alone, and leave out all other words."""
+    check_values(make_default(options), arguments)
     values, _ = tyro.cli(
         options, prog=prog, args=list(arguments), return_unknown_args=True, add_help=False, registry=REGISTRY
     )

@@ -16,7 +16,7 @@ class Presets(Options):
     """List the published settings, with their sources and accuracies."""
 
     method: str | None = None
-    """List the settings of this method only."""
+    """List the settings of this method only; 'limbeck methods' lists methods."""
     markdown: Annotated[FlagCreatePairsOff[bool], SWITCH] = False
     """Print the page docs/presets.md."""
 

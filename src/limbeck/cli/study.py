@@ -37,7 +37,7 @@ class Study(Options, WithEstimate):
     """Runs at a time, each a process of its own; the default is as many as the cores allow, and one on a GPU."""
     threads: int = Field(default=1, ge=1)
     """Processor threads of each run."""
-    merge: tuple[Annotated[str, PATH], ...] = ()
+    merge: Annotated[tuple[str, ...], arg(metavar="PATH [PATH ...]")] = ()
     """Records of the same study from other machines, whose runs are taken over."""
     page_only: Annotated[FlagCreatePairsOff[bool], SWITCH] = False
     """Write the page from the record as it is now, and compute nothing."""
