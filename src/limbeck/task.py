@@ -16,6 +16,7 @@ from limbeck.core.distributed import SINGLE, Ranks
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.core.parallel import Workers
+from limbeck.core.short_repr import short_repr
 from limbeck.core.user_code import source_key
 from limbeck.data import ImageData, Preprocess, Split, fit_preprocess
 from limbeck.data.augment import DSA, CanvasCrop, default_strategy
@@ -48,6 +49,8 @@ class Task:
     precision:    Of activations in training; see `make_task`.
     ranks:        The processes that share the work; no result depends on their number.
     """
+
+    __repr__ = short_repr
 
     data: ImageData
     model_config: ModelConfig

@@ -10,9 +10,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from limbeck.core.short_repr import short_repr
+
 
 class Record(BaseModel):
     """A JSON object with typed fields."""
+
+    __repr__ = short_repr
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False, protected_namespaces=())
 

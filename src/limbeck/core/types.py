@@ -8,6 +8,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from limbeck.core.short_repr import short_repr
+
 
 class Batch(NamedTuple):
     """The images and labels of one training step.
@@ -28,6 +30,9 @@ class Batch(NamedTuple):
     seed: int | None = None
     rows: Tensor | None = None
 
+    def __repr__(self) -> str:
+        return short_repr(self)
+
 
 class Segment(NamedTuple):
     """A segment of an expert's trajectory, from parameters `start` (P,) at epoch `t0` to `target` (P,) at `t1`."""
@@ -37,6 +42,9 @@ class Segment(NamedTuple):
     t0: float
     t1: float
     expert: Trajectory
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 PureLoss = Callable[[Tensor, Batch], Tensor]

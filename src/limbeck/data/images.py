@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from limbeck.core.errors import UserError
+from limbeck.core.short_repr import short_repr
 from limbeck.core.sizes import ResizeMode, Size
 from limbeck.data.pixels import PixelRange
 
@@ -26,6 +27,8 @@ DEFAULT_VALIDATION = 0.1
 @dataclass(frozen=True, eq=False)
 class Split:
     """One split of a data set: images uint8 (n, c, h, w) in 0..255 and labels int64 (n,) in 0..classes-1."""
+
+    __repr__ = short_repr
 
     images: Tensor
     labels: Tensor
@@ -86,6 +89,8 @@ class ImageData:
     >>> data.train.images.shape, data.train.images.dtype, data.size, data.num_classes
     (torch.Size([1295, 1, 8, 8]), torch.uint8, (8, 8), 10)
     """
+
+    __repr__ = short_repr
 
     name: str
     train: Split

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.errors import UserError
+from limbeck.core.short_repr import short_repr
 from limbeck.core.threads import number_of_threads
 
 PreprocessKind = Literal["normalise", "zca"]
@@ -45,6 +46,8 @@ class Preprocess:
     mean:   (c,) for normalise, (d,) with d = c*h*w for zca.
     std:    (c,), for normalise. whiten, colour: (d, d) and its inverse, for zca. None otherwise.
     """
+
+    __repr__ = short_repr
 
     kind: PreprocessKind
     shape: tuple[int, int, int]

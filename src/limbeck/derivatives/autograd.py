@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from limbeck.core.errors import UserError
+from limbeck.core.short_repr import short_repr
 from limbeck.core.sums import reproducible_dot
 from limbeck.core.types import Batch, PureLoss
 from limbeck.networks.losses import CrossEntropy
@@ -53,6 +54,8 @@ class Loss:
     >>> quadratic.hvp(theta, batch, torch.tensor([1.0, 0.0]), NeedsGrad(True, False, False)).theta
     tensor([2., 0.])
     """
+
+    __repr__ = short_repr
 
     function: PureLoss
 

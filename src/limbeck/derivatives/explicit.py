@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from limbeck.core.short_repr import short_repr
 from limbeck.core.types import Batch
 from limbeck.derivatives.autograd import Hvp, Loss, NeedsGrad
 from limbeck.derivatives.torch_block import parameter_dtype
@@ -49,6 +50,8 @@ class FusedCrossEntropy(Loss):
     derivatives: The explicit derivatives of `function`'s network.
     device:      The type of device on which they compute.
     """
+
+    __repr__ = short_repr
 
     function: CrossEntropy
     derivatives: ExplicitDerivatives

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from limbeck.core.short_repr import changed_options
 from limbeck.training.plain import Schedule, make_schedule
 
 ProtocolName = Literal["field", "field-max", "ddranking", "quick"]
@@ -45,6 +46,7 @@ class EvalConfig(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    __repr_args__ = changed_options
 
     networks: int = Field(default=5, ge=1)
     """Number of fresh networks, each with its own seed."""

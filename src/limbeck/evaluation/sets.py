@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from limbeck.core.errors import UserError
+from limbeck.core.short_repr import short_repr
 from limbeck.core.text import printable
 from limbeck.core.user_imports import require_own_code
 from limbeck.data import READING, DataSource, ImageData, load_data
@@ -40,6 +41,9 @@ class Evaluation(NamedTuple):
     is_own: bool = True
     label: str | None = None
     robustness: RobustnessConfig | None = None
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     @property
     def network(self) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.errors import UserError
+from limbeck.core.short_repr import short_repr
 from limbeck.networks.flat import Layout
 
 
@@ -33,6 +34,8 @@ class Convexified:
     >>> path.end, path.beta.tolist(), path.at(0.5).tolist()
     (2, [[0.75, 0.5], [1.0, 1.0]], [1.5, 0.5])
     """
+
+    __repr__ = short_repr
 
     layout: Layout
     epochs: tuple[int, ...]

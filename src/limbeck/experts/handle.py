@@ -9,6 +9,7 @@ from pathlib import Path
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.core.files import require_writable
+from limbeck.core.short_repr import short_repr
 from limbeck.core.types import Trajectory
 from limbeck.experts.make import default_store, describe_experts, find_recorded, make_experts
 from limbeck.experts.store import Expert, ExpertConfig, Kind, Store
@@ -22,6 +23,8 @@ class Experts:
     config: how they are trained, or were.
     is_user_store: whether the user named the store; nothing is trained into such a store.
     """
+
+    __repr__ = short_repr
 
     task: Task
     config: ExpertConfig

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from limbeck.core.short_repr import short_repr
 from limbeck.core.tensors import LazyRows
 
 
@@ -22,6 +23,8 @@ class Recorded:
     >>> path.end, path.at(1).tolist()
     (2, [3.0, 1.0])
     """
+
+    __repr__ = short_repr
 
     points: Tensor | LazyRows
 

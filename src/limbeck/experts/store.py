@@ -33,6 +33,7 @@ from limbeck.core.locks import Locked, locked, try_lock
 from limbeck.core.parallel import CheckCancelled
 from limbeck.core.record_files import parse_record, read_record
 from limbeck.core.records import ExpertFacts, ExpertHeader, StoreHeader
+from limbeck.core.short_repr import changed_options, short_repr
 from limbeck.core.tensors import LazyRows, is_finite, open_tensors, write_tensors
 from limbeck.core.text import printable
 from limbeck.core.unfinished import LOCK, remove_unfinished
@@ -52,6 +53,7 @@ class ExpertConfig(BaseModel):
     """How an expert is trained, and what of its trajectory is stored."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    __repr_args__ = changed_options
 
     epochs: int = Field(default=30, ge=1)
     """Passes over the training images (the papers: 50)."""
@@ -141,6 +143,8 @@ class Expert:
     test:             accuracy on the test part after the last epoch, for reports only.
     """
 
+    __repr__ = short_repr
+
     convex: Convexified | None
     recorded: Recorded | None
     validation: tuple[float, ...]
@@ -167,6 +171,8 @@ class Store:
     ...     store.indices(), store.config.epochs, store.read(0).convex.end
     ([0], 2, 2)
     """
+
+    __repr__ = short_repr
 
     path: Path
     header: StoreHeader

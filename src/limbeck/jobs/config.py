@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from limbeck.core.errors import UserError, suggest_names
+from limbeck.core.short_repr import changed_options
 from limbeck.data.preprocess import PreprocessName
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.experts.store import ExpertConfig
@@ -26,6 +27,7 @@ class JobConfig(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    __repr_args__ = changed_options
 
     ipc: int = 1
     """Images per class of the synthetic set."""

@@ -21,6 +21,7 @@ from limbeck.core.parallel import Workers
 from limbeck.core.record_files import parse_record
 from limbeck.core.records import StateHeader
 from limbeck.core.rng import derive_seed, make_generator
+from limbeck.core.short_repr import short_repr
 from limbeck.core.tensors import read_header
 from limbeck.core.threads import number_of_threads
 from limbeck.derivatives.autograd import Loss
@@ -71,6 +72,8 @@ class Estimate:
     >>> Estimate({"experts": 360.0, "distill": 120.0}).total
     480.0
     """
+
+    __repr__ = short_repr
 
     seconds: Mapping[str, float]
     store_bytes: int = 0

@@ -18,6 +18,7 @@ from limbeck.core.distributed import SINGLE, Ranks
 from limbeck.core.errors import UserError
 from limbeck.core.files import content_key, require_writable
 from limbeck.core.records import DataRecord, RunRecord
+from limbeck.core.short_repr import short_repr
 from limbeck.core.types import Trajectory
 from limbeck.core.user_code import source_key
 from limbeck.data import READING, DataSource, load_data
@@ -52,6 +53,8 @@ class Job:
     >>> job.method.name, job.experts, job.options.iterations, job.config.validate_every
     ('dm', None, 100, 10)
     """
+
+    __repr__ = short_repr
 
     task: Task
     method: Method

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from limbeck.core.sampling import split_by_class
+from limbeck.core.short_repr import changed_options, short_repr
 from limbeck.core.types import Trajectory
 from limbeck.experts.store import ExpertConfig, Kind
 from limbeck.select.fill import FillName
@@ -37,6 +38,9 @@ class MethodInputs(NamedTuple):
     seed: int
     fill: FillName = "none"
     balanced: bool = False
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     def class_rows(self) -> tuple[Tensor, ...] | None:
         """Return the training rows of every class where real batches are to be balanced; None where they are not."""
@@ -77,6 +81,9 @@ class Plan(NamedTuple):
     hooks: Sequence[Hook] = ()
     as_evaluated: Callable[[SyntheticSet], SyntheticSet] | None = None
 
+    def __repr__(self) -> str:
+        return short_repr(self)
+
     def evaluated_set(self) -> SyntheticSet:
         """Return a detached copy of the set to evaluate and to keep, as it is now."""
         evaluated = self.synthetic if self.as_evaluated is None else self.as_evaluated(self.synthetic)
@@ -102,6 +109,7 @@ class MethodConfig(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    __repr_args__ = changed_options
 
     added: ClassVar[tuple[str, ...]] = ()
 
@@ -141,6 +149,8 @@ class Method:
     ema_decay: the default of the job's option of this name, the decay of an average of the set; 0 for no average.
     ema_unbiased: whether that average leaves out the set that it starts at, see `Ema`.
     """
+
+    __repr__ = short_repr
 
     name: str
     summary: str

@@ -223,6 +223,9 @@ class FlatModel:
         self.layout = Layout(tuple(name for name, _ in named), tuple(tuple(p.shape) for _, p in named))
         self.changed_buffers: list[str] | None = None if shape is None else _find_changed_buffers(self.module, shape)
 
+    def __repr__(self) -> str:
+        return f"FlatModel(shape={self.shape}, {self.layout.count:,} parameters)"
+
     @property
     def module(self) -> nn.Module:
         """The module or, in another thread, its copy: functional_call exchanges a module's parameters meanwhile."""

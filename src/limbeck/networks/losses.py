@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from limbeck.core.short_repr import short_repr
 from limbeck.core.types import Batch
 from limbeck.networks.flat import FlatModel
 from limbeck.networks.statistics import RunningStatistics
@@ -67,6 +68,8 @@ class CrossEntropy:
     >>> loss(torch.zeros(loss.model.layout.count), Batch(torch.ones(2, 1, 8, 8), torch.tensor([0, 1])))
     tensor(0.6931)
     """
+
+    __repr__ = short_repr
 
     model: FlatModel
     augment: Augment | None = None

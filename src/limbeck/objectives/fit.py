@@ -11,6 +11,7 @@ from torch import Tensor
 
 from limbeck.core.rng import make_generator
 from limbeck.core.sampling import balanced_rows
+from limbeck.core.short_repr import short_repr
 from limbeck.core.types import Batch, PureLoss
 from limbeck.data.augment import append_mirror_images
 from limbeck.derivatives.autograd import Loss, as_loss
@@ -61,6 +62,8 @@ class Fit:
     tensor(True) tensor(True)
     """
 
+    __repr__ = short_repr
+
     student: Student
     real: tuple[Tensor, Tensor]
     batch_size: int | None = None
@@ -92,6 +95,8 @@ class TrainedNetwork:
 
     loss: Its training loss, whose explicit derivatives serve the cross-entropy of real images too.
     """
+
+    __repr__ = short_repr
 
     model: FlatModel
     loss: Loss
@@ -128,6 +133,8 @@ class Trained:
     >>> predict(torch.ones(5, 1, 8, 8)).shape
     torch.Size([5, 2])
     """
+
+    __repr__ = short_repr
 
     model: FlatModel
     loss: Loss | PureLoss
@@ -171,6 +178,8 @@ class Solved:
     >>> predict(torch.ones(5, 1, 8, 8)).shape
     torch.Size([5, 2])
     """
+
+    __repr__ = short_repr
 
     model: FlatModel
     init: Callable[[int], Tensor]

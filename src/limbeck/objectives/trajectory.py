@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.rng import make_generator
+from limbeck.core.short_repr import short_repr
 from limbeck.core.types import Batch, Distance, PureLoss, Sampler, Segment, Trajectory
 from limbeck.derivatives.autograd import Loss
 from limbeck.objectives.combine import keep_lr_gradient
@@ -58,6 +59,8 @@ class MatchTrajectory:
     >>> synthetic.images.grad.shape, synthetic.log_lr.grad.shape
     (torch.Size([2, 1, 8, 8]), torch.Size([]))
     """
+
+    __repr__ = short_repr
 
     trajectories: Sequence[Trajectory]
     sampler: Sampler

@@ -18,6 +18,7 @@ from limbeck.core.errors import UserError
 from limbeck.core.record_files import parse_record
 from limbeck.core.set_records import SetHeader
 from limbeck.core.shelf import find_shelf_file, read_shelf
+from limbeck.core.short_repr import short_repr
 from limbeck.core.tensors import is_finite, read_tensors, write_tensors
 from limbeck.core.text import printable
 from limbeck.data import Preprocess
@@ -40,6 +41,9 @@ class Mosaics(NamedTuple):
     images: Tensor
     labels: Tensor
     partition: Partition
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 def make_mosaics(synthetic: SyntheticSet) -> Mosaics | None:
@@ -74,6 +78,8 @@ class DistilledSet:
     >>> len(distilled.dataset()), distilled.pictures().shape
     (10, torch.Size([10, 1, 8, 8]))
     """
+
+    __repr__ = short_repr
 
     images: Tensor
     labels: Tensor

@@ -9,6 +9,7 @@ from math import log
 import torch
 from torch import Tensor
 
+from limbeck.core.short_repr import short_repr
 from limbeck.core.types import Batch
 
 LOG_LR_RANGE = (-16.0, 5.0)
@@ -43,6 +44,8 @@ class SyntheticSet:
     >>> [len(batch.rows) for batch in batches]
     [2, 2, 2]
     """
+
+    __repr__ = short_repr
 
     images: Tensor
     labels: Tensor

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from limbeck.core.short_repr import short_repr
 from limbeck.core.sums import reproducible_dot
 
 
@@ -26,6 +27,9 @@ class State(NamedTuple):
     slots: tuple[Tensor, ...] = ()
     steps: int = 0
 
+    def __repr__(self) -> str:
+        return short_repr(self)
+
 
 class Step(NamedTuple):
     """A step that was taken: the states before and after it, its size, and the gradient (P,) where it is stored."""
@@ -34,6 +38,9 @@ class Step(NamedTuple):
     after: State
     lr: float
     gradient: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 class Pull(NamedTuple):
@@ -52,6 +59,9 @@ class Pull(NamedTuple):
     factor: float
     adjoint: State
     lr: Tensor | None
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 class Descent(Protocol):

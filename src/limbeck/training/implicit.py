@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from limbeck.core.short_repr import short_repr
 from limbeck.core.types import Batch
 from limbeck.networks.flat import FlatModel
 from limbeck.training.unroll import select_rows
@@ -55,6 +56,8 @@ class System:
     J (n classes, P) is the Jacobian of the logits of images (n, ...) in the parameters theta0 (P,). In terms of kernels
     it is K_body + K_features (x) I + ridge I.
     """
+
+    __repr__ = short_repr
 
     model: FlatModel
     theta0: Tensor
