@@ -60,7 +60,7 @@ def test_sixteen_bits_are_scaled_to_eight(tmp_path: Path) -> None:
     wide = np.linspace(0, 65535, 30).reshape(6, 5).astype(np.uint16)
     pixels, data = load_odd_picture(tmp_path, Image.fromarray(wide))
     assert np.array_equal(pixels[0], np.rint(wide / 257).astype(np.uint8))
-    assert "1 images have more than 8 bits: pixels run from 0 to 65535: 0 to 65535 became 0 to 255" in data.notes[0]
+    assert "1 image has more than 8 bits: pixels run from 0 to 65535: 0 to 65535 became 0 to 255" in data.notes[0]
 
 
 def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_sizes_that_differ_are_named_and_resize_mends_them(tmp_path: Path) -> No
     assert data.shape == (1, 4, 3)
     assert data.notes[:2] == (
         "10 images were resized to 4x3 (height x width)",
-        "1 images were stretched to 4x3 (height x width)",
+        "1 image was stretched to 4x3 (height x width)",
     )
     refuses(tmp_path, "at least 1 pixel", resize=0)
 
@@ -224,7 +224,7 @@ def test_files_that_are_not_images_are_counted_and_hidden_ones_are_not(tmp_path:
     (tmp_path / "a" / "Thumbs.db").write_text("x")
     (tmp_path / "a" / "._0.png").write_text("x")
     (tmp_path / ".cache").mkdir()
-    assert "1 files that are not images were left out (1 .txt)" in load_data(tmp_path).notes
+    assert "1 file other than images was left out (1 .txt)" in load_data(tmp_path).notes
 
 
 def test_pictures_in_hidden_folders_are_left_out(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_a_column_of_splits_is_used(tmp_path: Path, column: str) -> None:
     rows = zip(NAMES, WORDS, splits, strict=True)
     data = load_data(write_table(tmp_path / "all.csv", ["filename", "label", column], rows))
     assert [len(part) for part in (data.train, data.validation, data.test)] == [4, 1, 2]
-    assert "1 rows were left out: their split is not train, validation or test" in data.notes
+    assert "1 row was left out: their split is not train, validation or test" in data.notes
 
 
 def test_folders_that_are_called_as_splits_divide_a_table(tmp_path: Path) -> None:

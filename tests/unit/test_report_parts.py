@@ -53,7 +53,7 @@ def test_a_set_that_is_not_better_than_random_says_so(tmp_path: Path, mean: floa
     """The standard error of the difference is sqrt(0.05^2 / 5 + 0.086^2 / 5)."""
     rows = [make_row("distilled", "chosen", mean, std, step=20), make_row("random", None, 0.67, std and 0.086)]
     (sentence,) = verdicts_of(tmp_path, *rows)
-    assert sentence.startswith("Not better than random: as many random real images reach 67.0 ± ")
+    assert sentence.startswith("Not better than random: as many random real images reach 67.0 ")
     assert words in sentence
     assert words in parse_page(write_report(tmp_path / "run")).words
     other = make_complete_run(tmp_path / "other")

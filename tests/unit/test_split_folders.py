@@ -101,7 +101,7 @@ def test_every_folder_that_is_left_out_is_noted(tmp_path: Path) -> None:
     assert sizes(data) == (16, 20, 4)
     assert data.notes[:2] == (
         "left out: extra/ (20 files), which is not named like a split or has no class folders",
-        "1 images beside the folders of the splits were left out",
+        "1 image beside the folders of the splits was left out",
     )
 
 
@@ -201,7 +201,7 @@ def test_pictures_are_known_by_their_content(tmp_path: Path) -> None:
         (tmp_path / "b" / f"{i}.txt").write_bytes(content)
     data = load_data(tmp_path, validation=0)
     assert sum(sizes(data)) == 2 + len(SUFFIXES)
-    assert "5 files that are not images were left out (5 .txt)" in data.notes
+    assert "5 files other than images were left out (5 .txt)" in data.notes
 
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="/\\\0", exclude_categories=["Cs", "Cc"]), max_size=8)

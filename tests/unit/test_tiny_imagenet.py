@@ -25,7 +25,7 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, is_so
     assert np.array_equal(data.test.images.numpy(), val.transpose(0, 3, 1, 2))
     assert data.test.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert "val was read as the test split" in data.notes[0]
-    assert data.notes[1] == "1 files of test were left out: they have no labels"
+    assert data.notes[1] == "1 file of test was left out: they have no labels"
 
 
 def test_annotations_that_do_not_fit_are_refused(tmp_path: Path) -> None:

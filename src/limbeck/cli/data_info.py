@@ -17,7 +17,7 @@ from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.core.files import require_writable
 from limbeck.core.folders import home_folder
-from limbeck.core.text import printable
+from limbeck.core.text import agree, counted, printable
 from limbeck.data import ImageData
 from limbeck.data.duplicates import SPLITS, NearPair, Place
 from limbeck.data.overview import Overview, make_overview
@@ -217,9 +217,9 @@ RANGE = (("min", 0), ("max", 0), ("mean", 1))
 def _describe_duplicates(duplicates: dict[str, Any]) -> str:
     exact, near = duplicates["exact"], duplicates["near"]
     count = sum(len(group) - 1 for group in exact["groups"])
-    equal = f"{count:,} images have the pixels of another one" if count else "no two images are equal"
+    equal = agree(f"{count:,} images have the pixels of another one") if count else "no two images are equal"
     if near is None:
         return f"{equal}; {duplicates['near_skipped']}"
     total = len(near["pairs"])
-    alike = f"{total:,} near duplicates" if total else "no near duplicates"
+    alike = counted(total, "near duplicate") if total else "no near duplicates"
     return f"{equal}, {alike} between splits (similarity above {near['min_similarity']:.2f})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 
@@ -28,3 +29,28 @@ def shorten_path(path: str | Path) -> str:
     """
     text = str(path)
     return text if len(text) <= 83 else f"{text[:40]}...{text[-40:]}"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, which gets an s for all numbers but 1.
+
+    >>> counted(1, "image"), counted(1200, "image")
+    ('1 image', '1,200 images')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+PLURAL = re.compile(r"(^|: |, )1 ((?:[\w-]+ )?)(image|file|row|class)(?:e?s)((?: [^,;:]*?)?) (were|have|are|became)\b")
+SINGULAR = {"were": "was", "have": "has", "are": "is", "became": "became"}
+
+
+def agree(sentence: str) -> str:
+    """A sentence that counts in the plural, with the grammar of the singular where it counts one.
+
+    >>> agree("1 images were stretched to 8x8"), agree("no test split: 11 images held out of train")
+    ('1 image was stretched to 8x8', 'no test split: 11 images held out of train')
+    >>> agree("1 images beside the class folders were left out")
+    '1 image beside the class folders was left out'
+    """
+    sentence = re.sub(r"\b(?<![\d.,])1 (image|file|row)s (?=\(|held)", r"1 \1 ", sentence)
+    return PLURAL.sub(lambda match: f"{match[1]}1 {match[2]}{match[3]}{match[4]} {SINGULAR[match[5]]}", sentence)

@@ -13,6 +13,7 @@ from torch import Tensor
 from limbeck.core.errors import UserError
 from limbeck.core.rng import make_generator
 from limbeck.core.sizes import ResizeMode, Size
+from limbeck.core.text import agree
 from limbeck.data.images import (
     DEFAULT_VALIDATION,
     Array,
@@ -76,7 +77,13 @@ def assemble(
     notes += _describe_small_classes(splits, held_out, classes)
     parts = splits["train"], splits["validation"], splits["test"]
     return ImageData(
-        raw.name, *parts, classes, tuple(notes), compute_fingerprint(parts, classes), layout=raw.layout, files=files
+        raw.name,
+        *parts,
+        classes,
+        tuple(map(agree, notes)),
+        compute_fingerprint(parts, classes),
+        layout=raw.layout,
+        files=files,
     )
 
 

@@ -18,6 +18,7 @@ from limbeck.core.findings import Finding
 from limbeck.core.folders import home_folder
 from limbeck.core.record_files import read_record
 from limbeck.core.records import ExpertsRecord, ResultRow, ResultsRecord, RunRecord, StepLine, WarningLine
+from limbeck.core.text import counted
 from limbeck.data import ImageData
 from limbeck.data.memory import machine_memory
 from limbeck.data.overview import make_overview
@@ -26,6 +27,7 @@ from limbeck.jobs.estimate import Estimate
 from limbeck.jobs.job import Job
 from limbeck.jobs.record import RunFolder
 from limbeck.report.text import percent, size
+from limbeck.report.verdict import accuracy_of
 
 MIN_PER_CLASS, MAX_ERROR = 10, 0.05
 """Fewer images of a class, or a larger standard error of an accuracy of one half, are a finding."""
@@ -72,7 +74,7 @@ def find_small_splits(data: ImageData) -> list[Finding]:
         error = 0.5 / max(total, 1) ** 0.5
         if fewest < MIN_PER_CLASS or error > MAX_ERROR:
             images = (
-                f"{total} {split} image{'s' * (total > 1)} ({fewest} of class '{data.classes[counts.index(fewest)]}'), "
+                f"{counted(total, f'{split} image')} ({fewest} of class '{data.classes[counts.index(fewest)]}'), "
                 f"on which an accuracy is uncertain by up to {100 * error:.0f} points"
             )
             findings.append(Finding(sentence.format(images), remedy))
@@ -148,8 +150,8 @@ def _find_weak(experts: dict[int, Expert], classes: int) -> Iterator[Finding]:
     ends = {index: expert.validation[-1] for index, expert in experts.items()}
     gains = {index: expert.validation[-1] - min(expert.validation[0], 1 / classes) for index, expert in experts.items()}
     if weak := [index for index, gain in gains.items() if gain < GAIN]:
-        best = percent(max(ends[index] for index in weak), None).split(" ±")[0]
-        text = f"{_names(weak, len(experts))} did not learn: at most {best} % on validation with {classes} classes"
+        best = percent(max(ends[index] for index in weak), None)
+        text = f"{_names(weak, len(experts))} did not learn: at most {best} on validation with {classes} classes"
         yield Finding(text, "train them longer (--epochs), or with another step size (--lr)")
 
 
@@ -225,7 +227,7 @@ def _examine_results(rows: Sequence[ResultRow], record: RunRecord) -> Iterator[F
     if chosen is None:
         return
     if chosen.n < 3:
-        text = f"accuracies are of {chosen.n} network{'s' * (chosen.n > 1)}, which shows no deviation to rely on"
+        text = f"accuracies are of {counted(chosen.n, 'network')}, which shows no deviation to rely on"
         yield Finding(text, "evaluate it with --num-networks 5")
     if "iterations" not in record.config:  # a coreset takes no steps, and may be k-means itself
         return
@@ -234,7 +236,7 @@ def _examine_results(rows: Sequence[ResultRow], record: RunRecord) -> Iterator[F
         yield Finding(text, "lower --lr-img, or take more --iterations")
     if kmeans is not None and kmeans.accuracy_mean >= chosen.accuracy_mean:
         text = (
-            f"k-means real images reach {percent(kmeans.accuracy_mean, kmeans.accuracy_std)} on test, the set "
-            f"{percent(chosen.accuracy_mean, chosen.accuracy_std)}: distillation gained nothing"
+            f"k-means real images reach {accuracy_of(kmeans)} on test, the set {accuracy_of(chosen)}: distillation "
+            "gained nothing"
         )
         yield Finding(text, "take more --iterations, or another method (see docs/which-method.md)")

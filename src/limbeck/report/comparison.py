@@ -37,7 +37,8 @@ def compare_runs(runs: list[Run], names: list[str]) -> dict[str, Any]:
 
 def _sizes(runs: list[Run]) -> str:
     totals = split_totals(runs[0].meta.data)
-    return f"{count(totals['validation'])} validation and {count(totals['test'])} test images"
+    validation, test = (totals[split] for split in ("validation", "test"))
+    return f"{count(validation)} validation and {count(test)} test {'image' if test == 1 else 'images'}"
 
 
 def _settings(runs: list[Run]) -> tuple[list[tuple[str, list[str]]], list[tuple[str, list[str]]]]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import accumulate
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from limbeck.core.fonts import picture_font
 from limbeck.core.text import printable
 
 Pixels = npt.NDArray[np.uint8]
@@ -22,7 +21,7 @@ _CELL, _SMALL_CELL, _FEW_ROWS = 76, 50, 12  # pixels of a cell; with more rows t
 _WIDEST = 2.5  # times its height: wider images are shown smaller
 _GAP, _MARGIN, _COLUMN_GAP = 3, 16, 18
 _TEXT, _SMALL_TEXT, _TITLE = 13, 11, 17
-_NAME_WIDTH = 190  # pixels
+_NAME_WIDTH, _WIDEST_NAME = 190, 380  # pixels; the column of names is as wide as they are, between these
 _PAIR_WIDTH = 204  # pixels, of two captions side by side
 _LONGEST = 400  # characters of a text that is measured
 _BLACK, _GREY, _RED = (20, 20, 20), (105, 105, 105), (190, 30, 30)
@@ -58,8 +57,10 @@ def contact_sheet(
     """
     cell = _cell_size(rows, _CELL if len(rows) <= _FEW_ROWS else _SMALL_CELL)
     step = cell[0] + _GAP, cell[1] + _GAP
-    widths = [max(PER_LINE * step[0], int(_font(_TEXT).getlength(text))) + _COLUMN_GAP for text in columns]
-    lefts = [_MARGIN + _NAME_WIDTH, *(_MARGIN + _NAME_WIDTH + end for end in accumulate(widths))]
+    widths = [max(PER_LINE * step[0], int(picture_font(_TEXT).getlength(text))) + _COLUMN_GAP for text in columns]
+    longest = max(int(picture_font(_TEXT).getlength(printable(row.name, _LONGEST))) + 3 * _GAP for row in rows)
+    names = min(max(longest, _NAME_WIDTH), _WIDEST_NAME)
+    lefts = [_MARGIN + names, *(_MARGIN + names + end for end in accumulate(widths))]
     heights = [max(_lines(row) * step[1], _TEXT + _SMALL_TEXT + 4 * _GAP) + 2 * _GAP for row in rows]
     tops = [_MARGIN + 3 * _TITLE, *(_MARGIN + 3 * _TITLE + end for end in accumulate(heights))]
     pair_width, pair_height = max(2 * step[0], _PAIR_WIDTH) + _COLUMN_GAP, step[1] + 4 * (_SMALL_TEXT + _GAP) + _GAP
@@ -75,8 +76,8 @@ def contact_sheet(
     for text, left in zip(columns, lefts):
         pen.write(text, (left, _MARGIN + int(1.7 * _TITLE)), width, colour=_GREY)
     for row, top in zip(rows, tops):
-        pen.write(row.name, (_MARGIN, top + _GAP), _NAME_WIDTH - 2 * _GAP)
-        pen.write(row.detail, (_MARGIN, top + _TEXT + 3 * _GAP), _NAME_WIDTH - 2 * _GAP, _SMALL_TEXT, _GREY)
+        pen.write(row.name, (_MARGIN, top + _GAP), names - 2 * _GAP, keeps_end=False)
+        pen.write(row.detail, (_MARGIN, top + _TEXT + 3 * _GAP), names - 2 * _GAP, _SMALL_TEXT, _GREY)
         for images, left in zip(row.images, lefts):
             for index, image in enumerate(images):
                 place = left + index % PER_LINE * step[0], top + index // PER_LINE * step[1]
@@ -94,7 +95,7 @@ def contact_sheet(
             sheet.paste(_resize(image, cell), (x, top))
             for number, line in enumerate(caption):
                 at = x, top + step[1] + number * (_SMALL_TEXT + _GAP)
-                pen.write(line, at, half - _GAP, _SMALL_TEXT, colour)
+                pen.write(line, at, half - _GAP, _SMALL_TEXT, colour, keeps_end=number == 0)  # a file, and its class
         pen.write(pair.caption, (left, top + step[1] + 2 * (_SMALL_TEXT + _GAP)), pair_width, _SMALL_TEXT, colour)
     return sheet
 
@@ -106,22 +107,21 @@ class _Pen:
         self.draw = ImageDraw.Draw(sheet)
 
     def write(
-        self, text: str, place: tuple[int, int], width: int, size: int = _TEXT, colour: tuple[int, int, int] = _BLACK
+        self,
+        text: str,
+        place: tuple[int, int],
+        width: int,
+        size: int = _TEXT,
+        colour: tuple[int, int, int] = _BLACK,
+        keeps_end: bool = True,
     ) -> None:
-        """Write one line; its middle is left out where it is wider than `width` pixels."""
-        font, line = _font(size), printable(text)
+        """Write one line; where it is wider than `width` pixels, its middle is left out, or else its end."""
+        font, line = picture_font(size), printable(text)
         for characters in range(min(len(line), _LONGEST), 0, -1):
-            shown = printable(text, characters)
+            shown = printable(text, characters) if keeps_end or characters == len(line) else f"{line[:characters]}…"
             if font.getlength(shown) <= width:
                 self.draw.text(place, shown, colour, font)
                 return
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    from matplotlib import get_data_path  # which ships the font
-
-    return ImageFont.truetype(str(Path(get_data_path(), "fonts/ttf/DejaVuSans.ttf")), size)
 
 
 def _cell_size(rows: Sequence[Row], target: int) -> tuple[int, int]:

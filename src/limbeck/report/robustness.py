@@ -49,7 +49,7 @@ def robustness_tables(rows: Sequence[EvaluationRow]) -> list[RobustnessTable]:
     >>> tests = [RobustnessRow(perturbation="clean", images=9, accuracies=[0.5], accuracy_mean=0.5, n=1)]
     >>> row = EvaluationRow(set="random", model="mlp", split="test", accuracy_mean=0.5, n=1, robustness=tests)
     >>> [(table.images, table.columns, table.lines[0].cells) for table in robustness_tables([row])]
-    [(9, ['clean'], ['50.0 ± – %'])]
+    [(9, ['clean'], ['50.0 %'])]
     """
     tested = [row for row in rows if row.robustness and not _is_repeated(row, rows)]
     counts = sorted({test.images for row in tested for test in row.robustness or ()})

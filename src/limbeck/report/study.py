@@ -79,9 +79,9 @@ def format_cell(cell: Cell, n: str) -> str:
     >>> format_cell(Cell(0.5, 0.02, 5, 3), "3 × 5"), format_cell(Cell(0.5, 0.02, 1, 3), "3 × 5")
     ('50.0 ± 2.0', '50.0 ± 2.0 (n = 3 × 1)')
     """
-    std = NONE if cell.std is None else f"{100 * cell.std:.1f}"
+    std = "" if cell.std is None else f" ± {100 * cell.std:.1f}"
     number = count_networks(cell)
-    return f"{100 * cell.mean:.1f} ± {std}" + ("" if number == n else f" (n = {number})")
+    return f"{100 * cell.mean:.1f}{std}" + ("" if number == n else f" (n = {number})")
 
 
 def group_rows(record: StudyRecord) -> list[list[StudyRow]]:

@@ -42,8 +42,8 @@ class Cell:
     between: float | None = None
 
     def __str__(self) -> str:
-        std = NONE if self.std is None else f"{100 * self.std:.1f}"
-        return f"{100 * self.mean:.1f} ± {std} (n = {self.networks})"
+        std = "" if self.std is None else f" ± {100 * self.std:.1f}"
+        return f"{100 * self.mean:.1f}{std} (n = {self.networks})"
 
 
 def pool_runs(rows: Sequence[ResultRow], measure: str = "accuracy") -> Cell:
@@ -56,7 +56,7 @@ def pool_runs(rows: Sequence[ResultRow], measure: str = "accuracy") -> Cell:
     >>> pool_runs([row]).std, round(pool_runs([row, row.model_copy(update={"accuracy_mean": 0.58})]).std, 4)
     (0.03, 0.0626)
     >>> str(pool_runs([row.model_copy(update={"n": 1, "accuracy_std": None})]))
-    '50.0 ± – (n = 1)'
+    '50.0 (n = 1)'
     """
     means = [getattr(row, f"{measure}_mean") for row in rows]
     networks = [row.n for row in rows]

@@ -6,14 +6,14 @@ NONE = "–"
 
 
 def percent(mean: float | None, std: float | None, digits: int = 1) -> str:
-    """Format an accuracy and its standard deviation, as fractions, in percent; one network has a dash for it.
+    """Format an accuracy and its standard deviation, as fractions, in percent; one network has no deviation.
 
     >>> percent(0.8891, 0.0068), percent(0.5, None), percent(None, None)
-    ('88.9 ± 0.7 %', '50.0 ± – %', '–')
+    ('88.9 ± 0.7 %', '50.0 %', '–')
     """
     if mean is None:
         return NONE
-    return f"{100 * mean:.{digits}f} ± {NONE if std is None else f'{100 * std:.{digits}f}'} %"
+    return f"{100 * mean:.{digits}f}{'' if std is None else f' ± {100 * std:.{digits}f}'} %"
 
 
 def points(difference: float | None) -> str:

@@ -43,8 +43,9 @@ def images_per_class(run: Run) -> int | None:
 
 
 def accuracy_of(row: ResultRow) -> str:
-    """The accuracy of a row in percent, with its deviation."""
-    return percent(row.accuracy_mean, row.accuracy_std)
+    """The accuracy of a row in percent, with its deviation; that of one network says so instead."""
+    alone = " (n = 1)" if row.accuracy_std is None and row.n == 1 else ""
+    return percent(row.accuracy_mean, row.accuracy_std) + alone
 
 
 def headline(run: Run) -> str:
@@ -68,10 +69,13 @@ def headline(run: Run) -> str:
     model = best.model or "network"
     article = "an" if model[:1].lower() in "aeio" or model == "mlp" else "a"
     where = {"test": "on test", "validation": "on validation (not test)"}.get(best.split, f"on {best.split or NONE}")
-    result = f"{verb} {article} {model} to {accuracy_of(best)} (n = {best.n})"
+    result = f"{verb} {article} {model} to {percent(best.accuracy_mean, best.accuracy_std)} (n = {best.n})"
     parts = [f"{subject}{per_class} of {name} {result} {where}"]
-    if random := comparable_row(run, best, "random"):
-        parts.append(f"{number + ' ' if number else ''}random real images {accuracy_of(random)}")
+    for name in ("random", "kmeans"):
+        real = comparable_row(run, best, name)
+        if real is not None and real is not best:
+            words = f"{NAMES[name].removesuffix('s')}{'' if number == '1' else 's'}"
+            parts.append(f"{number + ' ' if number else ''}{words} {accuracy_of(real)}")
     if full := comparable_row(run, best, "full"):
         total = split_totals(data)["train"]
         parts.append(f"all {count(total) + ' ' if total else ''}training images {accuracy_of(full)}")

@@ -8,6 +8,7 @@ from math import sqrt
 from typing import Any
 
 from limbeck.core.records import DataRecord, PathAccuracy
+from limbeck.core.text import counted
 from limbeck.report.classes import class_table, confusion_of
 from limbeck.report.gallery import Frame
 from limbeck.report.heat_map import heat_maps
@@ -98,7 +99,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     totals = split_totals(data)
     facts.append(("Validation images", count(totals["validation"]) if totals["validation"] else ""))
     if test := totals["test"]:
-        facts.append(("Tested on", f"{count(test)} images, to ± {50 / sqrt(test):.1f} points at most"))
+        facts.append(("Tested on", f"{counted(test, 'image')}, to ± {50 / sqrt(test):.1f} points at most"))
     facts.append(("Total time", duration(total_seconds(run)) if run.summary.seconds else ""))
     facts.append(("Created", run.meta.created[:16].replace("T", " ")))
     return [(name, value) for name, value in facts if value]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from unicodedata import combining, normalize
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from limbeck.core.files import write_atomically
+from limbeck.core.fonts import drawable, picture_font
 from limbeck.synthetic.set import hard_labels
 
 _CELL = 96  # pixels: small images are enlarged to about this height
@@ -54,7 +54,7 @@ def image_grid(
     height, width = images.shape[2:]
     cell = _CELL if len(rows) <= _MANY_ROWS else _SMALL_CELL
     scale = upscale or max(1, min(round(cell / height), _PAGE_WIDTH // (columns * width)))
-    font = ImageFont.load_default(size=_TEXT_SIZE)
+    font = picture_font(_TEXT_SIZE)
     names = {label: _name(label, classes, font) for label in rows}
     left = int(max(font.getlength(name) for name in names.values())) + 2 * _GAP
     if any(len(members) > columns for members in rows.values()):
@@ -86,7 +86,7 @@ def image_strip(
     pixels = _to_bytes(images.detach().cpu().float(), sigma)
     height, width = images.shape[2:]
     scale = max(1, round(_CELL / height))
-    font = ImageFont.load_default(size=_TEXT_SIZE)
+    font = picture_font(_TEXT_SIZE)
     step_x, step_y = max(width * scale, _MAX_NAME_WIDTH * 2 // 3) + 2 * _GAP, height * scale + _TEXT_SIZE + 4 * _GAP
     rows = -(-len(hard) // columns)
     sheet = Image.new("RGBA", (min(columns, len(hard)) * step_x, rows * step_y), (0, 0, 0, 0))
@@ -158,17 +158,11 @@ def _to_bytes(images: Tensor, sigma: float | None) -> Tensor:
     return pixels.permute(0, 2, 3, 1) if pixels.shape[1] == 3 else pixels[:, 0]
 
 
-def _to_ascii(text: str) -> str:
-    """The text as Pillow's own font can draw it, which has no letters beyond ASCII: no accents, "?" for the others."""
-    letters = (c for c in normalize("NFKD", text.replace("ß", "ss")) if not combining(c))
-    return "".join(letters).encode("ascii", "replace").decode()
-
-
 def _name(label: int, classes: Sequence[str], font: Font, max_width: float = _MAX_NAME_WIDTH) -> str:
     """The name of a class on one line, shortened to `max_width` pixels; its number where no letter can be drawn."""
     full = str(classes[label]) if 0 <= label < len(classes) else str(label)
     full = " ".join("".join(c if c.isprintable() else " " for c in full[:200]).split())
-    letters = _to_ascii(full)
+    letters = drawable(full)
     full = letters if full.isascii() or any(c.isalnum() for c in letters) else str(label)
     name = full
     while font.getlength(name) > max_width and len(full) > 1:

@@ -230,7 +230,7 @@ def read_class_folders(folder: Folder, options: ReadOptions) -> RawData:
     labels = {split: np.repeat(np.arange(len(names)), [len(part) for part in files[split]]) for split in images}
     if others:
         kinds = list_names([f"{count} {suffix}" for suffix, count in sorted(others.items())], 8)
-        notes.append(f"{others.total()} files that are not images were left out ({kinds})")
+        notes.append(f"{others.total()} files other than images were left out ({kinds})")
     paths = {split: relative_paths(folder, (file for part in files[split] for file in part)) for split in images}
     return RawData(folder.name, images, labels, names, (*notes, *remarks), paths)
 
