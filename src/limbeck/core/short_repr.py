@@ -29,14 +29,14 @@ def short_repr(value: Any) -> str:
     >>> Pair(zeros(2, 3), ("first",)), Pair(zeros(1), ("a long note", ) * 20)
     (Pair(images=float32[2, 3], notes=('first',)), Pair(images=float32[1], notes=tuple of 20))
     """
-    text, rest = f"{type(value).__name__}(", list(_field_names(value))
-    for name in tuple(rest):
+    text, others = f"{type(value).__name__}(", list(_field_names(value))
+    for name in tuple(others):
         part = f"{name}={_describe(getattr(value, name))}"
         if len(text) + len(part) > LIMIT:
             break
-        rest.remove(name)
-        text += part + ", " * bool(rest)
-    return f"{text}{'...' if rest else ''})"
+        others.remove(name)
+        text += part + ", " * bool(others)
+    return f"{text}{'...' if others else ''})"
 
 
 def _field_names(value: Any) -> tuple[str, ...]:
