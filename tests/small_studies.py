@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from limbeck import UserError
+from limbeck.core.events import Event
 from limbeck.core.study_records import StudyRecord
-from limbeck.studies import child, pool
+from limbeck.engines import Local, Work
+from limbeck.studies import child
 
 STUDY = """
 title = "Two methods"
@@ -54,19 +54,34 @@ def read_record(path: Path) -> StudyRecord:
     return StudyRecord.model_validate_json(path.with_suffix(".json").read_text())
 
 
-def begin_here(begun: list[dict[str, Any]]) -> Callable[..., None]:
-    """Carries out orders in this process, which spares child processes to import torch; `begun` gets the orders."""
+class Here:
+    """A work that was carried out in this process."""
 
-    def begin(self: pool.Pool, unit: pool.Unit, slots: int) -> None:
-        begun.append({**unit.order(slots), "name": unit.name})
-        number, sentence = len(begun), None
-        process = subprocess.Popen([sys.executable, "-S", "-c", ""], stdin=subprocess.DEVNULL, text=True)
+    def __init__(self, work: Work):
+        self.sentence: str | None = None
         try:
-            child.carry_out(unit.order(slots), lambda event: None)
+            child.carry_out(work.message["order"], lambda event: None)
         except UserError as error:
-            sentence = str(error)
-        self.children[number] = pool.Child(unit, process, slots, self.errors)
-        self.events.put((number, {"event": "end", "sentence": sentence}))
-        self.events.put((number, None))
+            self.sentence = str(error)
 
-    return begin
+    def events(self) -> Iterator[Event]:
+        yield {"event": "end", "sentence": self.sentence}
+
+    def failure(self) -> str | None:
+        return self.sentence
+
+    def interrupt(self) -> None:
+        """It has ended."""
+
+    def stop(self, seconds: float) -> None:
+        """It has ended."""
+
+
+def start_here(begun: list[dict[str, Any]]) -> Callable[..., Here]:
+    """Carries out works in this process, which spares child processes to import torch; `begun` gets the orders."""
+
+    def start(self: Local, work: Work) -> Here:
+        begun.append({**work.order, "name": work.name})
+        return Here(work)
+
+    return start

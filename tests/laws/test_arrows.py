@@ -24,6 +24,7 @@ ARROWS = {
     "core": "",
     "networks": "",
     "data": "",
+    "engines": "",
     "report": "",
     "progress": "report",
     "derivatives": "networks",
@@ -35,12 +36,13 @@ ARROWS = {
     "objectives": "synthetic training derivatives networks select data",
     "methods": "objectives experts select synthetic training task networks data",
     "evaluation": "progress task training derivatives select synthetic networks data",
-    "jobs": "methods evaluation experts select progress report synthetic task training derivatives networks data",
-    "studies": "jobs evaluation report synthetic data",
+    "jobs": "engines methods evaluation experts select progress report synthetic task training derivatives networks "
+    "data",
+    "studies": "engines experts jobs evaluation report synthetic data",
     "laws": "jobs methods experts select synthetic task derivatives networks data",
     "interop": "experts evaluation synthetic task training networks data",
-    "cli": "laws studies jobs interop methods evaluation experts progress report synthetic task training derivatives "
-    "networks data",
+    "cli": "laws studies jobs engines interop methods evaluation experts progress report synthetic task training "
+    "derivatives networks data",
     "__main__": "cli",
 }
 WITHOUT_TORCH = [
@@ -133,6 +135,8 @@ def test_modules_that_load_no_torch(module: str) -> None:
 def test_one_file_speaks_to_other_processes() -> None:
     importers = {name for name, tree in TREES.items() if any(m.startswith("torch.distributed") for m in imports(tree))}
     assert importers == {"limbeck.core.distributed"}
+    importers = {name for name, tree in TREES.items() if "ray" in {m.partition(".")[0] for m in imports(tree)}}
+    assert importers == {"limbeck.engines.cluster"}
 
 
 # --- the public surface

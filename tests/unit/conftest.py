@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 from small_runs import distill_minimal, distill_with_baselines
-from small_studies import begin_here
+from small_studies import start_here
 
-from limbeck.studies import pool
+from limbeck.engines import Local
 
 
 @pytest.fixture(scope="module")
@@ -53,5 +53,5 @@ def run(shared_home: Path, _one_thread: None, tmp_path_factory: pytest.TempPathF
 def orders(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The orders of a study's child processes, which are carried out in this process."""
     begun: list[dict[str, Any]] = []
-    monkeypatch.setattr(pool.Pool, "_begin", begin_here(begun))
+    monkeypatch.setattr(Local, "start", start_here(begun))
     return begun

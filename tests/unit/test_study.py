@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pytest
 from small_runs import set_bytes
-from small_studies import STUDY, begin_here, read_record, write_file
+from small_studies import STUDY, read_record, start_here, write_file
 
 import limbeck
 from limbeck import UserError
 from limbeck.core.records import StepLine, ValidationLine
+from limbeck.engines import Local
 from limbeck.jobs.record import RunFolder
 from limbeck.report.study_page import write_study_page
-from limbeck.studies import pool
 from limbeck.studies.config import read_study
 from limbeck.studies.opened import plan_study
-from limbeck.studies.pool import make_units
 from limbeck.studies.record import read_curve, write_study_record
 from limbeck.studies.run import run_study
+from limbeck.studies.units import make_units
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -35,15 +34,17 @@ def study(shared_home: Path, _one_thread: None, tmp_path_factory: pytest.TempPat
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIMBECK_HOME", str(shared_home))
         patch.setenv("OMP_NUM_THREADS", "1")
-        unit = next(unit for unit in make_units(plan_study(path, work=work).plan) if unit.kind == "run")
-        process = pool.start_child(unit.order(1), 1, subprocess.DEVNULL)
-        assert process.stdout is not None
-        with process.stdout:  # its parent reads no more once it says that it distils
-            assert any(json.loads(line).get("name") == "distill" for line in process.stdout)
-        assert process.wait(60) == 1, "it ends when it says more"
+        units = make_units(plan_study(path, work=work).plan, Local().shares)
+        unit = next(unit for unit in units if unit.kind == "run")
+        process = Local().start(unit.work(1, tmp_path_factory.mktemp("errors")))
+        events = process.events()
+        assert any(event.get("name") == "distill" for event in events)
+        assert process.process.stdin is not None
+        process.process.stdin.close()  # as where its parent was killed
+        assert process.process.wait(60) == 1, "it ends with its parent"
         assert (unit.run.path / "log.jsonl").exists()
         assert not (unit.run.path / "results.json").exists()
-        patch.setattr(pool.Pool, "_begin", begin_here([]))
+        patch.setattr(Local, "start", start_here([]))
         run_study(path, work=work, tell_cost=False)
     return path
 

@@ -13,6 +13,7 @@ from small_studies import STUDY, write_file
 from limbeck import UserError
 from limbeck.core.records import ResultRow, StepLine, ValidationLine
 from limbeck.core.study_records import Curve, StudyRecord, StudyRow
+from limbeck.engines import Local
 from limbeck.jobs.estimate import Estimate
 from limbeck.report.study import stability_table
 from limbeck.studies.cells import by_seed, make_cells
@@ -20,9 +21,9 @@ from limbeck.studies.compare import compare_cells
 from limbeck.studies.config import Comparison, Study
 from limbeck.studies.opened import plan_study
 from limbeck.studies.plan import estimate_runs
-from limbeck.studies.pool import make_units
 from limbeck.studies.record import read_curve
 from limbeck.studies.run import run_study
+from limbeck.studies.units import make_units
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -97,7 +98,7 @@ def test_a_path_is_relative_to_the_study_file(tmp_path: Path) -> None:
 def test_a_store_is_trained_once_for_the_run_that_needs_most(tmp_path: Path) -> None:
     text = STUDY.replace("[axes.method.MCT]", "[axes.method.MCT]\nnum_experts = 3").replace("[0]", "[0, 1]")
     plan = plan_study(write_file(tmp_path, text.replace("epochs = 2,", "epochs = 3,")), work=tmp_path).plan
-    units = make_units(plan)
+    units = make_units(plan, Local().shares)
     assert [(unit.kind, unit.run.cell.values["method"], unit.run.seed) for unit in units] == [
         ("experts", "MCT", 0),
         ("run", "MTT", 0),
@@ -107,6 +108,11 @@ def test_a_store_is_trained_once_for_the_run_that_needs_most(tmp_path: Path) -> 
         ("run", "MCT", 1),
     ]
     assert len({unit.store for unit in units if unit.store}) == 2
+    assert [unit.indices for unit in units if unit.store] == [(0, 1, 2)] * 2
+    apart = make_units(plan, lambda indices: [(index,) for index in indices])
+    assert [unit.indices for unit in apart if unit.store] == [(0,), (1,), (2,)] * 2, "as on several machines"
+    assert [len(unit.needs) for unit in apart if unit.kind == "run"] == [3] * 4
+    assert len({unit.key for unit in apart}) == len(apart)
 
 
 def test_experts_and_baselines_are_estimated_once_for_the_runs_that_share_them(

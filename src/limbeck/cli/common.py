@@ -14,6 +14,7 @@ from tyro.conf import FlagCreatePairsOff, Positional
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.core.sizes import ResizeMode, parse_size
+from limbeck.engines import EngineName
 from limbeck.progress.combine import combine
 from limbeck.progress.trackers import TrackerName, open_tracker
 
@@ -57,6 +58,15 @@ class WithEstimate(OptionGroup):
 
     estimate: Annotated[FlagCreatePairsOff[bool], SWITCH] = True
     """Do not say first how long the command will take."""
+
+
+class WithEngine(OptionGroup):
+    """Options of commands whose work several machines can share."""
+
+    engine: EngineName = "local"
+    """Where the work is done: on this machine, or on the machines of a Ray cluster (docs/several-gpus.md)."""
+    address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    """The cluster; the default is that of $RAY_ADDRESS, or of this machine."""
 
 
 class WithTracker(OptionGroup):

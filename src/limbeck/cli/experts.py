@@ -18,6 +18,7 @@ from limbeck.cli.common import (
     Options,
     Reading,
     Threads,
+    WithEngine,
     WithEstimate,
     WithTracker,
     announce,
@@ -29,15 +30,17 @@ from limbeck.core.distributed import Ranks, join_ranks
 from limbeck.core.events import Listener
 from limbeck.data import load_data
 from limbeck.data.preprocess import PreprocessName
+from limbeck.engines import ENGINES, Engine
 from limbeck.experts.store import ExpertConfig, Store
 from limbeck.jobs.estimate import estimate_experts
+from limbeck.jobs.expert_works import scatter_experts
 from limbeck.jobs.inspection import inspect_store
 from limbeck.jobs.job import prepare_experts
 from limbeck.networks.registry import ModelConfig
 from limbeck.task import Precision, announce_task
 
 
-class Experts(Data, Device, Options, WithTracker, WithEstimate):
+class Experts(Data, Device, Options, WithTracker, WithEstimate, WithEngine):
     """Train experts into a store; it keeps those it has."""
 
     out: Annotated[str | None, PATH] = None
@@ -88,28 +91,25 @@ class Inspect(Reading, Device, Options):
 
 def run_experts(args: Experts, listen: Listener) -> Any:
     """Train the experts that the store lacks; the result describes the store."""
-    with join_ranks(args.device) as ranks:
-        return _train(args, ranks, listen)
+    with ENGINES[args.engine](args.address, None) as engine, join_ranks(args.device) as ranks:
+        return _train(args, engine, ranks, listen)
 
 
-def _train(args: Experts, ranks: Ranks, listen: Listener) -> dict[str, Any]:
-    experts = prepare_experts(
-        load_data(args.data, seed=args.seed, listen=listen, **load_keywords(args)),
-        out=args.out,
-        device=args.device,
-        ranks=ranks,
-        num_experts=args.num_experts,
-        seed=args.seed,
-        preprocess=args.preprocess,
-        augment=args.augment,
-        precision=args.precision,
-        model=args.model,
-        expert=args.expert,
-    )
-    if args.estimate and ranks.size == 1:
+def _train(args: Experts, engine: Engine, ranks: Ranks, listen: Listener) -> dict[str, Any]:
+    reading = {"source": args.data, "seed": args.seed, **load_keywords(args)}
+    options: dict[str, Any] = {
+        **{name: getattr(args, name) for name in ("device", "num_experts", "seed", "preprocess", "augment")},
+        "precision": args.precision,
+        "model": args.model.model_dump(mode="json", exclude_unset=True),
+        "expert": args.expert.model_dump(mode="json", exclude_unset=True),
+    }
+    experts = prepare_experts(load_data(**reading, listen=listen), out=args.out, ranks=ranks, **options)
+    if args.estimate and ranks.size == 1 and not engine.is_remote:
         announce(lambda: estimate_experts(experts), listen)
     announce_task(experts.task, listen)
     with tracking(args.tracker, experts.path, experts.config.model_dump(), listen) as hear:
+        if engine.is_remote:
+            scatter_experts(engine, experts, reading, options, args.threads, hear)
         store = experts.train(hear)
     return {**describe(str(store.path)), "store": str(store.path)}
 

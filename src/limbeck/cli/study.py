@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from limbeck.cli.common import PATH, SWITCH, Command, Options, WithEstimate
+from limbeck.cli.common import PATH, SWITCH, Command, Options, WithEngine, WithEstimate
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.core.record_files import read_record
 from limbeck.core.study_records import FORMAT, StudyRecord
+from limbeck.engines import ENGINES
 from limbeck.progress.screen import PlainConsole
 from limbeck.report.study import comparison_sentence, costs_table, reach_sentence, results_table
 from limbeck.report.study_page import write_study_page
@@ -26,7 +27,7 @@ WIDTH = 160
 """Columns of tables where standard output is a file, say."""
 
 
-class Study(Options, WithEstimate):
+class Study(Options, WithEstimate, WithEngine):
     """Compute the grid of runs of a study file, compare its cells over the same seeds, and write one page."""
 
     file: Annotated[Positional[str], arg(metavar="FILE.toml")]
@@ -34,7 +35,8 @@ class Study(Options, WithEstimate):
     work: Annotated[str | None, PATH] = None
     """The folder of the runs, where interrupted ones are resumed; the default lies in limbeck's cache folder."""
     jobs: int | None = Field(default=None, ge=1)
-    """Runs at a time, each a process of its own; the default is as many as the cores allow, and one on a GPU."""
+    """Runs at a time, each a process of its own; the default is as many as the cores or the cluster allow, and one on
+    a GPU."""
     threads: int = Field(default=1, ge=1)
     """Processor threads of each run."""
     merge: Annotated[tuple[str, ...], arg(metavar="PATH [PATH ...]")] = ()
@@ -54,15 +56,16 @@ def run_study_command(args: Study, listen: Listener) -> Any:
     if args.page_only:
         record = read_record(path.with_suffix(".json"), StudyRecord, FORMAT)
     else:
-        record = run_study(
-            path,
-            work=args.work,
-            jobs=args.jobs,
-            threads=args.threads,
-            merge=args.merge,
-            tell_cost=args.estimate,
-            listen=listen,
-        )
+        with ENGINES[args.engine](args.address, args.jobs) as engine:
+            record = run_study(
+                path,
+                work=args.work,
+                threads=args.threads,
+                merge=args.merge,
+                tell_cost=args.estimate,
+                engine=engine,
+                listen=listen,
+            )
     files = {"record": str(path.with_suffix(".json")), "page": str(write_study_page(record, path.with_suffix(".html")))}
     if not args.as_json:
         show_study(record, PlainConsole(highlight=False, width=None if sys.stdout.isatty() else WIDTH))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -92,11 +93,11 @@ class Experts:
             missing -= set(recorded.indices())
         return sorted(missing)
 
-    def train(self, listen: Listener) -> Store:
-        """Train those that are missing and return the store."""
+    def train(self, listen: Listener, indices: Collection[int] | None = None) -> Store:
+        """Train those that are missing, of `indices` alone where these are given, and return the store."""
         store = self.task.ranks.in_turn(lambda: self.store)
         if not self.is_user_store:
-            make_experts(self.task, self.config, self.count, self.seed, store, listen)
+            make_experts(self.task, self.config, self.count, self.seed, store, listen, indices)
         return store
 
     @cached_property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -64,9 +64,17 @@ def _describe_training(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_experts(
-    task: Task, config: ExpertConfig, count: int, seed: int, store: Store, listen: Listener = lambda event: None
+    task: Task,
+    config: ExpertConfig,
+    count: int,
+    seed: int,
+    store: Store,
+    listen: Listener = lambda event: None,
+    indices: Collection[int] | None = None,
 ) -> None:
     """Train those of the experts 0 ... count - 1 that the store lacks; an expert is written when it is trained.
+
+    indices: these alone.
 
     One whose training is recorded in another of the default stores is taken from there, with the same bits. Ranks share
     the training, and each writes its own experts.
@@ -74,6 +82,8 @@ def make_experts(
     Raises UserError if the store's experts were computed under other conditions, and where training diverges.
     """
     missing: list[int] = task.ranks.decide(lambda: _take_recorded(task, config, count, store))
+    if indices is not None:
+        count, missing = len(indices), sorted(set(missing) & set(indices))
     if not missing:
         return
     own = task.ranks.share(missing)

@@ -21,14 +21,14 @@ from limbeck.studies.cells import Cell, by_seed
 
 @dataclass(frozen=True)
 class StoreNeed:
-    """The experts that a run needs: their store, how many, and how many of these are not trained yet.
+    """The experts that a run needs: their store, how many, and which of these are not trained yet.
 
     bytes: Of these experts in the form that the run matches.
     """
 
     path: Path
     count: int
-    missing: int
+    missing: tuple[int, ...]
     bytes: int
 
 
@@ -58,7 +58,7 @@ class PlannedRun:
     @property
     def has_experts_to_train(self) -> bool:
         """Whether a store lacks experts that the run needs."""
-        return self.store is not None and self.store.missing > 0
+        return self.store is not None and bool(self.store.missing)
 
     @property
     def name(self) -> str:
@@ -132,7 +132,7 @@ def _store_need(job: Job) -> StoreNeed | None:
     if experts is None:
         return None
     size = experts.count * expert_bytes(experts, experts.kind)
-    return StoreNeed(experts.path, experts.count, len(experts.missing()), size)
+    return StoreNeed(experts.path, experts.count, tuple(experts.missing()), size)
 
 
 def estimate_trials(probes: Sequence[PlannedRun], listen: Listener) -> dict[str, float]:

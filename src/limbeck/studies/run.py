@@ -8,21 +8,20 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.core.files import content_key, require_writable
 from limbeck.core.folders import home_folder
 from limbeck.core.locks import Locked, locked
 from limbeck.core.study_records import StudyFailure, StudyRecord
+from limbeck.engines import Engine, Local, Pool
 from limbeck.report.study import row_sentence, trial_sentence
 from limbeck.report.text import duration
 from limbeck.studies.opened import OpenStudy, describe_plan, plan_study, use_threads
 from limbeck.studies.plan import PlannedRun, estimate_runs, estimate_trials
-from limbeck.studies.pool import Pool, make_units
 from limbeck.studies.record import write_study_record
 from limbeck.studies.search import OpenSearch
+from limbeck.studies.units import UnitPool, make_units
 
 STATUS_SECONDS = 60.0
 """Seconds between two notes about the runs at work."""
@@ -36,6 +35,7 @@ def run_study(
     threads: int = 1,
     merge: Sequence[str | Path] = (),
     tell_cost: bool = True,
+    engine: Engine | None = None,
     listen: Listener = lambda event: None,
 ) -> StudyRecord:
     """Compute the runs of a study that are left, and return its record, which is written after every one of them.
@@ -44,20 +44,21 @@ def run_study(
     work:      The folder of the run folders, in which interrupted runs are resumed; by default in limbeck's cache
                folder, where studies share runs that are the same.
     jobs:      Runs at a time, each a process of its own; by default as many as torch has threads, and 1 on a GPU.
+               An engine knows its own number.
     threads:   Of each run.
     merge:     Records of the same study from other machines, whose rows are taken over.
     tell_cost: Estimate first how long the runs will take.
+    engine:    Where they are carried out; by default processes of this machine.
     Raises UserError as `plan_study` does, and where another process is at work on the same study.
     """
-    cores = torch.get_num_threads()
+    engine = Local(jobs) if engine is None else engine
     with _lock(Path(path), Path(work) if work is not None else home_folder() / "studies"):
         opened = plan_study(path, work=work, threads=threads, merge=merge, listen=listen)
-        jobs = default_jobs([*opened.plan, *opened.probes], cores, threads) if jobs is None else jobs
         with use_threads(threads):
             if opened.probes:
-                _search(opened, Pool(jobs, threads, opened.work / "errors"), tell_cost, listen)
+                _search(opened, engine, threads, tell_cost, listen)
                 opened = plan_study(path, work=work, threads=threads, merge=merge, listen=listen)
-            return _compute(opened, jobs, threads, tell_cost, listen)
+            return _compute(opened, engine, threads, tell_cost, listen)
 
 
 @contextmanager
@@ -73,14 +74,12 @@ def _lock(path: Path, work: Path) -> Iterator[None]:
         yield
 
 
-def default_jobs(plan: Sequence[PlannedRun], cores: int, threads: int) -> int:
-    """How many runs of `threads` threads fit the cores; one where a run needs a GPU."""
-    if any(not run.device.startswith("cpu") for run in plan):
-        return 1
-    return max(1, cores // threads)
+def _capacity(engine: Engine, plan: Sequence[PlannedRun], threads: int) -> int:
+    """How many runs of `threads` threads the engine carries out at a time."""
+    return engine.capacity(threads, any(not run.device.startswith("cpu") for run in plan))
 
 
-def _compute(opened: OpenStudy, jobs: int, threads: int, tell_cost: bool, listen: Listener) -> StudyRecord:
+def _compute(opened: OpenStudy, engine: Engine, threads: int, tell_cost: bool, listen: Listener) -> StudyRecord:
     opened.collect()
     write_study_record(opened.record_path, opened.record())
     left = opened.left
@@ -88,18 +87,18 @@ def _compute(opened: OpenStudy, jobs: int, threads: int, tell_cost: bool, listen
     if not left:
         return opened.record()
     seconds = estimate_runs(left, opened.rows.values(), listen) if tell_cost else {}
+    jobs = _capacity(engine, left, threads)
     clock = Clock(seconds, jobs)
     if clock.left(left):
         listen({"event": "note", "text": f"about {duration(clock.left(left))} with {jobs} at a time"})
     failures: list[StudyFailure] = []
     listen({"event": "stage", "name": "study", "total": len(opened.plan), "done": len(opened.rows), "unit": "run"})
-    pool, last = Pool(jobs, threads, opened.work / "errors"), time.perf_counter()
-    for ended in pool.run(make_units(left)):
+    pool, last = UnitPool(Pool(engine, listen), threads, opened.work / "errors"), time.perf_counter()
+    for ended in pool.run(make_units(left, engine.shares)):
         if ended is None:
             if time.perf_counter() - last > STATUS_SECONDS:
                 last = time.perf_counter()
-                busy = "; ".join(child.progress for child in pool.children.values())
-                listen({"event": "note", "text": f"  {busy}; {clock.sentence(opened.left)}"})
+                listen({"event": "note", "text": f"  {pool.progress}; {clock.sentence(opened.left)}"})
             continue
         unit, sentence = ended
         if sentence is not None and unit.kind == "run":
@@ -116,7 +115,7 @@ def _compute(opened: OpenStudy, jobs: int, threads: int, tell_cost: bool, listen
     return opened.record(failures)
 
 
-def _search(opened: OpenStudy, pool: Pool, tell_cost: bool, listen: Listener) -> None:
+def _search(opened: OpenStudy, engine: Engine, threads: int, tell_cost: bool, listen: Listener) -> None:
     """Do the trials of all unfinished searches; the record is written after each."""
     listen({"event": "note", "text": describe_plan(opened)})
     searches = {search.cell.name: search for search in opened.searches if not search.is_finished}
@@ -125,13 +124,15 @@ def _search(opened: OpenStudy, pool: Pool, tell_cost: bool, listen: Listener) ->
         seconds = estimate_trials(opened.probes, listen)
         left = sum((s.search.trials - len(s.trials)) * seconds[name] for name, s in searches.items())
         if left:
-            listen({"event": "note", "text": f"about {duration(left / pool.jobs)} for the search"})
+            jobs = _capacity(engine, opened.probes, threads)
+            listen({"event": "note", "text": f"about {duration(left / jobs)} for the search"})
+    pool = UnitPool(Pool(engine, listen), threads, opened.work / "errors")
 
     def begin(search: OpenSearch) -> None:
         for number in search.ready():
             search.begun.add(number)
             run = search.plan(number, opened.path.parent, opened.work)
-            units = make_units([run])
+            units = make_units([run], engine.shares)
             pool.add([replace(unit, kind="trial", number=number) if unit.kind == "run" else unit for unit in units])
 
     for search in searches.values():

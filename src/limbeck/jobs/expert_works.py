@@ -1,0 +1,71 @@
+"""The training of experts as works of an engine, one expert each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+
+from limbeck.core.errors import UserError
+from limbeck.core.events import Listener
+from limbeck.core.files import content_key
+from limbeck.data import load_data
+from limbeck.engines import Engine, Work, scatter
+from limbeck.experts.handle import Experts
+from limbeck.experts.store import Store
+from limbeck.jobs.job import prepare_experts
+
+
+def scatter_experts(
+    engine: Engine,
+    experts: Experts,
+    reading: Mapping[str, Any],
+    options: Mapping[str, Any],
+    threads: int | None = None,
+    listen: Listener = lambda event: None,
+) -> None:
+    """Train the missing experts on an engine, whose machines see the store at the same path.
+
+    reading, options: the arguments of `load_data` and `prepare_experts` that made `experts`, as JSON values.
+    threads:          of each expert; by default one, and where bits depend on it those of this process.
+    Raises UserError where experts failed, with the first sentence.
+    """
+    if experts.task.ranks.size > 1:
+        raise UserError("torchrun and --engine share the work in two different ways; use one of them.")
+    missing, config = experts.missing(), experts.config
+    if not missing:
+        return
+    store = experts.store
+    store.require_conditions(experts.task.conditions())
+    needed = torch.get_num_threads() if "threads" in experts.task.conditions() else 1
+    order = {"reading": dict(reading), "options": {**options, "out": str(store.path.absolute())}}
+    works = [
+        Work(
+            key=content_key({"store": store.header.key, "path": str(store.path), "index": index}),
+            name=f"expert {index + 1}",
+            function=f"{__name__}:train",
+            order={**order, "index": index},
+            threads=threads or needed,
+            errors=store.path / ".errors" / f"{index:04d}.txt",
+            gpus=0 if experts.task.device.type == "cpu" else 1,
+            is_done=partial(_is_done, store, index),
+            is_claimed=partial(store.are_claimed, [index]),
+        )
+        for index in missing
+    ]
+    scatter(engine, works, config.epochs, {"name": "experts", "unit": "epoch"}, listen)
+
+
+def train(order: Mapping[str, Any], listen: Listener) -> None:
+    """In the process of a work: train its expert."""
+    reading = dict(order["reading"])
+    if isinstance(reading.get("pixel_range"), list):
+        reading["pixel_range"] = tuple(reading["pixel_range"])
+    experts = prepare_experts(load_data(**reading), **order["options"])
+    experts.train(listen, [order["index"]])
+
+
+def _is_done(store: Store, index: int) -> bool:
+    return store.file(index).exists()
