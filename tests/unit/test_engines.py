@@ -15,7 +15,7 @@ from limbeck.engines import ENGINES, Local, LostError, Pool, Work, pool, scatter
 from limbeck.engines.local import Process
 
 
-class Told:
+class Played:
     """A work that ends as it was told to: with events, a sentence, or a lost worker."""
 
     def __init__(self, end: str | None, events: Sequence[Event] = ()):
@@ -52,11 +52,11 @@ class Theatre:
     def shares(self, indices: Sequence[int]) -> list[tuple[int, ...]]:
         return [(index,) for index in indices]
 
-    def start(self, work: Work) -> Told:
+    def start(self, work: Work) -> Played:
         self.started.append(work.key)
         self.on_start(work)
         events = [{"event": "stage", "name": "experts", "total": 3}, {"event": "advance", "done": 2}]
-        return Told(self.ends.get(work.key, [None]).pop(0), events)
+        return Played(self.ends.get(work.key, [None]).pop(0), events)
 
 
 def make_work(key: str, **fields: Any) -> Work:
@@ -132,13 +132,13 @@ def test_a_wide_work_has_all_the_room_where_it_is_alone() -> None:
 
 
 def test_works_are_interrupted_where_the_caller_stops() -> None:
-    engine, told = Theatre(), list[Told]()
+    engine, works = Theatre(), list[Played]()
     start = engine.start
-    engine.start = lambda work: told.append(start(work)) or told[-1]  # type: ignore[method-assign,func-returns-value]
+    engine.start = lambda work: works.append(start(work)) or works[-1]  # type: ignore[method-assign,func-returns-value]
     running = Pool(engine).run([make_work("a"), make_work("b")])
     next(running)
     running.close()  # type: ignore[attr-defined]
-    assert any(work.was_interrupted for work in told)
+    assert any(work.was_interrupted for work in works)
 
 
 def test_progress_counts_every_unit_once_though_a_worker_is_lost() -> None:

@@ -60,9 +60,10 @@ def scatter_experts(
 
 def train(order: Mapping[str, Any], listen: Listener) -> None:
     """In the process of a work: train its expert."""
-    reading = dict(order["reading"])
-    if isinstance(reading.get("pixel_range"), list):
-        reading["pixel_range"] = tuple(reading["pixel_range"])
+    keywords: dict[str, Any] = order["reading"]
+    reading: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in keywords.items()
+    }
     experts = prepare_experts(load_data(**reading), **order["options"])
     experts.train(listen, [order["index"]])
 
