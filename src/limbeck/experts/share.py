@@ -54,6 +54,15 @@ def compute_missing(
             time.sleep(POLL_SECONDS)
 
 
+def are_claimed(store: Store, indices: Collection[int]) -> bool:
+    """Whether other processes compute all of these experts now."""
+    for index in indices:
+        if (claim := store.try_claim(index)) is not None:
+            claim.release()
+            return False
+    return True
+
+
 def _claim_and_compute(
     store: Store,
     index: int,

@@ -281,14 +281,6 @@ class Store:
             return try_lock(folder / f"{index:04d}")
         return None
 
-    def are_claimed(self, indices: Sequence[int]) -> bool:
-        """Whether other processes have claimed all of these experts."""
-        for index in indices:
-            if (claim := self.try_claim(index)) is not None:
-                claim.release()
-                return False
-        return True
-
     def write(self, index: int, expert: Expert) -> None:
         """Write one expert to its file; WriteError where the store is gone."""
         with write_errors(self.file(index)):

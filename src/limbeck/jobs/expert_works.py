@@ -14,6 +14,7 @@ from limbeck.core.files import content_key
 from limbeck.data import load_data
 from limbeck.engines import Engine, Work, scatter
 from limbeck.experts.handle import Experts
+from limbeck.experts.share import are_claimed
 from limbeck.experts.store import Store
 from limbeck.jobs.job import prepare_experts
 
@@ -51,7 +52,7 @@ def scatter_experts(
             errors=store.path / ".errors" / f"{index:04d}.txt",
             gpus=0 if experts.task.device.type == "cpu" else 1,
             is_done=partial(_is_done, store, index),
-            is_claimed=partial(store.are_claimed, [index]),
+            is_claimed=partial(are_claimed, store, [index]),
         )
         for index in missing
     ]

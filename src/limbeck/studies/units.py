@@ -8,6 +8,7 @@ from pathlib import Path
 
 from limbeck.core.files import content_key
 from limbeck.engines import Pool, Work
+from limbeck.experts.share import are_claimed
 from limbeck.experts.store import Store
 from limbeck.studies.plan import PlannedRun
 
@@ -71,7 +72,7 @@ class Unit:
     def _is_claimed(self) -> bool:
         """Whether other processes train all of the experts that are missing."""
         missing = self._missing() if self.store is not None and (self.store / "store.json").exists() else []
-        return bool(missing) and self.store is not None and Store.open(self.store).are_claimed(missing)
+        return bool(missing) and self.store is not None and are_claimed(Store.open(self.store), missing)
 
     def _missing(self) -> list[int]:
         if self.store is None or not (self.store / "store.json").exists():
