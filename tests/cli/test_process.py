@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pty
 import resource
 import signal
 import subprocess
@@ -33,6 +34,16 @@ def process(*words: object, **options: Any) -> subprocess.Popen[str]:
 def test_the_package_is_a_command() -> None:
     real = subprocess.run([sys.executable, "-m", "limbeck", "--version"], capture_output=True, text=True, check=True)
     assert real.stdout == f"limbeck {__version__}\n"
+
+
+def test_a_terminal_says_at_once_that_a_command_loads(tmp_path: Path) -> None:
+    """Torch takes seconds to import. The word is gone when the command speaks, and no file or pipe holds it."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "limbeck", "info", str(tmp_path / "missing")]
+    assert subprocess.run(command, stderr=theirs, stdout=subprocess.PIPE).returncode == 2
+    os.close(theirs)
+    assert os.read(ours, 10_000).decode().startswith("loading ...\r\x1b[K")
+    assert "loading" not in subprocess.run(command, capture_output=True, text=True).stderr
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["methods", "--json"], ["info", "--help"]])

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -131,7 +133,8 @@ def _usage() -> str:
 
 
 def _run_command(name: str, arguments: list[str]) -> int:
-    command = find_command(name)
+    with _loading(arguments):
+        command = find_command(name)
     require_shareable(name, command.is_shareable)
     from limbeck.cli.common import Threads
     from limbeck.cli.parse import parse
@@ -163,6 +166,17 @@ def _run_command(name: str, arguments: list[str]) -> int:
     if follow_up is not None:
         _print(f"next: {follow_up}")
     return command.status(result)
+
+
+@contextmanager
+def _loading(arguments: list[str]) -> Iterator[None]:
+    """Say on a terminal that something is going on, until the `with` block ends: torch takes seconds to import."""
+    shows = sys.stderr.isatty() and "--quiet" not in arguments
+    print("loading ..." if shows else "", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        print("\r\x1b[K" if shows else "", end="", file=sys.stderr, flush=True)
 
 
 def _show(result: dict[str, Any], as_json: bool) -> None:

@@ -133,7 +133,10 @@ def prepare_job(args: Any, data: ImageData, ranks: Ranks = SINGLE) -> Job:
 
 
 def _prepare(args: Any, listen: Listener, ranks: Ranks = SINGLE) -> Job:
-    return prepare_job(args, load_data(args.data, seed=args.seed, listen=listen, **load_keywords(args)), ranks)
+    listen({"event": "note", "text": f"reading {args.data}"})
+    data = load_data(args.data, seed=args.seed, listen=listen, **load_keywords(args))
+    listen({"event": "note", "text": "preparing the job"})
+    return prepare_job(args, data, ranks)
 
 
 def run_distill(args: Any, listen: Listener) -> Any:

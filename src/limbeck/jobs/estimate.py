@@ -57,7 +57,7 @@ from limbeck.synthetic.set import SyntheticSet
 from limbeck.task import Task
 from limbeck.training.plain import GradientRule, Schedule, score, train
 
-SHORT, LONG = 0.3, 10.0  # seconds
+SHORT, LONG, PATIENCE = 0.3, 10.0, 3.0  # seconds
 ALL_IMAGES = "all images"
 STAGES = {"experts": "experts", "distill": "distillation", "evaluate": "evaluation"}
 
@@ -181,17 +181,26 @@ def estimate_scores(evaluations: Sequence[Evaluation], seed: int | None = None) 
 
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Median seconds of a few calls after one that warms up; of that one alone where it takes as long as `LONG`."""
+    """Median seconds of a few calls after one that warms up; of that one alone where it takes as long as `LONG`.
+
+    Of three calls at least, so that one which another process interrupts does not count a thousand times; of one where
+    it takes `PATIENCE`.
+    """
+    first = _time(call, device)
     times: list[float] = []
-    while len(times) < 2 or (len(times) < 6 and sum(times) < SHORT):
-        start = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
-        if times[0] > LONG:
+    while first < LONG and (len(times) < 3 or (len(times) < 6 and sum(times) < SHORT)):
+        times.append(_time(call, device))
+        if min(first, *times) * len(times) >= PATIENCE:
             break
-    return median(times[1:] or times)
+    return median(times or [first])
+
+
+def _time(call: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 def _evaluated_seconds(task: Task, pair: tuple[Tensor, Tensor], config: EvalConfig, networks: int) -> float:
@@ -284,10 +293,12 @@ def _rehearse(job: Job) -> tuple[Plan, float, float]:
     paths = [] if job.experts is None else [stand_in(task, job.experts.config.epochs, config.seed)]
     most = 2 * max(options.initial_images(config.ipc), options.real_images_per_step(), 16)
     part = subset(task, most)
-    start = time.perf_counter()
+    start, worked = time.perf_counter(), time.process_time()
     plan = replace(job, task=part).plan([*paths])
     scale = len(task.data.train) / len(part.data.train)
-    return plan, (time.perf_counter() - start) * scale, scale
+    # One call, which `scale` multiplies: processor time, where it is less, does not count what others did meanwhile.
+    building = min(time.perf_counter() - start, time.process_time() - worked)
+    return plan, building * scale, scale
 
 
 def _step_seconds(plan: Plan, scale: float, seed: int) -> float:
