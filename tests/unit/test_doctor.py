@@ -155,3 +155,9 @@ def test_the_exit_status_says_whether_something_was_found(
     (tmp_path / "photos" / "cat").mkdir(parents=True)
     (tmp_path / "photos" / "cat" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
     assert call(str(tmp_path / "photos")) == 1, "what is there and cannot be read is a finding"
+
+
+def test_advice_names_the_command_with_its_path(copy: Store) -> None:
+    copy.file(0).write_bytes(copy.file(0).read_bytes()[:-9])
+    (finding, *_) = examine_store(copy)
+    assert finding.remedy == f"delete the file, and limbeck experts digits --out {copy.path} trains it again"

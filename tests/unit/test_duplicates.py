@@ -132,7 +132,7 @@ def test_the_pairs_are_those_of_a_plain_loop(monkeypatch: pytest.MonkeyPatch) ->
             for column, other in enumerate(train)
             if hashes["test"][row] - hashes["train"][column] <= module.MAX_BITS
         ]
-        if pairs and max(pairs)[0] > module.LOW_SIMILARITY and not (train == image).all((1, 2, 3)).any():
+        if pairs and max(pairs)[0] > module.SURE_SIMILARITY and not (train == image).all((1, 2, 3)).any():
             expected.append((max(pairs)[1], row, round(max(pairs)[0], 4)))
     assert len(expected) > 3
     result = [(pair.first.row, pair.second.row, round(pair.similarity, 4)) for pair in duplicates.near]
@@ -155,10 +155,12 @@ def test_of_many_candidates_the_nearest_by_hash_are_compared(monkeypatch: pytest
 @pytest.mark.parametrize(
     ("values", "count", "threshold"),
     [
-        ([], 100, 0.9),
-        ([0.93], 100, 0.93),
+        ([], 100, 0.95),
+        ([0.93], 100, 0.95),
+        ([0.96], 100, 0.96),
+        ([], 1000, 0.9),
         ([0.95, 0.92, 0.3], 1000, 0.92),
-        ([0.5] * 9, 10, 0.9),
+        ([0.5] * 9, 10, 0.95),
         ([0.999] * 9, 10, 0.97),
     ],
 )

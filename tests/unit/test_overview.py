@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from image_files import save_picture
 
-from limbeck.data import ImageData, Split
+from limbeck.data import ImageData, Split, load_data
 from limbeck.data import overview as module
 from limbeck.data.overview import make_overview, pixel_statistics
 
@@ -164,6 +166,20 @@ def test_near_duplicates_are_told_by_pair_of_splits() -> None:
     test[1] = train[7] // 2 + 20
     (warning,) = warnings_of(train, test)
     assert warning.startswith("2 images of test are nearly equal to one of train, as test ")
+    assert "too many" not in warning
+    test[2] = train[9] // 2 + 20
+    (warning,) = warnings_of(train, test)
+    assert warning.endswith(", of 10: too many for single copies, so that many images look alike or were split late")
+
+
+def test_the_command_that_shows_duplicates_names_the_data(tmp_path: Path) -> None:
+    coarse = noise(30, 1, 8, 8).repeat(4, axis=2).repeat(4, axis=3)
+    for row, image in enumerate([*coarse, coarse[0] // 2 + 10]):
+        place = tmp_path / "my photos" / ("test" if row > 20 else "train") / "ab"[row % 2]
+        save_picture(place / f"{row}.png", image[0])
+    place = tmp_path / "my photos"
+    (finding,) = (f for f in make_overview(load_data(place, resize=32)).findings() if "nearly" in f.text)
+    assert finding.remedy.startswith(f"look at them with limbeck info '{place}' --resize 32 --picture pairs.png, ")
 
 
 def test_class_names_in_sentences_are_short_and_printable() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from limbeck.data.pixels import BRIGHT, DARK, describe_darkness
 
 CONTRAST = 32  # levels: where nearly all pixels lie within fewer, a person sees little
 TAIL = 0.001  # share of the pixels left out at either end, as the labels that are printed into X-rays
+MANY_ALIKE = 0.2  # a larger share of near duplicates in a split is no matter of single copies
 UNEVEN = 2.0  # times that the largest class is larger than the smallest from which on they are called uneven
 _CHUNK = 1 << 22  # pixels that are counted at once, for which numpy takes eight times their bytes
 _SHOWN = 3  # examples in a sentence
@@ -131,12 +133,19 @@ class Overview:
             if count:
                 pairs = [pair for pair in near if (pair.first.split, pair.second.split) == (first, second)]
                 text = self._describe_near(pairs, first, second)
-                findings.append(Finding(text, "look at them with 'limbeck info --picture', and take copies out"))
+                findings.append(Finding(text, f"look at them with {self._info_command()}, and take copies out"))
         if copies := {split: count for split, count in duplicates.count_within().items() if count}:
             shares = ", ".join(f"{count:,} in {split}" for split, count in copies.items())
             text = f"{_are(sum(copies.values()))} a copy of another one in the same split: {shares}"
             findings.append(Finding(text, "keep each once"))
         return findings
+
+    def _info_command(self) -> str:
+        """The command that draws pairs of duplicates."""
+        origin = self.data.origin
+        resize = "x".join(map(str, origin.resize)) if isinstance(origin.resize, tuple) else origin.resize
+        options = "" if resize is None else f" --resize {resize}"
+        return f"limbeck info {shlex.quote(origin.source or 'DATA')}{options} --picture pairs.png"
 
     def _groups_of_shapes(self) -> tuple[tuple[Place, ...], ...]:
         """The groups of equal images without those of one colour, on which there is a sentence of its own."""
@@ -148,7 +157,12 @@ class Overview:
         label = f", {contradictions} of them with another label" if contradictions else ""
         pair = pairs[0]
         example = f"as {self._place(pair.second)} like {self._place(pair.first)}"
-        return f"{_are(len(pairs), f'of {second}')} nearly equal to one of {first}{label}, {example}"
+        total = len(getattr(self.data, second))
+        doubt = f", of {total:,}: too many for single copies, so that many images look alike or were split late"
+        return (
+            f"{_are(len(pairs), f'of {second}')} nearly equal to one of {first}{label}, {example}"
+            f"{doubt if len(pairs) > MANY_ALIKE * total else ''}"
+        )
 
     def _pixels(self) -> list[Finding]:
         findings = []

@@ -22,6 +22,7 @@ from limbeck.core.text import counted
 from limbeck.data import ImageData
 from limbeck.data.memory import machine_memory
 from limbeck.data.overview import make_overview
+from limbeck.data.sources import DATA_NAMES
 from limbeck.experts.store import Expert, Store
 from limbeck.jobs.estimate import Estimate
 from limbeck.jobs.job import Job
@@ -129,14 +130,20 @@ def examine_store(store: Store) -> list[Finding]:
     """What is odd about the experts of a store: damaged files, no learning, equal or useless parameters."""
     indices = store.indices()
     if not indices:
-        return [Finding(f"the store {store.path} holds no finished experts", "run 'limbeck experts' first")]
+        return [Finding(f"the store {store.path} holds no finished experts", f"run {_experts_command(store)} first")]
     findings, experts = [], {}
     for index in indices:
         try:
             experts[index] = store.read(index, lazy=True)
         except UserError as error:
-            findings.append(Finding(str(error), "delete the file, and 'limbeck experts' trains it again"))
+            findings.append(Finding(str(error), f"delete the file, and {_experts_command(store)} trains it again"))
     return [*findings, *_find_weak(experts, len(store.header.data.classes)), *_find_equal(experts)]
+
+
+def _experts_command(store: Store) -> str:
+    """The command that trains what a store lacks; its other options are those that it was begun with."""
+    name = store.header.data.name
+    return f"limbeck experts {name if name in DATA_NAMES else 'DATA'} --out {shlex.quote(str(store.path))}"
 
 
 def _names(indices: Sequence[int], total: int) -> str:
@@ -203,7 +210,7 @@ def examine_run(path: Path) -> list[Finding]:
         findings.append(Finding(f"the loss is no number in {bad} of {len(steps)} outer steps", "lower the step sizes"))
     if (path / "results.json").exists():
         rows = read_record(path / "results.json", ResultsRecord, "limbeck-results").results
-        findings += _examine_results([row for row in rows if row.protocol is None], record)
+        findings += _examine_results(path, [row for row in rows if row.protocol is None], record)
     else:
         command = record.command if record.command.startswith("limbeck") else "the same call"
         text = f"the run is not finished: {len(steps):,} outer steps are done"
@@ -216,11 +223,13 @@ def examine_run(path: Path) -> list[Finding]:
             findings += examine_store(Store.open(store))
         else:
             text = f"the experts in {shlex.quote(str(store))} are gone"
-            findings.append(Finding(text, "more iterations of this run would train them again"))
+            findings.append(
+                Finding(text, f"the command of {shlex.quote(str(path))} trains them again if it needs them")
+            )
     return findings
 
 
-def _examine_results(rows: Sequence[ResultRow], record: RunRecord) -> Iterator[Finding]:
+def _examine_results(path: Path, rows: Sequence[ResultRow], record: RunRecord) -> Iterator[Finding]:
     """A set that is no better than real images, or than what it starts from; too few networks to tell."""
     by_set = {(row.set, row.which): row for row in rows}
     chosen, kmeans = by_set.get(("distilled", "chosen")), by_set.get(("kmeans", None))
@@ -228,7 +237,7 @@ def _examine_results(rows: Sequence[ResultRow], record: RunRecord) -> Iterator[F
         return
     if chosen.n < 3:
         text = f"accuracies are of {counted(chosen.n, 'network')}, which shows no deviation to rely on"
-        yield Finding(text, "evaluate it with --num-networks 5")
+        yield Finding(text, f"type limbeck evaluate {shlex.quote(str(path))} --num-networks 5")
     if "iterations" not in record.config:  # a coreset takes no steps, and may be k-means itself
         return
     if chosen.step == 0:

@@ -61,7 +61,7 @@ def render_page(template: str, **values: object) -> str:
     )
     environment.filters.update(percent=percent, points=points, size=size, duration=duration, count=count)
     environment.globals["cell_width"] = cell_width
-    environment.filters["tie"] = lambda line: line.replace(" ± ", "\u00a0±\u00a0").replace(" %", "\u00a0%")
+    environment.filters["tie"] = _tie
     # The SVG is our own drawing: no text from a file enters it, so it may skip the escaping.
     environment.filters["svg"] = lambda plot: Markup(plot.svg)
     # The page runs this script alone: the policy in its head has the digest.
@@ -82,3 +82,12 @@ def write_page(page: str, out: Path) -> Path:
     except OSError as error:
         raise UserError(f"cannot write the report to {str(out)!r}: {error.strerror or error}.") from error
     return out
+
+
+def _tie(line: str) -> str:
+    """A line in which a number keeps its deviation, its unit and its n beside it.
+
+    >>> _tie("50.0 ± 1.0 % (n = 3)").split(" ")
+    ['50.0\\xa0±\\xa01.0\\xa0%', '(n\\xa0=\\xa03)']
+    """
+    return line.replace(" ± ", "\u00a0±\u00a0").replace(" %", "\u00a0%").replace("n = ", "n\u00a0=\u00a0")
