@@ -167,7 +167,7 @@ def test_near_duplicates_are_told_by_pair_of_splits() -> None:
     (warning,) = warnings_of(train, test)
     assert warning.startswith("2 images of test are nearly equal to one of train, as test ")
     assert "too many" not in warning
-    test[2] = train[9] // 2 + 20
+    test[2] = train[8] // 2 + 20
     (warning,) = warnings_of(train, test)
     assert warning.endswith(", of 10: too many for single copies, so that many images look alike or were split late")
 

@@ -98,6 +98,13 @@ def test_a_screen_draws_bars_loss_best_validation_and_pictures(preview: Event) -
     assert show([*EVENTS, preview], {"TERM": "xterm-kitty"}, terminal=True, quiet=True).replace("\n", "") == ""
 
 
+def test_what_a_command_is_at_is_told_on_a_terminal_alone() -> None:
+    """A file that gets standard error holds what is worth keeping."""
+    event = {"event": "status", "text": "reading my [bold]photos"}
+    assert "reading my [bold]photos" in show([event], {}, terminal=True)
+    assert show([event], {}, terminal=False) == show([event], {}, terminal=True, quiet=True).strip() == ""
+
+
 def test_a_picture_that_is_gone_is_passed_over(preview: Event) -> None:
     Path(preview["path"]).unlink()
     assert "\x1b_G" not in show([preview], {"TERM": "xterm-kitty"}, terminal=True)

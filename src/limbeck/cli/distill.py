@@ -133,9 +133,9 @@ def prepare_job(args: Any, data: ImageData, ranks: Ranks = SINGLE) -> Job:
 
 
 def _prepare(args: Any, listen: Listener, ranks: Ranks = SINGLE) -> Job:
-    listen({"event": "note", "text": f"reading {args.data}"})
+    listen({"event": "status", "text": f"reading {args.data}"})
     data = load_data(args.data, seed=args.seed, listen=listen, **load_keywords(args))
-    listen({"event": "note", "text": "preparing the job"})
+    listen({"event": "status", "text": "preparing the job"})
     return prepare_job(args, data, ranks)
 
 

@@ -15,6 +15,7 @@ advance:  "text", after every unit of a stage; of an outer step "step", "loss" a
 validate: "step", "which", "accuracy_mean", "accuracy_std", "n", after a validation of the distilled set.
 preview:  "step" and "path" of a small picture of the distilled set, after some validations.
 result:   a row of results.json.
+status:   "text", what a command is at before there is a stage; only terminals show it.
 note:     "text".
 warning:  "text".
 """

@@ -87,6 +87,7 @@ class Screen:
             "preview": self._show,
             "warning": self._warn,
             "note": self._print,
+            "status": self._tell,
         }
         if event["event"] in (["warning"] if self.quiet else handlers):
             handlers[event["event"]](event)
@@ -125,6 +126,10 @@ class Screen:
 
     def _print(self, event: Event) -> None:
         self.console.print(event["text"], highlight=False, markup=False, soft_wrap=True)
+
+    def _tell(self, event: Event) -> None:
+        if self.console.is_terminal:
+            self._print({"text": printable(event["text"])})
 
     def _warn(self, event: Event) -> None:
         self.console.print(f"warning: {printable(event['text'])}", highlight=False, markup=False, soft_wrap=True)
