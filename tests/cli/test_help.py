@@ -32,7 +32,7 @@ BOXES = {
     "evaluate": ["positional arguments", "options", "eval options", "robustness options", "model options"],
     **{name: ["options"] for name in ("demo", "methods", "presets", "sets", "cache")},
 }
-FIRST = {"distill": ["--method", "--preset", "--ipc", "--out"], "estimate": ["--method", "--preset", "--ipc", "--out"]}
+FIRST = {"distill": ["--method", "--preset", "--ipc", "--out"], "estimate": ["--within", "--method", "--preset"]}
 FIRST |= {
     "experts": ["--out", "--num-experts"],
     "evaluate": ["--data", "--networks"],

@@ -212,6 +212,24 @@ def test_estimate_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, mo
     assert read_files(tmp_path) == {}
 
 
+def test_outer_steps_that_fit_into_a_time(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("limbeck.jobs.estimate._seconds", lambda call, device: 2.0)
+    run_command("estimate", "digits", *OPTIONS, "--json", "--within", "1000h")
+    value = json.loads(capsys.readouterr().out)
+    step = value["step_seconds"]
+    steps = (3_600_000 - (value["seconds"] - 4 * step)) / step
+    assert 0.9 * steps <= value["iterations"] <= steps
+    assert str(value["iterations"])[2:].strip("0") == "", "two digits, since an estimate has no more"
+    run_command("estimate", "digits", *OPTIONS, "--within=1000h")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith(f" --iterations {value['iterations']}")
+    assert last.count("--iterations") == 1
+    assert "--within" not in last
+    for words, part in ((["2"], "not '2'"), (["3s"], "too short"), (["2h", "--method", "random"], "no outer steps")):
+        run_command("estimate", "digits", *(OPTIONS if len(words) == 1 else []), "--within", *words, status=2)
+        assert part in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "options", [["--ipc", "0"], ["--method", "nope"], ["--init", "forgetting", "--method", "dream"]]
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any, cast
@@ -83,6 +84,9 @@ class Distill(RunOptions, WithTracker, WithEstimate):
 class Estimate(RunOptions):
     """Estimate how long 'limbeck distill' would take, and the size of its experts, from a few timed steps."""
 
+    within: Annotated[str | None, arg(metavar="TIME")] = None
+    """Say how many outer steps fit into this time on this machine, as 90min, 2h or 1h30min."""
+
 
 def choose_defaults(options: type[RunOptions], prog: str, arguments: Sequence[str]) -> RunOptions:
     """The options of the method or the preset that the arguments name, and their values; the default is MCT."""
@@ -159,11 +163,28 @@ def run_distill(args: Any, listen: Listener) -> Any:
 
 def run_estimate(args: Any, listen: Listener) -> Any:
     """Prepare the job and call `limbeck.estimate`; returns its numbers with --json, else prints a sentence."""
+    seconds = None if args.within is None else parse_time(args.within)
     result = estimate(_prepare(args, listen))
+    steps = {} if seconds is None else {"iterations": result.steps_within(seconds)}
     if args.as_json:
-        return result.to_json()
+        return {**result.to_json(), **steps}
     Console(highlight=False).print(result.text, soft_wrap=True)
-    return {}
+    return steps
+
+
+TIME = re.compile(r"(?:(\d+(?:\.\d+)?) ?h)? ?(?:(\d+(?:\.\d+)?) ?min)? ?(?:(\d+(?:\.\d+)?) ?s)?")
+
+
+def parse_time(text: str) -> float:
+    """Seconds of a time in hours, minutes and seconds. Raises UserError for other text.
+
+    >>> parse_time("2h"), parse_time("1h30min"), parse_time("90 s")
+    (7200.0, 5400.0, 90.0)
+    """
+    match = TIME.fullmatch(text.strip())
+    if not match or not any(match.groups()):
+        raise UserError(f"--within is a time, as 90min, 2h or 1h30min, not {text!r}.")
+    return sum(float(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1)))
 
 
 def _compare(args: RunOptions, name: str, results: dict[str, Any]) -> dict[str, Any]:
@@ -192,8 +213,8 @@ COMMANDS = {
     "estimate": Command(
         Estimate,
         run_estimate,
-        ("limbeck estimate digits --ipc 10 --method mtt",),
+        ("limbeck estimate digits --ipc 10 --method mtt", "limbeck estimate digits --within 30min"),
         partial(choose_defaults, Estimate),
-        everyday=EVERYDAY,
+        everyday=("within", *EVERYDAY),
     ),
 }

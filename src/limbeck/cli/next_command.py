@@ -27,18 +27,22 @@ def _reading(args: Any) -> str:
     return "".join(f" {shlex.quote(word)}" for word in words)
 
 
-OF_DESCRIPTION = ("--picture", "--near-duplicates")
-"""Options with a value that info and doctor have, and distill has not."""
+OF_DESCRIPTION = ("--picture", "--near-duplicates", "--within")
+"""Options with a value that info, doctor and estimate have, and distill has not."""
 
 
-def _distill_alike(words: Sequence[str]) -> str:
-    """The words of a command that describes a data set, as those of the one that distils it."""
+def _distill_alike(words: Sequence[str], iterations: int | None = None) -> str:
+    """The words of a command that describes a data set or a job, as those of the one that distils it.
+
+    iterations: Takes the place of the number of outer steps in the words.
+    """
+    left_out = OF_DESCRIPTION if iterations is None else (*OF_DESCRIPTION, "--iterations")
     own, skips = [], False
     for word in words:
-        if not skips and word.partition("=")[0] not in (*OF_DESCRIPTION, "--debug"):
+        if not skips and word.partition("=")[0] not in (*left_out, "--debug"):
             own.append(word)
-        skips = word in OF_DESCRIPTION
-    return f"distill {shlex.join(own)}"
+        skips = word in left_out
+    return f"distill {shlex.join(own)}" + ("" if iterations is None else f" --iterations {iterations}")
 
 
 def _beside(path: str, addition: str) -> str:
@@ -87,7 +91,7 @@ def _after_distill(args: Any, result: Mapping[str, Any], words: Sequence[str]) -
 NEXT: dict[str, Next] = {
     "demo": _after_distill,
     "distill": _after_distill,
-    "estimate": lambda args, _, words: f"distill {shlex.join(words)}",
+    "estimate": lambda args, result, words: _distill_alike(words, result.get("iterations")),
     "doctor": lambda args, result, words: _distill_alike(words) if "estimate" in result else None,
     "experts": lambda args, result, _: _with_experts(args, result["store"]),
     "convexify": lambda args, result, _: (

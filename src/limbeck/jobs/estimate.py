@@ -9,10 +9,9 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,6 @@ from limbeck.core.parallel import Workers
 from limbeck.core.record_files import parse_record
 from limbeck.core.records import StateHeader
 from limbeck.core.rng import derive_seed, make_generator
-from limbeck.core.short_repr import short_repr
 from limbeck.core.tensors import read_header
 from limbeck.core.threads import number_of_threads
 from limbeck.derivatives.autograd import Loss
@@ -45,12 +43,12 @@ from limbeck.experts.handle import Experts
 from limbeck.experts.make import describe_experts
 from limbeck.experts.store import DTYPES, Kind
 from limbeck.experts.train import make_rule, make_schedule
+from limbeck.jobs.cost import Estimate as Estimate
 from limbeck.jobs.job import Job
 from limbeck.jobs.rehearsal import stand_in, subset
 from limbeck.methods import Plan
 from limbeck.networks.flat import lecun_normal
 from limbeck.networks.registry import ModelConfig, flat_model
-from limbeck.report.text import duration, size
 from limbeck.select import FillName
 from limbeck.synthetic.loop import StatefulHook
 from limbeck.synthetic.set import SyntheticSet
@@ -59,52 +57,6 @@ from limbeck.training.plain import GradientRule, Schedule, score, train
 
 SHORT, LONG, PATIENCE = 0.3, 10.0, 3.0  # seconds
 ALL_IMAGES = "all images"
-STAGES = {"experts": "experts", "distill": "distillation", "evaluate": "evaluation"}
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """The remaining work of a job: seconds by stage, as results.json names them, and bytes of experts yet to be stored.
-
-    The stages of an evaluation on several networks are the networks.
-    baselines: seconds of the evaluation that go into real images, whose rows are stored for other runs.
-
-    >>> Estimate({"experts": 360.0, "distill": 120.0}).total
-    480.0
-    """
-
-    __repr__ = short_repr
-
-    seconds: Mapping[str, float]
-    store_bytes: int = 0
-    baselines: float = 0.0
-
-    @property
-    def total(self) -> float:
-        """Seconds of all stages."""
-        return sum(self.seconds.values())
-
-    @property
-    def text(self) -> str:
-        """One line.
-
-        >>> Estimate({"experts": 360.0, "distill": 120.0, "evaluate": 241.0}, 18_200_000).text
-        'about 12 min 1 s (experts 6 min 0 s, distillation 2 min 0 s, evaluation 4 min 1 s), 18.2 MB of experts'
-        """
-        stages = [f"{STAGES.get(name, name)} {duration(seconds)}" for name, seconds in self.seconds.items() if seconds]
-        parts = f" ({', '.join(stages)})" if len(stages) > 1 else ""
-        disk = f", {size(self.store_bytes)} of experts" if self.store_bytes else ""
-        return f"about {duration(self.total)}{parts}{disk}"
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it as JSON values."""
-        stages = {name: round(seconds, 2) for name, seconds in self.seconds.items()}
-        return {
-            "seconds": round(self.total, 2),
-            "stages": stages,
-            "store_bytes": self.store_bytes,
-            "text": self.text,
-        }
 
 
 def estimate(job: Job) -> Estimate:
@@ -116,7 +68,7 @@ def estimate(job: Job) -> Estimate:
     """
     if job.is_finished:
         return Estimate({})
-    seconds, store_bytes = {}, 0
+    seconds, store_bytes, step, left = {}, 0, 0.0, 0
     if job.folder.has_steps_left(job.resolved):
         if job.experts is not None:
             experts = estimate_experts(job.experts)
@@ -126,14 +78,15 @@ def estimate(job: Job) -> Estimate:
         done = parse_record(state, StateHeader, read_header(state)).step if state.exists() else 0
         left = plan.iterations - done
         synthetic = plan.evaluated_set()
-        seconds["distill"] = building + left * _step_seconds(plan, scale, job.config.seed)
+        step = _step_seconds(plan, scale, job.config.seed)
+        seconds["distill"] = building + left * step
         seconds["distill"] += _validation_seconds(job, synthetic, left)
     else:
         synthetic = _rehearse(job)[0].synthetic
     config = job.config
     baselines = _baseline_seconds(job.task, config.eval, config.ipc, config.fill, config.seed)
     seconds["evaluate"] = _evaluation_seconds(job, synthetic) + baselines
-    return Estimate(seconds, store_bytes, baselines)
+    return Estimate(seconds, store_bytes, baselines, step, left)
 
 
 def estimate_experts(experts: Experts) -> Estimate:
