@@ -37,9 +37,9 @@ newcomer:
 torture: $(VENV)/.installed-test
 	PYTHONPATH=tests OMP_NUM_THREADS=1 GOMP_SPINCOUNT=1000 $(BIN)/python -m torture
 
-# several processes: the tests of `make test`, and those by torchrun itself with one process killed, a minute in all
-cluster: $(VENV)/.installed-test
-	LIMBECK_CLUSTER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/laws/test_ranks.py -rs -v
+# several processes: those of torchrun, one of which is killed, and a Ray cluster of two nodes, one of which is; two minutes
+cluster: $(VENV)/.installed-cluster
+	LIMBECK_CLUSTER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/laws/test_ranks.py tests/cli/test_cluster.py -rs -v
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
@@ -63,6 +63,10 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+$(VENV)/.installed-cluster: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,ray]'
 	touch $@
 
 clean:

@@ -6,6 +6,7 @@ studies/*.json the records of studies, as `limbeck study` wrote them beside thei
 records/N-*.json one run each: its commit, its command, and its results.json as the run left it.
 records/networks.json  other networks on two runs and on real images: rows of their evaluations.json.
 records/examples.json  what the scripts of examples/ printed. records/medical.json, defaults.json: results.json of runs.
+records/ranks.json     what the projection to many GPUs assumes: seconds of a segment, sizes of sets, bandwidths.
 records/ddranking.json networks trained by DD-Ranking and by limbeck on one set, accuracies in percent.
 
 A table stands between `<!-- NAME -->` and `<!-- end of NAME -->`; a test holds every page up to date.
@@ -442,6 +443,37 @@ def format_medical_commands() -> str:
     return f"The command, with `--method mtt` and without `--balanced` for the others:\n\n```console\n{wrap_command(record['command'])}\n```"
 
 
+def format_projection() -> str:
+    """Segments a second over many GPUs, by the formula of the page and the assumptions of the record."""
+    record = load_record("ranks")
+    rows = []
+    for part in record["sets"]:
+        size = 4 * part["images"] * part["numbers_per_image"]
+        for cluster in record["clusters"]:
+            gpus, name = (
+                cluster["gpus"],
+                part["name"] if cluster is record["clusters"][0] else "the same",
+            )
+            exchange = 2 * (gpus - 1) / gpus * size / cluster["bytes_per_second"]
+            seconds = part["segment_seconds"] + exchange
+            shown = f"{exchange:.2g} s" if exchange > 0.1 else f"{1000 * exchange:.2g} ms"
+            link = "" if cluster["link"] is None else f", {cluster['link']}"
+            share = 100 * part["segment_seconds"] / seconds
+            rows.append(
+                [
+                    name,
+                    f"{size / 1e6:.1f} MB",
+                    f"{gpus}{link}",
+                    shown,
+                    f"{gpus / seconds:.2g}",
+                    f"{share:.3g} %",
+                ]
+            )
+    return format_table(
+        ["set", "G", "GPUs", "exchange", "segments a second", "of the ideal"], rows
+    )
+
+
 def wrap_command(command: str) -> str:
     """A command in lines of 88 characters, each option with its value."""
     glued = re.sub(r"(?<=\w) (?!--)", "\0", f"$ {command}")
@@ -518,6 +550,7 @@ def format_validation(name: str) -> str:
 SECTIONS: dict[str, Any] = {
     **{f"example {name}": partial(format_example, name) for name in EXAMPLES},
     "defaults": format_defaults,
+    "projection": format_projection,
     "medical": format_medical,
     "medical commands": format_medical_commands,
     "numbers": format_numbers,
@@ -568,6 +601,7 @@ PAGES = (
     DOCS / "claims.md",
     DOCS / "best-set.md",
     DOCS / "defaults.md",
+    DOCS / "several-gpus.md",
     DOCS / "medical.md",
     *(DOCS / "examples" / f"{name}.md" for name in EXAMPLES),
 )

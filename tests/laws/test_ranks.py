@@ -144,9 +144,10 @@ def test_what_rank_0_refuses_the_others_do_not_repeat(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif("LIMBECK_CLUSTER" not in os.environ, reason="make cluster runs it: torchrun takes long to start")
-def test_torchrun_ends_with_a_sentence_and_the_same_command_resumes(tmp_path: Path) -> None:
-    long = [*WORDS, "--iterations", "200", "--validate-every", "10"]
-    words = [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2", "-m", "limbeck", *long]
+@pytest.mark.parametrize("size", [2, 4])
+def test_torchrun_ends_with_a_sentence_and_the_same_command_resumes(size: int, tmp_path: Path) -> None:
+    long = [*WORDS, "--iterations", "200", "--validate-every", "10", "--grad-accum", "4"]
+    words = [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", str(size), "-m", "limbeck", *long]
     words += ["--out", str(tmp_path / "run")]
     variables = {**os.environ, "LIMBECK_HOME": str(tmp_path / "home")}
     command = subprocess.Popen(words, env=variables, stderr=subprocess.PIPE, text=True)
