@@ -38,6 +38,7 @@ from limbeck.experts.store import ExpertConfig
 from limbeck.jobs.config import JobConfig
 from limbeck.jobs.estimate import estimate
 from limbeck.jobs.job import Job, prepare
+from limbeck.jobs.memory import describe_memory
 from limbeck.jobs.presets import preset_options
 from limbeck.jobs.stages import run
 from limbeck.methods import MethodConfig, find_method
@@ -150,6 +151,8 @@ def run_distill(args: Any, listen: Listener) -> Any:
     """
     with join_ranks(args.device) as ranks:
         job = _prepare(args, listen, ranks)
+        if (choice := describe_memory(job.task, job.options, job.experts, job.config.ipc)) is not None:
+            listen({"event": "note", "text": choice})
         if args.estimate and ranks.size == 1 and not job.is_finished:
             announce(lambda: estimate(job), listen)
         with tracking(args.tracker if ranks.is_first else None, job.path, job.resolved, listen) as hear:

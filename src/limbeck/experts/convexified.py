@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import floor
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.core.short_repr import short_repr
+from limbeck.core.tensors import LazyRows
 from limbeck.networks.flat import Layout
 
 
@@ -23,7 +25,7 @@ class Convexified:
 
     layout:     where the L parameter tensors lie in the P elements of theta.
     epochs:     the whole epochs of the W waypoints, from 0 to K, increasing.
-    waypoints:  (W, P), float32 or float16.
+    waypoints:  (W, P), float32 or float16. They may stay in their file (`LazyRows`).
     beta:       (K, L): row k holds beta at the end of epoch k + 1, within its own segment, so that the row that
                 ends a segment is 1. Between whole epochs beta is linear; at the start of a segment it is 0.
 
@@ -39,13 +41,23 @@ class Convexified:
 
     layout: Layout
     epochs: tuple[int, ...]
-    waypoints: Tensor
+    waypoints: Tensor | LazyRows
     beta: Tensor
 
     @property
     def end(self) -> int:
         """The last epoch, K."""
         return self.epochs[-1]
+
+    def tensor(self) -> Tensor:
+        """Return all waypoints (W, P) in memory."""
+        return self.waypoints if isinstance(self.waypoints, Tensor) else torch.stack(list(self.waypoints))
+
+    def with_waypoints_in(self, path: Path) -> Convexified:
+        """The same path, whose waypoints are read from this safetensors file when they are needed, if they are its."""
+        rows = LazyRows(path, "waypoints", tuple(self.waypoints.shape), self.waypoints.dtype)
+        is_same = isinstance(self.waypoints, LazyRows) or torch.equal(rows[0], self.waypoints[0])
+        return replace(self, waypoints=rows) if is_same else self  # the first one of the oldest files is moved
 
     def at(self, t: float) -> Tensor:
         """Return the parameters (P,) at any real epoch `t` of the closed interval [0, end]; ValueError outside it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -23,6 +23,8 @@ class Experts:
 
     config: how they are trained, or were.
     is_user_store: whether the user named the store; nothing is trained into such a store.
+    in_memory: how many convexified experts are kept in memory; the waypoints of the others are read from their files
+        when a segment needs them. None: all are kept.
     """
 
     __repr__ = short_repr
@@ -34,6 +36,7 @@ class Experts:
     kind: Kind
     path: Path
     is_user_store: bool = False
+    in_memory: int | None = None
 
     @classmethod
     def to_train(
@@ -104,7 +107,12 @@ class Experts:
     def loaded(self) -> list[Expert]:
         """The experts, read from their files and verified once; recorded parameters stay in the files."""
         store = self.store
-        experts = [store.read(index, lazy=True) for index in self.indices]
+        experts = []
+        for place, index in enumerate(self.indices):
+            expert = store.read(index, lazy=True)
+            if expert.convex is not None and self.in_memory is not None and place >= self.in_memory:
+                expert = replace(expert, convex=expert.convex.with_waypoints_in(store.file(index)))
+            experts.append(expert)
         if any(expert.trajectory(self.kind) is None for expert in experts):
             remedy = "'limbeck convexify' it" if self.kind == "convex" else "run 'limbeck experts --keep recorded'"
             raise UserError(f"the store {self.path} holds no {self.kind} trajectories; {remedy}.")

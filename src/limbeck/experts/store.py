@@ -287,7 +287,7 @@ class Store:
             self.path.joinpath("store.json").stat()  # else the folder would be made again, without the store
         tensors: dict[str, Tensor] = {}
         if expert.convex is not None:
-            tensors |= {"waypoints": expert.convex.waypoints, "beta": expert.convex.beta}
+            tensors |= {"waypoints": expert.convex.tensor(), "beta": expert.convex.beta}
         if expert.recorded is not None:
             tensors["points"] = expert.recorded.tensor()
         facts = {name: getattr(self.header, name) for name in ExpertFacts.model_fields}

@@ -26,6 +26,7 @@ from limbeck.evaluation.protocol import ADDED
 from limbeck.experts.handle import Experts
 from limbeck.experts.store import ExpertConfig
 from limbeck.jobs.config import JobConfig, check_options
+from limbeck.jobs.memory import fit_memory
 from limbeck.jobs.ranks import share_draws
 from limbeck.jobs.record import RunFolder, versions
 from limbeck.jobs.rehearsal import check_plan
@@ -186,6 +187,7 @@ def _prepare(
 
     handle = _experts(config, chosen, task, experts)
     expert = config.expert if handle is None else handle.config
+    requested, handle = fit_memory(requested, task, handle, config.ipc)
     resolved_options = chosen.resolve_options(requested, DataFacts(len(task.data.train), config.ipc, expert))
     name = f"{task.data.name}-{chosen.name}-ipc{config.ipc}-seed{config.seed}"
     path = Path(out) if out is not None else Path("runs") / name

@@ -59,6 +59,8 @@ class TrajectoryConfig(MethodConfig):
     """Segments whose gradients are averaged in an outer step."""
     micro_batch: int | None = Field(default=None, ge=1)
     """Images of a student step that are computed at a time, to save memory; the gradient is the same to rounding."""
+    max_memory: str | None = None
+    """Choose --micro-batch so that the memory is about this at most: a number with a unit, such as 8GB or 700MB."""
     learn_labels: bool = False
     """Learn label probabilities too, from what the experts say about the images that the set starts from (as DATM)."""
     lr_y: float = Field(default=5.0, gt=0)
@@ -67,8 +69,9 @@ class TrajectoryConfig(MethodConfig):
     """Momentum of SGD on the logits of learned labels."""
 
     def recorded(self) -> dict[str, Any]:
-        """Leave out how labels are learned where they are not."""
+        """Leave out how labels are learned where they are not, and the limit of memory, from which a number follows."""
         values = super().recorded()
+        del values["max_memory"]
         if not self.learn_labels:
             del values["lr_y"], values["momentum_y"]
         return values
