@@ -61,11 +61,11 @@ def find_small_splits(data: ImageData) -> list[Finding]:
     sentences = {
         "validation": (
             "steps and step sizes are chosen on {}: the choice is partly chance",
-            "give the data more images, or a larger validation part.",
+            "give the data more images, or keep more for validation (--validation 0.2).",
         ),
         "test": (
             "results are measured on {}, which their deviation over networks does not show",
-            "give the data more test images.",
+            "give the data more test images, perhaps in a folder of their own (--test).",
         ),
     }
     findings = []
