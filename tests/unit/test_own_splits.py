@@ -69,9 +69,10 @@ def test_the_folder_of_train_is_called_as_what_is_around_it(tmp_path: Path) -> N
 
 
 def test_a_test_folder_inside_the_data_is_no_class_of_it(pets: Path) -> None:
-    make_class_folders(pets / "held out", count=3, seed=60)
+    make_class_folders(pets / "held out", "a", count=3, seed=60)
+    assert load_data(pets).classes == ("a", "b", "held out"), "what it would be taken for"
     data = load_data(pets, test=pets / "held out")
-    assert (data.classes, len(data.test)) == (("a", "b"), 6)
+    assert (data.classes, len(data.test)) == (("a", "b"), 3)
 
 
 def test_grey_and_coloured_folders_become_rgb_together(pets: Path, tmp_path: Path) -> None:
