@@ -184,6 +184,32 @@ def test_what_is_stored_of_an_expert_asks_for_no_training_of_its_own(
         assert (path / name).read_bytes() == (expected / name).read_bytes()
 
 
+def test_recorded_experts_are_found_among_stores_that_have_none_yet(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIMBECK_HOME", str(tmp_path))
+    configs = [ExpertConfig(epochs=2, keep="both", waypoint_at=at) for at in ((), (0, 2), (0, 1, 2))]
+    handles = sorted((Experts.to_train(task, config, 1, seed=7) for config in configs), key=lambda handle: handle.path)
+    for handle in handles:
+        assert handle.store.indices() == [], "each is there before its experts are"
+    handles[-1].train(lambda event: None)
+    with monkeypatch.context() as without_training:
+        without_training.setattr("limbeck.experts.make.train_expert", None)
+        assert [handle.train(lambda event: None).indices() for handle in handles] == [[0]] * 3
+
+
+def test_a_damaged_recorded_expert_is_trained_again(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIMBECK_HOME", str(tmp_path))
+    first = Experts.to_train(task, ExpertConfig(epochs=2, keep="both"), 1, seed=7).train(lambda event: None)
+    with first.file(0).open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(b"oops")
+    later = Experts.to_train(task, ExpertConfig(epochs=2, keep="both", dtype="float16"), 1, seed=7)
+    assert later.train(lambda event: None).read(0).recorded is not None
+
+
 def test_recorded_experts_of_16_bits_or_of_another_training_serve_no_other_store(
     task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

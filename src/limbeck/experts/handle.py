@@ -92,8 +92,8 @@ class Experts:
             return []
         finished = Store.open(self.path).indices() if (self.path / "store.json").exists() else []
         missing = set(range(self.count)) - set(finished)
-        if missing and (recorded := find_recorded(describe_experts(self.task, self.config, self.seed))) is not None:
-            missing -= set(recorded.indices())
+        if missing:
+            missing -= set(find_recorded(describe_experts(self.task, self.config, self.seed)))
         return sorted(missing)
 
     def train(self, listen: Listener, indices: Collection[int] | None = None) -> Store:

@@ -45,16 +45,20 @@ def default_store(description: dict[str, Any]) -> Path:
     return home_folder() / "experts" / name
 
 
-def find_recorded(description: dict[str, Any]) -> Store | None:
-    """Find a default store whose experts were trained as those of a description, and are recorded in float32."""
+def find_recorded(description: dict[str, Any]) -> dict[int, Store]:
+    """Find the default stores whose experts were trained as those of a description, and are recorded in float32.
+
+    Returns the index of every such expert with a store that has it.
+    """
+    found: dict[int, Store] = {}
     training = json.loads(json.dumps(_describe_training(description)))  # as it will be read: lists, not tuples
     for path in sorted((home_folder() / "experts").glob("*/store.json")):
         with suppress(UserError, OSError):  # a damaged store is no reason not to train
             other = Store.open(path.parent)
             is_recorded = other.config.keep != "convex" and other.config.dtype == "float32"
             if is_recorded and _describe_training(other.header.description()) == training:
-                return other
-    return None
+                found |= dict.fromkeys(other.indices(), other)
+    return found
 
 
 def _describe_training(description: dict[str, Any]) -> dict[str, Any]:
@@ -113,9 +117,10 @@ def _take_recorded(task: Task, config: ExpertConfig, count: int, store: Store) -
     if not missing:
         return []
     store.require_conditions(task.conditions())
-    if (recorded := find_recorded(store.header.description())) is not None:
-        for index in set(missing) & set(recorded.indices()):
-            store.write(index, recorded.read_as(index, config))
+    recorded = find_recorded(store.header.description())
+    for index in set(missing) & set(recorded):
+        with suppress(UserError):  # a damaged expert is no reason not to train
+            store.write(index, recorded[index].read_as(index, config))
             missing.remove(index)
     return missing
 
