@@ -17,7 +17,7 @@ def make_row(data: str, **measures: float) -> dict[str, Any]:
 
 def test_a_measure_has_a_line_only_in_cells_that_have_it() -> None:
     even, uneven = {"accuracy": 0.8, "balanced_accuracy": 0.801}, {"accuracy": 0.8, "balanced_accuracy": 0.7}
-    rows = [make_row("even", **even), make_row("uneven", **uneven), make_row("two", **uneven, sensitivity=0.9)]
+    rows = [make_row("even", **even), make_row("uneven", **uneven), make_row("two", **uneven, sensitivity=0.9, auc=0.9)]
     facts = {"format": "limbeck-study", "version": 1, "title": "t", "seeds": [0], "study": {}, "planned": 3}
     record = StudyRecord.model_validate({**facts, "axes": {"data": ["even", "uneven", "two"]}, "rows": rows})
     head, lines = results_table(record)
@@ -29,4 +29,5 @@ def test_a_measure_has_a_line_only_in_cells_that_have_it() -> None:
         ("two", "accuracy"),
         ("two", "balanced accuracy"),
         ("two", "sensitivity"),
+        ("two", "AUC"),
     ]

@@ -106,8 +106,8 @@ def results_table(record: StudyRecord) -> Table:
     for rows in group_rows(record):
         uneven = is_uneven([result for row in rows for result in row.results])
         for protocol in dict.fromkeys(result.protocol for row in rows for result in row.results):
-            for measure in MEASURES:
-                words = "; ".join(part for part in (measure.replace("_", " "), protocol) if part)
+            for measure, label in MEASURES.items():
+                words = "; ".join(part for part in (label.strip(" ()") or measure, protocol) if part)
                 cells = [_pool(rows, name, which, protocol, measure) for name, which in SETS]
                 if measure != "accuracy" and not (uneven and any(cells)):
                     continue
