@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 
 from limbeck.cli.commands import COMMANDS, find_command
-from limbeck.cli.common import Options, Threads, WithEstimate
+from limbeck.cli.common import Options, Reading, Threads, WithEstimate
 from limbeck.cli.distill import MethodChoice
 from limbeck.jobs.config import JobConfig
 
 # --threads of a study are those of its child processes
 READ_BY_ALL = {*Options.model_fields, *Threads.model_fields}
 """Options that `limbeck.cli.commands` itself reads."""
+FIELDS = {f"{options.__name__}.model_fields": tuple(options.model_fields) for options in (JobConfig, Reading)}
+"""What a loop over the fields of a class of options reads."""
 COMPUTES = {"distill", "estimate", "experts", "convexify", "evaluate", "compare", "inspect", "demo", "doctor"} | {
     "import-experts",
     "import-set",
@@ -57,8 +59,7 @@ def _attributes(tree: ast.AST, argument: str) -> Iterator[str]:
             yield node.attr
         if isinstance(node, ast.comprehension):  # getattr(args, name) for name in (...)
             yield from (word.value for word in ast.walk(node.iter) if isinstance(word, ast.Constant))
-            if ast.unparse(node.iter) == "JobConfig.model_fields":
-                yield from JobConfig.model_fields
+            yield from FIELDS.get(ast.unparse(node.iter), ())
 
 
 @pytest.mark.parametrize("name", COMMANDS)
