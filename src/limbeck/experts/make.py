@@ -50,15 +50,15 @@ def find_recorded(description: dict[str, Any]) -> dict[int, Store]:
 
     Returns the index of every such expert with a store that has it.
     """
-    found: dict[int, Store] = {}
+    stores: dict[int, Store] = {}
     training = json.loads(json.dumps(_describe_training(description)))  # as it will be read: lists, not tuples
     for path in sorted((home_folder() / "experts").glob("*/store.json")):
         with suppress(UserError, OSError):  # a damaged store is no reason not to train
             other = Store.open(path.parent)
             is_recorded = other.config.keep != "convex" and other.config.dtype == "float32"
             if is_recorded and _describe_training(other.header.description()) == training:
-                found |= dict.fromkeys(other.indices(), other)
-    return found
+                stores |= dict.fromkeys(other.indices(), other)
+    return stores
 
 
 def _describe_training(description: dict[str, Any]) -> dict[str, Any]:
