@@ -14,8 +14,6 @@ from command_line import EXPERTS, TINY, flip_a_bit
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["--ipc", "0"], "at least 1"),
-        (["--ipc", "-2"], "at least 1"),
         (["--ipc", "129"], "class '0' of digits has 128 training images"),
         (["--augment", "nope"], "color, crop"),
         (["--expert.smoothing", "nope"], "none, mct"),
@@ -70,6 +68,15 @@ def test_bad_options_found_too_late(limbeck: Any, tmp_path: Path, words: list[st
         ["--threads", "0"],
         ["--resize", "0"],
         ["--ipc", "one"],
+        ["--ipc", "0"],
+        ["--ipc", "-2"],
+        ["--iterations", "1000000000000"],
+        ["--lr-img", "1e30"],
+        ["--model.width", "100000"],
+        ["--expert.epochs", "10000000000"],
+        ["--eval.epochs", "nan"],
+        ["--seed", "99999999999999999999"],
+        ["--momentum", "1"],
     ],
     ids="".join,
 )

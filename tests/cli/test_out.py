@@ -82,6 +82,25 @@ def test_a_folder_that_the_system_refuses(
         assert os.strerror(number).lower() in refused(command, *required_words(command), "--out", out)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has it")
+@pytest.mark.parametrize("words", [["methods"], ["presets", "--json"], ["--help"]], ids=" ".join)
+def test_output_that_cannot_be_written_is_a_sentence(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from limbeck.cli.main import main
+
+    with open("/dev/full", "w", buffering=1) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())  # where what is left in the buffer goes
+    assert end.value.code == 1
+    assert capsys.readouterr().err == (
+        "limbeck: the output cannot be written (no space left on device); free some space there, and repeat the "
+        "command.\n"
+    )
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root passes permissions")
 @pytest.mark.parametrize("command", WITH_OUT)
 def test_a_folder_without_permission(command: str, refused: Any, tmp_path: Path) -> None:

@@ -44,7 +44,8 @@ def values(annotation: Any, default: Any) -> list[Any]:
         return [choice for choice in choices if choice != default]
     if annotation is bool:
         return [not default]
-    return [2, 50] if int in (annotation, *get_args(annotation)) else []
+    parts = (annotation, *get_args(annotation))  # of `Count | None`, say, where the type has its range beside it
+    return [2, 50] if any(kind is int for part in parts for kind in (part, *get_args(part))) else []
 
 
 UNIMPORTANT = {
@@ -127,6 +128,8 @@ IMPOSSIBLE = [
     ("mct", {"canvas": 2, "preprocess": "zca"}, "whitening"),
     ("mct", {"canvas": 12}, "fewer than 144"),
     ("mct", {"sampling": "whole", "expert_epochs": 50}, "no segment of 50 epochs"),
+    ("mct", {"expert_epochs": 2.5}, "experts of 2 epochs have no segment of 2.5 epochs"),
+    ("mct", {"expert_epochs": 1, "max_start_epoch": 1, "first_max_start_epoch": 1.5}, "cannot grow to 1"),
     ("mtt", {"expert_epochs": 50}, "experts of 2 epochs have no segment of 50 epochs"),
     ("datm", {"min_start_epoch": 5}, "start epochs from 5"),
     ("datm", {"first_max_start_epoch": 2, "max_start_epoch": 1}, "cannot grow"),

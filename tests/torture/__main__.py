@@ -23,6 +23,7 @@ import torch
 from torture import campaigns as c
 from torture import faults
 from torture.campaigns import Campaign
+from torture.long_runs import memory_over_steps
 from torture.readers import attack
 from torture.replay import run_undisturbed
 from torture.sandbox import CASES, make_materials
@@ -103,6 +104,7 @@ def plan(materials: Path, share: float) -> list[Planned]:
         Planned(partial(campaign, materials=materials, count=number(20)))
         for campaign in (c.two_on_one_run, c.two_on_one_store, c.two_on_one_cache, c.flip_bits)
     ]
+    plans += [Planned(partial(memory_over_steps, materials=materials, steps=max(200, number(2000))))]
     plans += [
         case(name, c.two_at_once, number(20))
         for name in ("convexify", "evaluate", "export", "import-experts", "report")

@@ -112,31 +112,45 @@ def small_disk(folder: Path, size: int, inodes: int) -> Iterator[Callable[[], ob
 
 
 def fill_disk(case: Undisturbed, disk: Path, count: int) -> Campaign:
-    """A disk that is too small, in bytes or in files, by more and more; then it is made larger."""
+    """A disk that is too small, in bytes or in files, by less and less; then it is made larger."""
+
+    def enter() -> Undisturbed:
+        outputs = case.sandbox.root.parent  # what a command prints has to fit
+        return case._replace(sandbox=Sandbox(disk / "sandbox", case.sandbox.materials, case.sandbox.needs, outputs))
+
+    with small_disk(disk, 262144, 100000):  # files name their folder, so that their bits are those of this place
+        there = enter()
+        least = _used(disk)
+        ending = there.sandbox.run(case.words)
+        assert ending.status == 0, ending
+        bits, most = there.sandbox.bits(), _used(disk)
 
     def attempt(size: int, inodes: int) -> str | None:
         with small_disk(disk, size, inodes) as enlarge:
-            sandbox = Sandbox(disk / "sandbox", case.sandbox.materials, case.sandbox.needs)
-            there = case._replace(sandbox=sandbox)
-            ending = sandbox.run(case.words)
-            if ending.status != 0 and not replay.is_sentence(ending):
+            there = enter()._replace(bits=bits)
+            ending = there.sandbox.run(case.words)
+            if ending.status == 0 or not replay.is_sentence(ending):
                 return f"{size} KiB, {inodes} files: {ending}"
-            if sandbox.leftovers():
-                return f"{size} KiB, {inodes} files: left over {sandbox.leftovers()}"
+            if there.sandbox.leftovers():
+                return f"{size} KiB, {inodes} files: left over {there.sandbox.leftovers()}"
             enlarge()
             return go_on(there)
 
-    least_files = 14 + 3 * len(case.sandbox.needs) + _count(case, files=True)
-    least = 60 + _count(case, files=False)
-    sizes = [(least + 8 * i, 10000) for i in range((count + 1) // 2)]
-    files = [(100000, least_files + i) for i in range(count // 2)]
-    return Campaign(f"full disk, no inodes: {case.name}", [partial(attempt, *size) for size in [*sizes, *files]])
+    pages = [(4 * page, 10000) for page in sample(range(max(1, least.pages), most.pages), (count + 1) // 2)]
+    files = [(100000, number) for number in sample(range(least.files, most.files), count // 2)]
+    return Campaign(f"full disk, no inodes: {case.name}", [partial(attempt, *size) for size in [*pages, *files]])
 
 
-def _count(case: Undisturbed, files: bool) -> int:
-    """Files of the materials of a case, or their size in KiB, a page a file at least."""
-    paths = [path for name in case.sandbox.needs for path in (case.sandbox.materials / name).rglob("*")]
-    return len(paths) if files else sum(4 + path.stat().st_size // 4096 * 4 for path in paths)
+class Used(NamedTuple):
+    """What of a file system is taken: pages of 4 KiB, and files and folders."""
+
+    pages: int
+    files: int
+
+
+def _used(disk: Path) -> Used:
+    status = os.statvfs(disk)
+    return Used((status.f_blocks - status.f_bfree) * status.f_frsize // 4096, status.f_files - status.f_ffree)
 
 
 def two_at_once(case: Undisturbed, count: int) -> Campaign:

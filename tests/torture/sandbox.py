@@ -98,10 +98,14 @@ class Child(NamedTuple):
 
 
 class Sandbox:
-    """A folder with a home, a folder of temporary files, and copies of the materials that a command needs."""
+    """A folder with a home, a folder of temporary files, and copies of the materials that a command needs.
 
-    def __init__(self, root: Path, materials: Path, needs: tuple[str, ...] = ()):
+    outputs: where the files are in which children write what they print; the default is beside the folder.
+    """
+
+    def __init__(self, root: Path, materials: Path, needs: tuple[str, ...] = (), outputs: Path | None = None):
         self.root, self.materials, self.needs = root, materials, needs
+        self.outputs = outputs or root.parent
         self.reset()
 
     def reset(self) -> None:
@@ -109,12 +113,13 @@ class Sandbox:
         self.root.mkdir(exist_ok=True)
         for path in self.root.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+        (self.root / "tmp").mkdir()
         for name in self.needs:
             shutil.copytree(self.materials / name, self.root / name)
 
     def start(self, words: list[str], prepare: Callable[[], object] = lambda: None) -> Child:
         """Fork a child that runs a command here. prepare: called in the child, before the command."""
-        handle, name = tempfile.mkstemp(prefix="output-", dir=self.root.parent)
+        handle, name = tempfile.mkstemp(prefix="output-", dir=self.outputs)
         start = time.perf_counter()
         pid = os.fork()
         if pid:
@@ -145,7 +150,6 @@ class Sandbox:
 
     def _enter(self) -> None:
         os.chdir(self.root)
-        (self.root / "tmp").mkdir(exist_ok=True)
         tempfile.tempdir = str(self.root / "tmp")
         os.environ["LIMBECK_HOME"] = str(self.root / "home")
 

@@ -355,6 +355,8 @@ def test_the_command_shows_and_clears(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "cache" / "limbeck" / "kernels").mkdir(parents=True)
     (tmp_path / "cache" / "limbeck" / "kernels" / "kernels.so").write_bytes(b"123")
+    lock = tmp_path / "cache" / "limbeck" / "kernels" / "lock"
+    lock.write_text("process 1 on here\n")
     load_data(a_folder(tmp_path / "pictures"))
     (entry,) = (home / "images").iterdir()
     (home / "experts" / "digits-1").mkdir(parents=True)
@@ -373,6 +375,7 @@ def test_the_command_shows_and_clears(
     assert all(part in text for part in (entry.name, str(home / "images"), "5 B", "digits-1", "20 GB"))
     assert json.loads(call("--clear", "images", "baselines", "--json"))["bytes"]["images"] == 0
     assert json.loads(call("--clear", "kernels", "--json"))["bytes"]["kernels"] == 0
+    assert [path.name for path in lock.parent.iterdir()] == ["lock"], "a process may be waiting for it"
     assert not entry.exists()
     assert (home / "experts" / "digits-1" / "expert-0000.safetensors").exists()
 

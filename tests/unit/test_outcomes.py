@@ -7,6 +7,7 @@ from dataclasses import replace
 from math import isnan, sqrt
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,10 +120,14 @@ def test_a_row_has_the_confusion_of_all_its_networks(run: Path) -> None:
     assert json.dumps(row.to_json(), allow_nan=False)
 
 
-def test_diverged_networks_leave_numbers_that_json_has(run: Path) -> None:
+def test_diverged_networks_are_a_warning_and_leave_numbers_that_json_has(run: Path) -> None:
     (evaluation,) = prepare_evaluation(run / "set-last.safetensors")
-    distilled = replace(evaluation.distilled, lr=1e30)
-    (row,) = run_evaluations([evaluation._replace(distilled=distilled)])
+    distilled, events = replace(evaluation.distilled, lr=1e30), list[Any]()
+    (row,) = run_evaluations([evaluation._replace(distilled=distilled)], listen=events.append)
+    (warning,) = [event["text"] for event in events if event["event"] == "warning"]
+    count = evaluation.config.networks
+    assert f"{count} of {count} networks trained on " in warning
+    assert "diverged at the step size 1e+30, and count with an accuracy of 0" in warning
     assert row.accuracy_mean == 0
     assert row.calibration_error_mean is None
     assert row.class_accuracy == [None] * 10

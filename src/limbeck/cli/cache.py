@@ -13,6 +13,8 @@ from limbeck.core.events import Listener
 from limbeck.core.folders import home_folder, kernels_folder, size_of
 from limbeck.report.text import size
 
+LOCK = "lock"
+"""The file by which processes share the folder of compiled kernels."""
 KINDS = {
     "images": "decoded images, at most 20 GB or $LIMBECK_CACHE_GB; the next command decodes them again",
     "pictures": "what 'limbeck info' draws of a data set; it draws them again",
@@ -40,14 +42,24 @@ def sizes(folder: Path) -> dict[str, int]:
     """Bytes of the entries of a folder, by name; empty where there is no folder."""
     if not folder.is_dir():
         return {}
-    return {path.name: size_of(path) for path in sorted(folder.iterdir())}
+    return {path.name: size_of(path) for path in sorted(folder.iterdir()) if path.name != LOCK}
+
+
+def clear_folder(folder: Path) -> None:
+    """Remove what is in a folder, but for the file of a lock: two processes with two such files exclude nobody."""
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 def run_cache(args: Cache, listen: Listener) -> Any:
     """Remove the kinds that --clear names; then return the sizes of all kinds with --json, else print them."""
     for kind in args.clear:
-        if folder_of(kind).is_dir():
-            shutil.rmtree(folder_of(kind))
+        clear_folder(folder_of(kind))
     kinds = {name: sizes(folder_of(name)) for name in KINDS}
     if args.as_json:
         return {

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 from typing import NamedTuple
 
 from safetensors import SafetensorError
 
+from limbeck.core.disk import REMEDIES
 from limbeck.core.errors import UserError, WriteError, explain_memory
 from limbeck.core.text import shorten_path
 
@@ -39,6 +41,9 @@ def explain(error: Exception) -> Failure | None:
         return Failure(
             f"{path} is gone, it may have been moved or removed; bring it back, and type the command again.", 1
         )
+    if isinstance(error, OSError) and error.errno in REMEDIES and error.filename is None:  # of print, to a full disk
+        reason = os.strerror(error.errno).lower()
+        return Failure(f"the output cannot be written ({reason}); {REMEDIES[error.errno]}, and repeat the command.", 1)
     if (sentence := explain_memory(error)) is not None:
         return Failure(sentence, 1)
     if isinstance(error, OSError | SafetensorError):  # a full disk is a SafetensorError while tensors are written

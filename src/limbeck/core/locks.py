@@ -7,17 +7,20 @@ into the file locks nothing.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from limbeck.core.disk import write_errors
+from limbeck.core.disk import make_folder, write_errors
+from limbeck.core.folders import home_folder
 from limbeck.core.text import printable
 
+log = logging.getLogger(__name__)
 MATTERS = (errno.ENOSPC, errno.EDQUOT, errno.ENOENT, errno.ENOTDIR)
 """Errors that the command cannot go on with; others say that there are no locks, or that nothing can be written."""
 
@@ -59,6 +62,23 @@ def locked(path: Path, wait: Callable[[str], object] | None = None) -> Iterator[
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def lock_work(name: str, what: str) -> Iterator[None]:
+    """Lock work whose result is stored in limbeck's home, so that of several processes that need it one does it.
+
+    name: that of the lock. what: the work, in words, for the log of a process that waits.
+    Nothing is locked where the home cannot be written to.
+    """
+    lock = home_folder() / "locks" / name
+    with ExitStack() as stack:
+        try:
+            make_folder(lock.parent)
+            stack.enter_context(locked(lock, lambda other: log.info("waiting for %s, which %s", other, what)))
+        except OSError:
+            log.debug("the work %s is not locked", name, exc_info=True)
+        yield
 
 
 def _acquire(lock: FileLock, path: Path, timeout: float) -> None:

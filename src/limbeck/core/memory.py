@@ -1,9 +1,18 @@
-"""The most memory that this process has had; this module loads no torch."""
+"""The memory of this machine, and the most that this process has had; this module loads no torch."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
+
+
+def total_memory() -> int | None:
+    """The bytes of memory of this machine; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None
 
 
 def peak_memory() -> int | None:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from limbeck.core.disk import make_folder
 from limbeck.core.errors import UserError
 from limbeck.core.files import content_key
 from limbeck.core.folders import home_folder
-from limbeck.core.locks import locked
+from limbeck.core.locks import lock_work
 from limbeck.core.tensors import read_tensors, write_tensors
 from limbeck.core.unfinished import remove_unfinished
 from limbeck.data.images import Array, RawData, ReadOptions
@@ -63,7 +62,7 @@ def read_with_cache(
     before, raw = _stamp(path), _load_entry(path, description)
     if raw is not None:
         return raw
-    with _lock(path):
+    with lock_work(path.stem, f"decodes {path.stem}"):
         if _stamp(path) != before:  # another process has decoded them meanwhile
             raw = _load_entry(path, description)
         if raw is None:
@@ -80,24 +79,6 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_ino, status.st_mtime_ns
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Lock an entry against other processes, so that of several that need it one decodes the images.
-
-    Nothing is locked where the folder cannot be written to.
-    """
-    lock = home_folder() / "locks" / path.stem
-    with ExitStack() as stack:
-        try:
-            make_folder(lock.parent)
-            stack.enter_context(
-                locked(lock, lambda other: log.info("waiting for %s, which decodes %s", other, path.stem))
-            )
-        except OSError:
-            log.debug("the cache of images is not locked", exc_info=True)
-        yield
 
 
 def _is_unchanged(source: Path, digest: Callable[[], str], options: ReadOptions, description: dict[str, Any]) -> bool:

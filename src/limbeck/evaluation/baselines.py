@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
+from limbeck.core.errors import NewerError, UserError
 from limbeck.core.evaluation_records import EvaluationRow, TestedBaselineRecord
 from limbeck.core.events import Listener
 from limbeck.core.files import content_key, write_json
 from limbeck.core.folders import home_folder
+from limbeck.core.locks import lock_work
 from limbeck.core.record_files import read_record
-from limbeck.core.records import BaselineRecord, ResultRow
+from limbeck.core.records import BaselineRecord, Record, ResultRow
 from limbeck.core.rng import derive_seed
 from limbeck.core.unfinished import remove_unfinished
 from limbeck.evaluation.outcome import Outcome, describe_classes, warn_of_divergence
@@ -34,6 +37,7 @@ from limbeck.evaluation.trials import (
 from limbeck.select import FillName, select_per_class, take_images
 from limbeck.task import Task
 
+R = TypeVar("R", bound=Record)
 FORMAT = "limbeck-baseline"
 FULL_LR, FULL_ADAMW_LR = 0.01, 0.001  # step sizes of the network that is trained on all images
 FULL = {"full_epochs", "full_batch_size", "full_networks"}
@@ -133,21 +137,42 @@ def baseline_row(
 ) -> ResultRow:
     """The row of real images: of a selector's, or of all ("full"); stored for reuse."""
     path, description = baseline_path(task, name, ipc, config, seed, fill)
-    if stored := task.ranks.decide(lambda: _read_row(path)):  # all ranks see what rank 0 sees
-        return ResultRow.model_validate(stored)
-    real = make_real_trials(task, name, ipc, config, seed, listen, fill)
-    outcomes = real.outcomes()
-    warn_of_divergence(outcomes, "all images" if name == "full" else f"{name} images", real.lr, listen)
-    row = _summarise(task, name, config, real.lr, outcomes)
-    if task.ranks.is_first:
-        write_json(path, BaselineRecord(format=FORMAT, version=1, description=description, row=row).to_json())
-    return row
+
+    def read_row() -> dict[str, Any] | None:
+        stored = _read_stored(path, BaselineRecord)
+        return None if stored is None else stored.row.to_json()
+
+    with _lock_row(task, path):
+        if stored := task.ranks.decide(read_row):  # all ranks see what rank 0 sees
+            return ResultRow.model_validate(stored)
+        real = make_real_trials(task, name, ipc, config, seed, listen, fill)
+        outcomes = real.outcomes()
+        warn_of_divergence(outcomes, "all images" if name == "full" else f"{name} images", real.lr, listen)
+        row = _summarise(task, name, config, real.lr, outcomes)
+        if task.ranks.is_first:
+            write_json(path, BaselineRecord(format=FORMAT, version=1, description=description, row=row).to_json())
+        return row
 
 
-def _read_row(path: Path) -> dict[str, Any] | None:
-    """The row that is stored at a path, JSON-able; None where there is none."""
+def _lock_row(task: Task, path: Path) -> AbstractContextManager[None]:
+    """Lock the row of a path, so that of several commands that need it one trains its networks.
+
+    Ranks lock nothing: those that wait for each other are not to wait for another command.
+    """
+    return lock_work(path.stem, "evaluates the same real images") if task.ranks.size == 1 else nullcontext()
+
+
+def _read_stored(path: Path, model: type[R]) -> R | None:
+    """The record that is stored at a path; None where there is none, or a damaged one, which is computed again."""
     remove_unfinished(path.parent)
-    return read_record(path, BaselineRecord, FORMAT).row.to_json() if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        return read_record(path, model, FORMAT)
+    except NewerError:
+        raise
+    except UserError:
+        return None
 
 
 def tested_baseline_row(
@@ -165,21 +190,22 @@ def tested_baseline_row(
     Where the row is stored without these, networks are trained again with its step size.
     """
     path, description = baseline_path(task, name, ipc, config, seed, fill, robustness)
-    if path.exists():
-        return read_record(path, TestedBaselineRecord, FORMAT).row
     plain_path, plain_description = baseline_path(task, name, ipc, config, seed, fill)
-    lr = read_record(plain_path, BaselineRecord, FORMAT).row.lr if plain_path.exists() else None
-    real = make_real_trials(task, name, ipc, config, seed, listen, fill, lr)
-    networks = real.networks()
-    plain = _summarise(task, name, config, real.lr, [network.outcome for network in networks])
-    if not plain_path.exists():
-        record = BaselineRecord(format=FORMAT, version=1, description=plain_description, row=plain)
-        write_json(plain_path, record.to_json())
-    advance = partial(listen, {"event": "advance", "text": f"{name} images, perturbed"})
-    tests = RobustnessTest(task, robustness, seed).run(networks, advance)
-    row = EvaluationRow(**plain.to_json(), robustness=tests)
-    write_json(path, TestedBaselineRecord(format=FORMAT, version=1, description=description, row=row).to_json())
-    return row
+    with _lock_row(task, plain_path):
+        if (tested := _read_stored(path, TestedBaselineRecord)) is not None:
+            return tested.row
+        stored = _read_stored(plain_path, BaselineRecord)
+        real = make_real_trials(task, name, ipc, config, seed, listen, fill, None if stored is None else stored.row.lr)
+        networks = real.networks()
+        plain = _summarise(task, name, config, real.lr, [network.outcome for network in networks])
+        if stored is None:
+            record = BaselineRecord(format=FORMAT, version=1, description=plain_description, row=plain)
+            write_json(plain_path, record.to_json())
+        advance = partial(listen, {"event": "advance", "text": f"{name} images, perturbed"})
+        tests = RobustnessTest(task, robustness, seed).run(networks, advance)
+        row = EvaluationRow(**plain.to_json(), robustness=tests)
+        write_json(path, TestedBaselineRecord(format=FORMAT, version=1, description=description, row=row).to_json())
+        return row
 
 
 def _summarise(task: Task, name: str, config: EvalConfig, lr: float, outcomes: Sequence[Outcome]) -> ResultRow:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from limbeck.core.ranges import Count, CountOrZero, Decay, Size, StepSize, Weight
 from limbeck.core.short_repr import changed_options
 from limbeck.training.plain import Schedule, make_schedule
 
@@ -48,35 +49,35 @@ class EvalConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
     __repr_args__ = changed_options
 
-    networks: int = Field(default=5, ge=1)
+    networks: Size = 5
     """Number of fresh networks, each with its own seed."""
-    epochs: int = Field(default=1000, ge=1)
+    epochs: Count = 1000
     """Passes over the set; the step size drops to a tenth after half of them."""
-    batch_size: int = Field(default=256, ge=1)
+    batch_size: Count = 256
     """Images per step."""
-    momentum: float = Field(default=0.9, ge=0, lt=1)
+    momentum: Decay = 0.9
     """Momentum of SGD."""
-    weight_decay: float = Field(default=5e-4, ge=0)
+    weight_decay: Weight = 5e-4
     """Weight decay of the optimiser."""
-    baseline_lrs: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(0.003, 0.01, 0.03), min_length=1)
+    baseline_lrs: tuple[StepSize, ...] = Field(default=(0.003, 0.01, 0.03), min_length=1)
     """Step sizes to choose from on validation, for sets without a step size of their own, such as real images."""
     baselines: tuple[Literal["random", "kmeans"], ...] = ("random", "kmeans")
     """Real images to compare with: random, k-means or, without a word, none; full-networks is for all images."""
-    full_epochs: int = Field(default=30, ge=1)
+    full_epochs: Count = 30
     """Passes over the whole training part, for the full-data accuracy."""
-    full_batch_size: int = Field(default=64, ge=1)
+    full_batch_size: Count = 64
     """Images per step, for the full-data accuracy."""
-    full_networks: int = Field(default=3, ge=0)
+    full_networks: CountOrZero = 3
     """Number of networks for the full-data accuracy; 0 leaves it out."""
     protocol: ProtocolName = "field"
     """A named protocol, which sets the options that are not given."""
-    test_every: int = Field(default=0, ge=0)
+    test_every: CountOrZero = 0
     """Test after every so many epochs and report the best accuracy, which chooses by the test images; 0: at the end."""
     labels: Literal["set", "hard", "teacher"] = "set"
     """Labels: as the set has them, its classes alone, or those of a network trained on real images on each batch."""
-    teachers: int = Field(default=1, ge=1)
+    teachers: Size = 1
     """Networks whose mean logits label the batches."""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: StepSize = 1.0
     """Temperature of the teachers' labels and of the loss on them, which is multiplied by its square."""
     mix: Literal["none", "cutmix", "mixup"] = "none"
     """Mix the images of a batch by CutMix or MixUp; teachers label the mixed images."""
@@ -86,7 +87,7 @@ class EvalConfig(BaseModel):
     """Step size: a tenth after half of the epochs, or along half a cosine to 0."""
     dsa: Literal["set", "none"] = "set"
     """Augment each batch as the recipe of the set says, or not at all."""
-    ema: float = Field(default=0.0, ge=0, lt=1)
+    ema: Decay = 0.0
     """Score an average of the parameters over steps with this decay; 0 scores the parameters."""
     choose_by: Literal["accuracy", "balanced"] = "accuracy"
     """The validation accuracy by which steps and step sizes are chosen: plain, or its mean over classes (balanced)."""
@@ -97,7 +98,8 @@ class EvalConfig(BaseModel):
         if not isinstance(values, dict):
             return values
         lrs = {"baseline_lrs": ADAMW_LRS} if values.get("optimiser") == "adamw" else {}
-        return {**lrs, **PROTOCOLS.get(values.get("protocol", "field"), {}), **values}
+        protocol = next((fields for name, fields in PROTOCOLS.items() if name == values.get("protocol", "field")), {})
+        return {**lrs, **protocol, **values}
 
     @model_serializer(mode="wrap")
     def _leave_out_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

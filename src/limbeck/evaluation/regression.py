@@ -7,10 +7,11 @@ from functools import partial
 from math import cos, pi
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from limbeck.core.errors import UserError
+from limbeck.core.ranges import Count, CountOrZero, Size, StepSize, Width
 from limbeck.core.records import ResultRow
 from limbeck.core.rng import derive_seed, make_generator
 from limbeck.data.augment import DSA, append_mirror_images
@@ -29,17 +30,17 @@ class RegressionConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
-    networks: int = Field(default=5, ge=1)
+    networks: Size = 5
     """fresh networks, each from its own seed"""
-    width: int = Field(default=16, ge=1)
+    width: Width = 16
     """channels of the first block, doubled from block to block; ReLU, no normalisation (the authors: 128)"""
-    steps: int = Field(default=1000, ge=1)
+    steps: Count = 1000
     """of Adam (the authors: 1000 for a set of 10 images, else 2000)"""
-    lr: float = Field(default=1e-3, gt=0)
+    lr: StepSize = 1e-3
     """largest step size (the authors: 1e-4 at width 128)"""
-    warmup: int = Field(default=500, ge=0)
+    warmup: CountOrZero = 500
     """steps in which it rises to that from 0; then it falls to a hundredth along a cosine"""
-    batch_size: int = Field(default=256, ge=1)
+    batch_size: Count = 256
     """images per step, where the set has more"""
     flip: bool = False
     """fit mirror images too"""

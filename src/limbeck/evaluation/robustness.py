@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean, stdev
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.core.evaluation_records import CLEAN, RobustnessRow
+from limbeck.core.ranges import NUMBER, Count
 from limbeck.core.rng import make_generator
 from limbeck.evaluation.attacks import ATTACKS, margin_gradient
 from limbeck.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
@@ -29,11 +30,11 @@ class RobustnessOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
-    epsilon: float = Field(default=8.0, ge=0, le=255)
+    epsilon: Annotated[float, Field(ge=0, le=255), NUMBER] = 8.0
     """Largest change of a pixel by an attack, in 255ths of the range from black to white."""
-    steps: int = Field(default=10, ge=1)
+    steps: Count = 10
     """Steps of PGD, each of 2.5 epsilon divided by their number."""
-    images: int = Field(default=1000, ge=1)
+    images: Count = 1000
     """Test images to perturb: at random, as many of every class."""
 
     def describe(self) -> dict[str, Any]:

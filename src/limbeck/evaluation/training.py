@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from limbeck.core.errors import NewerError, UserError
 from limbeck.core.events import Listener
 from limbeck.core.files import content_key
 from limbeck.core.folders import home_folder
+from limbeck.core.locks import lock_work
 from limbeck.core.parallel import CheckCancelled, Workers
 from limbeck.core.rng import derive_seed, make_generator
 from limbeck.core.tensors import read_tensors, write_tensors
@@ -202,11 +204,28 @@ def _mean_of(task: Task, config: EvalConfig, thetas: list[Tensor]) -> Teach:
 
 def teacher_parameters(task: Task, config: EvalConfig, index: int, listen: Listener) -> Tensor:
     """Parameters (P,) of a teacher: the task's network, trained on all its training images; stored for reuse."""
+    path, _ = teacher_path(task, config, index)
+    with lock_work(path.stem, "trains the same teacher") if task.ranks.size == 1 else nullcontext():
+        theta = _read_teacher(path)
+        return _train_teacher(task, config, index, listen) if theta is None else theta.to(task.device)
+
+
+def _read_teacher(path: Path) -> Tensor | None:
+    """The parameters (P,) that are stored at a path; None where there are none, or damaged ones."""
+    remove_unfinished(path.parent)
+    if not path.exists():
+        return None
+    try:
+        return read_tensors(path, FORMAT)[0]["theta"]
+    except NewerError:
+        raise
+    except (UserError, KeyError):
+        return None
+
+
+def _train_teacher(task: Task, config: EvalConfig, index: int, listen: Listener) -> Tensor:
     schedule = config.plain.full_schedule(TEACHER_LR)
     path, description = teacher_path(task, config, index)
-    remove_unfinished(path.parent)
-    if path.exists():
-        return read_tensors(path, FORMAT)[0]["theta"].to(task.device)
     listen({"event": "stage", "name": "teacher", "total": schedule.epochs, "unit": "epoch"})
     seed = derive_seed(0, "teacher", index)
     thetas = train(task.loss, task.model.init(seed).to(task.device), *task.train, schedule, seed)

@@ -24,7 +24,7 @@ class Continuous:
     span:         length of a segment, in epochs.
     first, steps: the bound grows linearly from `first` to `max_start` in the first `steps` outer steps (the floating
                   upper bound that the authors' code has but cannot switch on); None: it does not grow.
-    Raises UserError for bounds and spans that are not positive.
+    Raises UserError for bounds and spans that are not positive, and for a bound that would fall.
 
     >>> import limbeck, torch
     >>> sampler = limbeck.Continuous(max_start=10.0, span=2.5)
@@ -42,6 +42,11 @@ class Continuous:
         _require_length(self.max_start, self.span)
         if self.first is not None:
             _require_length(self.first, self.span)
+            if self.first > self.max_start:
+                raise UserError(
+                    f"a bound of start epochs of {self.first:g} cannot grow to {self.max_start:g}; lower "
+                    "--first-max-start-epoch."
+                )
 
     def bound(self, step: int) -> float:
         """Return the upper bound of start epochs at an outer step."""
@@ -108,7 +113,8 @@ class GrowingEpochs:
         if not self.min_start < self.first <= self.last or self.steps < 1:
             raise UserError(
                 f"a start range [{self.min_start}, {self.first}) cannot grow to [{self.min_start}, {self.last}) "
-                f"in {self.steps} steps; the bound grows from above the first start epoch, and never falls."
+                f"in {self.steps} steps; the bound grows from above the first start epoch, and never falls: lower "
+                "--first-max-start-epoch."
             )
         WholeEpochs(self.first, self.span, self.min_start)
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from filelock import FileLock
@@ -31,6 +31,7 @@ from limbeck.core.files import content_key, require_new_folder, require_writable
 from limbeck.core.folders import size_of
 from limbeck.core.locks import Locked, locked, try_lock
 from limbeck.core.parallel import CheckCancelled
+from limbeck.core.ranges import Count, CountOrZero, Decay, Size, StepSize, Weight
 from limbeck.core.record_files import parse_record, read_record
 from limbeck.core.records import ExpertFacts, ExpertHeader, StoreHeader
 from limbeck.core.short_repr import changed_options, short_repr
@@ -55,19 +56,19 @@ class ExpertConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
     __repr_args__ = changed_options
 
-    epochs: int = Field(default=30, ge=1)
+    epochs: Count = 30
     """Passes over the training images (the papers: 50)."""
-    lr: float = Field(default=0.01, gt=0)
+    lr: StepSize = 0.01
     """Step size of SGD."""
-    momentum: float = Field(default=0.0, ge=0, lt=1)
+    momentum: Decay = 0.0
     """Momentum of SGD; 0 in every paper, since the student takes plain steps."""
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: Weight = 0.0
     """Weight decay of SGD; 0 in every paper."""
-    batch_size: int = Field(default=256, ge=1)
+    batch_size: Count = 256
     """Real images per step."""
-    waypoints: int = Field(default=2, ge=2)
+    waypoints: Annotated[Size, Field(ge=2)] = 2
     """Points of the trajectory to store (MCT's paper: 2, its code: 4)."""
-    waypoint_at: tuple[int, ...] = ()
+    waypoint_at: tuple[CountOrZero, ...] = ()
     """Epochs of the waypoints, from 0 to the last; the default is equally spaced ones."""
     smoothing: str = "none"
     """Averages around waypoints: none, or those of the authors' training (mct) or parallel script (mct-older)."""
@@ -77,9 +78,9 @@ class ExpertConfig(BaseModel):
     """Store the convexified trajectory, every epoch's parameters, or both."""
     dtype: Literal["float32", "float16"] = "float32"
     """Number format of the stored parameters."""
-    sam_rho: float = Field(default=0.0, ge=0)
+    sam_rho: Weight = 0.0
     """Radius in which SAM looks for the sharpest point (FTD and DATM: 0.01); 0 trains by plain gradients."""
-    sam_alpha: float = Field(default=0.3, ge=0)
+    sam_alpha: Weight = 0.3
     """Weight of the gradient's component across the perturbed gradient in GSAM (FTD: 0.3 or 1); 0 is SAM."""
     sam_adaptive: bool = True
     """Scale the radius by each parameter's size (ASAM), as FTD's code does."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from limbeck.core.errors import UserError, suggest_names
+from limbeck.core.ranges import Count, Decay, Seed, Size
 from limbeck.core.short_repr import changed_options
 from limbeck.data.preprocess import PreprocessName
 from limbeck.evaluation.protocol import EvalConfig
@@ -29,9 +30,9 @@ class JobConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
     __repr_args__ = changed_options
 
-    ipc: int = 1
+    ipc: Size = 1
     """Images per class of the synthetic set."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of everything random."""
     preprocess: PreprocessName = "normalise"
     """Mean and deviation per channel, or ZCA whitening, fitted on train; cifar and so on: the authors' constants."""
@@ -39,18 +40,18 @@ class JobConfig(BaseModel):
     """DSA families joined by '_', or none; the default is all, without flip where mirror images are wrong."""
     fill: FillName = "none"
     """Refuse classes with too few images (none), or repeat their images: as they are, augmented, or with noise."""
-    ema_decay: float | None = Field(default=None, ge=0, lt=1)
+    ema_decay: Decay | None = None
     """Decay of an average of the set over outer steps, which is the result; 0: no average; the default is the
     method's."""
     balanced: bool = False
     """Draw as many real images of every class, for experts and for all else that takes batches of real images."""
-    num_experts: int | None = Field(default=None, ge=1)
+    num_experts: Size | None = None
     """Number of experts; the default is 10, or all of the store that --experts names."""
-    validate_every: int | None = Field(default=None, ge=1)
+    validate_every: Count | None = None
     """Outer steps between validations; the default is a tenth of all."""
-    validate_networks: int = Field(default=3, ge=1)
+    validate_networks: Size = 3
     """Networks per validation."""
-    validate_epochs: int = Field(default=300, ge=1)
+    validate_epochs: Count = 300
     """Epochs of each network of a validation."""
     precision: Precision = "float32"
     """Number format of activations in training; tf32 and bfloat16 save time on GPUs, and only there."""

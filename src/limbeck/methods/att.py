@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
-
+from limbeck.core.ranges import Count, Size, StepSize
 from limbeck.experts.segments import WholeEpochs
 from limbeck.methods.initial import InitName
 from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
@@ -23,15 +22,15 @@ from limbeck.objectives.path import Nearest
 class ATTConfig(RecordedConfig):
     """Options of ATT."""
 
-    iterations: int = Field(default=300, ge=1)
+    iterations: Count = 300
     """Number of outer steps."""
-    syn_steps: int = Field(default=40, ge=1)
+    syn_steps: Size = 40
     """N, student steps per outer step at most; the loss and its gradient are those of the nearest one."""
     optimizer: Literal["sgd", "adam"] = "adam"
     """Optimiser of the images (the authors': sgd)."""
-    lr_img: float = Field(default=0.1, gt=0)
+    lr_img: StepSize = 0.1
     """Step size of the images."""
-    lr_teacher: float = Field(default=0.02, gt=0)
+    lr_teacher: StepSize = 0.02
     """The student's step size at the start."""
     gradient: Literal["exact", "backprop"] = "exact"
     """The same gradient in two ways: exact keeps the graph of one step at a time, backprop of all (as the authors)."""

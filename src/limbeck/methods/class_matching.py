@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from limbeck.core.errors import UserError
+from limbeck.core.ranges import Count, Decay, Size
 from limbeck.core.rng import derive_seed
 from limbeck.data import Preprocess
 from limbeck.experts.recorded import Recorded
@@ -34,21 +34,21 @@ LR_NET = 0.01  # the papers' step size of networks, and the initial step size of
 class ClassMatchingConfig(MethodConfig):
     """Options of every method that matches real and synthetic images class by class."""
 
-    iterations: int = Field(default=300, ge=1)
+    iterations: Count = 300
     """Number of outer steps; each is one step of the papers' inner loop, for all classes together."""
-    batch_real: int = Field(default=64, ge=1)
+    batch_real: Count = 64
     """Real images per class and outer step."""
-    momentum: float = Field(default=0.5, ge=0, lt=1)
+    momentum: Decay = 0.5
     """Momentum of SGD on the images."""
     init: DreamInitName = "random"
     """A coreset, real images by clusters of an untrained network's features (dream), or noise."""
     policy: Literal["random", "dream", "centre", "boundary"] = "random"
     """Real images: random, by clusters of features (dream), or by distance to the class mean (centre, boundary)."""
-    interval: int = Field(default=10, ge=1)
+    interval: Count = 10
     """Outer steps between two choices of a policy that uses features; it also chooses anew for every new network."""
-    pool: int = Field(default=1000, ge=1)
+    pool: Count = 1000
     """Random real images of a class that a policy chooses from, drawn anew for every choice."""
-    per_cluster: int = Field(default=1, ge=1)
+    per_cluster: Size = 1
     """s, images per cluster that the dream policy takes (DREAM+); there are batch-real / s clusters."""
 
     def real_images_per_step(self) -> int:

@@ -7,10 +7,10 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from limbeck.core.errors import UserError
+from limbeck.core.ranges import StepSize
 from limbeck.core.user_imports import entry_points
 from limbeck.experts.store import Kind
 from limbeck.methods.plan import Method, MethodConfig, MethodInputs, Plan
@@ -176,7 +176,7 @@ def take_real(rows: Tensor, inputs: MethodInputs) -> Tensor:
 class CoresetConfig(MethodConfig):
     """Options of a coreset."""
 
-    lr_net: float = Field(default=0.01, gt=0)
+    lr_net: StepSize = 0.01
     """Step size of the networks that evaluate it until one is chosen on validation (--eval.baseline-lrs)."""
 
 

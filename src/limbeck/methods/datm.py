@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
-
 from limbeck.core.errors import UserError
+from limbeck.core.ranges import Count, CountOrZero, StepSize
 from limbeck.experts.segments import GrowingEpochs
 from limbeck.methods.ftd import FLAT
 from limbeck.methods.initial import InitName
@@ -24,13 +23,13 @@ from limbeck.methods.trajectory_matching import (
 class DATMConfig(RecordedConfig):
     """Options of DATM."""
 
-    min_start_epoch: int = Field(default=0, ge=0)
+    min_start_epoch: CountOrZero = 0
     """The first start epoch (min_start_epoch of the authors' files)."""
-    first_max_start_epoch: int | None = Field(default=None, ge=1)
+    first_max_start_epoch: Count | None = None
     """U_0, the bound of start epochs at the first step (current_max_start_epoch); the default is half way to U."""
-    expansion_steps: int | None = Field(default=None, ge=1)
+    expansion_steps: Count | None = None
     """T, outer steps until the bound is U (expansion_end_epoch); the default is a fifth of all."""
-    threshold: float = Field(default=1.1, gt=0)
+    threshold: StepSize = 1.1
     """A step with a loss above it is skipped (the authors: 1.1 at one image per class of CIFAR-10, else 1)."""
     learn_labels: bool = True
     """Learn label probabilities too, from what the experts say about the images that the set starts from."""
@@ -52,7 +51,9 @@ def resolve(config: DATMConfig, facts: DataFacts) -> DATMOptions:
     lengths = resolve_lengths(config, facts)
     low, high = config.min_start_epoch, lengths["max_start_epoch"]
     if low >= high:
-        raise UserError(f"start epochs from {low} to below {high} leave none; raise --max-start-epoch.")
+        raise UserError(
+            f"start epochs from {low} to below {high} leave none; lower --min-start-epoch, or raise --max-start-epoch."
+        )
     growth = {
         "first_max_start_epoch": config.first_max_start_epoch or low + (high - low + 1) // 2,
         "expansion_steps": config.expansion_steps or max(1, config.iterations // 5),

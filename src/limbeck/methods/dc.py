@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from pydantic import Field
-
+from limbeck.core.ranges import Count, Size, StepSize
 from limbeck.core.rng import derive_seed
 from limbeck.methods.class_matching import (
     LR_NET,
@@ -25,15 +24,15 @@ from limbeck.objectives.online_network import OnlineNetwork, RandomInit, Sgd, Sy
 class DCConfig(OnlineNetworkConfig):
     """Options of DC and DSA. The augmentation of DSA is --augment."""
 
-    lr_img: float = Field(default=0.1, gt=0)
+    lr_img: StepSize = 0.1
     """Step size of the images, in network input space as in the authors' code."""
-    inner: int | None = Field(default=None, ge=1)
+    inner: Count | None = None
     """Outer steps per network (the paper's T, outer_loop in its code); the default is images per class, at most 50."""
-    net_epochs: int | None = Field(default=None, ge=1)
+    net_epochs: Size | None = None
     """Passes of the network over the synthetic set between two steps (inner_loop); the default is 500 over --inner."""
-    lr_net: float = Field(default=LR_NET, gt=0)
+    lr_net: StepSize = LR_NET
     """Step size of the network."""
-    batch_net: int = Field(default=256, ge=1)
+    batch_net: Count = 256
     """Synthetic images per step of the network."""
 
 

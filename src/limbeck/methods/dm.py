@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from pydantic import Field
-
+from limbeck.core.ranges import StepSize
 from limbeck.methods.class_matching import (
     OnlineNetworkConfig,
     choose_network,
@@ -23,7 +22,7 @@ from limbeck.objectives.online_network import OnlineNetwork, RandomInit
 class DMConfig(OnlineNetworkConfig):
     """Options of DM."""
 
-    lr_img: float = Field(default=1.0, gt=0)
+    lr_img: StepSize = 1.0
     """Step size of the images, in network input space as in the authors' code."""
 
 

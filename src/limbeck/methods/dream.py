@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
-
-from limbeck.methods.idc import IDCConfig, IDCOptions, plan, resolve_step_size
+from limbeck.core.ranges import Weight
+from limbeck.methods.idc import IDCConfig, IDCOptions, WarmUpEpochs, plan, resolve_step_size
 from limbeck.methods.initial import DreamInitName
 from limbeck.methods.plan import DataFacts, Method
 
@@ -32,9 +31,9 @@ def resolve(config: DREAMConfig, facts: DataFacts) -> DREAMOptions:
 class DREAMPlusConfig(DREAMConfig):
     """Options of DREAM+: those of DREAM, with a warm-up and the distance of features."""
 
-    warm_up: int = Field(default=1, ge=0)
+    warm_up: WarmUpEpochs = 1
     """Epochs on all real images that every new network is trained for first."""
-    feature_weight: float = Field(default=1.0, ge=0)
+    feature_weight: Weight = 1.0
     """Weight of the distance of mean features; that of gradients has weight 1."""
 
 

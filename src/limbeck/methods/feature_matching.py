@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from pydantic import Field
 
+from limbeck.core.ranges import Count, Decay, StepSize, Tiles
 from limbeck.data.augment import DSA, ComposedDSA
 from limbeck.methods.class_matching import (
     ClassMatchingConfig,
@@ -30,17 +30,17 @@ from limbeck.synthetic.set import SyntheticSet
 class FeatureMatchingConfig(ClassMatchingConfig):
     """Options of the methods that match features along the paths of experts."""
 
-    factor: int = Field(default=2, ge=1)
+    factor: Tiles = 2
     """f: every image holds f x f tiles, each a training image when enlarged; 1 turns tiles off."""
     how: Literal["single", "multi", "bound"] = "single"
     """Cut by f (single), by 1 to f (multi), or by up to f for at most 128 training images a class (bound)."""
-    batch_syn: int = Field(default=200, ge=1)
+    batch_syn: Count = 200
     """Synthetic training images per class and outer step, at most."""
     optimizer: Literal["sgd", "adam"] = "adam"
     """Optimiser of the images."""
-    lr_img: float = Field(default=0.02, gt=0)
+    lr_img: StepSize = 0.02
     """Step size of the images in pixel space (0 to 1), as the authors'."""
-    momentum: float = Field(default=0.9, ge=0, lt=1)
+    momentum: Decay = 0.9
     """Momentum of SGD on the images; of Adam it is beta1."""
     match_augment: str = "color_crop_cutout"
     """Families of the siamese augmentation; of those other than flip, color and cutout one is drawn at a time."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from limbeck.core.errors import UserError
+from limbeck.core.ranges import Count, Share, StepSize, Weight
 from limbeck.experts.segments import WholeEpochs
 from limbeck.methods.initial import InitName
 from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
@@ -24,23 +25,23 @@ from limbeck.objectives.path import PositionAndShape, halfway_and_last
 class HoPTMConfig(RecordedConfig):
     """Options of HoP-TM."""
 
-    iterations: int = Field(default=300, ge=1)
+    iterations: Count = 300
     """Number of outer steps."""
     optimizer: Literal["sgd", "adam"] = "adam"
     """Optimiser of the images (the authors': sgd)."""
-    lr_img: float = Field(default=0.1, gt=0)
+    lr_img: StepSize = 0.1
     """Step size of the images."""
-    lr_teacher: float = Field(default=0.02, gt=0)
+    lr_teacher: StepSize = 0.02
     """The student's step size at the start."""
     gradient: Literal["exact", "backprop"] = "exact"
     """The same gradient in two ways: exact keeps the graph of one step at a time, backprop of all (as the authors)."""
     init: InitName = "random"
     """Images to start from: a coreset of real ones, or noise."""
-    share: float = Field(default=0.2, gt=0, le=1)
+    share: Annotated[Share, Field(gt=0)] = 0.2
     """Part of the parameters that are matched at the first outer step: those with the least error. It grows to all."""
-    share_steps: int | None = Field(default=None, ge=1)
+    share_steps: Count | None = None
     """Outer steps in which it grows; the default is all of --iterations."""
-    shape: float = Field(default=0.5, ge=0)
+    shape: Weight = 0.5
     """Weight of the difference in shape between the paths of student and expert (the authors: 0.5 and 1)."""
 
 

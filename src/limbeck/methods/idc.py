@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from limbeck.core.ranges import Count, CountOrZero, Share, Size, StepSize, Tiles, Weight
 from limbeck.core.rng import derive_seed
 from limbeck.data.augment import DSA, ComposedDSA
 from limbeck.methods.class_matching import (
@@ -27,37 +28,40 @@ from limbeck.objectives.online_network import OnlineNetwork, RandomInit, RealBat
 from limbeck.synthetic.hooks import make_clamp_hooks
 from limbeck.training.plain import Schedule
 
+WarmUpEpochs = Annotated[CountOrZero, Field(le=100)]
+"""The type of the option --warm-up; the first network is trained for so long before the first outer step."""
+
 
 class IDCConfig(OnlineNetworkConfig):
     """Options of IDC and DREAM."""
 
-    factor: int = Field(default=2, ge=1)
+    factor: Tiles = 2
     """f: every image holds f x f tiles, each a training image when enlarged; 1 turns tiles off."""
     how: Literal["single", "multi", "bound"] = "single"
     """Cut by f (single), by 1 to f (multi), or by up to f for at most 128 training images a class (bound)."""
-    batch_syn: int = Field(default=128, ge=1)
+    batch_syn: Count = 128
     """Synthetic training images per class and outer step, at most."""
     distance: Literal["mse", "l1", "l1_mean", "cosine"] = "l1"
     """Distance of gradients: mse (a sum) for the papers' coloured images, l1 for grey ones."""
-    lr_img: float | None = Field(default=None, gt=0)
+    lr_img: StepSize | None = None
     """Step size of the images in pixel space (0 to 1), as the authors' when scaled; the default grows with --ipc."""
-    inner: int = Field(default=10, ge=1)
+    inner: Count = 10
     """Outer steps per network (the authors: 100)."""
-    net_steps: int = Field(default=4, ge=1)
+    net_steps: Size = 4
     """Steps of the network on real images between two outer steps."""
-    batch_net: int = Field(default=64, ge=1)
+    batch_net: Count = 64
     """Real images per step of the network."""
-    lr_net: float = Field(default=LR_NET, gt=0)
+    lr_net: StepSize = LR_NET
     """Step size of the network; its momentum is 0.9, its weight decay 5e-4."""
-    cutmix: float = Field(default=0.5, ge=0, le=1)
+    cutmix: Share = 0.5
     """Fraction of the network's batches that CutMix mixes."""
     match_augment: str = "color_crop_cutout"
     """Families of the siamese augmentation; of those other than flip, color and cutout one is drawn at a time."""
     net_augment: str = "color_crop"
     """Families of the augmentation of the images that the network learns, drawn image by image."""
-    warm_up: int = Field(default=0, ge=0)
+    warm_up: WarmUpEpochs = 0
     """Epochs on all real images that every new network is trained for first (DREAM+: 1)."""
-    feature_weight: float = Field(default=0.0, ge=0)
+    feature_weight: Weight = 0.0
     """Weight of the distance of mean features; that of gradients has weight 1 (DREAM+: 1)."""
 
     def initial_images(self, ipc: int) -> int:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
-
 from limbeck.core.errors import UserError
+from limbeck.core.ranges import Count, Epoch, StepSize, Weight
 from limbeck.core.types import Sampler
 from limbeck.experts.segments import Continuous, WholeEpochs
 from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
@@ -28,31 +27,31 @@ from limbeck.synthetic.loop import Hook
 class MCTConfig(StartConfig):
     """Options of MCT. N, M and U are the papers' symbols; M and U are in epochs of the expert."""
 
-    iterations: int = Field(default=300, ge=1)
+    iterations: Count = 300
     """Number of outer steps."""
-    expert_epochs: float | None = Field(default=None, gt=0)
+    expert_epochs: Epoch | None = None
     """M, epochs of the expert for the student to cover; the default is 5 times as far as its own steps can reach."""
-    max_start_epoch: float | None = Field(default=None, gt=0)
+    max_start_epoch: Epoch | None = None
     """U, start epochs are uniform in [0, U); the default grows with images per class."""
     sampling: Literal["continuous", "whole"] = "continuous"
     """Start and target epochs are real numbers (continuous), or whole numbers as in MTT (whole)."""
-    first_max_start_epoch: float | None = Field(default=None, gt=0)
+    first_max_start_epoch: Epoch | None = None
     """U at the first step, from where it grows to --max-start-epoch; the default is not to grow."""
-    expansion_steps: int = Field(default=1, ge=1)
+    expansion_steps: Count = 1
     """Outer steps in which U grows."""
     gradient: Literal["exact", "backprop", "tesla", "tesla-corrected"] = "exact"
     """exact (constant graph memory), backprop (the full graph), or TESLA's, as derived or as released (halved)."""
     optimizer: Literal["sgd", "adam"] = "adam"
     """Optimiser of the images (the authors': sgd)."""
-    lr_img: float = Field(default=0.1, gt=0)
+    lr_img: StepSize = 0.1
     """Step size of the images."""
-    lr_img_every: int | None = Field(default=None, ge=1)
+    lr_img_every: Count | None = None
     """Halve the step size of the images after every so many outer steps (the authors' --lr_decay: 2000)."""
-    lr_teacher: float = Field(default=0.02, gt=0)
+    lr_teacher: StepSize = 0.02
     """The student's step size at the start."""
     teacher_labels: bool = False
     """Train the student on the expert's probabilities at epoch U, computed anew at every outer step."""
-    noise_start: float = Field(default=0.0, ge=0)
+    noise_start: Weight = 0.0
     """Epsilon: the student starts at theta + epsilon |theta| N(0, 1), per tensor."""
 
 
@@ -64,8 +63,13 @@ class MCTOptions(MCTConfig):
 
 
 def resolve(config: MCTConfig, facts: DataFacts) -> MCTOptions:
-    """Return the options with numbers for M and U."""
+    """Return the options with numbers for M and U; UserError for an M that is longer than the experts."""
     span = config.expert_epochs or default_expert_epochs(config, facts)
+    if span > facts.expert.epochs:
+        raise UserError(
+            f"experts of {facts.expert.epochs} epochs have no segment of {span:g} epochs; lower --expert-epochs, or "
+            "train them longer (--expert.epochs)."
+        )
     start = config.max_start_epoch or default_max_start_epoch(span, facts)
     if config.sampling == "whole":
         span, start = max(1, round(span)), max(1, round(start))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
-
+from limbeck.core.ranges import Share, Size, StepSize, Weight
 from limbeck.methods.feature_matching import FeatureMatchingConfig, make_plan
 from limbeck.methods.plan import Method, MethodInputs, Plan
 from limbeck.objectives.along_experts import AtEnd
@@ -13,13 +12,13 @@ from limbeck.objectives.characteristic import CharacteristicDistance
 class NCFMConfig(FeatureMatchingConfig):
     """Options of NCFM."""
 
-    frequencies: int = Field(default=256, ge=1)
+    frequencies: Size = 256
     """Frequencies per outer step at which characteristic functions are compared (the authors: 4096)."""
-    scale: float = Field(default=100.0, gt=0)
+    scale: StepSize = 100.0
     """Weight of their distance (the authors: 300)."""
-    amplitude: float = Field(default=0.5, ge=0, le=1)
+    amplitude: Share = 0.5
     """Weight of the difference of amplitudes; that of phases has what is left to 1."""
-    calibration: float = Field(default=1.0, ge=0)
+    calibration: Weight = 1.0
     """Weight of the cross-entropy under the trained expert."""
 
 

@@ -10,10 +10,12 @@ replaces an image, and for how long the other images stand still. Compare nothin
 from __future__ import annotations
 
 from functools import partial
+from typing import Annotated
 
 import torch
 from pydantic import Field
 
+from limbeck.core.ranges import NUMBER, Count, CountOrZero, Size, StepSize
 from limbeck.core.rng import derive_seed
 from limbeck.methods.initial import InitName
 from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
@@ -37,19 +39,19 @@ from limbeck.synthetic.set import SyntheticSet
 class PTMConfig(RecordedConfig):
     """Options of PTM; those that MTT does not have are ours."""
 
-    stages: int = Field(default=3, ge=1)
+    stages: Size = 3
     """Number of start windows, from narrow to U."""
-    patience: int = Field(default=20, ge=1)
+    patience: Count = 20
     """Outer steps without a new minimum of the running loss before the window widens."""
-    divergence: float = Field(default=2.0, gt=0)
+    divergence: StepSize = 2.0
     """A loss above it refuses the step, restores the last accepted set, and narrows the window."""
-    overlap: float = Field(default=0.95, gt=-1, le=1)
+    overlap: Annotated[float, Field(gt=-1, le=1), NUMBER] = 0.95
     """Two images of a class overlap above this cosine of their centred features; 1 turns the repair off."""
-    overlap_every: int = Field(default=50, ge=1)
+    overlap_every: Count = 50
     """Outer steps between checks for overlap."""
-    overlap_until: int | None = Field(default=None, ge=0)
+    overlap_until: CountOrZero | None = None
     """Outer step of the last check for overlap; the default is four fifths of all."""
-    retrain: int = Field(default=10, ge=1)
+    retrain: Size = 10
     """Outer steps in which only replaced images are trained."""
     init: InitName = "random"
     """Images to start from: a coreset of real ones, or noise."""

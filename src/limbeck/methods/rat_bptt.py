@@ -7,10 +7,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
 from limbeck.core.errors import UserError
+from limbeck.core.ranges import Count, Size, StepSize, Tiles, Weight
 from limbeck.methods.coreset import select_real, take_real
 from limbeck.methods.initial import InitName, draw_noise
 from limbeck.methods.plan import DataFacts, Method, MethodConfig, MethodInputs, Plan
@@ -31,35 +31,35 @@ CONFIDENCE = 0.9  # of a learned label in its class at the start
 class RatBpttConfig(MethodConfig):
     """Options of RaT-BPTT. T and M are the paper's symbols."""
 
-    iterations: int = Field(default=480, ge=1)
+    iterations: Count = 480
     """Number of outer steps."""
-    total_steps: int = Field(default=60, ge=1)
+    total_steps: Size = 60
     """T, steps of a student's training at most (the authors: 200 to 300)."""
-    window: int = Field(default=20, ge=1)
+    window: Size = 20
     """M, steps of it that are differentiated (the authors: 60 to 100)."""
     place: Literal["uniform", "end", "by-norm"] = "uniform"
     """Where the window lies: anywhere, at the end, or likelier where gradients are large (after AT-BPTT)."""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: StepSize = 1.0
     """Of the softmax of gradient norms, in their standard deviations, for --place by-norm."""
     student: Literal["momentum", "adam", "plain"] = "momentum"
     """Rule of the student's steps; evaluation is by momentum 0.9 (the authors train and evaluate by adam)."""
-    lr_student: float | None = Field(default=None, gt=0)
+    lr_student: StepSize | None = None
     """Step size of the student; the default is 0.01 for momentum, 0.001 for adam, 0.02 for plain steps."""
-    student_decay: float | None = Field(default=None, ge=0)
+    student_decay: Weight | None = None
     """Weight decay of the student; the default is 5e-4 for momentum, as in evaluation, and 0 otherwise."""
-    batch_syn: int | None = Field(default=None, ge=1)
+    batch_syn: Count | None = None
     """Synthetic images per student step; the default is all."""
-    batch_real: int = Field(default=128, ge=1)
+    batch_real: Count = 128
     """Real images per outer step (the authors: 500 to 5000)."""
-    lr_img: float = Field(default=0.05, gt=0)
+    lr_img: StepSize = 0.05
     """Step size of Adam on the images (the authors: 0.001, for images of unit norm)."""
-    clip: float = Field(default=2.0, gt=0)
+    clip: StepSize = 2.0
     """Image gradients are scaled down to so many times the moving average of their norm."""
     learn_labels: bool = False
     """Learn labels too, as logits."""
-    lr_y: float = Field(default=0.05, gt=0)
+    lr_y: StepSize = 0.05
     """Step size of Adam on the labels' logits."""
-    factor: int = Field(default=1, ge=1)
+    factor: Tiles = 1
     """f: every image holds f x f tiles, each a training image when enlarged (IDC's multi-formation)."""
     init: InitName = "random"
     """Images to start from: a coreset of real ones, or noise (the authors')."""

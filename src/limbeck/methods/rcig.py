@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from limbeck.core.ranges import Count, Size, StepSize, Weight, Width
 from limbeck.methods.initial import InitName
 from limbeck.methods.plan import Method, MethodConfig, MethodInputs, Plan
 from limbeck.methods.rcig_pool import Pool
@@ -29,47 +30,47 @@ LEARNED = ("images", "labels", "tau")
 class RCIGConfig(MethodConfig):
     """Options of RCIG."""
 
-    iterations: int = Field(default=1000, ge=1)
+    iterations: Count = 1000
     """Number of outer steps."""
-    batch_real: int = Field(default=256, ge=1)
+    batch_real: Count = 256
     """Real images per outer step (the authors: 1024)."""
-    ridge: float = Field(default=5e-4, gt=0)
+    ridge: StepSize = 5e-4
     """Ridge penalty per stored image; the regression's lambda is this times their number (l2_rate)."""
     solver: Literal["auto", "cholesky", "cg", "adam"] = "auto"
     """auto is cholesky where memory allows, else conjugate gradient (cg); adam is the authors' 20 steps."""
-    cg_tolerance: float = Field(default=1e-3, ge=0)
+    cg_tolerance: Weight = 1e-3
     """Conjugate gradient ends at this norm of the residual, relative to the right-hand side."""
-    cg_steps: int = Field(default=30, ge=1)
+    cg_steps: Size = 30
     """Conjugate gradient ends after so many products at the latest."""
-    lr_img: float = Field(default=3e-3, gt=0)
+    lr_img: StepSize = 3e-3
     """Step size of the images (Adam; the authors use AdaBelief)."""
-    lr_y: float = Field(default=3e-3, gt=0)
+    lr_y: StepSize = 3e-3
     """Step size of the targets."""
-    lr_tau: float = Field(default=3e-2, gt=0)
+    lr_tau: StepSize = 3e-2
     """Step size of the logarithm of the inverse temperature (Platt scaling)."""
     margin: bool = True
     """Reward targets whose largest entry is above the next, up to 1/(2 classes)."""
     flip: bool = False
     """Train on mirror images too (the authors do, on all but digits and clothes)."""
-    grad_images: int | None = Field(default=None, ge=1)
+    grad_images: Count | None = None
     """Stored images per outer step whose gradient is taken, scaled up; the default is all."""
-    pool: int = Field(default=8, ge=1)
+    pool: Annotated[Size, Field(le=1000)] = 8
     """Number of networks that are linearised (the authors: 30)."""
-    pool_width: int = Field(default=16, ge=1)
+    pool_width: Width = 16
     """Channels of the first block of the pool's networks, doubled from block to block (the authors: 128)."""
     pool_activation: Literal["softplus", "relu"] = "softplus"
     """Activation of the pool's networks: softplus(60 x)/60, or ReLU (the authors, from 64 pixels on)."""
-    pool_steps: int = Field(default=15, ge=1)
+    pool_steps: Size = 15
     """Steps of Adam, at most, for which the network of an outer step then learns the set."""
-    pool_reset: int = Field(default=100, ge=1)
+    pool_reset: Count = 100
     """Steps of Adam after which a network is initialised anew."""
-    pool_batch: int | None = Field(default=None, ge=1)
+    pool_batch: Count | None = None
     """Synthetic images per step of Adam on a network; the default is all."""
-    lr_pool: float = Field(default=5e-5, gt=0)
+    lr_pool: StepSize = 5e-5
     """Step size of Adam on a network."""
-    label_scale: float = Field(default=5.0, gt=0)
+    label_scale: StepSize = 5.0
     """Common protocol: labels are softmax(label_scale x targets); on digits 2 to 5 beat exp(tau)."""
-    lr_net: float = Field(default=0.01, gt=0)
+    lr_net: StepSize = 0.01
     """Step size of the networks that evaluate the set until one is chosen on validation (--eval.baseline-lrs)."""
     init: InitName = "random"
     """Images to start from: a coreset of real ones, or noise."""

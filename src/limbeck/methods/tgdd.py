@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
-
+from limbeck.core.ranges import Share, Weight
 from limbeck.methods.feature_matching import FeatureMatchingConfig, make_plan
 from limbeck.methods.plan import Method, MethodInputs, Plan
 from limbeck.objectives.along_experts import Ahead
@@ -13,9 +12,9 @@ from limbeck.objectives.features import mean_distance
 class TGDDConfig(FeatureMatchingConfig):
     """Options of TGDD."""
 
-    alpha: float = Field(default=2.5, ge=0)
+    alpha: Weight = 2.5
     """Weight of the cross-entropy under the network farther on (the authors: 2.5, and 0.5 at 50 images per class)."""
-    ahead: float = Field(default=0.1, ge=0, le=1)
+    ahead: Share = 0.1
     """How much farther on that network lies at most, as a part of the expert's path (the authors: 6 of 60 epochs)."""
 
 

@@ -8,10 +8,10 @@ from math import inf, log
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from limbeck.core.errors import UserError
+from limbeck.core.ranges import Count, Decay, Size, StepSize, Tiles, Weight
 from limbeck.core.types import Sampler, Segment
 from limbeck.methods.coreset import select_real, take_real
 from limbeck.methods.initial import InitName, draw_noise, make_real_mosaics
@@ -39,33 +39,33 @@ class TrajectoryConfig(MethodConfig):
     """Options of every method that matches trajectories. N, M and U are the papers' symbols."""
 
     added: ClassVar[tuple[str, ...]] = ("learn_labels", "micro_batch")
-    iterations: int = Field(default=500, ge=1)
+    iterations: Count = 500
     """Number of outer steps."""
-    syn_steps: int = Field(default=20, ge=1)
+    syn_steps: Size = 20
     """N, student steps per outer step."""
     optimizer: Literal["sgd", "adam"] = "sgd"
     """Optimiser of the images."""
-    lr_img: float = Field(default=50.0, gt=0)
+    lr_img: StepSize = 50.0
     """Step size of the images."""
-    momentum: float = Field(default=0.5, ge=0, lt=1)
+    momentum: Decay = 0.5
     """Momentum of SGD on images and step size; of Adam it is beta1."""
-    lr_teacher: float = Field(default=0.01, gt=0)
+    lr_teacher: StepSize = 0.01
     """The student's step size at the start."""
-    lr_lr: float = Field(default=1e-5, ge=0)
+    lr_lr: Weight = 1e-5
     """Step size of the student's step size, in the papers' unit (of the step size itself); 0 keeps it constant."""
-    batch_syn: int | None = Field(default=None, ge=1)
+    batch_syn: Count | None = None
     """Synthetic images per student step; the default is all, or with tiles as many as there are stored images."""
-    grad_accum: int = Field(default=1, ge=1)
+    grad_accum: Size = 1
     """Segments whose gradients are averaged in an outer step."""
-    micro_batch: int | None = Field(default=None, ge=1)
+    micro_batch: Count | None = None
     """Images of a student step that are computed at a time, to save memory; the gradient is the same to rounding."""
     max_memory: str | None = None
     """Choose --micro-batch so that the memory is about this at most: a number with a unit, such as 8GB or 700MB."""
     learn_labels: bool = False
     """Learn label probabilities too, from what the experts say about the images that the set starts from (as DATM)."""
-    lr_y: float = Field(default=5.0, gt=0)
+    lr_y: StepSize = 5.0
     """Step size of the logits of learned labels."""
-    momentum_y: float = Field(default=0.9, ge=0, lt=1)
+    momentum_y: Decay = 0.9
     """Momentum of SGD on the logits of learned labels."""
 
     def recorded(self) -> dict[str, Any]:
@@ -83,9 +83,9 @@ class StartConfig(TrajectoryConfig):
     added = ("factor",)
     init: InitName = "random"
     """Images to start from: a coreset of real ones, or noise."""
-    canvas: int = Field(default=1, ge=1)
+    canvas: Tiles = 1
     """Images are canvases of so many image sides, cropped at random (MTT's textures)."""
-    factor: int = Field(default=1, ge=1)
+    factor: Tiles = 1
     """f: every image holds f x f tiles, each a training image when enlarged (IDC's multi-formation); 1 for none."""
 
     def initial_images(self, ipc: int) -> int:
@@ -96,9 +96,9 @@ class StartConfig(TrajectoryConfig):
 class RecordedConfig(TrajectoryConfig):
     """Options of every method that matches whole epochs of recorded trajectories."""
 
-    expert_epochs: int | None = Field(default=None, ge=1)
+    expert_epochs: Count | None = None
     """M, epochs of the expert for the student to cover; the default is 5 times as far as its own steps can reach."""
-    max_start_epoch: int | None = Field(default=None, ge=1)
+    max_start_epoch: Count | None = None
     """U, start epochs are whole numbers below it; the default grows with images per class."""
 
 

@@ -14,10 +14,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from torch import nn
 
 from limbeck.core.errors import UserError, suggest_names
+from limbeck.core.memory import total_memory
+from limbeck.core.ranges import Depth, Width
+from limbeck.core.rng import fork_rng
 from limbeck.core.user_imports import find_object
 from limbeck.networks.alexnet import AlexNet
 from limbeck.networks.convnet import MLP, ConvNet, default_depth, widening
@@ -92,9 +95,9 @@ class ModelConfig(BaseModel):
     name: str = "convnet"
     """Name of the network: convnet, widening (channels double), mlp, lenet, alexnet, vgg11, resnet18, resnet18ap, vit;
     timm:NAME for one of timm, and my_file:make for a function `make` of your own."""
-    depth: int | None = Field(default=None, ge=1)
+    depth: Depth | None = None
     """Number of blocks of a convnet or vit; a convnet's default depends on the image size (3 at 28 and 32 pixels)."""
-    width: int | None = Field(default=None, ge=1)
+    width: Width | None = None
     """Channels of every block, or of the first where they grow (the papers: 128; vgg11 and resnet18 64)."""
     norm: str | None = None
     """Norm after every convolution: instance, batch, layer (convnet only), group or none."""
@@ -184,8 +187,9 @@ def parse_network(text: str) -> ModelConfig:
 
 def _parameters(name: str) -> Mapping[str, inspect.Parameter]:
     """The parameters of the function that builds a network; none where Python cannot tell."""
+    network = find_network(name)  # its UserError is a ValueError, too
     try:
-        return inspect.signature(find_network(name)).parameters
+        return inspect.signature(network).parameters
     except ValueError:
         return {}
 
@@ -200,6 +204,8 @@ def flat_model(config: ModelConfig, shape: tuple[int, int, int], classes: int) -
     """
     options, factory = config.options(), find_network(config.name)
     channels, height, width = shape
+    if config.name in MODELS:
+        _require_room(partial(factory, channels, (height, width), classes, **options), config.name)
 
     def build() -> nn.Module:
         try:
@@ -215,6 +221,22 @@ def flat_model(config: ModelConfig, shape: tuple[int, int, int], classes: int) -
     model = FlatModel(build, shape)
     _require_classifier(model, config.name, shape, classes)
     return model
+
+
+def _require_room(build: Callable[[], nn.Module], name: str) -> None:
+    """Raise UserError for a network that this machine cannot hold together with one vector of its parameters.
+
+    It is built without memory, on torch's device "meta".
+    """
+    with torch.device("meta"), fork_rng(0, "shell"):
+        count = sum(parameter.numel() for parameter in build().parameters())
+    memory = total_memory()
+    if memory is not None and 8 * count > memory:
+        raise UserError(
+            f"the network '{name}' would have {count:,} parameters, two copies of which are {8 * count / 1e9:,.0f} GB, "
+            f"and this machine has {memory / 1e9:,.0f} GB of memory; lower its width or its depth (--model.width, "
+            "--pool-width)."
+        )
 
 
 @torch.no_grad()
