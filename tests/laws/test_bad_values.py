@@ -18,6 +18,9 @@ import limbeck
 from limbeck import METHODS, EvalConfig, ExpertConfig, ImageData, ModelConfig, UserError
 from limbeck.data import Split
 from limbeck.jobs.config import JobConfig
+from limbeck.studies.cells import make_cells
+from limbeck.studies.config import read_study
+from limbeck.studies.search import OpenSearch
 
 VALUES: tuple[Any, ...] = (-1, 0, 1e30, nan, inf, -inf, "", None, True, 10**30, (), [])
 PARTS: dict[str, type[BaseModel]] = {"model": ModelConfig, "expert": ExpertConfig, "eval": EvalConfig}
@@ -121,3 +124,62 @@ def test_every_number_has_a_largest_value() -> None:
         if {int, float} & {option.info.annotation, *get_args(option.info.annotation)} and not option.limits()
     ]
     assert open_ended == []
+
+
+STUDY = {
+    "title": '"Two methods"',
+    "text": '""',
+    "seeds": "[0]",
+    "options": '{ data = "digits" }',
+    "axes": '{ method = { MTT = { method = "mtt" }, MCT = { method = "mct" } } }',
+    "overrides": '[{ where = { method = "MTT" }, options = { ipc = 1 } }]',
+    "skip": "[]",
+    "compare": '{ axis = "method", against = "MTT" }',
+    "search": "{ trials = 2, options = { lr_img = { low = 0.1, high = 1.0 } } }",
+}
+PLACES = [(name, "{}") for name in STUDY] + [
+    ("seeds", "[{}]"),
+    ("axes", '{{ method = {{ MTT = {{ method = "mtt", seeds = {} }} }} }}'),
+    ("axes", '{{ method = {{ MTT = {{ method = "mtt", seeds = [{}] }} }} }}'),
+    ("axes", '{{ method = {{ MTT = {{ method = "mtt", search = {} }} }} }}'),
+    ("axes", "{{ method = {{ MTT = {} }} }}"),
+    ("overrides", "[{{ where = {}, options = {{ ipc = 1 }} }}]"),
+    ("overrides", '[{{ where = {{ method = "MTT" }}, options = {} }}]'),
+    ("skip", "[{}]"),
+    ("compare", '{{ axis = {}, against = "MTT" }}'),
+    ("compare", '{{ axis = "method", against = {} }}'),
+    *(("search", f"{{{{ trials = 1, {name} = {{}} }}}}") for name in ("seed", "on_seed", "options")),
+    ("search", "{{ trials = {} }}"),
+    *(
+        ("search", f"{{{{ trials = 1, options = {{{{ lr_img = {{{{ {low} }}}} }}}} }}}}")
+        for low in ("low = {}, high = 1.0", "low = 0.1, high = {}", "low = 1, high = {}", "low = {}, high = 2")
+    ),
+    ("search", "{{ trials = 1, options = {{ lr_img = {{ low = 0.1, high = 1.0, log = {} }} }} }}"),
+    ("search", "{{ trials = 1, options = {{ lr_img = {{ choices = {} }} }} }}"),
+    ("search", "{{ trials = 1, options = {{ lr_img = {{ choices = [{}, 1] }} }} }}"),
+]
+TOML = ("-1", "0", "1e30", "nan", "inf", "-inf", '""', "true", str(10**30), "[]", "{}")
+
+
+@pytest.mark.parametrize(("name", "form"), PLACES)
+def test_a_study_file_with_a_senseless_value_is_refused_or_has_cells(name: str, form: str, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    sentences: list[str] = []
+    for value in TOML:
+        fields = {**STUDY, name: form.format(value)}
+        if "seeds =" in form or "search =" in form or form.endswith("MTT = {} }} }}"):
+            fields |= {"overrides": "[]", "compare": "[]"}
+        path = tmp_path / "study.toml"
+        path.write_text("\n".join(f"{field} = {text}" for field, text in fields.items()), encoding="utf-8")
+        try:
+            study, _ = read_study(path)
+            cells = make_cells(study)
+        except UserError as error:
+            sentences.append(str(error))
+            continue
+        assert cells
+        if study.search is not None:
+            options = OpenSearch.of(cells[0], study.search, []).suggest(0)
+            assert all(not isinstance(number, float) or abs(number) <= 1e9 for number in options.values()), value
+    assert all(len(sentence) < 400 and "\n" not in sentence for sentence in sentences)
+    assert sentences, "every place refuses something"

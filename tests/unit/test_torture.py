@@ -46,6 +46,15 @@ def test_a_disk_that_fails_is_a_sentence_and_loses_nothing(error: int, cases: Ca
     assert campaigns.fail_everywhere(cases("experts"), error, 3).run() == (3, [])
 
 
+def test_a_disk_that_is_full_is_a_sentence_and_loses_nothing(cases: Cases, tmp_path: Path) -> None:
+    """A file system in memory that has too few bytes for a distillation, and one that has too few files."""
+    try:
+        campaign = campaigns.fill_disk(cases("distill"), tmp_path / "disk", 6)
+    except (PermissionError, FileNotFoundError):
+        pytest.skip("only root on Linux mounts a file system in memory")
+    assert [attempt() for attempt in campaign.attempts[1::3]] == [None, None]
+
+
 def test_a_folder_that_vanishes_is_not_made_again(cases: Cases) -> None:
     assert campaigns.vanish_everywhere(cases("experts"), 3).run() == (3, [])
 

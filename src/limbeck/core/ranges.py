@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, StrictFloat, StrictInt
 from pydantic_core import PydanticCustomError
 
 
@@ -42,5 +42,7 @@ Epoch = Annotated[float, Field(gt=0, le=1e9), NUMBER]
 """A time in epochs, which need not be whole."""
 Decay = Annotated[float, Field(ge=0, lt=1), NUMBER]
 """The decay of an average, or a momentum."""
+Number = Annotated[StrictInt | StrictFloat, Field(ge=-1e9, le=1e9)]
+"""Any number that an option can have; a whole one stays whole."""
 Share = Annotated[float, Field(ge=0, le=1), NUMBER]
 """A part of a whole."""

@@ -63,12 +63,16 @@ def make_cells(study: Study) -> list[Cell]:
         for table in tables:
             options = merge(options, table)
         seeds, own = options.pop("seeds", study.seeds), options.pop("search", {})
-        if not isinstance(seeds, list | tuple) or not seeds or not all(type(seed) is int for seed in seeds):
+        if not isinstance(seeds, list | tuple) or not seeds or not all(map(_is_seed, seeds)):
             raise UserError(f"{Cell(values, {}, ()).name}: seeds are whole numbers, as [0, 1, 2], not {seeds!r}.")
         cells.append(Cell(values, options, tuple(seeds), _space(study, values, own)))
     if not cells:
         raise UserError("the study skips all of its cells; take something out of skip.")
     return cells
+
+
+def _is_seed(value: Any) -> bool:
+    return type(value) is int and abs(value) < 2**63
 
 
 def _space(study: Study, values: CellValues, own: Any) -> dict[str, Range]:

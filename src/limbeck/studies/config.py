@@ -11,14 +11,13 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    StrictFloat,
-    StrictInt,
     ValidationError,
     field_validator,
     model_validator,
 )
 
 from limbeck.core.errors import UserError
+from limbeck.core.ranges import Number, Seed, Size
 from limbeck.core.study_records import CellValues
 
 OWN_KEYWORDS = {"seed": "seeds", "out": "--work"}
@@ -54,8 +53,8 @@ class Range(Part):
     (1.0, ('sgd', 'adam'))
     """
 
-    low: StrictInt | StrictFloat | None = None
-    high: StrictInt | StrictFloat | None = None
+    low: Number | None = None
+    high: Number | None = None
     log: bool = False
     choices: tuple[bool | int | float | str, ...] | None = None
 
@@ -76,9 +75,9 @@ class Search(Part):
     options: By name, as lr_img or "expert.lr"; a value of an axis may have a table `search` with options of its own.
     """
 
-    trials: int = Field(ge=1)
-    seed: int = 0
-    on_seed: int | None = None
+    trials: Size
+    seed: Seed = 0
+    on_seed: Seed | None = None
     options: dict[str, Range] = Field(default_factory=dict)
 
 
@@ -99,7 +98,7 @@ class Study(Part):
 
     title: str = Field(min_length=1)
     text: str = ""
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     options: dict[str, Any]
     axes: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)
     overrides: tuple[Override, ...] = ()
