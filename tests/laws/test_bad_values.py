@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 import limbeck
 from limbeck import METHODS, EvalConfig, ExpertConfig, ImageData, ModelConfig, UserError
+from limbeck.cli.commands import COMMANDS, find_command
 from limbeck.data import Split
 from limbeck.jobs.config import JobConfig
 from limbeck.studies.cells import make_cells
@@ -117,10 +118,16 @@ def test_a_senseless_value_is_refused_or_makes_sense(
 
 
 def test_every_number_has_a_largest_value() -> None:
-    """Otherwise 1e30 steps are planned; a tuple's numbers and a literal's are checked above."""
+    """Otherwise 1e30 steps are planned. Those of commands alone are such as --threads."""
+    commands = [
+        Option(command, "", name, info)
+        for command in COMMANDS
+        for name, info in find_command(command).options.model_fields.items()
+        if name != "pixel_range"  # the two values of black and white, which reading compares
+    ]
     open_ended = [
         option.label
-        for option in OPTIONS
+        for option in (*OPTIONS, *commands)
         if {int, float} & {option.info.annotation, *get_args(option.info.annotation)} and not option.limits()
     ]
     assert open_ended == []

@@ -125,7 +125,8 @@ def test_sizes_that_differ_are_named_and_resize_mends_them(tmp_path: Path) -> No
         "10 images were resized to 4x3 (height x width)",
         "1 image was stretched to 4x3 (height x width)",
     )
-    refuses(tmp_path, "at least 1 pixel", resize=0)
+    for resize in (0, -1, 10**9, 1.5, True, (8, 0), (10**9, 8)):
+        refuses(tmp_path, "at least 1 pixel", resize=resize)
 
 
 def test_resize_is_pillows_antialiased_bilinear_for_files_and_arrays(tmp_path: Path) -> None:

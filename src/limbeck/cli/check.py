@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 from limbeck.cli.common import DATA, Command, Options
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
+from limbeck.core.ranges import Side
 from limbeck.laws.check import check
 
 
@@ -21,7 +22,7 @@ class Check(Options):
     """my_file:METHOD, my_file:make (a network), my_file:select (a selector), my_file:READER, or a name of limbeck's."""
     data: Annotated[Positional[str], DATA] = "digits"
     """Images to try a method on, and to build a network for; the path of what a reader has to read."""
-    resize: int | None = None
+    resize: Side | None = None
     """Resize every image to this many pixels a side."""
     kind: Literal["method", "network", "selector", "reader"] | None = None
     """What NAME is, where limbeck takes it for something else."""

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import tyro
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
+from limbeck.core.ranges import Workers
 from limbeck.core.sizes import ResizeMode, parse_size
 from limbeck.engines import EngineName
 from limbeck.progress.combine import combine
@@ -42,7 +43,7 @@ class Options(OptionGroup):
 class Threads(OptionGroup):
     """The option of commands that compute."""
 
-    threads: int | None = Field(default=None, ge=1)
+    threads: Workers | None = None
     """Processor threads to use; the default is one per core."""
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
 from tyro.conf import Positional
 
 from limbeck.cli.common import DATA, Command, Device, Options, WithEstimate, announce
 from limbeck.cli.records import RUNS
 from limbeck.core.evaluation_records import ComparisonRow
 from limbeck.core.events import Listener
+from limbeck.core.ranges import Count, Seed, Size
 from limbeck.evaluation.compare import prepare_comparison, run_comparison
 from limbeck.evaluation.protocol import ProtocolName
 from limbeck.evaluation.sets import OWN_NETWORK
@@ -29,13 +29,13 @@ class Compare(Device, Options, WithEstimate):
     """The data to test on; the default is where the first set came from."""
     which: Literal["chosen", "last"] = "chosen"
     """The set of a run."""
-    num_networks: int | None = Field(default=None, ge=1)
+    num_networks: Size | None = None
     """How many networks to train on each set; the default is as many as when the sets were made."""
     protocol: ProtocolName | None = None
     """How networks are trained and scored; the default is as when the sets were made."""
-    epochs: int | None = Field(default=None, ge=1)
+    epochs: Count | None = None
     """Passes over the set; the default is as many as the protocol says."""
-    seed: int = 0
+    seed: Seed = 0
     """The seed of the networks."""
     model: ModelConfig = OWN_NETWORK
     """The network to train; 'same' is the one that the sets were distilled with, changed by the options given."""

@@ -32,6 +32,7 @@ from limbeck.core.distributed import SINGLE, Ranks, join_ranks
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.core.launch import Launch
+from limbeck.core.ranges import Size
 from limbeck.data import ImageData, load_data
 from limbeck.evaluation.protocol import EvalConfig, ProtocolName
 from limbeck.experts.store import ExpertConfig
@@ -68,7 +69,7 @@ class RunOptions(Data, JobConfig, Device, Options):
     my_file:METHOD is one of your own."""
     preset: str | None = None
     """A published setting to start from; options beside it win, and 'limbeck presets' lists them."""
-    ipc: int = 1
+    ipc: Size = 1
     """Images per class of the synthetic set."""
     out: Annotated[str | None, PATH] = None
     """The run folder; the default is runs/DATA-METHOD-ipcN-seedS."""

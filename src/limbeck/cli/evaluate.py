@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model
+from pydantic.fields import FieldInfo
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from limbeck.cli.common import (
@@ -25,6 +26,7 @@ from limbeck.cli.common import (
 from limbeck.core.errors import UserError
 from limbeck.core.evaluation_records import EvaluationRow, ScoreRow
 from limbeck.core.events import Listener
+from limbeck.core.ranges import Count, Seed, Size
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.evaluation.record import make_record, merge_record
 from limbeck.evaluation.regression import WORDS
@@ -41,7 +43,14 @@ from limbeck.task import Precision
 def _make_optional(names: Iterable[str]) -> dict[str, Any]:
     """Fields of `EvalConfig` that may be None, which stands for the protocol's own value."""
     fields = EvalConfig.model_fields
-    return {name: (fields[name].annotation | None, Field(None, description=fields[name].description)) for name in names}  # type: ignore[operator]
+    return {
+        name: (_with_range(fields[name]) | None, Field(None, description=fields[name].description)) for name in names
+    }
+
+
+def _with_range(field: FieldInfo) -> Any:
+    """The type of a field with the range that pydantic keeps beside it."""
+    return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
 
 
 ALONE = ("networks", "epochs", "protocol")  # which are options of the command itself
@@ -64,7 +73,7 @@ class Evaluate(Reading, Device, Options, WithEstimate):
     """Networks to train on the set, on random and k-means images, and on all images, with a step size of their own.
     Each has its own defaults, or options after its name (resnet18:width=16:norm=batch), and the name of the set's own
     network stands for the one that the set was distilled with."""
-    num_networks: int | None = Field(default=None, ge=1)
+    num_networks: Size | None = None
     """How many fresh networks to train; the default is as many as when the set was made."""
     which: Literal["both", "last", "chosen"] = "both"
     """Which sets of a run folder; one takes half of the time."""
@@ -76,9 +85,9 @@ class Evaluate(Reading, Device, Options, WithEstimate):
     """Also test the networks, and those of random and k-means images, under these attacks: fgsm, pgd."""
     corruptions: Annotated[FlagCreatePairsOff[bool], SWITCH] = False
     """Also test them under common corruptions: noise, blur, brightness, contrast, pixelation and JPEG."""
-    epochs: int | None = Field(default=None, ge=1)
+    epochs: Count | None = None
     """Passes over the set; the default is as many as the protocol says."""
-    seed: int = 0
+    seed: Seed = 0
     """The seed of the networks."""
     precision: Precision = "float32"
     """Number format of activations in training; tf32 and bfloat16 save time on GPUs, and only there."""

@@ -28,6 +28,7 @@ from limbeck.cli.common import (
 from limbeck.cli.info import describe
 from limbeck.core.distributed import Ranks, join_ranks
 from limbeck.core.events import Listener
+from limbeck.core.ranges import CountOrZero, Seed, Size
 from limbeck.data import load_data
 from limbeck.data.preprocess import PreprocessName
 from limbeck.engines import ENGINES, Engine
@@ -45,9 +46,9 @@ class Experts(Data, Device, Options, WithTracker, WithEstimate, WithEngine):
 
     out: Annotated[str | None, PATH] = None
     """The folder of the store; the default is one named by its content."""
-    num_experts: int = Field(default=10, ge=1)
+    num_experts: Size = 10
     """How many experts the store is to hold."""
-    seed: int = 0
+    seed: Seed = 0
     """The seed of everything random."""
     preprocess: PreprocessName = "normalise"
     """Mean and deviation per channel, or ZCA whitening, fitted on train; cifar and so on: the authors' constants."""
@@ -66,9 +67,9 @@ class Convexify(Threads, Options):
     """A store made with '--keep recorded' or '--keep both'."""
     out: Annotated[str, PATH]
     """The folder of the new store."""
-    waypoints: int = Field(default=2, ge=2)
+    waypoints: Annotated[Size, Field(ge=2)] = 2
     """How many points of each trajectory to keep."""
-    waypoint_at: tuple[int, ...] = ()
+    waypoint_at: tuple[CountOrZero, ...] = ()
     """Epochs of the waypoints; the default is equally spaced ones."""
     smoothing: str = "none"
     """The averages around waypoints: none, mct or mct-older."""

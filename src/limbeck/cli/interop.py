@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from limbeck.cli.common import (
@@ -25,6 +24,7 @@ from limbeck.cli.info import describe
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.core.files import require_new_folder
+from limbeck.core.ranges import Count, CountOrZero, Seed, Size, StepSize, Tiles
 from limbeck.data import fit_preprocess, load_data
 from limbeck.data.preprocess import CONSTANTS, PreprocessName
 from limbeck.evaluation.sets import prepare_evaluation
@@ -50,7 +50,7 @@ class ImportOptions(Reading):
     """Where to write what was read."""
     augment: str | None = None
     """DSA families joined by '_', or none; the default is all."""
-    seed: int = 0
+    seed: Seed = 0
     """The seed by which the data are split."""
     model: ModelConfig = NO_NETWORK
 
@@ -62,28 +62,28 @@ class ImportExperts(ImportOptions, Device, Options):
     """The space of the images: fitted on our train, or the constants of the authors' code (cifar and so on)."""
     kind: str | None = None
     """Which files to read where a folder holds several kinds, waypoint_buffer_ip4 for example."""
-    num_experts: int | None = Field(default=None, ge=1)
+    num_experts: Size | None = None
     """How many experts to read at most."""
-    epochs: int | None = Field(default=None, ge=1)
+    epochs: Count | None = None
     """How long they were trained; experts of another length are refused."""
-    lr: float = Field(default=0.01, gt=0)
+    lr: StepSize = 0.01
     """The step size they were trained with."""
-    batch_size: int = Field(default=256, ge=1)
+    batch_size: Count = 256
     """The batch size they were trained with."""
-    validation_images: int = Field(default=1000, ge=1)
+    validation_images: Count = 1000
     """How many validation images to measure the accuracy after every epoch on."""
 
 
 class ImportSet(ImportOptions, Threads, Options):
     """Import a distilled set of MTT and its kin, DC, DSA, DM, DataDAM, IDC or DREAM (.pt files) into one file."""
 
-    lr: float | None = Field(default=None, gt=0)
+    lr: StepSize | None = None
     """The step size, where no lr_*.pt has it; 0.01 for sets that have none of their own (DC, DSA, DM, DataDAM, IDC)."""
     preprocess: PreprocessName | None = None
     """The space of the images: fitted on our train, or constants of the authors' code; the default is by file name."""
-    experiment: int | None = Field(default=None, ge=0)
+    experiment: CountOrZero | None = None
     """Which set of a file of several, from 0; the default is the first, and the last of the snapshots of one run."""
-    factor: int | None = Field(default=None, ge=1)
+    factor: Tiles | None = None
     """Tiles along each side of IDC's images; the default is as the folder's name says."""
 
 
@@ -103,9 +103,9 @@ class Export(Device, Options, WithEstimate):
     """Do not measure what the 8 bits of pictures cost in test accuracy (imagefolder and hf)."""
     data: Annotated[str | None, DATA] = None
     """The data to measure it on; the default is where the set came from."""
-    num_networks: int | None = Field(default=None, ge=1)
+    num_networks: Size | None = None
     """How many fresh networks to measure it by; the default is as many as when the set was made."""
-    seed: int = 0
+    seed: Seed = 0
     """The seed of these networks."""
 
 

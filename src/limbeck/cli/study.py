@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional, arg
@@ -14,6 +13,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from limbeck.cli.common import PATH, SWITCH, Command, Options, WithEngine, WithEstimate
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
+from limbeck.core.ranges import Workers
 from limbeck.core.record_files import read_record
 from limbeck.core.study_records import FORMAT, StudyRecord
 from limbeck.engines import ENGINES
@@ -34,10 +34,10 @@ class Study(Options, WithEstimate, WithEngine):
     """The study file; its record is written beside it as FILE.json after every run."""
     work: Annotated[str | None, PATH] = None
     """The folder of the runs, where interrupted ones are resumed; the default lies in limbeck's cache folder."""
-    jobs: int | None = Field(default=None, ge=1)
+    jobs: Workers | None = None
     """Runs at a time, each a process of its own; the default is as many as the cores or the cluster allow, and one on
     a GPU."""
-    threads: int = Field(default=1, ge=1)
+    threads: Workers = 1
     """Processor threads of each run."""
     merge: Annotated[tuple[str, ...], arg(metavar="PATH [PATH ...]")] = ()
     """Records of the same study from other machines, whose runs are taken over."""

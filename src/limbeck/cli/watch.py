@@ -6,13 +6,13 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
 from rich.text import Text
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from limbeck.cli.common import SWITCH, Command, Options
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
+from limbeck.core.ranges import StepSize
 from limbeck.core.text import printable
 from limbeck.progress.screen import PlainConsole
 from limbeck.progress.watch import Sight, look
@@ -31,7 +31,7 @@ class Watch(Options):
     """The run folder; it may be not there yet."""
     once: Annotated[FlagCreatePairsOff[bool], SWITCH] = False
     """Say how the run is now, and end."""
-    interval: Annotated[float, arg(metavar="SECONDS")] = Field(default=1.0, gt=0)
+    interval: Annotated[StepSize, arg(metavar="SECONDS")] = 1.0
     """Seconds between two looks."""
 
 

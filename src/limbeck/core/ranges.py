@@ -32,6 +32,11 @@ Depth = Annotated[int, Field(ge=1, le=1000), NUMBER]
 """A number of blocks of a network."""
 Tiles = Annotated[int, Field(ge=1, le=64), NUMBER]
 """A number of images along the side of a larger one."""
+MAX_SIDE = 8192
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE), NUMBER]
+"""The pixels of an image's side."""
+Workers = Annotated[int, Field(ge=1, le=4096), NUMBER]
+"""A number of threads or processes."""
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1), NUMBER]
 """A seed: a whole number of 64 bits."""
 StepSize = Annotated[float, Field(gt=0, le=1e9), NUMBER]

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from limbeck.core.errors import UserError, suggest_names
 from limbeck.core.events import Listener
 from limbeck.core.files import refuse_own_folder
+from limbeck.core.ranges import MAX_SIDE
 from limbeck.core.sizes import ResizeMode, Size
 from limbeck.data.archives import archive_suffix, read_archive_tree
 from limbeck.data.assemble import assemble
@@ -199,8 +200,10 @@ def _check_size(resize: int | tuple[int, int] | None) -> Size | None:
     if resize is None:
         return None
     height, width = (resize, resize) if isinstance(resize, int) else resize
-    if height < 1 or width < 1:
-        raise UserError(f"resize is a height and a width of at least 1 pixel, not {resize}; give, say, 32")
+    if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in (height, width)):
+        raise UserError(
+            f"--resize is a height and a width of at least 1 pixel and at most {MAX_SIDE}, not {resize}; give, say, 32."
+        )
     return height, width
 
 

@@ -19,6 +19,7 @@ from pydantic import (
 from limbeck.core.errors import UserError
 from limbeck.core.ranges import Number, Seed, Size
 from limbeck.core.study_records import CellValues
+from limbeck.core.text import printable
 
 OWN_KEYWORDS = {"seed": "seeds", "out": "--work"}
 """Keywords of `limbeck.distill` that a study sets itself, and what says them."""
@@ -161,7 +162,7 @@ def read_study(path: Path) -> tuple[Study, dict[str, Any]]:
         return Study.model_validate(content), content
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        message = first["msg"].removeprefix("Value error, ")
+        place = printable(".".join(map(str, first["loc"])), 80)
+        message = printable(first["msg"].removeprefix("Value error, "), 160)
         where = f"{place}: " if place else ""
         raise UserError(f"{path}: {where}{message[0].lower()}{message[1:]}; correct it there.") from None
