@@ -81,7 +81,7 @@ def is_sentence(ending: Ending) -> bool:
         and "Traceback" not in ending.text
         and "[Errno" not in ending.text
         and all(
-            line.startswith("limbeck: ") and ("/" in line or "is gone" in line)
+            line.startswith("limbeck: ") and ("/" in line or "is gone" in line or " cannot be written (" in line)
             for line in ending.text.strip().splitlines()[-1:]
         )
     )

@@ -97,6 +97,8 @@ def test_the_permissions_of_all_threads_stay(tmp_path: Path, monkeypatch: pytest
         (OSError(errno.EROFS, "x"), errno.EROFS),
         (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), errno.ENOSPC),
         (RuntimeError("[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed"), errno.EIO),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 662"), errno.EIO),
+        (RuntimeError("basic_ios::clear: iostream error"), errno.EIO),
     ],
 )
 def test_what_the_system_says_becomes_a_sentence(error: Exception, number: int) -> None:

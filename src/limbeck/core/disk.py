@@ -24,6 +24,8 @@ REMEDIES = {
     errno.EMFILE: "allow more open files (ulimit -n)",
 }
 """What to do first, by the number of an error of the system."""
+OF_TORCH_SAVE = ("PytorchStreamWriter", "inline_container.cc", "iostream error")
+"""Words of its errors where it cannot write; which of them come depends on the byte at which the disk is full."""
 
 
 @contextmanager
@@ -53,7 +55,7 @@ def _error_number(error: Exception, path: Path) -> int | None:
     match = re.search(r"os error (\d+)", str(error))  # of safetensors, which is written in Rust
     if match:
         return int(match[1])
-    if "PytorchStreamWriter" in str(error):  # of torch.save, which does not say why
+    if any(words in str(error) for words in OF_TORCH_SAVE):  # which does not say why
         return errno.ENOSPC if _is_full(path) else errno.EIO
     return None
 
