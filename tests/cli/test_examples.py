@@ -59,10 +59,10 @@ def test_examples_run(limbeck: Any) -> None:
 
 @pytest.mark.usefixtures("_folders")
 def test_the_examples_of_cache_run(limbeck: Any, tmp_path: Path) -> None:
-    (tmp_path / "home" / "images").mkdir(parents=True)
+    (tmp_path / "home" / "images" / "digits").mkdir(parents=True)
     for example in find_command("cache").examples:
         assert limbeck(*shlex.split(example)[1:]).status == 0
-    assert not (tmp_path / "home" / "images").exists()
+    assert list((tmp_path / "home" / "images").iterdir()) == []
 
 
 def test_how_many_cannot_run() -> None:

@@ -145,7 +145,8 @@ def test_debug_shows_the_traceback(limbeck: Any) -> None:
 def test_a_real_process_refuses_and_leaves_nothing(tmp_path: Path) -> None:
     with process("distill", "digits", "--ipc", "0", "--out", "run", cwd=tmp_path) as real:
         out, errors = real.communicate(timeout=60)
-    assert (real.returncode, out, errors) == (2, "", "limbeck: images per class must be at least 1, not 0.\n")
+    sentence = "limbeck: --ipc: input should be greater than or equal to 1, not 0.\n"
+    assert (real.returncode, out, errors) == (2, "", sentence)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -304,7 +304,7 @@ def test_a_set_as_a_torch_dataset(run: Path) -> None:
         ({"expert": ExpertConfig(epochs=2, waypoints=4)}, "2 to 3 waypoints"),
         ({"expert": ExpertConfig(epochs=2, smoothing="no")}, "smoothing"),
         ({"expert": ExpertConfig(epochs=2, keep="recorded")}, "convex"),
-        ({"ipc": 0}, "at least 1"),
+        ({"ipc": 0}, "ipc: Input should be greater than or equal to 1"),
         ({"ipc": 129}, "class '0' of digits has 128"),
         ({"augment": "no"}, "augmentation"),
         ({"nonsense": 1}, "there is no option nonsense; 'limbeck distill --help' lists all"),

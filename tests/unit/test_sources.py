@@ -54,7 +54,7 @@ def test_data_already_loaded_comes_back_as_it_is() -> None:
     data = load_data("digits")
     assert load_data(data) is data
     assert load_data(data, resize=8) is data
-    refuses(data, "resize, pixel_range and test do nothing", resize=9)
+    refuses(data, "resize, pixel_range, test and validation do nothing", resize=9)
 
 
 def test_a_path_with_a_slip_is_told_what_lies_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

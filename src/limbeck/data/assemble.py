@@ -69,7 +69,7 @@ def assemble(
     }
     notes += _describe_levels({split: find_limits(part.images.numpy()) for split, part in splits.items()})
     fractions = {"test": TEST_FRACTION, "validation": validation}
-    if "validation" in splits and validation != DEFAULT_VALIDATION:
+    if "validation" in splits and validation not in (0, DEFAULT_VALIDATION):
         notes.append(f"--validation {validation:g} was not needed, since there is a validation split")
     held_out = [split for split in ("validation", "test") if split not in splits and fractions[split]]
     files = dict(raw.files)

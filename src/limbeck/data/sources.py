@@ -199,12 +199,12 @@ def describe_kinds() -> str:
 def _check_size(resize: int | tuple[int, int] | None) -> Size | None:
     if resize is None:
         return None
-    height, width = (resize, resize) if isinstance(resize, int) else resize
-    if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in (height, width)):
+    sides = tuple(resize) if isinstance(resize, tuple | list) else (resize, resize)
+    if len(sides) != 2 or not all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides):
         raise UserError(
             f"--resize is a height and a width of at least 1 pixel and at most {MAX_SIDE}, not {resize}; give, say, 32."
         )
-    return height, width
+    return sides
 
 
 def _announce(listen: Listener | None, count: int, where: str) -> Callable[[], None]:

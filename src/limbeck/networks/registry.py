@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from limbeck.core.errors import UserError, suggest_names
 from limbeck.core.memory import total_memory
@@ -229,7 +230,10 @@ def _require_room(build: Callable[[], nn.Module], name: str) -> None:
     It is built without memory, on torch's device "meta".
     """
     with torch.device("meta"), fork_rng(0, "shell"):
-        count = sum(parameter.numel() for parameter in build().parameters())
+        network = build()
+    if not isinstance(network, nn.Module):  # for `FlatModel` to refuse, as lazy parameters are
+        return
+    count = sum(parameter.numel() for parameter in network.parameters() if not is_lazy(parameter))
     memory = total_memory()
     if memory is not None and 8 * count > memory:
         raise UserError(

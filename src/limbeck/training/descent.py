@@ -20,7 +20,7 @@ class State(NamedTuple):
     steps: How many steps it has taken, which Adam's bias correction depends on.
 
     >>> Momentum().start(torch.ones(2))
-    State(theta=tensor([1., 1.]), slots=(tensor([0., 0.]),), steps=0)
+    State(theta=float32[2], slots=tuple of 1, steps=0)
     """
 
     theta: Tensor

@@ -316,8 +316,8 @@ def advance(
     """The state after one step per batch, without a graph; see `unroll`, which can go on from it: a window.
 
     >>> quadratic = lambda theta, batch: (theta**2).sum() / 2
-    >>> advance(quadratic, torch.ones(1), [Batch(torch.zeros(1, 1, 1, 1), torch.zeros(1))] * 3, lr=0.5)
-    State(theta=tensor([0.1250]), slots=(), steps=3)
+    >>> advance(quadratic, torch.ones(1), [Batch(torch.zeros(1, 1, 1, 1), torch.zeros(1))] * 3, lr=0.5).theta
+    tensor([0.1250])
     """
     last = deque(walk(loss, start, batches, lr, descent), maxlen=1)
     return last[0][0] if last else _detached_state(start, descent)
