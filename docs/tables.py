@@ -99,40 +99,6 @@ def format_results(data: str, ipc: int, measure: str = "accuracy") -> str:
     return format_table(head, rows)
 
 
-def format_choice() -> str:
-    """What the page about the choice of a method shows: one image per class, the chosen set, the common protocol."""
-    rows = []
-    for entry in METHODS.values():
-        cells = []
-        for data in ("fashion-mnist", "pneumoniamnist"):
-            rows_of_method = [
-                row
-                for row in ROWS
-                if (row["data"], row["ipc"], row["measure"], row["method"])
-                == (data, 1, "accuracy", entry.name)
-                and "protocol" not in row
-                and "random" not in row.get("setting", "")
-            ]
-            cells.append(
-                format_cell(rows_of_method[0]["chosen"]) if rows_of_method else ""
-            )
-        if any(cells):
-            rows.append([f"`{entry.name}`", *cells])
-    for name, key in (
-        ("random images", "random"),
-        ("k-means images", "kmeans"),
-        ("all images", "full"),
-    ):
-        mct = [
-            row
-            for row in ROWS
-            if (row["ipc"], row["method"], row["measure"]) == (1, "mct", "accuracy")
-        ]
-        of = {row["data"]: format_cell(row[key]) for row in mct}
-        rows.append([name, of["fashion-mnist"], of["pneumoniamnist"]])
-    return format_table(["method", "Fashion-MNIST", "PneumoniaMNIST"], rows)
-
-
 def find_method_pages() -> dict[str, Path]:
     """Method name -> its page: the names that stand as `name` in the title of a page in docs/methods."""
     pages: dict[str, Path] = {}
@@ -524,6 +490,31 @@ def format_reaches(name: str) -> str:
     return "\n".join(f"- {sentence}" for sentence in sentences if sentence is not None)
 
 
+def format_chosen(name: str) -> str:
+    """The chosen sets of a study of data and methods: a line a method, a column for the data and each measure."""
+    head, lines = results_table(read_record(STUDIES[name], StudyRecord, FORMAT))
+    rows = [dict(zip(head, line)) for line in lines]
+    kinds = [
+        (row["data"], row["measure"])
+        for row in rows
+        if row["measure"] in ("accuracy", "balanced accuracy")
+    ]
+    columns = list(dict.fromkeys(kinds))
+    cells = {(row["method"], row["data"], row["measure"]): row["chosen"] for row in rows}
+    for row in rows:
+        for key in ("random", "k-means"):
+            cells[f"{key} images", row["data"], row["measure"]] = row[key]
+    names = dict.fromkeys(name for name, _, _ in cells)
+    table = [
+        [name, *(cells.get((name, *column), "–") for column in columns)] for name in names
+    ]
+    titles = [
+        data if measure == "accuracy" else f"{data}, {measure}"
+        for data, measure in columns
+    ]
+    return format_table(["method", *titles], table)
+
+
 def format_validation(name: str) -> str:
     """Validation accuracy in percent along distillation, a line a cell, as the mean over seeds."""
     record = read_record(STUDIES[name], StudyRecord, FORMAT)
@@ -555,7 +546,6 @@ SECTIONS: dict[str, Any] = {
     "medical commands": format_medical_commands,
     "numbers": format_numbers,
     "runs": format_runs,
-    "which": format_choice,
     "ddranking": format_ddranking,
     "methods": format_methods,
     "shelf": format_shelf,
@@ -582,15 +572,22 @@ SECTIONS: dict[str, Any] = {
         for ipc in (1, 2, 10)
     },
 }
-STUDY_SECTIONS: dict[str, Any] = {
-    f"study {name}{word}": partial(format_study, name, table)
-    for name in STUDIES
-    for word, table in STUDY_TABLES.items()
-} | {
-    f"study {name} {word}": partial(function, name)
-    for name in STUDIES
-    for word, function in (("reaches", format_reaches), ("validation", format_validation))
-}
+STUDY_SECTIONS: dict[str, Any] = (
+    {
+        f"study {name}{word}": partial(format_study, name, table)
+        for name in STUDIES
+        for word, table in STUDY_TABLES.items()
+    }
+    | {
+        f"study {name} {word}": partial(function, name)
+        for name in STUDIES
+        for word, function in (
+            ("reaches", format_reaches),
+            ("validation", format_validation),
+        )
+    }
+    | {"study table-ipc1 chosen": partial(format_chosen, "table-ipc1")}
+)
 PAGES = (
     ROOT / "README.md",
     DOCS / "index.md",
