@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -101,6 +103,14 @@ def test_it_is_a_torch_dataset(kind: str, labels: str) -> None:
 @pytest.mark.parametrize("kind", ["normalise", "zca"])
 def test_pictures_are_the_pixels_again(kind: str) -> None:
     torch.testing.assert_close(tiny(kind).pictures() * 255, pixels()[:3].float(), rtol=0, atol=1e-2)
+
+
+def test_a_notebook_shows_a_row_a_class() -> None:
+    small = limbeck.load("fashion-mnist-ipc1")
+    with Image.open(BytesIO(small._repr_png_())) as picture:
+        width, height = picture.size
+    assert height > 10 * 28
+    assert width > 4 * 28, "four tiles a class"
 
 
 def test_a_run_folder_gives_the_chosen_set_else_the_last(tmp_path: Path) -> None:

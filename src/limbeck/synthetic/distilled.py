@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from limbeck.core.text import printable
 from limbeck.data import Preprocess
 from limbeck.data.augment import DSA, CanvasCrop
 from limbeck.data.memory import refuse_beyond_memory
+from limbeck.synthetic.grids import image_grid
 from limbeck.synthetic.recipe import train_by_recipe
 from limbeck.synthetic.set import SyntheticSet, hard_labels
 from limbeck.synthetic.tiles import Partition
@@ -108,6 +110,12 @@ class DistilledSet:
     def pictures(self) -> Tensor:
         """The images as pixels (n, channels, height, width), nominally in [0, 1] and not clipped."""
         return self.preprocess.invert(self.images)
+
+    def _repr_png_(self) -> bytes:
+        """A grid of the pictures, a row a class, as a notebook shows the set."""
+        file = BytesIO()
+        image_grid(self.pictures(), self.labels, self.classes).save(file, "PNG")
+        return file.getvalue()
 
     def hard_labels(self) -> Tensor:
         """The class of each image, int64 (n,): the most likely one where labels are probabilities."""
