@@ -51,7 +51,7 @@ def refused(limbeck: Any) -> Any:
         lines = [line for line in result.err.splitlines() if not line.startswith("waiting for process ")]
         assert lines[0].startswith("limbeck: "), result.err
         assert len(lines) == 1
-        return str(lines[0])
+        return f"{lines[0]}\n"
 
     return call
 
