@@ -77,7 +77,7 @@ class Pool:
         self.engine, self.listen = engine, listen
         self.children: dict[int, Child] = {}
         self.waiting: list[Work] = []
-        self.known: set[str] = set()
+        self.keys: set[str] = set()
         self.failed: dict[str, str] = {}
         self.losses: Counter[str] = Counter()
         self.events: queue.Queue[tuple[int, Event | None]] = queue.Queue()
@@ -86,8 +86,8 @@ class Pool:
     def add(self, works: Sequence[Work]) -> None:
         """Let these works wait for their turn, behind those that wait; works of one key are carried out once."""
         for work in works:
-            if work.key not in self.known:
-                self.known.add(work.key)
+            if work.key not in self.keys:
+                self.keys.add(work.key)
                 self.waiting.append(work)
 
     def run(self, works: Sequence[Work]) -> Iterator[Ended | None]:
