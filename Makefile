@@ -39,7 +39,7 @@ torture: $(VENV)/.installed-test
 
 # several processes: those of torchrun, one of which is killed, and a Ray cluster of two nodes, one of which is; two minutes
 cluster: $(VENV)/.installed-cluster
-	LIMBECK_CLUSTER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/laws/test_ranks.py tests/cli/test_cluster.py -rs -v
+	LIMBECK_CLUSTER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/laws/test_ranks.py tests/cli/test_cluster.py tests/cli/test_object_store.py -rs -v
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
@@ -66,7 +66,7 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	touch $@
 
 $(VENV)/.installed-cluster: $(VENV)/.installed-test
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,ray]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster]'
 	touch $@
 
 clean:

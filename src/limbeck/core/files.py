@@ -56,11 +56,16 @@ def write_folder(path: Path, write: Callable[[Path], T]) -> T:
             result = write(temporary)
             for file in temporary.rglob("*"):
                 flush(file)
-            if path.is_dir():
-                remove_unfinished(path)
-                require_new_folder(path, "an empty folder")
-                path.rmdir()
-            temporary.replace(path)
+            try:
+                if path.is_dir():
+                    remove_unfinished(path)
+                    require_new_folder(path, "an empty folder")
+                    path.rmdir()
+                temporary.replace(path)
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # filled between the look and the rename
+                    require_new_folder(path, "an empty folder")
+                raise
         flush(path.parent)
     return result
 

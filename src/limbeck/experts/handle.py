@@ -12,6 +12,7 @@ from limbeck.core.events import Listener
 from limbeck.core.files import require_writable
 from limbeck.core.short_repr import short_repr
 from limbeck.core.types import Trajectory
+from limbeck.experts.bucket import Bucket, store_name
 from limbeck.experts.make import default_store, describe_experts, find_recorded, make_experts
 from limbeck.experts.store import Expert, ExpertConfig, Kind, Store
 from limbeck.task import Task
@@ -93,7 +94,9 @@ class Experts:
         finished = Store.open(self.path).indices() if (self.path / "store.json").exists() else []
         missing = set(range(self.count)) - set(finished)
         if missing:
-            missing -= set(find_recorded(describe_experts(self.task, self.config, self.seed)))
+            description = describe_experts(self.task, self.config, self.seed)
+            bucket = Bucket.find(store_name(description))
+            missing -= set(find_recorded(description)) | (bucket.indices() if bucket is not None else set())
         return sorted(missing)
 
     def train(self, listen: Listener, indices: Collection[int] | None = None) -> Store:

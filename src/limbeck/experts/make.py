@@ -13,13 +13,13 @@ from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
-from limbeck.core.files import content_key
 from limbeck.core.folders import home_folder
 from limbeck.core.parallel import CheckCancelled, synchronized
 from limbeck.core.rng import derive_seed
 from limbeck.core.types import Trajectory
 from limbeck.core.unfinished import remove_unfinished
-from limbeck.experts.share import compute_missing
+from limbeck.experts.bucket import VARIABLE, place_of, store_name
+from limbeck.experts.share import ExpertPlace, compute_missing
 from limbeck.experts.store import STORED_FORM, Expert, ExpertConfig, Store
 from limbeck.experts.train import train_expert
 from limbeck.task import Task
@@ -40,9 +40,7 @@ def describe_experts(task: Task, config: ExpertConfig, seed: int) -> dict[str, A
 
 def default_store(description: dict[str, Any]) -> Path:
     """Return the default folder of experts of this description; two descriptions never share one."""
-    network = description["model"]["name"].replace(":", "-")  # a user's own is MODULE:NAME
-    name = f"{description['data']['name']}-{network}-{content_key(description)}"
-    return home_folder() / "experts" / name
+    return home_folder() / "experts" / store_name(description)
 
 
 def find_recorded(description: dict[str, Any]) -> dict[int, Store]:
@@ -85,14 +83,17 @@ def make_experts(
 
     Raises UserError if the store's experts were computed under other conditions, and where training diverges.
     """
-    missing: list[int] = task.ranks.decide(lambda: _take_recorded(task, config, count, store))
-    if indices is not None:
-        count, missing = len(indices), sorted(set(missing) & set(indices))
+    requested = range(count) if indices is None else sorted(indices)
+    place = place_of(store)
+    missing: list[int] = task.ranks.decide(lambda: _take_recorded(task, config, requested, store, place))
+    own = task.ranks.share(missing)
+    if place.missing(set(requested) - set(missing)):
+        raise _unseen(task, store)
     if not missing:
         return
-    own = task.ranks.share(missing)
-    if len(missing) < count:
-        listen({"event": "note", "text": f"{count - len(missing)} of {count} experts are in {store.path}"})
+    if len(missing) < len(requested):
+        text = f"{len(requested) - len(missing)} of {len(requested)} experts are in {store.path}"
+        listen({"event": "note", "text": text})
     listen({"event": "stage", "name": "experts", "total": len(own) * config.epochs, "unit": "epoch"})
     listen = synchronized(listen)
     seeds, pair = {index: derive_seed(seed, "expert", index) for index in own}, task.train
@@ -101,26 +102,32 @@ def make_experts(
     def compute(index: int, check: CheckCancelled) -> Expert:
         return _train(task, pair, config, index, seeds[index], starts[index], listen, check)
 
-    compute_missing(store, own, compute, task.max_workers, listen)
+    compute_missing(place, own, compute, task.max_workers, listen)
     task.ranks.barrier()
-    if unseen := set(missing) - set(store.indices()):
-        raise UserError(
-            f"rank {task.ranks.rank} does not see the experts {sorted(unseen)} in {store.path}, which other processes "
-            "trained; on several machines set LIMBECK_HOME to a folder that all of them share."
-        )
+    if place.missing(missing):
+        raise _unseen(task, store)
 
 
-def _take_recorded(task: Task, config: ExpertConfig, count: int, store: Store) -> list[int]:
+def _unseen(task: Task, store: Store) -> UserError:
+    return UserError(
+        f"rank {task.ranks.rank} does not see all experts in {store.path}, which other processes trained; on several "
+        f"machines set LIMBECK_HOME to a folder that all of them share, or {VARIABLE} to a URL."
+    )
+
+
+def _take_recorded(
+    task: Task, config: ExpertConfig, requested: Collection[int], store: Store, place: ExpertPlace
+) -> list[int]:
     """The indices of the experts to train, after those that another store has recorded were taken from there."""
     remove_unfinished(store.path)
-    missing = sorted(set(range(count)) - set(store.indices()))
+    missing = place.missing(requested)
     if not missing:
         return []
     store.require_conditions(task.conditions())
     recorded = find_recorded(store.header.description())
     for index in set(missing) & set(recorded):
         with suppress(UserError):  # a damaged expert is no reason not to train
-            store.write(index, recorded[index].read_as(index, config))
+            place.write(index, recorded[index].read_as(index, config))
             missing.remove(index)
     return missing
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -261,6 +261,10 @@ class Store:
         """Return the indices of the experts that the store has, in order."""
         names = (re.fullmatch(r"expert-(\d+)\.safetensors", file.name) for file in self.path.iterdir())
         return sorted(int(name[1]) for name in names if name)
+
+    def missing(self, indices: Collection[int]) -> list[int]:
+        """Return those of these experts that the store does not have, in order."""
+        return sorted(set(indices) - set(self.indices()))
 
     def require_experts(self) -> list[int]:
         """Return the indices of the experts that the store has; UserError where it has none."""

@@ -13,9 +13,9 @@ from limbeck.core.events import Listener
 from limbeck.core.files import content_key
 from limbeck.data import load_data
 from limbeck.engines import Engine, Work, scatter
+from limbeck.experts.bucket import place_of
 from limbeck.experts.handle import Experts
-from limbeck.experts.share import are_claimed
-from limbeck.experts.store import Store
+from limbeck.experts.share import ExpertPlace, are_claimed
 from limbeck.jobs.job import prepare_experts
 
 
@@ -39,6 +39,7 @@ def scatter_experts(
     if not missing:
         return
     store = experts.store
+    place = place_of(store)
     store.require_conditions(experts.task.conditions())
     needed = torch.get_num_threads() if "threads" in experts.task.conditions() else 1
     order = {"reading": dict(reading), "options": {**options, "out": str(store.path.absolute())}}
@@ -51,7 +52,7 @@ def scatter_experts(
             threads=threads or needed,
             errors=store.path / ".errors" / f"{index:04d}.txt",
             gpus=0 if experts.task.device.type == "cpu" else 1,
-            is_done=partial(_is_done, store, index),
+            is_done=partial(_is_done, place, index),
             is_claimed=partial(are_claimed, store, [index]),
         )
         for index in missing
@@ -69,5 +70,5 @@ def train(order: Mapping[str, Any], listen: Listener) -> None:
     experts.train(listen, [order["index"]])
 
 
-def _is_done(store: Store, index: int) -> bool:
-    return store.file(index).exists()
+def _is_done(place: ExpertPlace, index: int) -> bool:
+    return not place.missing([index])
