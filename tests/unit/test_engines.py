@@ -144,7 +144,9 @@ def test_works_are_interrupted_where_the_caller_stops() -> None:
 def test_progress_counts_every_unit_once_though_a_worker_is_lost() -> None:
     events: list[Event] = []
     engine = Theatre(room=1, a=["lost", None])
-    scatter(engine, [make_work("a"), make_work("b")], 3, {"name": "experts", "unit": "epoch"}, events.append)
+    works = [make_work("a", units=3), make_work("b", units=3)]
+    done = list(scatter(engine, works, {"name": "experts", "unit": "epoch"}, events.append))
+    assert [work.key for work in done] == ["a", "b"]
     assert events[0] == {"event": "stage", "name": "experts", "unit": "epoch", "total": 6}
     advances = [event["text"] for event in events if event["event"] == "advance"]
     assert len(advances) == 6
@@ -153,8 +155,10 @@ def test_progress_counts_every_unit_once_though_a_worker_is_lost() -> None:
 
 def test_the_first_failure_is_the_sentence_and_the_others_are_finished() -> None:
     engine = Theatre(room=1, a=["diverged."])
+    done = scatter(engine, [make_work("a"), make_work("b")], {}, lambda event: None)
+    assert next(done).key == "b"
     with pytest.raises(UserError, match="1 of 2 failed, the first because diverged; the same command"):
-        scatter(engine, [make_work("a"), make_work("b")], 1, {}, lambda event: None)
+        next(done)
     assert engine.started == ["a", "b"]
 
 

@@ -19,6 +19,7 @@ from limbeck.cli.common import (
     OptionGroup,
     Options,
     Reading,
+    WithEngine,
     WithEstimate,
     announce,
     load_keywords,
@@ -27,6 +28,7 @@ from limbeck.core.errors import UserError
 from limbeck.core.evaluation_records import EvaluationRow, ScoreRow
 from limbeck.core.events import Listener
 from limbeck.core.ranges import Count, Seed, Size
+from limbeck.engines import ENGINES, Engine
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.evaluation.record import make_record, merge_record
 from limbeck.evaluation.regression import WORDS
@@ -35,6 +37,7 @@ from limbeck.evaluation.run import run_evaluations, run_on_networks, run_regress
 from limbeck.evaluation.scores import run_scores
 from limbeck.evaluation.sets import OWN_NETWORK, Evaluation, prepare_evaluation
 from limbeck.jobs.estimate import estimate_evaluation, estimate_scores
+from limbeck.jobs.evaluation_works import scatter_networks
 from limbeck.networks.registry import ModelConfig
 from limbeck.report.page import write_report
 from limbeck.task import Precision
@@ -62,7 +65,7 @@ ProtocolChanges: Any = create_model(
 )
 
 
-class Evaluate(Reading, Device, Options, WithEstimate):
+class Evaluate(Reading, Device, Options, WithEstimate, WithEngine):
     """Train fresh networks on a distilled set and measure their test accuracy."""
 
     what: Annotated[Positional[str], arg(metavar="SET")]
@@ -99,26 +102,31 @@ class Evaluate(Reading, Device, Options, WithEstimate):
 
 def run_evaluate(args: Evaluate, listen: Listener) -> Any:
     """Prepare the evaluation, say how long it will take, run it, and record it in the run folder; returns its rows."""
-    evaluations = prepare_evaluation(
-        args.what,
-        which=args.which,
-        data=args.data,
-        networks=args.networks or (),
-        protocol=args.protocol,
-        changes={**dict(args.eval), "networks": args.num_networks, "epochs": args.epochs},
-        model=args.model,
-        device=args.device,
-        precision=args.precision,
-        robustness=make_robustness(args.attack, args.corruptions, args.robustness),
+    if args.engine != "local" and not args.networks:
+        raise UserError(
+            f"--engine {args.engine} shares the networks of --networks, each a process; name several (--networks "
+            "same,mlp), or leave out --engine."
+        )
+    with ENGINES[args.engine](args.address, None) as engine:
+        return _evaluate(args, engine, listen)
+
+
+def _evaluate(args: Evaluate, engine: Engine, listen: Listener) -> dict[str, Any]:
+    robustness = make_robustness(args.attack, args.corruptions, args.robustness)
+    options: dict[str, Any] = {
+        **{name: getattr(args, name) for name in ("which", "data", "protocol", "device", "precision")},
+        "networks": args.networks or (),
+        "changes": {**dict(args.eval), "networks": args.num_networks, "epochs": args.epochs},
         **load_keywords(args),
-    )
-    is_tested = evaluations[0].robustness is not None
+    }
+    evaluations = prepare_evaluation(args.what, model=args.model, robustness=robustness, **options)
+    is_tested = robustness is not None
     if args.scores and (args.networks or is_tested or args.protocol == "regression"):
         raise UserError(
             "--scores are of one network, a protocol with labels and test images as they are; leave out --networks, "
             "--attack, --corruptions and regression."
         )
-    if args.estimate and args.protocol != "regression":  # whose steps are not timed
+    if args.estimate and not engine.is_remote and args.protocol != "regression":  # whose steps are not timed
         estimate = estimate_scores if args.scores else estimate_evaluation
         announce(lambda: estimate(evaluations, args.seed if args.networks or args.scores else None), listen)
     if args.protocol == "regression":
@@ -134,7 +142,12 @@ def run_evaluate(args: Evaluate, listen: Listener) -> Any:
         results = [(row if is_tested else row.result).to_json() for row in rows]
         return {"results": results, **parts, **recorded}
     rows, paths = [], {}
-    for part in run_on_networks(evaluations, args.seed, listen):  # a network takes long, so that none is lost
+    on_networks = run_on_networks(evaluations, args.seed, listen)
+    if engine.is_remote:
+        options["distilled"] = str(Path(args.what).absolute()) if Path(args.what).exists() else args.what
+        options["robustness"] = None if robustness is None else robustness.describe()
+        on_networks = scatter_networks(engine, evaluations, options, args.seed, args.threads, listen)
+    for part in on_networks:  # a network takes long, so that none is lost
         rows += part
         paths = _record(args, evaluations, part, listen)
     if paths:

@@ -37,6 +37,7 @@ class Child:
     total: int = 0
     done: int = 0
     sentence: str | None = None
+    warnings: list[str] = field(default_factory=list)
     has_said_end: bool = False
 
     def hear(self, event: Event) -> None:
@@ -45,6 +46,8 @@ class Child:
             self.stage, self.total, self.done = event["name"], event["total"], event.get("done", 0)
         elif event["event"] == "advance":
             self.done = event["done"]
+        elif event["event"] == "warning":
+            self.warnings.append(event["text"])
         elif event["event"] == "end":
             self.sentence, self.has_said_end = event["sentence"], True
 
@@ -195,26 +198,32 @@ def _can_see(work: Work) -> bool:
     return True
 
 
-def scatter(engine: Engine, works: Sequence[Work], units: int, stage: Event, listen: Listener) -> None:
-    """Carry out works of `units` units each, as one stage of the caller's progress.
+def scatter(engine: Engine, works: Sequence[Work], stage: Event, listen: Listener) -> Iterator[Work]:
+    """Carry out works as one stage of the caller's progress, and yield them as they are done.
 
-    stage: The event by which it begins, without "total".
+    stage: The event by which it begins, without "total", which is the sum of the works' units.
     Raises UserError where works failed, after the others have ended: with the first sentence.
     """
-    listen({**stage, "event": "stage", "total": units * len(works)})
+    listen({**stage, "event": "stage", "total": sum(work.units for work in works)})
     pool, done, reported = Pool(engine, listen), dict.fromkeys((work.key for work in works), 0), 0
     finished, failures = 0, list[Ended]()
     for ended in pool.run(works):
-        for child in pool.children.values():  # one that is done again does not count twice
-            done[child.work.key] = max(done[child.work.key], min(child.done, units))
+        for child in pool.children.values():
+            units = child.work.units
+            if child.total == units:  # its stage is the one that is counted; a work may have others before it
+                done[child.work.key] = max(done[child.work.key], min(child.done, units))  # done again, it counts once
+            while child.warnings:
+                listen({"event": "warning", "text": f"{child.work.name}: {child.warnings.pop(0)}"})
         if ended is not None and ended.sentence is None:
-            done[ended.work.key], finished = units, finished + 1
+            done[ended.work.key], finished = ended.work.units, finished + 1
         elif ended is not None:
             failures.append(ended)
             listen({"event": "warning", "text": f"{ended.work.name} failed: {ended.sentence}"})
         while reported < sum(done.values()):
             reported += 1
             listen({"event": "advance", "text": f"{finished} of {len(works)} done, {len(pool.children)} at work"})
+        if ended is not None and ended.sentence is None:
+            yield ended.work
     if failures:
         raise UserError(
             f"{len(failures)} of {len(works)} failed, the first because {(failures[0].sentence or '').rstrip('.')}; "

@@ -22,6 +22,7 @@ class Work:
     errors:   The file for what the process writes to standard error.
     needs:    Keys of the works that have to be done before.
     gpus:     How many GPUs it takes.
+    units:    How many units it is in the progress of `scatter`.
     is_wide:  Whether it can use the threads of several works, with the same bits.
     is_done:  Whether the result is there, as far as that can be seen; None where it cannot.
     is_claimed: Whether another job is computing the same result now.
@@ -35,6 +36,7 @@ class Work:
     errors: Path
     needs: frozenset[str] = frozenset()
     gpus: int = 0
+    units: int = 1
     is_wide: bool = False
     is_done: Callable[[], bool] | None = None
     is_claimed: Callable[[], bool] = lambda: False

@@ -162,17 +162,21 @@ def run_on_networks(
     """
     if evaluations:
         announce_task(evaluations[0].task, listen)
-    for task, group in groupby(evaluations, key=lambda evaluation: evaluation.task):
-        set_switches(task.device, task.precision)
-        sets = list(group)
-        if task is not evaluations[0].task:
-            announce_network(task, listen)
-        make_training(task, sets[0].config, listen)  # so that teachers are stored
-        total = sum(map(count_set_networks, without_repeats(sets))) + count_networks(sets[0].config)
-        total += count_tested_networks(sets, baseline_names(sets[0].config))
-        name = f"evaluate {sets[0].network}"
-        listen({"event": "stage", "name": name, "total": total, "unit": "network"})
-        yield _rows_of_network(sets, seed, listen)
+    for sets in by_task(evaluations):
+        if sets[0].task is not evaluations[0].task:
+            announce_network(sets[0].task, listen)
+        yield run_on_network(sets, seed, listen)
+
+
+def by_task(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
+    """The evaluations of one task after the other: those of a network, in general."""
+    return [list(group) for _, group in groupby(evaluations, key=lambda evaluation: evaluation.task)]
+
+
+def count_on_network(sets: Sequence[Evaluation]) -> int:
+    """How many networks `run_on_network` trains at most, and tests on perturbed images."""
+    total = sum(map(count_set_networks, without_repeats(sets))) + count_networks(sets[0].config)
+    return total + count_tested_networks(sets, baseline_names(sets[0].config))
 
 
 def count_set_networks(evaluation: Evaluation) -> int:
@@ -210,8 +214,12 @@ def count_tested_baselines(evaluation: Evaluation, names: Sequence[str], seed: i
     return [count_missing(name, *arguments) for name in names]
 
 
-def _rows_of_network(sets: list[Evaluation], seed: int, listen: Listener) -> list[EvaluationRow]:
-    """The rows of sets and of real images, which carry the label of the network (a stored row has its name)."""
+def run_on_network(sets: Sequence[Evaluation], seed: int, listen: Listener) -> list[EvaluationRow]:
+    """The rows of sets and of real images on one task, which carry the network's label (a stored row has its name)."""
+    set_switches(sets[0].task.device, sets[0].task.precision)
+    make_training(sets[0].task, sets[0].config, listen)  # so that teachers are stored
+    name = f"evaluate {sets[0].network}"
+    listen({"event": "stage", "name": name, "total": count_on_network(sets), "unit": "network"})
     rows: list[EvaluationRow] = []
     previous: list[EvaluationRow] = []
     for place, evaluation in enumerate(sets):

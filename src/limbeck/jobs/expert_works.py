@@ -52,12 +52,14 @@ def scatter_experts(
             threads=threads or needed,
             errors=store.path / ".errors" / f"{index:04d}.txt",
             gpus=0 if experts.task.device.type == "cpu" else 1,
+            units=config.epochs,
             is_done=partial(_is_done, place, index),
             is_claimed=partial(are_claimed, store, [index]),
         )
         for index in missing
     ]
-    scatter(engine, works, config.epochs, {"name": "experts", "unit": "epoch"}, listen)
+    for _ in scatter(engine, works, {"name": "experts", "unit": "epoch"}, listen):
+        pass  # an expert is in its store
 
 
 def train(order: Mapping[str, Any], listen: Listener) -> None:
