@@ -128,6 +128,39 @@ def test_an_expert_whose_worker_is_killed_is_trained_again_and_one_of_another_jo
     assert sorted(file.name for file in (store / ".errors").iterdir()) == ["0000.txt", "0001.txt"]
 
 
+def test_a_network_whose_worker_is_killed_is_evaluated_again(
+    cluster: Any, limbeck: Any, artifacts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In folders with a space, with rows of real images that are not stored yet."""
+    words = ["--networks", "convnet,mlp", "--epochs", "40", "--num-networks", "2", "--threads", "1"]
+    results = []
+    for name in ("here", "over there"):
+        run = Path(shutil.copytree(artifacts["run"], tmp_path / name / "a run"))
+        monkeypatch.setenv("LIMBECK_HOME", str(tmp_path / name / "home"))
+        if name == "here":
+            assert limbeck("evaluate", run, *words).status == 0
+        else:
+            other = in_the_background(lambda: kill_an_evaluation(tmp_path / "over there" / "home" / "locks"))
+            result = limbeck("evaluate", run, *words, "--engine", "ray", "--address", cluster.address)
+            other.join()
+            assert result.status == 0, result.err
+            assert "it is done again" in result.err
+        results.append((run / "evaluations.json").read_bytes())
+    assert results[0] == results[1]
+
+
+def kill_an_evaluation(locks: Path) -> None:
+    """Kill the worker of Ray whose child trains networks on real images."""
+    end = time.perf_counter() + 100
+    while time.perf_counter() < end:
+        for lock in locks.glob("digits-*"):
+            words = lock.read_text().split()
+            if len(words) > 1:
+                return os.kill(parent_of(int(words[1])), signal.SIGKILL)
+        time.sleep(0.02)
+    raise TimeoutError("nobody trains networks on real images")
+
+
 def test_the_experts_of_a_lost_machine_are_trained_by_the_others(cluster: Any, limbeck: Any, tmp_path: Path) -> None:
     words = [*WORDS, "--num-experts", "2"]
     assert limbeck(*words, "--out", tmp_path / "here").status == 0

@@ -45,6 +45,10 @@ class Theatre:
         self.room, self.ends, self.started = room, ends, list[str]()
         self.most = self.active = 0
         self.on_start: Callable[[Work], None] = lambda work: None
+        self.events: list[Event] = [
+            {"event": "stage", "name": "experts", "total": 3},
+            {"event": "advance", "done": 2},
+        ]
 
     def capacity(self, threads: int, gpus: int) -> int:
         return self.room
@@ -55,8 +59,7 @@ class Theatre:
     def start(self, work: Work) -> Played:
         self.started.append(work.key)
         self.on_start(work)
-        events = [{"event": "stage", "name": "experts", "total": 3}, {"event": "advance", "done": 2}]
-        return Played(self.ends.get(work.key, [None]).pop(0), events)
+        return Played(self.ends.get(work.key, [None]).pop(0), self.events)
 
 
 def make_work(key: str, **fields: Any) -> Work:
@@ -160,6 +163,14 @@ def test_the_first_failure_is_the_sentence_and_the_others_are_finished() -> None
     with pytest.raises(UserError, match="1 of 2 failed, the first because diverged; the same command"):
         next(done)
     assert engine.started == ["a", "b"]
+
+
+def test_a_warning_of_a_work_is_heard_with_its_name() -> None:
+    warnings: list[Event] = []
+    engine = Theatre()
+    engine.events = [{"event": "warning", "text": "1 of 2 networks diverged"}]
+    assert list(scatter(engine, [make_work("a")], {}, warnings.append))
+    assert {"event": "warning", "text": "work a: 1 of 2 networks diverged"} in warnings
 
 
 @pytest.mark.parametrize(("code", "sentence"), [("import os; os.kill(os.getpid(), 9)", "signal 9"), ("nope", "nope")])

@@ -95,7 +95,7 @@ def evaluate(order: Mapping[str, Any], listen: Listener) -> None:
             "install the same versions on all machines, and take machines with the same processor features."
         )
     rows = [row for part in by_task(sets) for row in run_on_network(part, order["seed"], listen)]
-    record = EvaluationsRecord(format=FORMAT, evaluations=[make_record(sets, rows, order["seed"])])
+    record = EvaluationsRecord(format=FORMAT, version=1, evaluations=[make_record(sets, rows, order["seed"])])
     write_json(Path(order["file"]), record.to_json())
 
 
