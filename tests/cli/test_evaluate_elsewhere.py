@@ -83,11 +83,13 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Elsewhere:
 
 @pytest.fixture
 def run(artifacts: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
-    """Copies of a run, by name."""
+    """Copies of a run without evaluations, by name."""
 
     def copy(name: str) -> Path:
         path = tmp_path / "my runs" / name
-        return path if path.exists() else Path(shutil.copytree(artifacts["run"], path))
+        if not path.exists():
+            shutil.copytree(artifacts["run"], path, ignore=shutil.ignore_patterns("evaluations.json"))
+        return path
 
     return copy
 
