@@ -34,6 +34,7 @@ def test_before_a_run_begins(limbeck: Any, tmp_path: Path) -> None:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
+    (tmp_path / "run").mkdir()
     write_json(tmp_path / "run" / "run.json", {"format": "limbeck-run", "version": 1})
     return tmp_path / "run"
 

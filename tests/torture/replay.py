@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import NamedTuple
 
 from torture.operations import count_operations, fail_at, kill_at, tear_at, vanish_at
 from torture.sandbox import CASES, Ending, Sandbox
+
+from limbeck.core.unfinished import is_unused
 
 
 class Undisturbed(NamedTuple):
@@ -99,11 +102,17 @@ def fail_and_go_on(case: Undisturbed, number: int, error: int) -> str | None:
 
 
 def vanish_and_go_on(case: Undisturbed, number: int) -> str | None:
-    """Let the folder that is written vanish, bring it back, and call the command again; what is wrong, or None."""
+    """Let the folder that is written vanish, bring it back, and call the command again; what is wrong, or None.
+
+    A folder in which there was nothing yet may be made once more, and then gets all of its content.
+    """
     case.sandbox.reset()
     gone = case.out.with_name("gone")
     ending = case.sandbox.run(case.words, vanish_at(case.sandbox.root, number, case.out))
     if gone.exists():
+        if ending.status == 0 and is_unused(gone):
+            shutil.rmtree(gone)
+            return go_on(case)
         if ending.status == 0 or not is_sentence(ending):
             return f"no sentence: {ending.status} {ending.text[-500:]}"
         if case.out.exists():

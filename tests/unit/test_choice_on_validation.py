@@ -110,7 +110,7 @@ def test_a_coreset_has_no_steps_to_choose_from(tmp_path: Path) -> None:
 def test_of_equals_the_last_is_chosen(accuracies: list[float], step: int, tmp_path: Path) -> None:
     synthetic = SyntheticSet.from_images(torch.zeros(2, 1, 4, 4), torch.tensor([0, 1]), 0.01)
     stored: list[int] = []
-    run = RunFolder.begin(tmp_path / "run", RunRecord(format="limbeck-run", version=1, config={}))
+    run = RunFolder.begin(tmp_path, RunRecord(format="limbeck-run", version=1, config={}))
     chooser = KeepBest(
         run,
         1,
@@ -132,7 +132,7 @@ def test_the_step_is_chosen_by_the_accuracy_that_was_asked_for(choose_by: Any, s
     """Nine images in ten are of one class: calling everything that class is good by accuracy alone."""
     scores = [Score(0.5, 0.5), Score(0.9, 0.5), Score(0.8, 0.7), Score(0.7, 0.6)]
     synthetic = SyntheticSet.from_images(torch.zeros(2, 1, 4, 4), torch.tensor([0, 1]), 0.01)
-    run = RunFolder.begin(tmp_path / "run", RunRecord(format="limbeck-run", version=1, config={}))
+    run = RunFolder.begin(tmp_path, RunRecord(format="limbeck-run", version=1, config={}))
     chooser = KeepBest(
         run,
         1,

@@ -96,7 +96,7 @@ def test_wrong_shapes_are_refused() -> None:
 
 def test_png_is_written_whole(tmp_path: Path) -> None:
     grid = image_grid(torch.rand(1, 3, 8, 8), torch.tensor([0]), ["a"])
-    path = tmp_path / "previews" / "last.png"
+    path = tmp_path / "last.png"
     save_png(grid, path)
     save_png(grid, path)
     with Image.open(path) as read:

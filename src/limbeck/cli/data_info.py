@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from limbeck.core.disk import make_folder
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.core.files import require_writable
@@ -51,6 +52,7 @@ def describe_data(
     path = picture or default_picture(data)
     facts = {"source": data.origin.source, "layout": data.layout, **overview.to_json(), "picture": str(path)}
     try:
+        make_folder(path.parent)
         save_png(draw_overview(overview), path)
     except OSError as error:
         if picture is not None:

@@ -35,7 +35,7 @@ from limbeck.core.launch import Launch
 from limbeck.core.ranges import Size
 from limbeck.data import ImageData, load_data
 from limbeck.evaluation.protocol import EvalConfig, ProtocolName
-from limbeck.experts.store import ExpertConfig
+from limbeck.experts.config import ExpertConfig
 from limbeck.jobs.config import JobConfig
 from limbeck.jobs.estimate import estimate
 from limbeck.jobs.job import Job, prepare

@@ -32,7 +32,8 @@ from limbeck.core.ranges import CountOrZero, Seed, Size
 from limbeck.data import load_data
 from limbeck.data.preprocess import PreprocessName
 from limbeck.engines import ENGINES, Engine
-from limbeck.experts.store import ExpertConfig, Store
+from limbeck.experts.config import ExpertConfig
+from limbeck.experts.store import Store
 from limbeck.jobs.estimate import estimate_experts
 from limbeck.jobs.expert_works import scatter_experts
 from limbeck.jobs.inspection import inspect_store

@@ -28,7 +28,8 @@ from limbeck.core.ranges import Count, CountOrZero, Seed, Size, StepSize, Tiles
 from limbeck.data import fit_preprocess, load_data
 from limbeck.data.preprocess import CONSTANTS, PreprocessName
 from limbeck.evaluation.sets import prepare_evaluation
-from limbeck.experts.store import ExpertConfig, Store
+from limbeck.experts.config import ExpertConfig
+from limbeck.experts.store import Store
 from limbeck.interop import SET_STYLES, export_experts, export_set, import_experts, import_set
 from limbeck.interop.card import CARD, ROUNDED, UNKNOWN, describe_export, read_facts
 from limbeck.interop.rounding import RoundingLoss, measure_rounding, pair_evaluations

@@ -96,8 +96,12 @@ def sync(handle: int) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and its parents, where it is missing, so that it outlasts a power failure."""
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    for folder in missing:
-        flush(folder.parent)
+    """Make a folder, and its parents, where it is missing, so that it outlasts a power failure.
+
+    Raises WriteError where the system cannot.
+    """
+    with write_errors(path):
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        for folder in missing:
+            flush(folder.parent)

@@ -26,14 +26,14 @@ T = TypeVar("T")
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary path beside `path`, then rename that file, so that no reader ever sees half a file.
 
-    Folders that are missing are made. The file gets the permissions of a new file, and outlasts a power failure.
-    Whatever `write` raises is raised here, and the file that was there before stays. Raises IsADirectoryError where
-    `path` is a folder, and WriteError where the system cannot write.
+    Its folder exists: one that vanishes meanwhile, as where a disk is unplugged, is not made again without its content.
+    The file gets the permissions of a new file, and outlasts a power failure. Whatever `write` raises is raised here,
+    and the file that was there before stays. Raises IsADirectoryError where `path` is a folder, and WriteError where
+    the system cannot write.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     with write_errors(path):
-        make_folder(path.parent)
         with reserve(path) as folder:
             temporary = folder / path.name
             write(temporary)
@@ -71,7 +71,7 @@ def write_folder(path: Path, write: Callable[[Path], T]) -> T:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write one JSON document atomically.
+    """Write one JSON document atomically, into a folder that exists.
 
     Raises ValueError for NaN and infinity, which JSON does not have.
     """
@@ -138,6 +138,22 @@ def require_new_folder(path: Path, meaning: str) -> None:
     require_writable(path)
     if path.exists() and not (path.is_dir() and is_unused(path)):
         raise UserError(f"{path} exists and is not {meaning}; name a new folder with --out.")
+
+
+def has_record(path: Path, record: str, meaning: str) -> bool:
+    """Whether the folder has the file `record`; UserError where it has not, and cannot become a new folder either.
+
+    meaning: what was expected there.
+    """
+    if (path / record).exists():
+        return True
+    try:
+        require_new_folder(path, meaning)
+    except UserError:
+        if not (path / record).exists():  # which another process may have written meanwhile
+            raise
+        return True
+    return False
 
 
 RECORDS = {"run.json": "a run of limbeck", "store.json": "a store of experts"}

@@ -66,7 +66,8 @@ def digest(header: dict[str, Any], tensors: Mapping[str, Tensor | LazyRows]) -> 
 def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     """Write one safetensors file atomically: the tensors, with `header` and a checksum as JSON in its metadata.
 
-    header: JSON values, with `format` and `version` among them. Tensors may be on any device, contiguous or not.
+    header: JSON values, with `format` and `version` among them. Tensors may be on any device, contiguous or not. The
+        folder of `path` exists.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # one metadata entry, because safetensors writes several of them in random order

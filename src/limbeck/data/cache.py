@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from limbeck.core.disk import make_folder
 from limbeck.core.errors import UserError
 from limbeck.core.files import content_key
 from limbeck.core.folders import home_folder
@@ -163,6 +164,7 @@ def _store_entry(path: Path, raw: RawData, description: dict[str, Any]) -> None:
         return
     try:
         _remove_old_entries(size)
+        make_folder(path.parent)
         write_tensors(path, tensors, header)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error  # without the temporary name, which differs every time

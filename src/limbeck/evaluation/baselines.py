@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
+from limbeck.core.disk import make_folder
 from limbeck.core.errors import NewerError, UserError
 from limbeck.core.evaluation_records import EvaluationRow, TestedBaselineRecord
 from limbeck.core.events import Listener
@@ -150,6 +151,7 @@ def baseline_row(
         warn_of_divergence(outcomes, "all images" if name == "full" else f"{name} images", real.lr, listen)
         row = _summarise(task, name, config, real.lr, outcomes)
         if task.ranks.is_first:
+            make_folder(path.parent)
             write_json(path, BaselineRecord(format=FORMAT, version=1, description=description, row=row).to_json())
         return row
 
@@ -198,6 +200,7 @@ def tested_baseline_row(
         real = make_real_trials(task, name, ipc, config, seed, listen, fill, None if stored is None else stored.row.lr)
         networks = real.networks()
         plain = _summarise(task, name, config, real.lr, [network.outcome for network in networks])
+        make_folder(path.parent)
         if stored is None:
             record = BaselineRecord(format=FORMAT, version=1, description=plain_description, row=plain)
             write_json(plain_path, record.to_json())

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from limbeck.core.disk import make_folder
 from limbeck.core.errors import NewerError, UserError
 from limbeck.core.events import Listener
 from limbeck.core.files import content_key
@@ -233,6 +234,7 @@ def _train_teacher(task: Task, config: EvalConfig, index: int, listen: Listener)
     for _ in range(schedule.epochs):
         theta = next(thetas)
         listen({"event": "advance", "text": f"teacher {index + 1} of {config.teachers}"})
+    make_folder(path.parent)
     write_tensors(path, {"theta": theta}, {"format": FORMAT, "version": 1, "description": description})
     return theta
 

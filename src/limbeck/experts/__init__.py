@@ -1,5 +1,6 @@
 """Experts: training them, their trajectories and store, and the segments that a student matches."""
 
+from limbeck.experts.config import ExpertConfig
 from limbeck.experts.convexified import (
     SCHEDULES,
     SMOOTHING,
@@ -12,7 +13,7 @@ from limbeck.experts.convexified import (
 )
 from limbeck.experts.recorded import Recorded
 from limbeck.experts.segments import Continuous, WholeEpochs
-from limbeck.experts.store import Expert, ExpertConfig, Store
+from limbeck.experts.store import Expert, Store
 
 __all__ = [
     "SCHEDULES",

@@ -13,8 +13,9 @@ from limbeck.core.files import require_writable
 from limbeck.core.short_repr import short_repr
 from limbeck.core.types import Trajectory
 from limbeck.experts.bucket import Bucket, store_name
+from limbeck.experts.config import ExpertConfig
 from limbeck.experts.make import default_store, describe_experts, find_recorded, make_experts
-from limbeck.experts.store import Expert, ExpertConfig, Kind, Store
+from limbeck.experts.store import Expert, Kind, Store
 from limbeck.task import Task
 
 

@@ -19,8 +19,9 @@ from limbeck.core.rng import derive_seed
 from limbeck.core.types import Trajectory
 from limbeck.core.unfinished import remove_unfinished
 from limbeck.experts.bucket import VARIABLE, place_of, store_name
+from limbeck.experts.config import STORED_FORM, ExpertConfig
 from limbeck.experts.share import ExpertPlace, compute_missing
-from limbeck.experts.store import STORED_FORM, Expert, ExpertConfig, Store
+from limbeck.experts.store import Expert, Store
 from limbeck.experts.train import train_expert
 from limbeck.task import Task
 from limbeck.training.plain import score

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.core.types import PureLoss
+from limbeck.experts.config import DTYPES, ExpertConfig
 from limbeck.experts.convexified import SMOOTHING, Convexifier
 from limbeck.experts.recorded import Recorded
-from limbeck.experts.store import DTYPES, Expert, ExpertConfig
+from limbeck.experts.store import Expert
 from limbeck.networks.flat import Layout
 from limbeck.training.plain import GradientRule, Gsam, Schedule, train
 

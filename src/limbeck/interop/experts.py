@@ -14,10 +14,11 @@ from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.core.files import require_new_folder, write_folder
 from limbeck.data import DataSource, ImageData, Preprocess, load_data
+from limbeck.experts.config import ExpertConfig
 from limbeck.experts.convexified import Convexified, start_at_zero, waypoint_epochs
 from limbeck.experts.make import describe_experts
 from limbeck.experts.recorded import Recorded
-from limbeck.experts.store import Expert, ExpertConfig, Store
+from limbeck.experts.store import Expert, Store
 from limbeck.interop.expert_files import (
     Buffer,
     are_identical,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limbeck.core.disk import make_folder
 from limbeck.core.errors import UserError
 from limbeck.core.files import require_new_folder, write_atomically, write_folder
 from limbeck.experts.convexified import Convexified
@@ -176,6 +177,7 @@ def _export_ddranking(distilled: DistilledSet, folder: Path) -> list[Path]:
     numbers = [0] * len(distilled.classes)
     for picture, label in zip(pictures_of(ordered), distilled.hard_labels()[order].tolist()):
         path = folder / "images" / f"{label:05d}" / f"{numbers[label]:05d}.png"
+        make_folder(path.parent)
         save_png(picture, path)
         numbers[label] += 1
         files.append(path)

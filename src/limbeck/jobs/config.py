@@ -12,7 +12,7 @@ from limbeck.core.ranges import Count, Decay, Seed, Size
 from limbeck.core.short_repr import changed_options
 from limbeck.data.preprocess import PreprocessName
 from limbeck.evaluation.protocol import EvalConfig
-from limbeck.experts.store import ExpertConfig
+from limbeck.experts.config import ExpertConfig
 from limbeck.networks.registry import ModelConfig
 from limbeck.select import FillName
 from limbeck.task import Precision

@@ -39,9 +39,10 @@ from limbeck.evaluation.run import (
 from limbeck.evaluation.scores import score_protocols
 from limbeck.evaluation.sets import Evaluation
 from limbeck.evaluation.training import TrainedNetwork, stand_in_training, teacher_path
+from limbeck.experts.config import DTYPES
 from limbeck.experts.handle import Experts
 from limbeck.experts.make import describe_experts
-from limbeck.experts.store import DTYPES, Kind
+from limbeck.experts.store import Kind
 from limbeck.experts.train import make_rule, make_schedule
 from limbeck.jobs.cost import Estimate as Estimate
 from limbeck.jobs.job import Job

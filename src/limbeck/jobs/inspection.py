@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limbeck.core.disk import make_folder
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.core.files import write_json
@@ -63,6 +64,7 @@ def inspect_store(
         **_geometry(store, experts),
         storage=storage(store.layout.count, len(store.layout.names), store.config.epochs),
     )
+    make_folder(Path(out))
     write_json(Path(out) / "inspect.json", record.to_json())
     return write_inspection(Path(out))
 

@@ -23,8 +23,8 @@ from limbeck.core.types import Trajectory
 from limbeck.core.user_code import source_key
 from limbeck.data import READING, DataSource, load_data
 from limbeck.evaluation.protocol import ADDED
+from limbeck.experts.config import ExpertConfig
 from limbeck.experts.handle import Experts
-from limbeck.experts.store import ExpertConfig
 from limbeck.jobs.config import JobConfig, check_options
 from limbeck.jobs.memory import fit_memory
 from limbeck.jobs.ranks import share_draws

@@ -20,7 +20,7 @@ from limbeck.core.aliases import old_config, rename_options
 from limbeck.core.conditions import first_difference, require_same_conditions
 from limbeck.core.disk import make_folder, write_errors
 from limbeck.core.errors import UserError
-from limbeck.core.files import content_key, require_new_folder, write_json
+from limbeck.core.files import content_key, has_record, require_new_folder, write_json
 from limbeck.core.locks import Locked, locked
 from limbeck.core.record_files import parse_record, read_record
 from limbeck.core.records import LogLine, LoopProgress, ResultsRecord, RunRecord, StateHeader
@@ -167,10 +167,8 @@ class RunFolder:
         with its process, however that ends. Raises UserError where another process holds it, and names that one, and
         where the folder holds something else.
         """
-        if not self.has_begun():
-            require_new_folder(self.path, "a run of limbeck")
-            with write_errors(self.path):
-                make_folder(self.path)
+        if not has_record(self.path, "run.json", "a run of limbeck"):
+            make_folder(self.path)
         with ExitStack() as stack:
             try:
                 stack.enter_context(locked(self.path / LOCK))
@@ -181,6 +179,13 @@ class RunFolder:
             for folder in (self.path, self.path / "previews"):
                 remove_unfinished(folder)
             yield
+
+    def make_previews(self) -> Path:
+        """Make the folder of pictures where it is missing, and return it; WriteError where the run folder is gone."""
+        path = self.path / "previews"
+        with write_errors(path):
+            path.mkdir(exist_ok=True)
+        return path
 
     def line(self, line: LogLine) -> None:
         """Append one measurement, on a line of its own even where a crash cut off the last one."""

@@ -90,7 +90,7 @@ def _load_set(job: Job, which: str) -> DistilledSet:
     stored = load(path)
     current = replace(stored, recipe=job.recipe, provenance={**stored.provenance, "config": job.resolved})
     if (current.recipe, current.provenance) != (stored.recipe, stored.provenance):
-        current.save(path)
+        current.write(path)
     return current
 
 
@@ -108,7 +108,7 @@ def _with_lr(
         advance = partial(listen, {"event": "advance", "text": f"step size for the {which} set"})
         lr = best_lr(job.task, lambda _seed: pair, job.config.eval, derive_seed(job.config.seed, "step size"), advance)
     distilled = replace(distilled, lr=lr, provenance={**distilled.provenance, "lr": CHOSEN_LR, "lr_for": key})
-    distilled.save(job.path / f"set-{which}.safetensors")
+    distilled.write(job.path / f"set-{which}.safetensors")
     return distilled
 
 

@@ -39,7 +39,7 @@ def write_set(job: Job, which: str, synthetic: SyntheticSet, step: int) -> None:
     # first: where there is a set there is its picture
     _draw(job, distilled.pictures(), distilled.hard_labels(), which)
     if which != "initial":
-        distilled.save(job.path / f"set-{which}.safetensors")
+        distilled.write(job.path / f"set-{which}.safetensors")
 
 
 def write_real_images(job: Job) -> None:
@@ -53,7 +53,7 @@ def write_real_images(job: Job) -> None:
 
 def _draw(job: Job, pictures: Tensor, labels: Tensor, name: str) -> None:
     draw = image_strip if job.config.ipc == 1 else image_grid
-    save_png(draw(pictures, labels, list(job.task.data.classes)), job.path / "previews" / f"{name}.png")
+    save_png(draw(pictures, labels, list(job.task.data.classes)), job.folder.make_previews() / f"{name}.png")
 
 
 def write_frame(job: Job, listen: Listener, every: int, synthetic: SyntheticSet, step: int) -> None:
@@ -66,7 +66,7 @@ def write_frame(job: Job, listen: Listener, every: int, synthetic: SyntheticSet,
     stride = 1
     while step // every // stride > MOST_FRAMES:
         stride *= 2
-    folder = job.path / "previews"
+    folder = job.folder.make_previews()
     for path in folder.glob("step-*.png"):
         number = path.stem.removeprefix("step-")
         if number.isdecimal() and (int(number) % every or int(number) // every % stride):

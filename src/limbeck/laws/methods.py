@@ -12,7 +12,7 @@ from torch import Tensor
 
 from limbeck.core.rng import make_generator
 from limbeck.core.types import Trajectory
-from limbeck.experts.store import ExpertConfig
+from limbeck.experts.config import ExpertConfig
 from limbeck.jobs.config import JobConfig
 from limbeck.jobs.rehearsal import stand_in
 from limbeck.laws.law import Law, NotApplicable, Violation, require

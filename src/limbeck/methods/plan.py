@@ -13,7 +13,8 @@ from torch import Tensor
 from limbeck.core.sampling import split_by_class
 from limbeck.core.short_repr import changed_options, short_repr
 from limbeck.core.types import Trajectory
-from limbeck.experts.store import ExpertConfig, Kind
+from limbeck.experts.config import ExpertConfig
+from limbeck.experts.store import Kind
 from limbeck.select.fill import FillName
 from limbeck.synthetic.hooks import Ema
 from limbeck.synthetic.loop import Hook, Objective

@@ -11,6 +11,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from limbeck.core.disk import make_folder
 from limbeck.core.errors import UserError
 from limbeck.core.files import write_atomically
 from limbeck.report.comparison import compare_runs
@@ -32,7 +33,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     'report.html'
     """
     page = render_page("report.html", view=view_run(read_run(Path(run))))
-    return write_page(page, Path(run) / "report.html" if out is None else Path(out))
+    return write_page(page, Path(run) / "report.html", parents=False) if out is None else write_page(page, Path(out))
 
 
 def write_comparison(runs: Sequence[Path], out: Path) -> Path:
@@ -70,14 +71,18 @@ def render_page(template: str, **values: object) -> str:
     return environment.get_template(template).render(dash=NONE, script=Markup(script), digest=digest, **values)
 
 
-def write_page(page: str, out: Path) -> Path:
+def write_page(page: str, out: Path, parents: bool = True) -> Path:
     """Write a page, whole or not at all, and return its path; into a folder it goes as report.html.
+
+    parents: make folders that are missing.
 
     Raises UserError where it cannot be written.
     """
     out = out / "report.html" if out.is_dir() else out
     content = page.encode(errors="replace")  # JSON can have half a surrogate pair, and UTF-8 cannot
     try:
+        if parents:
+            make_folder(out.parent)
         write_atomically(out, lambda temporary: temporary.write_bytes(content))
     except OSError as error:
         raise UserError(f"cannot write the report to {str(out)!r}: {error.strerror or error}.") from error

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from pydantic import JsonValue
 
 from limbeck.core.aliases import rename_configs
+from limbeck.core.disk import make_folder
 from limbeck.core.errors import UserError
 from limbeck.core.evaluation_records import EvaluationRow, EvaluationsRecord
 from limbeck.core.files import write_atomically
@@ -129,6 +130,7 @@ def write_table(runs: Sequence[Path], out: Path, note: str = "") -> Path:
     if by_network:
         lines += ["", *NETWORKS_HEAD, *by_network]
     text = "\n".join([f"# Results\n\n{note}".rstrip(), "", *lines, "", CAPTION, ""])
+    make_folder(out.parent)
     write_atomically(out, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return out
 

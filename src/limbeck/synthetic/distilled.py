@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils.data import TensorDataset
 
+from limbeck.core.disk import make_folder
 from limbeck.core.errors import UserError
 from limbeck.core.record_files import parse_record
 from limbeck.core.set_records import SetHeader
@@ -190,7 +191,15 @@ class DistilledSet:
         return float(sum(hits)) / len(images)
 
     def save(self, path: str | Path, *, half: bool = False) -> None:
-        """Write the set to one safetensors file, atomically. `load` reads it. half: Store the images in 16 bits."""
+        """Write the set to one safetensors file, atomically. `load` reads it. half: Store the images in 16 bits.
+
+        Folders that are missing are made.
+        """
+        make_folder(Path(path).parent)
+        self.write(Path(path), half=half)
+
+    def write(self, path: Path, *, half: bool = False) -> None:
+        """Write the set as `save` does, into a folder that exists."""
         images, labels = self.stored_pair
         tensors = {
             "images": images.half() if half else images,
@@ -213,7 +222,7 @@ class DistilledSet:
             "recipe": self.recipe,
             "provenance": self.provenance,
         }
-        write_tensors(Path(path), tensors, json.loads(json.dumps(header)))  # tuples become lists
+        write_tensors(path, tensors, json.loads(json.dumps(header)))  # tuples become lists
 
 
 def load(path: str | Path) -> DistilledSet:
