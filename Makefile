@@ -37,9 +37,11 @@ newcomer:
 torture: $(VENV)/.installed-test
 	PYTHONPATH=tests OMP_NUM_THREADS=1 GOMP_SPINCOUNT=1000 $(BIN)/python -m torture
 
-# several processes: those of torchrun, one of which is killed, and a Ray cluster of two nodes, one of which is; two minutes
+# several processes: those of torchrun, one of which is killed, and a Ray cluster of two nodes, one of which is; for root on
+# Linux also both on two machines, which are namespaces; ten minutes
 cluster: $(VENV)/.installed-cluster
-	LIMBECK_CLUSTER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/laws/test_ranks.py tests/cli/test_cluster.py tests/cli/test_object_store.py -rs -v
+	LIMBECK_CLUSTER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/laws/test_ranks.py tests/cli/test_cluster.py \
+		tests/cli/test_object_store.py tests/cli/test_machines.py -rs -v
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks

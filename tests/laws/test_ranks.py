@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 import torch
 from command_line import TINY
-from processes import call_on_ranks
+from machines import Machine, two_machines, unavailable_reason
+from processes import call_on_ranks, environment, free_port
 from safetensors.torch import load_file
 from torch import Tensor
 
 from limbeck.cli.main import main
-from limbeck.core.distributed import join_ranks
+from limbeck.core.distributed import RankLostError, join_ranks
 from limbeck.core.launch import Launch
 from limbeck.core.rng import make_generator
 from limbeck.jobs.checkpoint import Log
@@ -163,3 +164,58 @@ def test_torchrun_ends_with_a_sentence_and_the_same_command_resumes(size: int, t
     assert subprocess.run(words, env=variables, check=False).returncode == 0
     assert json.loads(log.read_text().splitlines()[-1])
     assert (tmp_path / "run" / "report.html").exists()
+
+
+HOST_NAMES = "127.0.0.1 localhost\n127.0.1.1 node-{own}\n10.77.0.{other} node-{other}\n"
+"""A machine's /etc/hosts, as Debian writes it: its own name is an address that others cannot reach."""
+
+
+def start_on_both(folder: Path, machines: tuple[Machine, Machine], words: list[str]) -> list[subprocess.Popen[str]]:
+    """Start a command by torchrun on two machines, which are told that the cable joins them."""
+    variables = {**os.environ, "LIMBECK_HOME": str(folder / "home"), "GLOO_SOCKET_IFNAME": "cable"}
+    variables.pop("TMPDIR", None)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "node-1:29500", "-m", "limbeck", *words]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return [machine.start(*torchrun, env=variables, **streams) for machine in machines]
+
+
+@pytest.mark.skipif("LIMBECK_CLUSTER" not in os.environ, reason="make cluster runs it: torchrun takes long to start")
+def test_two_machines_have_the_bits_of_one_process_also_where_their_cable_breaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if reason := unavailable_reason():
+        pytest.skip(reason)
+    long = [*WORDS, "--iterations", "200", "--validate-every", "10", "--grad-accum", "4"]
+    monkeypatch.setenv("LIMBECK_HOME", str(tmp_path / "alone"))
+    assert run_command([*long, "--out", str(tmp_path / "one")]) == 0
+    capsys.readouterr()
+    words, log = [*long, "--out", str(tmp_path / "two")], tmp_path / "two" / "log.jsonl"
+    with two_machines(tmp_path) as machines:
+        for own, machine in enumerate(machines, 1):
+            machine.call("sh", "-c", f"echo '{HOST_NAMES.format(own=own, other=3 - own)}' > /etc/hosts")
+            machine.call("sh", "-c", "echo 3 > /proc/sys/net/ipv4/tcp_retries2")  # else it takes 15 minutes
+        commands = start_on_both(tmp_path, machines, words)
+        while all(command.poll() is None for command in commands) and not (
+            log.exists() and log.read_text().count('"loss"') > 12
+        ):
+            time.sleep(0.05)
+        machines[1].plug("down")
+        texts = [command.communicate(timeout=200)[0] for command in commands]
+        assert [command.returncode for command in commands] == [1, 1]
+        assert "limbeck: another process of this job ended or does not answer" in texts[0], texts[0]
+        assert not (tmp_path / "two" / "results.json").exists()
+        machines[1].plug("up")
+        for command in start_on_both(tmp_path, machines, words):
+            text, _ = command.communicate()
+            assert command.returncode == 0, text
+    require_equal(content(tmp_path / "two", tmp_path / "home"), content(tmp_path / "one", tmp_path / "alone"))
+
+
+def test_processes_that_do_not_find_each_other_say_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second process never comes."""
+    monkeypatch.setattr("limbeck.core.distributed.JOIN_MINUTES", 0.01)
+    for name, value in environment(0, 2, free_port()).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RankLostError, match="do not reach each other"), join_ranks():
+        pass

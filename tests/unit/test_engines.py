@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,18 +12,24 @@ import pytest
 
 from limbeck import UserError
 from limbeck.core.events import Event
+from limbeck.core.files import require_new_folder
+from limbeck.core.unfinished import ERRORS
 from limbeck.engines import ENGINES, Local, LostError, Pool, Work, pool, scatter
 from limbeck.engines.local import Process
+from limbeck.engines.work import EngineLostError, WorkError
+from limbeck.jobs.expert_works import train
 
 
 class Played:
-    """A work that ends as it was told to: with events, a sentence, or a lost worker."""
+    """A work that ends as it was told to: with events, a sentence, a lost worker, or a full disk."""
 
     def __init__(self, end: str | None, events: Sequence[Event] = ()):
         self.end, self.list, self.was_interrupted = end, list(events), False
 
     def events(self) -> Iterator[Event]:
         yield from self.list
+        if self.end == "full disk":
+            yield {"event": "end", "sentence": self.end, "is_mistake": False}
 
     def failure(self) -> str | None:
         if self.end == "lost":
@@ -49,6 +56,11 @@ class Theatre:
             {"event": "stage", "name": "experts", "total": 3},
             {"event": "advance", "done": 2},
         ]
+        self.is_lost = False
+
+    def look(self) -> None:
+        if self.is_lost:
+            raise EngineLostError("its head went away")
 
     def capacity(self, threads: int, gpus: int) -> int:
         return self.room
@@ -173,6 +185,24 @@ def test_a_warning_of_a_work_is_heard_with_its_name() -> None:
     assert {"event": "warning", "text": "work a: 1 of 2 networks diverged"} in warnings
 
 
+def test_a_fault_of_a_machine_is_no_mistake_of_the_user() -> None:
+    with pytest.raises(WorkError, match="1 of 2 failed, the first because full disk; the same command"):
+        list(scatter(Theatre(a=["full disk"]), [make_work("a"), make_work("b")], {}, lambda event: None))
+
+
+def test_nobody_is_asked_to_stop_where_the_engine_is_lost() -> None:
+    engine, works = Theatre(), list[Played]()
+    start = engine.start
+    engine.start = lambda work: works.append(start(work)) or works[-1]  # type: ignore[method-assign,func-returns-value]
+    running = Pool(engine).run([make_work("a"), make_work("b")])
+    next(running)
+    engine.is_lost = True
+    with pytest.raises(EngineLostError, match="its head went away"):
+        list(running)
+    assert works
+    assert not any(work.was_interrupted for work in works)
+
+
 @pytest.mark.parametrize(("code", "sentence"), [("import os; os.kill(os.getpid(), 9)", "signal 9"), ("nope", "nope")])
 def test_a_process_that_cannot_say_why_it_ended(
     code: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -194,3 +224,11 @@ def test_every_engine_is_refused_kindly_where_it_cannot_be_had(monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install 'limbeck\[ray\]'"), ENGINES["ray"](None, None):
         pass
+
+
+def test_a_machine_that_does_not_have_the_folder_of_the_command_trains_nothing(tmp_path: Path) -> None:
+    """What the engine writes there before all else makes it no folder of another kind: with S3 it may be a store."""
+    (tmp_path / ERRORS).mkdir()
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path} is not the store of the command")):
+        train({"options": {"out": str(tmp_path)}, "is_on_disk": True}, lambda event: None)
+    require_new_folder(tmp_path, "a store of experts")

@@ -24,6 +24,8 @@ from limbeck.core.launch import Launch
 
 T = TypeVar("T")
 
+JOIN_MINUTES = 5.0
+"""How long processes that started together may take to find each other; only imports and the network can delay them."""
 MAX_WAIT_HOURS = 6.0
 """How long one rank waits for the others, who may still train an expert each. $LIMBECK_MAX_WAIT_HOURS is another."""
 
@@ -154,33 +156,51 @@ SINGLE = Ranks()
 def join_ranks(device: str = "cpu") -> Iterator[Ranks]:
     """Join the processes that torchrun started, inside a `with` block: over gloo, and tensors on GPUs over nccl.
 
-    Without torchrun it is one process, and nothing is set up.
+    Without torchrun it is one process, and nothing is set up. Raises RankLostError where they do not find each other.
     """
     launch = Launch.of_environment()
     if launch.size == 1:
         yield SINGLE
         return
-    hours = float(os.environ.get("LIMBECK_MAX_WAIT_HOURS", MAX_WAIT_HOURS))
+    longest = timedelta(hours=float(os.environ.get("LIMBECK_MAX_WAIT_HOURS", MAX_WAIT_HOURS)))
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     if device.startswith("cuda"):
         torch.cuda.set_device(launch.local)
-    with _lost_ranks():
+    with _lost_ranks(NOT_JOINED):
+        joining = min(longest, timedelta(minutes=JOIN_MINUTES))
         dist.init_process_group(
-            backend, rank=launch.rank, world_size=launch.size, timeout=timedelta(hours=hours), init_method="env://"
+            backend, rank=launch.rank, world_size=launch.size, timeout=joining, init_method="env://"
         )
+    _set_longest_wait(longest)
     try:
         yield Ranks(*launch)
     finally:
         dist.destroy_process_group()
 
 
+def _set_longest_wait(longest: timedelta) -> None:
+    """Set how long collective calls wait from now on, and the store by which nccl finds the others at its first one."""
+    from torch.distributed import distributed_c10d  # here, since some builds of torch have none
+
+    distributed_c10d._set_pg_timeout(longest)
+    distributed_c10d._get_default_store().set_timeout(longest)
+
+
+LOST = (
+    "another process of this job ended or does not answer, so this one ends too; the same command goes on "
+    "where it stopped."
+)
+NOT_JOINED = (
+    "the processes of this job do not reach each other, or one of them ended; on several machines give torchrun "
+    "the --local-addr of each, and set GLOO_SOCKET_IFNAME to the name of the network interface that joins them, such "
+    "as eth0."
+)
+
+
 @contextmanager
-def _lost_ranks() -> Iterator[None]:
+def _lost_ranks(sentence: str = LOST) -> Iterator[None]:
     """Raise RankLostError where a collective call fails, which it does when the connection to another rank breaks."""
     try:
         yield
     except RuntimeError as error:
-        raise RankLostError(
-            "another process of this job ended or does not answer, so this one ends too; the same command goes on "
-            "where it stopped."
-        ) from error
+        raise RankLostError(sentence) from error

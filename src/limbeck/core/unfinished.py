@@ -23,6 +23,9 @@ except ImportError:  # Windows: nothing is locked, so that nothing of another pr
 LOCK = ".lock"
 """The file by which the owner of a folder is known, see `core.locks`."""
 
+ERRORS = ".errors"
+"""The folder, inside a store, for what the processes of an engine write to standard error."""
+
 NAME_LENGTH = 40  # characters of a file's own name in its temporary one
 
 
@@ -123,5 +126,5 @@ def _remove(path: Path) -> None:
 
 
 def is_unused(folder: Path) -> bool:
-    """Whether a folder is empty but for unfinished files and the lock of a command that was killed as it began."""
-    return all(name == LOCK or is_unfinished(name) for name in os.listdir(folder))
+    """Whether a folder is empty but for unfinished files, and what a command makes before all else."""
+    return all(name in (LOCK, ERRORS) or is_unfinished(name) for name in os.listdir(folder))

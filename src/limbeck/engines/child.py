@@ -1,8 +1,8 @@
 """The process of a work, started by `limbeck.engines.local.Process` on this machine or on another one.
 
 It reads one line from standard input, a JSON object (`Work.message`), and writes events to standard output, one JSON
-object a line. The last one, "end", has the sentence of the error, or None. It ends when its standard input does, which
-is when the process that started it has ended, however that was.
+object a line. The last one, "end", has the sentence of the error, or None, and whether it is a mistake of the user. It
+ends when its standard input does, which is when the process that started it has ended, however that was.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main() -> None:
     keep_freed_memory()
     Interrupts().install()
     listen = Reporter()
-    sentence: str | None = None
+    sentence, is_mistake = None, False
     try:
         message = json.loads(sys.stdin.readline())
         threading.Thread(target=_end_with_the_parent, daemon=True).start()
@@ -74,8 +74,8 @@ def main() -> None:
             is_defect = isinstance(error, RuntimeError) and explain_memory(error) is None
             if isinstance(error, BrokenPipeError) or is_defect:
                 raise
-            sentence = explain_memory(error) or str(error)
-        listen({"event": "end", "sentence": sentence})
+            sentence, is_mistake = explain_memory(error) or str(error), isinstance(error, UserError)
+        listen({"event": "end", "sentence": sentence, "is_mistake": is_mistake})
     except BrokenPipeError:  # nobody reads any more; Python is not to flush again at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -7,7 +7,9 @@ and results lie in folders that all machines share.
 
 from __future__ import annotations
 
+import atexit
 import os
+import platform
 import signal
 import socket
 import sys
@@ -22,9 +24,10 @@ from limbeck.core.errors import UserError
 from limbeck.core.events import Event
 from limbeck.core.folders import home_folder
 from limbeck.engines.local import Process
-from limbeck.engines.work import Engine, LostError, Work
+from limbeck.engines.work import Engine, EngineLostError, LostError, Work
 
 CONNECT_SECONDS = 10.0
+LOOK_SECONDS = 1.0
 STOP_SECONDS = 20.0
 """How long a process that is interrupted on another machine has to write what it knows."""
 
@@ -34,24 +37,58 @@ def follow(work: Work, folder: str, variables: dict[str, str]) -> Iterator[Event
 
     folder: The working folder of the command, used where this machine has it; variables: those of limbeck.
     """
+    import ray
+
+    yield {"event": "node", "node": ray.get_runtime_context().get_node_id()}
     process = Process(work, folder if Path(folder).is_dir() else None, variables)
     try:
-        yield from process.events()
-        yield {"event": "exit", "failure": process.failure(), "is_killed": process.status < 0}
+        for event in process.events():
+            yield {**event, "sentence": _with_host(event["sentence"])} if event["event"] == "end" else event
+        yield {"event": "exit", "failure": _with_host(process.failure()), "is_killed": process.status < 0}
     finally:
         if process.process.poll() is None:
             process.interrupt()
         process.stop(STOP_SECONDS)
 
 
-class Task:
-    """A work on a cluster."""
+def _with_host(sentence: str | None) -> str | None:
+    """A failure with the name of the machine where it came about: disks and folders may be that machine's alone."""
+    return None if sentence is None else f"on {platform.node()}: {sentence}"
 
-    def __init__(self, ray: Any, work: Work):
-        self.ray, self.error, self.exit = ray, None, dict[str, Any]()
+
+class Nodes:
+    """The machines of a cluster that were alive when `look` was called last, as its head sees them."""
+
+    def __init__(self, ray: Any):
+        self.ray, self.head, self.alive = ray, ray.get_runtime_context().gcs_address, dict[str, dict[str, Any]]()
+        self.look()
+
+    def look(self) -> None:
+        """Look who is alive. EngineLostError where the head does not answer: Ray would end this process for it."""
+        try:
+            _connect(self.head)
+        except OSError as error:
+            raise EngineLostError(
+                f"the head of the Ray cluster at {self.head} does not answer any more "
+                f"({error.strerror or error}); what was finished is kept: start the cluster again, and the same "
+                "command does what is left."
+            ) from None
+        self.alive = {node["NodeID"]: node["Resources"] for node in self.ray.nodes() if node["Alive"]}
+
+
+class Task:
+    """A work on a cluster.
+
+    places: The machines that may have it: those that are there as it begins, and then the one that says so.
+    """
+
+    def __init__(self, nodes: Nodes, work: Work):
+        self.ray, self.nodes, self.places = nodes.ray, nodes, set(nodes.alive)
+        self.error: Exception | None = None
+        self.exit = dict[str, Any]()
         variables = {name: value for name, value in os.environ.items() if name.startswith("LIMBECK_")}
         variables["LIMBECK_HOME"] = str(home_folder().absolute())
-        task = ray.remote(follow).options(
+        task = self.ray.remote(follow).options(
             num_cpus=work.threads, num_gpus=work.gpus, num_returns="streaming", max_retries=0, name=work.name
         )
         plain = Work(work.key, work.name, work.function, work.order, work.threads, work.errors.absolute())
@@ -60,19 +97,34 @@ class Task:
     def events(self) -> Iterator[Event]:
         """The events of the process."""
         try:
-            for reference in self.generator:
+            while (reference := self._next()) is not None:
                 event = self.ray.get(reference)
-                if event["event"] == "exit":
+                if event["event"] == "node":
+                    self.places = {event["node"]}
+                elif event["event"] == "exit":
                     self.exit = event
                 else:
                     yield event
-        except self.ray.exceptions.RayError as error:
+        except (self.ray.exceptions.RayError, LostError) as error:
             self.error = error
+
+    def _next(self) -> Any:
+        """The next event, and None after the last.
+
+        Raises LostError where its machine is lost. Ray's own call waits for seven minutes where the machine vanished
+        without a word, though its head knows after one and a half.
+        """
+        while not self.ray.wait([self.generator], timeout=LOOK_SECONDS)[0]:
+            if not self.ray.is_initialized() or self.places - self.nodes.alive.keys():
+                raise LostError("the machine that did it went away")
+        return next(self.generator, None)
 
     def failure(self) -> str | None:
         """Why it failed. Raises LostError where the worker or its machine went away, or the process was killed."""
         if isinstance(self.error, self.ray.exceptions.RayTaskError):
             return f"its process could not be started: {self.error.cause}"
+        if isinstance(self.error, LostError):
+            raise self.error
         if self.error is not None or not self.exit:
             kind = type(self.error).__name__
             raise LostError(f"the worker or the machine that did it went away ({kind})")
@@ -98,14 +150,17 @@ class Cluster:
     is_remote = True
 
     def __init__(self, ray: Any, jobs: int | None = None):
-        self.ray, self.jobs, self.has_started = ray, jobs, False
+        self.nodes, self.jobs, self.has_started = Nodes(ray), jobs, False
+
+    def look(self) -> None:
+        """Look which machines are there. Raises EngineLostError where the head of the cluster is not."""
+        self.nodes.look()
 
     def capacity(self, threads: int, gpus: int) -> int:
         """How many works fit the machines that are there now. UserError where none ever fitted."""
-        machines = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         room = sum(
             min(int(machine.get("CPU", 0)) // threads, int(machine.get("GPU", 0)) // gpus if gpus else sys.maxsize)
-            for machine in machines
+            for machine in self.nodes.alive.values()
         )
         if not room and not self.has_started:
             raise UserError(
@@ -121,7 +176,7 @@ class Cluster:
     def start(self, work: Work) -> Task:
         """Start a task."""
         self.has_started = True
-        return Task(self.ray, work)
+        return Task(self.nodes, work)
 
 
 @contextmanager
@@ -146,19 +201,29 @@ def open_cluster(address: str | None = None, jobs: int | None = None) -> Iterato
         if is_main and handler is not None:
             signal.signal(signal.SIGTERM, handler)  # Ray has one of its own, which ends without cleaning up
         yield Cluster(ray, jobs)
-    finally:
+    except EngineLostError:
+        atexit.unregister(ray.shutdown)  # it would wait for the head, for two minutes where its machine is off
+        raise
+    except BaseException:
+        ray.shutdown()
+        raise
+    else:
         ray.shutdown()
 
 
 def _require_answer(address: str | None) -> None:
     """Raise UserError where nobody listens at HOST:PORT; Ray itself tries for minutes, and writes pages meanwhile."""
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
-        return
     try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+        _connect((address or "").removeprefix("ray://"))
     except OSError as error:
         raise _unreachable(address, error.strerror or str(error)) from None
+
+
+def _connect(address: str) -> None:
+    """Raise OSError where nobody listens at HOST:PORT; what is no such address is not tried."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
 
 
 def _unreachable(address: str | None, reason: str) -> UserError:

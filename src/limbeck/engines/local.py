@@ -98,6 +98,9 @@ class Local:
 
         self.jobs, self.cores = jobs, torch.get_num_threads()
 
+    def look(self) -> None:
+        """This machine is there."""
+
     def capacity(self, threads: int, gpus: int) -> int:
         """How many works it carries out at a time."""
         return self.jobs or (1 if gpus else max(1, self.cores // threads))

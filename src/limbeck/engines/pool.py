@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from limbeck.core.errors import UserError
 from limbeck.core.events import Event, Listener
-from limbeck.engines.work import Engine, LostError, Running, Work
+from limbeck.engines.work import Engine, EngineLostError, LostError, Running, Work, WorkError
 
 PATIENCE = 30.0
 """Seconds that interrupted works have to write what they know."""
@@ -39,6 +39,7 @@ class Child:
     sentence: str | None = None
     warnings: list[str] = field(default_factory=list)
     has_said_end: bool = False
+    is_mistake: bool = True
 
     def hear(self, event: Event) -> None:
         """Take in an event of the work."""
@@ -50,6 +51,7 @@ class Child:
             self.warnings.append(event["text"])
         elif event["event"] == "end":
             self.sentence, self.has_said_end = event["sentence"], True
+            self.is_mistake = event.get("is_mistake", True)
 
     @property
     def progress(self) -> str:
@@ -63,10 +65,14 @@ class Child:
 
 
 class Ended(NamedTuple):
-    """A work that has ended, and why it failed; None where it did not."""
+    """A work that has ended, and why it failed; None where it did not.
+
+    is_mistake: Whether it failed by a mistake of the user, and not by a fault of the machines.
+    """
 
     work: Work
     sentence: str | None
+    is_mistake: bool = True
 
 
 class Pool:
@@ -104,10 +110,14 @@ class Pool:
             while self.waiting or self.children:
                 if time.perf_counter() >= self.next_look:
                     self.next_look = time.perf_counter() + LOOK_SECONDS
+                    self.engine.look()
                     yield from self._settle()
                     self._start()
                 if self.waiting or self.children:
                     yield self._hear()
+        except EngineLostError:  # nobody is there who could be asked to stop
+            self.children.clear()
+            raise
         finally:
             self._interrupt()
 
@@ -164,7 +174,7 @@ class Pool:
             sentence = child.failure()
         except LostError as error:
             self.losses[work.key] += 1
-            sentence = f"{error}, {self.losses[work.key]} times"
+            sentence, child.is_mistake = f"{error}, {self.losses[work.key]} times", False
             if self.losses[work.key] < ATTEMPTS:
                 self.listen({"event": "note", "text": f"{work.name}: {error}; it is done again"})
                 self.waiting.insert(0, work)
@@ -176,7 +186,7 @@ class Pool:
             )
         if sentence is not None:
             self.failed[work.key] = f"{work.name} failed: {sentence}"
-        return Ended(work, sentence)
+        return Ended(work, sentence, child.is_mistake)
 
     def _interrupt(self) -> None:
         """Interrupt all works, and kill those that do not end."""
@@ -202,7 +212,7 @@ def scatter(engine: Engine, works: Sequence[Work], stage: Event, listen: Listene
     """Carry out works as one stage of the caller's progress, and yield them as they are done.
 
     stage: The event by which it begins, without "total", which is the sum of the works' units.
-    Raises UserError where works failed, after the others have ended: with the first sentence.
+    Raises UserError or WorkError where works failed, after the others have ended: with the first sentence.
     """
     listen({**stage, "event": "stage", "total": sum(work.units for work in works)})
     pool, done, reported = Pool(engine, listen), dict.fromkeys((work.key for work in works), 0), 0
@@ -225,7 +235,7 @@ def scatter(engine: Engine, works: Sequence[Work], stage: Event, listen: Listene
         if ended is not None and ended.sentence is None:
             yield ended.work
     if failures:
-        raise UserError(
+        raise (UserError if failures[0].is_mistake else WorkError)(
             f"{len(failures)} of {len(works)} failed, the first because {(failures[0].sentence or '').rstrip('.')}; "
             "the same command tries them again."
         )

@@ -51,6 +51,14 @@ class LostError(ConnectionError):
     """The worker or the machine that carried out a work went away; the work can be carried out again."""
 
 
+class WorkError(OSError):
+    """Works failed by a fault of the machines that carried them out. The command line exits with status 1."""
+
+
+class EngineLostError(ConnectionError):
+    """The engine itself went away, with all works that it carried out. The command line exits with status 1."""
+
+
 class Running(Protocol):
     """A work that was started."""
 
@@ -74,6 +82,9 @@ class Engine(Protocol):
     """
 
     is_remote: bool
+
+    def look(self) -> None:
+        """Look which machines are there, which `Pool` asks for every second. Raises EngineLostError."""
 
     def capacity(self, threads: int, gpus: int) -> int:
         """How many works of so many threads and GPUs it carries out at a time; 1 at least."""

@@ -39,7 +39,7 @@ def scatter_networks(
     Its machines see LIMBECK_HOME at the same path, where the rows of a network wait until those before it are there.
     options: the arguments of `prepare_evaluation` that made `evaluations`, as JSON values.
     threads: of each network; by default those of this process, since bits may depend on them, and one on a GPU.
-    Raises UserError where networks failed, with the first sentence, after the rows of the others.
+    Raises UserError or WorkError where networks failed, with the first sentence, after the rows of the others.
     """
     is_on_cpu = evaluations[0].task.device.type == "cpu"
     announce_task(evaluations[0].task, listen)
@@ -74,7 +74,7 @@ def scatter_networks(
                 work.errors.unlink(missing_ok=True)
                 while works and _file(works[0]).exists():
                     yield _read_rows(works.popleft())
-        except (UserError, KeyboardInterrupt):
+        except (UserError, OSError, KeyboardInterrupt):
             yield from (_read_rows(work) for work in works if _file(work).exists())
             raise
 
