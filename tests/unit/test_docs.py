@@ -98,7 +98,7 @@ def find_literals(text: str) -> set[str]:
 
 
 FOREIGN = {"DataLoader", "Dataset", "DatasetDict", "ImageFolder", "IndexError", "AdaBelief", "SGD", "DATM_tesla.py"}
-FOREIGN |= {"Momentum_y", "Iteration"}
+FOREIGN |= {"Momentum_y", "Iteration", "RendezvousConnectionError"}
 """Names on pages that are not limbeck's."""
 
 
@@ -116,8 +116,8 @@ def test_names_and_files_on_a_page_are_there(page: Path) -> None:
 
 
 NO_FIELD = {"help", "help-all", "help-method", "help-model", "help-expert", "help-eval"}
-NO_FIELD |= {"version", "json", "eval", "constraint"}
-"""Options that are no field of that name, a group of options, and one of pip's."""
+NO_FIELD |= {"version", "json", "eval", "constraint", "local-addr", "rdzv-conf"}
+"""Options that are no field of that name, a group of options, one of pip's, and those of torchrun."""
 
 
 def test_options_on_pages_exist() -> None:
