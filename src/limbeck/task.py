@@ -17,6 +17,7 @@ from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.core.parallel import Workers
 from limbeck.core.short_repr import short_repr
+from limbeck.core.text import quote, shorten
 from limbeck.core.user_code import source_key
 from limbeck.data import ImageData, Preprocess, Split, fit_preprocess
 from limbeck.data.augment import DSA, CanvasCrop, default_strategy
@@ -204,8 +205,9 @@ class Task:
         for name, count in zip(self.data.classes, counts):
             if count < ipc:
                 raise UserError(
-                    f"class '{name}' of {self.data.name} has {count} training image{'s' * (count != 1)}, fewer than "
-                    f"--ipc {ipc}; ask for fewer images per class, or fill it up with --fill repeat, augment or noise."
+                    f"class {quote(name)} of {self.data.name} has {count} training image{'s' * (count != 1)}, fewer "
+                    f"than --ipc {ipc}; ask for fewer images per class, or fill it up with --fill repeat, augment or "
+                    "noise."
                 )
 
     def describe(self) -> dict[str, Any]:
@@ -346,7 +348,7 @@ def make_task(
         target = torch.device(device)
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device '{device}' cannot be used here: {str(error).splitlines()[0]}") from None
+        raise UserError(f"device {quote(device)} cannot be used here: {shorten(error, 160)}") from None
     if precision == "tf32" and target.type != "cuda":
         raise UserError(f"precision tf32 is of NVIDIA GPUs; with --device {device} use float32 or bfloat16.")
     set_switches(target, precision)

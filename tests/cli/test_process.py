@@ -169,6 +169,19 @@ def test_a_disk_that_fills_up_while_an_expert_is_written(limbeck: Any, tmp_path:
     assert sorted(path.name for path in (tmp_path / "store").iterdir()) == [".lock", ".locks", "store.json"]
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_report_on_a_disk_that_cannot_be_written(
+    refused: Any, artifacts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(self: Path, target: Path) -> None:
+        raise OSError(number, os.strerror(number), str(target))
+
+    monkeypatch.setattr(Path, "replace", fail)
+    errors = refused("report", artifacts["run"], "--out", tmp_path / "page.html", status=1)
+    assert f"page.html cannot be written ({os.strerror(number).lower()}); " in errors
+    assert "repeat the command" in errors
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
 def test_a_place_that_can_be_written_no_more(
     refused: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int

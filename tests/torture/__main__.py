@@ -53,7 +53,8 @@ class Readers(NamedTuple):
         """Number of attempts, and what was wrong in those that were not refused in one sentence."""
         os.environ["LIMBECK_HOME"] = str(self.work / "home")
         outcome = attack(self.subject, self.tries, self.work, 0)
-        examples = [f"{kind}: {example}" for kind, example in outcome.kinds.items()]
+        examples = [f"died in case {death}" for death in outcome.deaths]
+        examples += [f"{kind}: {example}" for kind, example in outcome.kinds.items()]
         return outcome.tries, (examples + ["again"] * outcome.tries)[: outcome.tries - outcome.clean]
 
 

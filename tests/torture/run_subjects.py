@@ -21,11 +21,12 @@ from torture.tensor_mutations import mutate_tensors
 import limbeck
 from limbeck import DistilledSet, EvalConfig, ExpertConfig, Store
 from limbeck.cli.commands import _show
+from limbeck.cli.comparison import comparison
 from limbeck.cli.info import describe
 from limbeck.cli.study import show_study
 from limbeck.core.evaluation_records import EvaluationsRecord
 from limbeck.core.record_files import read_record
-from limbeck.core.records import LogLine, ResultLine, StepLine
+from limbeck.core.records import LogLine, ResultLine, ResultsRecord, StepLine
 from limbeck.core.tensors import read_tensors, write_tensors
 from limbeck.evaluation.record import make_record, merge_record
 from limbeck.evaluation.run import evaluate, run_on_networks
@@ -33,6 +34,7 @@ from limbeck.evaluation.sets import prepare_evaluation
 from limbeck.interop import export_experts, export_set
 from limbeck.interop.card import read_facts
 from limbeck.jobs.inspection import inspect_store
+from limbeck.jobs.presets import load_preset
 from limbeck.jobs.record import RunFolder
 from limbeck.report.inspection import write_inspection
 from limbeck.report.page import write_comparison, write_report
@@ -146,7 +148,14 @@ def make_run() -> None:
 def again() -> None:
     """The command of the run again, which shows its results."""
     make_run()
-    _show(json.loads(Path("run/results.json").read_text()), False)
+    show_results()
+
+
+def show_results() -> None:
+    """Show the results of the run, as `limbeck distill` does."""
+    results = read_record(Path("run/results.json"), ResultsRecord, "limbeck-results")
+    _show(results.to_json(), False)
+    comparison(load_preset("mtt/cifar10/ipc1-mct"), results.results, results.data.name, {})
 
 
 def make_evaluated_run() -> None:
@@ -230,7 +239,7 @@ def use_baseline(generator: Random) -> list[Use]:
     def go_on() -> None:
         with own_home():
             limbeck.distill(data, out="run", **RUN)
-            _show(json.loads(Path("run/results.json").read_text()), False)
+            show_results()
 
     return [go_on]
 

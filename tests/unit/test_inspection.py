@@ -16,6 +16,7 @@ from limbeck.core.errors import UserError
 from limbeck.experts import Expert, ExpertConfig, Recorded, Store
 from limbeck.experts.make import describe_experts
 from limbeck.jobs.inspection import cosine_of_updates, distance_to_line, inspect_store, plane, storage
+from limbeck.report.inspection import write_inspection
 from limbeck.task import Task
 from limbeck.training.plain import score
 
@@ -45,6 +46,28 @@ def test_the_plane_keeps_most_of_the_spread() -> None:
     assert projection.explained == pytest.approx(values[:2] / values.sum())
     across = np.array(projection.paths["recorded"]).var(axis=1, ddof=1)
     assert across == pytest.approx(values[:2])
+
+
+def test_experts_that_do_not_move_have_numbers() -> None:
+    still = torch.ones(3, 4)
+    assert distance_to_line(still).tolist() == [0, 0, 0]
+    assert plane(still, {"recorded": Recorded(still)}).explained == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        *(("cosine", value) for value in ([], [[1.0], [1.0]], [[1.0, 0.0]], [[1e300]])),
+        *(("plane", {"explained": [0.5, 0.1, 0.1], "paths": {}}), ("straightness", [1e300])),
+        *(("plane", {"explained": [0.5, 0.1], "paths": {"recorded": path}}) for path in ([[], []], [[0.0], [1e300]])),
+    ],
+)
+def test_a_damaged_record_is_refused(store: Store, tmp_path: Path, place: str, value: object) -> None:
+    path = tmp_path / "inspect.json"
+    inspect_store(store.path, tmp_path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), place: value}))
+    with pytest.raises(UserError, match=place if place != "cosine" or value == [[1e300]] else "do not fit"):
+        write_inspection(tmp_path)
 
 
 def test_storage_is_the_arithmetic_of_the_papers() -> None:

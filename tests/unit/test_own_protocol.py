@@ -14,6 +14,7 @@ from limbeck.cli.comparison import comparison
 from limbeck.cli.screen import results_table
 from limbeck.core.evaluation_records import EvaluationRow
 from limbeck.core.files import read_json
+from limbeck.core.records import ResultRow
 from limbeck.evaluation.regression import RegressionConfig
 from limbeck.jobs.presets import load_preset
 from limbeck.report.table import write_table
@@ -88,7 +89,7 @@ def test_tables_and_reports_keep_the_protocols_apart(run: Path, tmp_path: Path) 
 
 def test_a_published_figure_stands_beside_that_of_its_own_protocol(run: Path) -> None:
     preset = load_preset("rcig/cifar10/ipc1-zca")
-    sentence = comparison(preset, rows(run), "digits", {})
+    sentence = comparison(preset, [ResultRow(**row) for row in rows(run)], "digits", {})
     last = next(row for row in rows(run) if row.get("protocol") == "regression" and row["which"] == "last")
     assert f"ours {100 * last['accuracy_mean']:.2f}" in sentence
     assert "by regression" in sentence

@@ -15,6 +15,7 @@ from limbeck.cli.distill import Distill, choose_defaults
 from limbeck.cli.main import main
 from limbeck.cli.parse import parse
 from limbeck.core.errors import UserError
+from limbeck.core.records import ResultRow
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.experts import ExpertConfig
 from limbeck.jobs.config import JobConfig, check_options
@@ -220,8 +221,10 @@ def test_a_preset_runs_beside_its_number(capsys: pytest.CaptureFixture[str], tmp
 
 
 def test_what_is_compared_is_the_last_set() -> None:
-    row = {"set": "distilled", "which": "last", "accuracy_mean": 0.4, "accuracy_std": 0.01, "n": 5}
-    rows = [{**row, "which": "chosen", "accuracy_mean": 0.9}, row]
+    row = ResultRow(
+        set="distilled", which="last", model="convnet", split="test", accuracy_mean=0.4, accuracy_std=0.01, n=5
+    )
+    rows = [row.model_copy(update={"which": "chosen", "accuracy_mean": 0.9}), row]
     sentence = comparison(load_preset("mtt/cifar10/ipc1-mct"), rows, "cifar10", {})
     assert sentence == "ours 40.00 ± 1.00 % (last set, test, n = 5 networks, 1 distillation seed); nothing published"
 

@@ -96,14 +96,15 @@ def test_the_later_of_two_log_lines_of_a_step_counts(tmp_path: Path) -> None:
 
 def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     hostile = "<script>alert(1)</script>\"' onload='x' {{ 7 * 7 }} $\\frac{1$ & ]]>\x00\ud800"
-    data = {**META["data"], "name": hostile, "classes": [hostile, "b"], "notes": [hostile], "fingerprint": hostile}
+    text = hostile.replace("\x00", "")  # which run.json may not hold
+    data = {**META["data"], "name": text, "classes": [text, "b"], "notes": [text], "fingerprint": text}
     run = make_complete_run(
         tmp_path / "run",
         data=data,
-        command=hostile,
-        config={hostile: hostile},
-        versions={hostile: hostile},
-        device=hostile,
+        command=text,
+        config={text: text},
+        versions={text: text},
+        device=text,
     )
     rows = [make_row(hostile, hostile, 0.5, model=hostile, split=hostile)]
     (run / "results.json").write_text(json.dumps({"method": hostile, "protocol": hostile, "results": rows}))
@@ -195,8 +196,8 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     ("content", "words"),
     [
         ("{", "damaged"),
-        ("[]", "not the record of a run"),
-        ('{"format": "other", "version": 1}', "not the record of a run"),
+        ("[]", "is not a limbeck-run"),
+        ('{"format": "other", "version": 1}', "is not a limbeck-run"),
         ('{"format": "limbeck-run"}', "damaged"),
         ('{"format": "limbeck-run", "version": "1"}', "damaged"),
         ('{"format": "limbeck-run", "version": 2}', "upgrade limbeck"),
@@ -212,7 +213,7 @@ def test_an_invalid_run_json_is_refused(tmp_path: Path, content: str, words: str
 def test_an_unwritable_path_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert write_report(make_minimal_run(tmp_path / "run"), tmp_path) == tmp_path / "report.html"
-    with pytest.raises(UserError, match="cannot write"):
+    with pytest.raises(UserError, match=r"cannot be written to .*; name another path"):
         write_report(make_minimal_run(tmp_path / "run"), tmp_path / "file" / "report.html")
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from torture import campaigns, faults
+from torture.__main__ import Readers
+from torture.readers import Outcome
 from torture.replay import Undisturbed, run_undisturbed
 from torture.sandbox import make_materials
 
@@ -71,6 +73,13 @@ def test_two_at_once(campaign: Callable[..., campaigns.Campaign], materials: Pat
 
 def test_a_flipped_bit_is_not_believed(materials: Path, tmp_path: Path) -> None:
     assert campaigns.flip_bits(tmp_path / "sandbox", materials, 3).run() == (3, [])
+
+
+def test_a_reader_that_dies_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = Outcome("set", 3, 1, ["2: took over 30 s"], {"1 x KeyError at x.py:1 f": "case 0"}, 1.0)
+    monkeypatch.setattr("torture.__main__.attack", lambda *arguments: outcome)
+    attempts, wrongs = Readers("set", 3, tmp_path).run()
+    assert (attempts, wrongs) == (3, ["died in case 2: took over 30 s", "1 x KeyError at x.py:1 f: case 0"])
 
 
 def test_the_campaigns_find_faults_that_are_put_in(cases: Cases, materials: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from safetensors import SafetensorError
 
 from limbeck.core.disk import write_errors
-from limbeck.core.errors import WriteError
+from limbeck.core.errors import UserError, WriteError
 from limbeck.core.files import require_new_folder, write_atomically
 from limbeck.core.interrupts import Interrupted, Interrupts, finish_step
 from limbeck.core.locks import Locked, locked, try_lock
@@ -107,6 +107,12 @@ def test_what_the_system_says_becomes_a_sentence(error: Exception, number: int) 
     assert caught.value.errno == number
     assert str(caught.value).startswith(f"run/state cannot be written ({os.strerror(number).lower()}); ")
     assert "Errno" not in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_not_taken_for_a_disk_that_cannot_be_written(tmp_path: Path) -> None:
+    """A sentence on a damaged .pt file quotes torch's error, whose words are those of one that writes."""
+    with pytest.raises(UserError), write_errors(tmp_path / "imported"):
+        raise UserError("x.pt is no file of torch.save ([enforce fail at inline_container.cc:268] . file not found).")
 
 
 def test_what_is_not_about_the_disk_stays_as_it_is(tmp_path: Path) -> None:

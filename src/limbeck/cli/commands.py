@@ -19,6 +19,7 @@ from limbeck.cli.interrupt import raise_on_interrupt
 from limbeck.cli.processes import require_shareable, silence_others
 from limbeck.core.errors import UserError, suggest_names
 from limbeck.core.launch import Launch
+from limbeck.core.text import quote
 
 if TYPE_CHECKING:
     from limbeck.cli.common import Command
@@ -110,7 +111,7 @@ def find_command(name: str) -> Command:
     if name == "reproduce":  # for one release
         raise UserError("'limbeck reproduce' is gone; type: limbeck distill DATA --preset NAME --OPTION VALUE ...")
     if name not in COMMANDS:
-        raise UserError(f"there is no command '{name}'; {suggest_names(name, COMMANDS)}")
+        raise UserError(f"there is no command {quote(name)}; {suggest_names(name, COMMANDS)}")
     command: Command = import_module(f"limbeck.cli.{COMMANDS[name].module}").COMMANDS[name]
     return command
 
@@ -196,12 +197,9 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
 
     rows = result.get("results")
     if rows:
-        data = result.get("data")
-        data = data["name"] if isinstance(data, dict) else data
-        name = f"{data}, {result['ipc']} per class, {result['method']}" if "ipc" in result else "test"
         records = [EvaluationRow.model_validate(row) for row in rows]
         several = screen.networks_table(records) if any(row.lr_from for row in records) else None
-        console.print(several or screen.results_table(records, name))
+        console.print(several or screen.results_table(records, screen.results_title(result)))
         two_classes = screen.two_class_table(records)
         for table in (*([two_classes] if two_classes else []), *screen.robustness_screen(records)):
             console.print(table)

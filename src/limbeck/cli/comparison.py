@@ -7,11 +7,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from limbeck.core.records import ResultRow, ResultsRecord
 from limbeck.jobs.presets import Preset, load_preset
 from limbeck.report.text import percent
 
 
-def compare_with_published(name: str, results: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def compare_with_published(name: str, results: ResultsRecord, changes: Mapping[str, Any]) -> dict[str, Any]:
     """The published number beside the result, JSON-able; `limbeck distill --preset NAME` prints it.
 
     changes: options that are not the preset's, as `changed_options` lists them.
@@ -21,20 +22,22 @@ def compare_with_published(name: str, results: Mapping[str, Any], changes: Mappi
         "preset": f"{preset.name}, version {preset.version} ({preset.source})",
         "changed": dict(changes),
         "published": None if preset.published is None else preset.published.model_dump(),
-        "comparison": comparison(preset, results["results"], results["data"]["name"], changes),
+        "comparison": comparison(preset, results.results, results.data.name, changes),
         "notes": list(preset.notes),
     }
 
 
-def comparison(preset: Preset, rows: Sequence[Mapping[str, Any]], data: str, changes: Mapping[str, Any]) -> str:
+def comparison(preset: Preset, rows: Sequence[ResultRow], data: str, changes: Mapping[str, Any]) -> str:
     """One sentence: the accuracy of the last set with n, the published number, and how the two differ in kind."""
-    last = [row for row in rows if row["set"] == "distilled" and row["which"] == "last"]
-    row = next((row for row in last if "protocol" in row), last[0])  # the protocol by which the figure was published
-    protocol = f", by {row['protocol']}" if "protocol" in row else ""
-    ours = (
-        f"ours {percent(row['accuracy_mean'], row['accuracy_std'], 2)} (last set, test{protocol}, "
-        f"n = {row['n']} networks, 1 distillation seed)"
-    )
+    last = [row for row in rows if (row.set, row.which) == ("distilled", "last")]
+    last.sort(key=lambda row: row.protocol is None)  # first the protocol by which the figure was published
+    ours = "no accuracy of ours"
+    for row in last[:1]:
+        protocol = "" if row.protocol is None else f", by {row.protocol}"
+        ours = (
+            f"ours {percent(row.accuracy_mean, row.accuracy_std, 2)} (last set, test{protocol}, n = {row.n} networks, "
+            "1 distillation seed)"
+        )
     theirs = "nothing published"
     if preset.published is not None:
         theirs = f"published {preset.published} % ({preset.published.source})"

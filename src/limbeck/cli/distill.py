@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -33,6 +32,9 @@ from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.core.launch import Launch
 from limbeck.core.ranges import Size
+from limbeck.core.record_files import read_record
+from limbeck.core.records import ResultsRecord
+from limbeck.core.text import quote
 from limbeck.data import ImageData, load_data
 from limbeck.evaluation.protocol import EvalConfig, ProtocolName
 from limbeck.experts.config import ExpertConfig
@@ -41,6 +43,7 @@ from limbeck.jobs.estimate import estimate
 from limbeck.jobs.job import Job, prepare
 from limbeck.jobs.memory import describe_memory
 from limbeck.jobs.presets import preset_options
+from limbeck.jobs.record import RESULTS
 from limbeck.jobs.stages import run
 from limbeck.methods import MethodConfig, find_method
 from limbeck.networks.registry import ModelConfig
@@ -100,8 +103,8 @@ def choose_defaults(options: type[RunOptions], prog: str, arguments: Sequence[st
     method = find_method(name)
     if values and method.name != values["method"]:
         raise UserError(
-            f"'{choice.preset}' is a setting of {values['method']}, not of {method.name}; leave out --method, or name "
-            "another preset."
+            f"{quote(choice.preset)} is a setting of {values['method']}, not of {method.name}; leave out --method, or "
+            "name another preset."
         )
     if choice.experts is not None:  # the store says how many there are
         values.pop("num_experts", None)
@@ -160,9 +163,9 @@ def run_distill(args: Any, listen: Listener) -> Any:
             path = run(job, hear)
         if not ranks.is_first:  # rank 0 may still be writing
             return {}
-    results = json.loads((path / "results.json").read_text())
+    results = read_record(path / "results.json", ResultsRecord, RESULTS)
     published = {} if args.preset is None else _compare(args, args.preset, results)
-    return {**results, "run": str(path), "report": str(path / "report.html"), **published}
+    return {**results.to_json(), "run": str(path), "report": str(path / "report.html"), **published}
 
 
 def run_estimate(args: Any, listen: Listener) -> Any:
@@ -187,11 +190,11 @@ def parse_time(text: str) -> float:
     """
     match = TIME.fullmatch(text.strip())
     if not match or not any(match.groups()):
-        raise UserError(f"--within is a time, as 90min, 2h or 1h30min, not {text!r}.")
+        raise UserError(f"--within is a time, as 90min, 2h or 1h30min, not {quote(text)}.")
     return sum(float(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1)))
 
 
-def _compare(args: RunOptions, name: str, results: dict[str, Any]) -> dict[str, Any]:
+def _compare(args: RunOptions, name: str, results: ResultsRecord) -> dict[str, Any]:
     """The published number of the preset `name`, and the options that are not the preset's."""
     experts = [] if args.experts is None else ["--experts", args.experts]
     preset = choose_defaults(Distill, "limbeck distill", ["--preset", name, *experts])

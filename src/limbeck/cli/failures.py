@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from safetensors import SafetensorError
 
-from limbeck.core.disk import REMEDIES
+from limbeck.core.disk import OF_THE_PATH, REMEDIES
 from limbeck.core.errors import UserError, WriteError, explain_memory
 from limbeck.core.text import shorten_path
 
@@ -20,20 +20,13 @@ class Failure(NamedTuple):
     status: int
 
 
-PATH_ERRORS = {
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
-    *(errno.ENAMETOOLONG, errno.ELOOP),
-}
-"""Numbers of errors of the system about a path that the user can choose."""
-
-
 def explain(error: Exception) -> Failure | None:
     """The sentence and status of a mistake of the user (2) or of a fault of the machine (1); None for a defect."""
     if isinstance(error, UserError):
         return Failure(str(error), 2)
     if isinstance(error, WriteError):
         return Failure(str(error), 1)
-    if isinstance(error, OSError) and error.errno in PATH_ERRORS and error.filename is not None:
+    if isinstance(error, OSError) and error.errno in (*OF_THE_PATH, errno.EROFS) and error.filename is not None:
         reason = (error.strerror or str(error)).lower()
         return Failure(f"{shorten_path(error.filename)} cannot be used ({reason}); name another path.", 2)
     if isinstance(error, FileNotFoundError) and error.filename is not None:

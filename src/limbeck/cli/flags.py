@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from tyro.conf import OmitArgPrefixes
 
 from limbeck.core.errors import UserError
+from limbeck.core.text import quote
 
 METHOD_BOX = "settings"  # the field whose box bears the name of a method
 
@@ -64,7 +65,7 @@ def hidden_fields(options: BaseModel, part: str, everyday: Iterable[str]) -> set
     if part == "all" or not (part or everyday):
         return set()
     if part and part not in parts_of_help(options):
-        raise UserError(f"there is no help of '{part}'; choose one of {', '.join(help_words(options))}.")
+        raise UserError(f"there is no help of {quote(part)}; choose one of {', '.join(help_words(options))}.")
     box = METHOD_BOX if part == "method" else part
     return {(flag.model, flag.field) for flag in flags if (flag.box != box if part else flag.name not in everyday)}
 
@@ -89,7 +90,7 @@ def check_flags(prog: str, options: BaseModel, words: Sequence[str]) -> None:
         name = flag.removeprefix("--").replace("_", "-")
         if flag.startswith("--") and name and name not in valid and not name.startswith("tyro-"):
             suggestion = _suggest(name, names, prog, bool(parts_of_help(options)))
-            raise UserError(f"there is no option {flag} of '{prog}'; {suggestion}")
+            raise UserError(f"there is no option {flag} of {quote(prog)}; {suggestion}")
 
 
 def check_values(options: BaseModel, words: Sequence[str]) -> None:

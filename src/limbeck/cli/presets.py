@@ -9,6 +9,7 @@ from tyro.conf import FlagCreatePairsOff
 from limbeck.cli.common import SWITCH, Command, Options
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
+from limbeck.core.text import quote
 from limbeck.jobs.presets import PRESET_METHODS, all_presets, markdown
 
 
@@ -24,7 +25,7 @@ class Presets(Options):
 def run_presets(args: Presets, listen: Listener) -> Any:
     """Return the presets as data with --json, else one line a preset."""
     if args.method is not None and args.method not in PRESET_METHODS:
-        raise UserError(f"there are no presets of '{args.method}'; choose one of {', '.join(PRESET_METHODS)}.")
+        raise UserError(f"there are no presets of {quote(args.method)}; choose one of {', '.join(PRESET_METHODS)}.")
     if args.markdown and not args.as_json:
         print(markdown(), end="")
         return {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -32,6 +32,18 @@ def format_value(value: Any) -> str:
 
 def _format_part(value: Any) -> str:
     return f"({format_value(value)})" if isinstance(value, dict | list | tuple) else format_value(value)
+
+
+def results_title(result: Mapping[str, Any]) -> str:
+    """What the rows of a command's result are of, as far as it says so: a file may lack any of it.
+
+    >>> results_title({"data": {"name": "digits"}, "ipc": 1, "method": "mct"}), results_title({})
+    ('digits, 1 per class, mct', 'test')
+    """
+    data, ipc = result.get("data"), result.get("ipc")
+    name = data.get("name") if isinstance(data, dict) else data
+    parts = (name, None if ipc is None else f"{ipc} per class", result.get("method"))
+    return ", ".join(str(part) for part in parts if part) if "ipc" in result else "test"
 
 
 def results_table(rows: Sequence[EvaluationRow], title: str) -> Table:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from limbeck.core.errors import WriteError
+from limbeck.core.errors import UserError, WriteError
 from limbeck.core.text import shorten_path
 
 REMEDIES = {
@@ -24,6 +24,10 @@ REMEDIES = {
     errno.EMFILE: "allow more open files (ulimit -n)",
 }
 """What to do first, by the number of an error of the system."""
+OF_THE_PATH = {
+    *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+}
+"""Numbers of errors of the system about a path, for which the user can choose another."""
 OF_TORCH_SAVE = ("PytorchStreamWriter", "inline_container.cc", "iostream error")
 """Words of its errors where it cannot write; which of them come depends on the byte at which the disk is full."""
 
@@ -33,6 +37,8 @@ def write_errors(path: Path) -> Iterator[None]:
     """Raise WriteError where the system cannot write `path`, inside a `with` block; other errors stay as they are."""
     try:
         yield
+    except UserError:  # of a damaged file, which may quote torch's or safetensors' error of reading it
+        raise
     except Exception as error:
         number = _error_number(error, path)
         if number is None:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from limbeck.core.disk import flush, make_folder, write_errors
 from limbeck.core.errors import NewerError, UserError
 from limbeck.core.json_text import MAX_BYTES, parse_json
-from limbeck.core.text import printable, shorten_path
+from limbeck.core.text import quote, shorten, shorten_path
 from limbeck.core.unfinished import is_unused, remove_unfinished, reserve
 
 T = TypeVar("T")
@@ -91,9 +91,8 @@ def read_json(path: Path, format: str, version: int = 1) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
     except (OSError, ValueError) as error:
-        reason = printable(str(error), 100)
         raise UserError(
-            f"{path} cannot be read as JSON ({reason}); it is damaged or not ours; restore it, or name another."
+            f"{path} cannot be read as JSON ({shorten(error)}); it is damaged or not ours; restore it, or name another."
         ) from None
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a {format}; name a file that limbeck wrote.")
@@ -107,11 +106,10 @@ def check_format(path: Path, header: dict[str, Any], format: str, version: int, 
     oldest: by default `version`. What a newer limbeck wrote is a NewerError.
     """
     if header.get("format") != format:
-        name = printable(str(header.get("format")), 40)
-        raise UserError(f"{path} is not a {format} (it says '{name}'); name another file.")
+        raise UserError(f"{path} is not a {format} (it says {quote(header.get('format'))}); name another file.")
     written = header.get("version")
     if type(written) is not int or written < 1:
-        raise UserError(f"{path} is damaged: its version is {printable(repr(written), 40)}, not a whole number from 1.")
+        raise UserError(f"{path} is damaged: its version is {quote(written, 40)}, not a whole number from 1.")
     if written > version:
         raise NewerError(
             f"{path} is a {format} of version {written}, and this limbeck reads up to version {version}: "

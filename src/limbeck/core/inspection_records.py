@@ -6,14 +6,17 @@ from typing import Annotated
 
 from pydantic import Field, JsonValue, model_validator
 
-from limbeck.core.records import Record
+from limbeck.core.records import Fraction, Record
+
+Coordinate = Annotated[float, Field(ge=-1e30, le=1e30)]
+"""A number that an axis can have: beyond this, its arithmetic overflows."""
 
 
 class PathCurves(Record):
     """Validation accuracy at the epochs `t`: by path, one curve an expert."""
 
     t: list[int]
-    curves: dict[str, list[list[float]]]
+    curves: dict[str, list[list[Fraction]]]
 
     @model_validator(mode="after")
     def _has_one_value_an_epoch(self) -> PathCurves:
@@ -25,8 +28,10 @@ class PathCurves(Record):
 class PlaneRecord(Record):
     """Paths in the plane of two principal components: shares of variance, and by path the two coordinates."""
 
-    explained: Annotated[list[float], Field(min_length=2)]
-    paths: dict[str, Annotated[list[list[float]], Field(min_length=2, max_length=2)]]
+    explained: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
+    paths: dict[
+        str, Annotated[list[Annotated[list[Coordinate], Field(min_length=1)]], Field(min_length=2, max_length=2)]
+    ]
 
     @model_validator(mode="after")
     def _has_two_coordinates_a_point(self) -> PlaneRecord:
@@ -54,7 +59,13 @@ class InspectionRecord(Record):
     expert: dict[str, JsonValue]
     experts: int
     accuracy: PathCurves | None
-    cosine: list[list[float]] | None
-    straightness: list[float] | None
+    cosine: Annotated[list[list[Coordinate]], Field(min_length=1)] | None
+    straightness: list[Coordinate] | None
     plane: PlaneRecord | None
     storage: list[StorageRow]
+
+    @model_validator(mode="after")
+    def _has_a_square_of_cosines(self) -> InspectionRecord:
+        if self.cosine is not None and any(len(row) != len(self.cosine) for row in self.cosine):
+            raise ValueError("the cosines are no square")
+        return self

@@ -50,28 +50,28 @@ def salvage(model: type[R], value: object) -> tuple[R, list[str]]:
         try:
             return model.model_validate(content), faults
         except ValidationError as error:
-            places = sorted({*_places(error)}, key=lambda place: [str(part).rjust(12) for part in place], reverse=True)
+            places = sorted({*_places(error, content)}, key=lambda place: [str(part).rjust(12) for part in place])
             if () in places:
                 raise
-            faults += [".".join(map(str, place)) for place in reversed(places)]
-            for place in places:
-                _remove(content, place)
+            faults += [".".join(map(str, place)) for place in places]
+            for *parents, name in reversed(places):
+                part = content
+                for parent in parents:
+                    part = part[parent]
+                del part[name]
 
 
-def _places(error: ValidationError) -> Iterator[tuple[str | int, ...]]:
-    """The places of values that do not fit; for a missing field, the place of the object that lacks it."""
+def _places(error: ValidationError, content: Any) -> Iterator[tuple[str | int, ...]]:
+    """The places of values that do not fit; for a missing field, the place of the object that lacks it.
+
+    pydantic's own places have more parts: the types of a union that it tried, and '[key]' for a key. Every place here
+    is one in `content`, so that removing it changes something, and `salvage` comes to an end.
+    """
     for fault in error.errors(include_input=False, include_url=False):
-        yield fault["loc"][:-1] if fault["type"] == "missing" else fault["loc"]
-
-
-def _remove(value: Any, place: tuple[str | int, ...]) -> None:
-    """Remove the part of nested dicts and lists at `place`, where it is still there."""
-    for part in place[:-1]:
-        try:
-            value = value[part]
-        except (KeyError, IndexError, TypeError):
-            return
-    if isinstance(value, list) and isinstance(place[-1], int) and place[-1] < len(value):
-        del value[place[-1]]
-    elif isinstance(value, dict):
-        value.pop(place[-1], None)
+        part: Any = content
+        place: tuple[str | int, ...] = ()
+        for name in fault["loc"]:
+            is_index = isinstance(part, list) and isinstance(name, int) and name < len(part)
+            if is_index or (isinstance(part, dict) and name in part):
+                part, place = part[name], (*place, name)
+        yield place

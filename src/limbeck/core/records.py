@@ -25,12 +25,18 @@ class Record(BaseModel):
         return self.model_dump(mode="json", exclude_unset=True)
 
 
+Fraction = Annotated[float, Field(ge=0, le=1)]
+"""An accuracy, its standard deviation, or another part of a whole."""
+Number = Annotated[int, Field(ge=0)]
+"""A number of steps, images or bytes."""
+
+
 class Measurement(Record):
     """Accuracies of `n` networks: mean and sample standard deviation; the latter is None where n is 1."""
 
-    accuracy_mean: float
-    accuracy_std: float | None = None
-    n: int
+    accuracy_mean: Fraction
+    accuracy_std: Fraction | None = None
+    n: Annotated[int, Field(ge=1)]
 
     @model_validator(mode="before")
     @classmethod
@@ -59,21 +65,21 @@ class ResultRow(Measurement):
     which: str | None = None
     model: str
     split: str
-    balanced_accuracy_mean: float | None = None
-    balanced_accuracy_std: float | None = None
+    balanced_accuracy_mean: Fraction | None = None
+    balanced_accuracy_std: Fraction | None = None
     lr: float | None = None
-    step: int | None = None
+    step: Number | None = None
     protocol: str | None = None
-    accuracies: list[float] | None = None
-    class_accuracy: list[float | None] | None = None
-    confusion: list[list[int]] | None = None
+    accuracies: list[Fraction] | None = None
+    class_accuracy: list[Fraction | None] | None = None
+    confusion: list[list[Number]] | None = None
     positive: str | None = None
-    sensitivity_mean: float | None = None
-    sensitivity_std: float | None = None
-    specificity_mean: float | None = None
-    specificity_std: float | None = None
-    auc_mean: float | None = None
-    auc_std: float | None = None
+    sensitivity_mean: Fraction | None = None
+    sensitivity_std: Fraction | None = None
+    specificity_mean: Fraction | None = None
+    specificity_std: Fraction | None = None
+    auc_mean: Fraction | None = None
+    auc_std: Fraction | None = None
 
 
 TWO_CLASS_MEASURES = ("sensitivity", "specificity", "auc")
@@ -137,7 +143,7 @@ class StepLine(LogLine):
     model_config = ConfigDict(allow_inf_nan=True)
 
     event: Literal["step"] = "step"
-    step: int
+    step: Number
     loss: float | None
     lr: float | None
     seconds: float = 0.0
@@ -147,10 +153,10 @@ class ValidationLine(Measurement, LogLine):
     """The distilled set after `step` outer steps, on the validation images; seconds: how long that took."""
 
     event: Literal["validate"] = "validate"
-    step: int
+    step: Number
     which: str = "distilled"
     seconds: float | None = None
-    balanced_accuracy_mean: float | None = None
+    balanced_accuracy_mean: Fraction | None = None
 
 
 class StageLine(LogLine):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from limbeck.core.errors import UserError
+from limbeck.core.text import quote
 
 Size = tuple[int, int]  # height, width
 ResizeMode = Literal["stretch", "crop", "pad"]
@@ -21,6 +22,6 @@ def parse_size(text: str) -> int | Size:
     """
     parts = text.lower().split("x")
     if not all(part.strip().isdecimal() and int(part) for part in parts) or len(parts) > 2:
-        raise UserError(f"--resize is pixels a side, or HEIGHTxWIDTH, not {text!r}; give, say, 32 or 32x48.")
+        raise UserError(f"--resize is pixels a side, or HEIGHTxWIDTH, not {quote(text)}; give, say, 32 or 32x48.")
     sides = [int(part) for part in parts]
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])

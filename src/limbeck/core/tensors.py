@@ -20,6 +20,7 @@ from torch import Tensor
 from limbeck.core.errors import UserError
 from limbeck.core.files import check_format, write_atomically
 from limbeck.core.json_text import parse_json
+from limbeck.core.text import shorten
 
 HEADER, CHECKSUM = "limbeck", "sha256"
 
@@ -87,7 +88,8 @@ def read_header(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} does not exist.") from None
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{path} cannot be read as safetensors ({error}); it is damaged or not ours; restore it, or name another."
+            f"{path} cannot be read as safetensors ({shorten(error)}); it is damaged or not ours; restore it, or "
+            "name another."
         ) from None
     if text is None:
         raise UserError(f"{path} is a safetensors file, but was not written by limbeck; name one that was.")

@@ -21,6 +21,25 @@ def printable(text: str, width: int | None = None) -> str:
     return f"{line[: width - 1 - end]}…{line[len(line) - end :]}"
 
 
+def quote(value: object, width: int = 60) -> str:
+    """A value of a file or of a command as a sentence quotes it: as Python writes it, in about `width` characters.
+
+    >>> quote("mct"), quote([1, None]), quote("x" * 100_000, 12)
+    ("'mct'", '[1, None]', "'xxxxx…xxxx'")
+    """
+    return printable(repr(value), width)
+
+
+def shorten(message: object, width: int = 80) -> str:
+    """The message of another library, or the name of its exception without one, on one line of at most `width`.
+
+    >>> shorten(ValueError("no header\\nin the file")), shorten(KeyError()), shorten("unknown variant", 9)
+    ('no header in the file', 'KeyError', 'unknown …')
+    """
+    line = printable(" ".join(str(message).split())) or type(message).__name__
+    return line if len(line) <= width else f"{line[: width - 1]}…"
+
+
 def shorten_path(path: str | Path) -> str:
     """A path as an error names it: of a long one its beginning and its end.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.core.errors import UserError, suggest_names
-from limbeck.core.text import printable
+from limbeck.core.text import printable, quote, shorten
 
 
 def entry_points(kind: str) -> dict[str, str]:
@@ -41,7 +41,7 @@ def find_object(name: str, kind: str, registry: Mapping[str, Any]) -> Any:
         return import_object(name, kind)
     packages = entry_points(kind)
     if name not in packages:
-        raise UserError(f"there is no {kind} called '{name}'; {suggest_names(name, [*registry, *packages])}")
+        raise UserError(f"there is no {kind} called {quote(name)}; {suggest_names(name, [*registry, *packages])}")
     return import_object(packages[name], kind)
 
 
@@ -58,12 +58,12 @@ def import_object(name: str, kind: str) -> Any:
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise UserError(
-            f"the {kind} '{name}' is not of the form MODULE:NAME; write my_file:make for make of my_file.py."
+            f"the {kind} {quote(name)} is not of the form MODULE:NAME; write my_file:make for make of my_file.py."
         )
     if module_name.endswith(".py") or "/" in module_name or "\\" in module_name:
         raise UserError(
-            f"the {kind} '{name}' names a file; write its module, as in {Path(module_name).stem}:{attribute}, and run "
-            "limbeck in its folder."
+            f"the {kind} {quote(name)} names a file; write its module, as in {Path(module_name).stem}:{attribute}, and "
+            "run limbeck in its folder."
         )
     folder = str(Path.cwd())
     sys.path.insert(0, folder)
@@ -72,13 +72,16 @@ def import_object(name: str, kind: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise UserError(
-                f"the {kind} '{name}' is of a module '{error.name}', which is neither in this folder nor installed."
+                f"the {kind} {quote(name)} is of a module {quote(error.name)}, which is neither in this folder nor "
+                "installed."
             ) from None
-        raise UserError(f"the {kind} '{name}' cannot be imported: its module needs '{error.name}'.") from error
-    except (Exception, SystemExit) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise UserError(
-            f"the {kind} '{name}' cannot be imported: {type(error).__name__} in its module: {reason}"
+            f"the {kind} {quote(name)} cannot be imported: its module needs {quote(error.name)}."
+        ) from error
+    except (Exception, SystemExit) as error:
+        reason = shorten(error, 120)
+        raise UserError(
+            f"the {kind} {quote(name)} cannot be imported: {type(error).__name__} in its module: {reason}"
         ) from error
     finally:
         sys.path.remove(folder)
@@ -89,7 +92,7 @@ def import_object(name: str, kind: str) -> Any:
         except AttributeError:
             public = [key for key in vars(value) if not key.startswith("_")] if hasattr(value, "__dict__") else []
             hint = f"; {suggest_names(part, public)}"[:120] if public else "."
-            raise UserError(f"the {kind} '{name}': {module_name} has no '{part}'{hint}") from None
+            raise UserError(f"the {kind} {quote(name)}: {module_name} has no {quote(part)}{hint}") from None
     return value
 
 

@@ -24,6 +24,7 @@ from weakref import finalize
 
 from limbeck.core.errors import UserError
 from limbeck.core.folders import home_folder
+from limbeck.core.text import quote, shorten
 from limbeck.data.memory import refuse_beyond_memory
 from limbeck.data.tree import MAX_DEPTH, File, Folder, Tree, file_on_disk, is_hidden, sort_entries
 
@@ -82,7 +83,7 @@ def read_archive_tree(path: Path) -> Tree:
 
 
 def _damage(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:100] or type(error).__name__
+    reason = shorten(error)
     return UserError(f"{path}: not an archive that opens ({_printable(reason)}); fetch it again")
 
 
@@ -95,7 +96,9 @@ def _add(root: Folder, path: str, file: File) -> bool:
     """Add a file at this path, with / between its parts, to a tree; returns whether it replaces another one."""
     if OUTSIDE.match(path):
         shown = _printable(path if len(path) < 100 else f"{path[:100]}...")
-        raise UserError(f"{root.where}: the path '{shown}' leads out of the archive; pack it anew, without such paths")
+        raise UserError(
+            f"{root.where}: the path {quote(shown)} leads out of the archive; pack it anew, without such paths"
+        )
     *parents, name = path.split("/")
     parents = [part for part in parents if part not in ("", ".")]
     if not name or any(map(is_hidden, (*parents, name))):

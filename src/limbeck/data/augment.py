@@ -15,6 +15,7 @@ from torch import Tensor
 from limbeck.core.errors import UserError
 from limbeck.core.linear import linear_call
 from limbeck.core.rng import make_generator
+from limbeck.core.text import quote
 
 Family = Callable[["DSA", Tensor, Tensor], Tensor]
 """(strengths, images (n, c, h, w), uniform numbers (n, 3)) -> images."""
@@ -61,7 +62,8 @@ class DSA:
         for family in self.families:
             if family not in FAMILIES:
                 raise UserError(
-                    f"unknown augmentation '{family}' in '{self.strategy}'; join any of {', '.join(FAMILIES)} with '_'."
+                    f"unknown augmentation {quote(family)} in {quote(self.strategy)}; join any of "
+                    f"{', '.join(FAMILIES)} with '_'."
                 )
 
     @property

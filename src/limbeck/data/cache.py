@@ -29,6 +29,7 @@ from limbeck.core.files import content_key
 from limbeck.core.folders import home_folder
 from limbeck.core.locks import lock_work
 from limbeck.core.tensors import read_tensors, write_tensors
+from limbeck.core.text import quote
 from limbeck.core.unfinished import remove_unfinished
 from limbeck.data.images import Array, RawData, ReadOptions
 
@@ -98,7 +99,7 @@ def _limit() -> float:
     except ValueError:
         limit = -1.0
     if not limit >= 0:
-        raise UserError(f"LIMBECK_CACHE_GB is {text!r}; give a number of GB, 0 to keep no decoded images.")
+        raise UserError(f"LIMBECK_CACHE_GB is {quote(text)}; give a number of GB, 0 to keep no decoded images.")
     return limit
 
 

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from limbeck.core.errors import UserError
 from limbeck.core.sizes import ResizeMode, Size
+from limbeck.core.text import shorten
 from limbeck.data.images import Array, as_images, describe_resize, fit_picture
 from limbeck.data.pixels import PixelRange, find_limits, read_pixels
 from limbeck.data.tree import File
@@ -119,7 +120,7 @@ def decode_picture(encoded: Encoded, size: Size | None = None, mode: ResizeMode 
     except UnidentifiedImageError as error:
         raise DamagedPicture(where, "in a known format") from error
     except Exception as error:  # a damaged file makes Pillow raise almost anything
-        raise DamagedPicture(where, f"that opens ({_shorten(error)})") from error
+        raise DamagedPicture(where, f"that opens ({shorten(error)})") from error
     remarks += [remark] if remark else []
     return _resize(image, where, size, mode, remarks)
 
@@ -129,11 +130,7 @@ def _open(content: File | bytes, where: str) -> Image.Image:
     try:
         return Image.open(BytesIO(data), formats=_formats())  # no handle is left open
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"{where}: more pixels than limbeck opens ({_shorten(error)}); scale it down") from error
-
-
-def _shorten(error: Exception) -> str:
-    return " ".join(str(error).split())[:80] or type(error).__name__
+        raise UserError(f"{where}: more pixels than limbeck opens ({shorten(error)}); scale it down") from error
 
 
 def _check_pixel_count(image: Image.Image, where: str) -> None:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from limbeck.core.errors import UserError
+from limbeck.core.text import shorten
 
 Pixels = npt.NDArray[Any]
 PixelRange = tuple[float, float]
@@ -70,7 +71,7 @@ def read_pixels(x: Any, where: str, is_batch: bool = True) -> Pixels:
     try:
         images = to_numpy(x)
     except Exception as error:  # whatever an object's own conversion raises
-        reason = " ".join(str(error).split())[:80]
+        reason = shorten(error)
         raise UserError(f"{where}: pixels are no array ({reason}); give (h, w[, 1 or 3])") from error
     if images.dtype.kind not in "uifb":
         raise UserError(f"{where}: pixels are {images.dtype}; give whole or floating-point numbers")

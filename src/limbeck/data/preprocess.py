@@ -13,6 +13,7 @@ from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.core.short_repr import short_repr
+from limbeck.core.text import quote
 from limbeck.core.threads import number_of_threads
 
 PreprocessKind = Literal["normalise", "zca"]
@@ -142,7 +143,7 @@ class Preprocess:
         state = {name: tensors[name].float() for name in TENSORS[kind]}
         eps = header.get("eps", 0.0)
         if not isinstance(eps, int | float):
-            raise UserError(f"preprocessing {kind} needs a number eps, and {eps!r} was given")
+            raise UserError(f"preprocessing {kind} needs a number eps, and {quote(eps)} was given")
         return cls(cast(PreprocessKind, kind), (shape[0], shape[1], shape[2]), float(eps), **state)
 
     def _check(self, images: Tensor) -> None:
@@ -169,14 +170,14 @@ def fit_preprocess(kind: str, images: Tensor, eps: float = 0.1) -> Preprocess:
     [-1.0, 1.0, 1.0, -1.0]
     """
     if kind not in (*TENSORS, *CONSTANTS):
-        raise UserError(f"no preprocessing called {kind!r}; choose one of: {', '.join((*TENSORS, *CONSTANTS))}")
+        raise UserError(f"no preprocessing called {quote(kind)}; choose one of: {', '.join((*TENSORS, *CONSTANTS))}")
     if images.dtype != torch.uint8 or images.ndim != 4 or not images.numel():
         raise UserError(f"preprocessing is fitted on uint8 (n, c, h, w), not on {images.dtype} {tuple(images.shape)}")
     c, h, w = images.shape[1:]
     if kind in CONSTANTS:
         mean, std = (torch.tensor(values) for values in CONSTANTS[kind])
         if c != len(mean):
-            raise UserError(f"the images have {c} channel(s), and the constants '{kind}' are for {len(mean)}.")
+            raise UserError(f"the images have {c} channel(s), and the constants {quote(kind)} are for {len(mean)}.")
         return Preprocess("normalise", (c, h, w), 0.0, mean, std)
     if kind == "normalise":
         mean, std = _channel_moments(images)

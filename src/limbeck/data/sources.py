@@ -16,6 +16,7 @@ from limbeck.core.events import Listener
 from limbeck.core.files import refuse_own_folder
 from limbeck.core.ranges import MAX_SIDE
 from limbeck.core.sizes import ResizeMode, Size
+from limbeck.core.text import quote
 from limbeck.data.archives import archive_suffix, read_archive_tree
 from limbeck.data.assemble import assemble
 from limbeck.data.cache import read_with_cache
@@ -120,7 +121,7 @@ def load_data(
     if not isinstance(validation, str | Path) and not 0 <= validation < 1:
         raise UserError(f"validation is a fraction of train in [0, 1), not {validation}; 0.1 is usual")
     if resize_mode not in get_args(ResizeMode):
-        raise UserError(f"--resize-mode is {', '.join(get_args(ResizeMode))}, not {resize_mode!r}")
+        raise UserError(f"--resize-mode is {', '.join(get_args(ResizeMode))}, not {quote(resize_mode)}")
     if size is None and resize_mode != "stretch":
         raise UserError(f"--resize-mode {resize_mode} needs --resize; say how large the images are to be")
     if isinstance(source, ImageData):
@@ -229,7 +230,7 @@ def _read_named(
         return own.read(tree, options), None if find_reader(own.reader).decodes else options.pixel_range
     path = Path(source)
     if not path.exists():
-        raise UserError(f"no data called {str(source)!r}; {_suggest_paths(path)}")
+        raise UserError(f"no data called {quote(str(source))}; {_suggest_paths(path)}")
     try:
         return _read_path(path, options, follow_links, beside)
     finally:
@@ -379,7 +380,9 @@ def _find_data(root: Folder) -> tuple[str, Folder, Reader]:
             raise UserError(
                 f"{root.where}: one picture; name the folder above those of the classes, or a table of files"
             )
-        raise UserError(f"{root.where}: unknown file type {Path(root.where).suffix!r}; give one of: {describe_kinds()}")
+        raise UserError(
+            f"{root.where}: unknown file type {quote(Path(root.where).suffix)}; give one of: {describe_kinds()}"
+        )
     while len(root.folders) == 1 and not root.files and next(iter(root.folders.values())).folders:
         (root,) = root.folders.values()
     return "", root, class_folders.READER  # which says what is missing

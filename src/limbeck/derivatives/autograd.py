@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from limbeck.core.errors import UserError
 from limbeck.core.short_repr import short_repr
 from limbeck.core.sums import reproducible_dot
+from limbeck.core.text import shorten
 from limbeck.core.types import Batch, PureLoss
 from limbeck.networks.losses import CrossEntropy
 
@@ -91,7 +92,7 @@ class Loss:
             if "is not implemented" not in str(error):
                 raise
             raise UserError(
-                f"the network has no second derivative ({str(error).splitlines()[0][:90]}), which distilling needs; "
+                f"the network has no second derivative ({shorten(error)}), which distilling needs; "
                 "it can be evaluated on a set (limbeck evaluate RUN --model.name NAME)."
             ) from error
         return Hvp(directional, *(next(derivatives) if is_needed else None for is_needed in needs))

@@ -22,6 +22,7 @@ import torch
 from limbeck.core.errors import UserError
 from limbeck.core.files import write_json
 from limbeck.core.rng import make_generator
+from limbeck.core.text import quote
 from limbeck.core.types import Batch
 from limbeck.derivatives.autograd import Loss, NeedsGrad
 from limbeck.derivatives.compiled import CompiledDerivatives
@@ -85,8 +86,8 @@ def choose(model: FlatModel, shape: Shape, dtype: torch.dtype, device: str) -> C
     switch = os.environ.get("LIMBECK_KERNELS", "")
     if switch not in ("", "0", "1"):
         raise UserError(
-            f"LIMBECK_KERNELS is '{switch}'; give 0 for autograd, 1 for compiled kernels however fast they are, or "
-            "leave it out."
+            f"LIMBECK_KERNELS is {quote(switch)}; give 0 for autograd, 1 for compiled kernels however fast they are, "
+            "or leave it out."
         )
     derivatives = convnet_derivatives(model, dtype, device)
     if derivatives is None:

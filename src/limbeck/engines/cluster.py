@@ -23,6 +23,7 @@ from typing import Any
 from limbeck.core.errors import UserError
 from limbeck.core.events import Event
 from limbeck.core.folders import home_folder
+from limbeck.core.text import shorten
 from limbeck.engines.local import Process
 from limbeck.engines.work import Engine, EngineLostError, LostError, Work
 
@@ -196,7 +197,7 @@ def open_cluster(address: str | None = None, jobs: int | None = None) -> Iterato
     try:
         ray.init(address=address, log_to_driver=False, logging_level=CRITICAL)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise _unreachable(address, str(error).splitlines()[0]) from None
+        raise _unreachable(address, shorten(error)) from None
     try:
         if is_main and handler is not None:
             signal.signal(signal.SIGTERM, handler)  # Ray has one of its own, which ends without cleaning up

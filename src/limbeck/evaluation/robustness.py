@@ -16,6 +16,7 @@ from limbeck.core.errors import UserError
 from limbeck.core.evaluation_records import CLEAN, RobustnessRow
 from limbeck.core.ranges import NUMBER, Count
 from limbeck.core.rng import make_generator
+from limbeck.core.text import quote
 from limbeck.evaluation.attacks import ATTACKS, margin_gradient
 from limbeck.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from limbeck.evaluation.training import TrainedNetwork
@@ -83,7 +84,7 @@ def make_robustness(
     for kind, choices in (("attack", ATTACKS), ("corruption", CORRUPTIONS)):
         for name in names[kind]:
             if name not in choices:
-                raise UserError(f"no {kind} called {name!r}; choose of: {', '.join(choices)}.")
+                raise UserError(f"no {kind} called {quote(name)}; choose of: {', '.join(choices)}.")
     values = {} if options is None else options.model_dump(include={*RobustnessOptions.model_fields})
     if not any(names.values()):
         if options not in (None, RobustnessOptions()):

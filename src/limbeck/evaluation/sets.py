@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from limbeck.core.errors import UserError
 from limbeck.core.short_repr import short_repr
-from limbeck.core.text import printable
+from limbeck.core.text import printable, quote, shorten
 from limbeck.core.user_imports import require_own_code
 from limbeck.data import READING, DataSource, ImageData, load_data
 from limbeck.evaluation.protocol import EvalConfig
@@ -176,7 +176,7 @@ def _read_recipe(
             require_own_code(str(own.get("name")), "network of the set", "--model.name")
         network, augment = evaluated_network(own, model), recipe.pop("augment")
         if not isinstance(augment, str):
-            raise UserError(f"the set's recipe names no augmentation but {augment!r}; make the set again.")
+            raise UserError(f"the set's recipe names no augmentation but {quote(augment)}; make the set again.")
         options = {name: run[name] for name in FOR_BASELINES if name in run} | recipe
         if isinstance(protocol, EvalConfig):
             options = protocol.model_dump()
@@ -184,7 +184,7 @@ def _read_recipe(
             options = {"protocol": protocol}
         return network, augment, EvalConfig(**{**options, **changes})
     except KeyError as error:
-        raise UserError(f"the set's recipe says nothing of {error}; make the set again.") from None
+        raise UserError(f"the set's recipe says nothing of {shorten(error)}; make the set again.") from None
     except (TypeError, ValidationError) as error:
         faults = error.errors()[0]["loc"] if isinstance(error, ValidationError) else []
         place = printable(".".join(map(str, faults)) or str(error), 80)

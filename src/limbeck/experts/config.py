@@ -18,6 +18,7 @@ from pydantic import (
 from limbeck.core.errors import UserError
 from limbeck.core.ranges import Count, CountOrZero, Decay, Size, StepSize, Weight
 from limbeck.core.short_repr import changed_options
+from limbeck.core.text import quote
 from limbeck.experts.convexified import SCHEDULES, SMOOTHING, waypoint_epochs
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -77,9 +78,9 @@ class ExpertConfig(BaseModel):
         (0, 17, 33, 50)
         """
         if self.smoothing not in SMOOTHING:
-            raise UserError(f"there is no smoothing called '{self.smoothing}'; choose one of {', '.join(SMOOTHING)}.")
+            raise UserError(f"no smoothing is called {quote(self.smoothing)}; choose one of {', '.join(SMOOTHING)}.")
         if self.schedule not in SCHEDULES:
-            raise UserError(f"there is no schedule called '{self.schedule}'; choose one of {', '.join(SCHEDULES)}.")
+            raise UserError(f"no schedule is called {quote(self.schedule)}; choose one of {', '.join(SCHEDULES)}.")
         epochs = self.waypoint_at
         if not epochs:
             return waypoint_epochs(self.waypoints, self.epochs)

@@ -257,15 +257,15 @@ class Store:
     def _check(self, path: Path, header: ExpertHeader, tensors: Mapping[str, Tensor | LazyRows]) -> None:
         """Raise UserError unless the tensors of an expert fit each other, its header, the layout and the store.
 
-        They hold finite numbers in a type in which parameters are stored; of lazy ones the numbers are not looked at.
+        They hold finite numbers in a type in which parameters are stored. Lazy ones are read once more, row by row.
         """
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         layout, epochs = self.layout, header.waypoint_epochs or []
         if len(header.validation) != self.config.epochs + 1 or any(a >= b for a, b in pairwise([-1, *epochs])):
             raise UserError(f"{path} is damaged: its epochs are not those of the store; delete it and make it again.")
         for name, tensor in tensors.items():
-            is_broken = isinstance(tensor, Tensor) and not is_finite(tensor)
-            if tensor.dtype not in ([torch.float32] if name == "beta" else DTYPES.values()) or is_broken:
+            is_stored = tensor.dtype in ([torch.float32] if name == "beta" else DTYPES.values())
+            if not is_stored or not all(map(is_finite, [tensor] if isinstance(tensor, Tensor) else tensor)):
                 raise UserError(f"{path} is damaged: its {printable(name, 40)} are no finite numbers; make it again.")
         expected: dict[str, tuple[int, ...]] = {}
         if "points" in shapes:

@@ -14,6 +14,7 @@ from torch import Tensor
 from limbeck.core.disk import make_folder
 from limbeck.core.errors import UserError
 from limbeck.core.files import require_new_folder, write_atomically, write_folder
+from limbeck.core.text import quote
 from limbeck.experts.convexified import Convexified
 from limbeck.experts.store import Store
 from limbeck.interop.card import CardFacts, write_card
@@ -51,7 +52,9 @@ def export_experts(store: Store, folder: str | Path, to: str = "mtt") -> list[Pa
     of that style.
     """
     if to not in EXPERT_STYLES:
-        raise UserError(f"experts are exported as {' or '.join(EXPERT_STYLES)}, not as '{to}'; name one with --to.")
+        raise UserError(
+            f"experts are exported as {' or '.join(EXPERT_STYLES)}, not as {quote(to)}; name one with --to."
+        )
     indices = store.require_experts()
 
     def write(place: Path) -> list[Path]:
@@ -128,7 +131,7 @@ def export_set(
     where labels are hard.
     """
     if to not in SET_STYLES:
-        raise UserError(f"sets are exported as {', '.join(SET_STYLES)}, not as '{to}'; name one with --to.")
+        raise UserError(f"sets are exported as {', '.join(SET_STYLES)}, not as {quote(to)}; name one with --to.")
 
     def write(place: Path) -> list[Path]:
         return [*SET_STYLES[to](distilled, place), write_card(distilled, place, to, facts or CardFacts())]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.errors import UserError
+from limbeck.core.text import shorten
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -80,8 +81,7 @@ def open_pt(path: Path) -> Any:
                 f"{path} holds pickled code or objects other than tensors, lists and dictionaries, or is not a file of "
                 "torch.save; it is refused, since opening it would run what it says."
             ) from None
-        reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
-        raise UserError(f"{path} is not a file of torch.save, or is cut short ({reason}).") from None
+        raise UserError(f"{path} is not a file of torch.save, or is cut short ({shorten(error)}).") from None
     size = path.stat().st_size
     for tensor in _find_tensors(content):
         _check_tensor(tensor, size, path)

@@ -12,6 +12,7 @@ from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.core.interrupts import Pending
 from limbeck.core.records import LoopProgress, StepLine, ValidationLine
+from limbeck.core.text import shorten
 from limbeck.evaluation.trials import Summary
 from limbeck.jobs.record import RunFolder
 from limbeck.synthetic.loop import Hook, StatefulHook
@@ -127,8 +128,10 @@ class Checkpoint:
             ValueError,
             RuntimeError,
         ) as error:  # tensors that hooks and optimisers cannot use
-            path, (reason, *_) = self.run.path / "state.safetensors", str(error).splitlines()
-            raise UserError(f"{path} is damaged ({reason}); delete it to begin the distillation again.") from None
+            path = self.run.path / "state.safetensors"
+            raise UserError(
+                f"{path} is damaged ({shorten(error)}); delete it to begin the distillation again."
+            ) from None
 
     def _restore(self, synthetic: SyntheticSet) -> int:
         header, tensors = self.run.load_state(synthetic, self.optimisers)

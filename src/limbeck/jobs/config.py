@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from limbeck.core.errors import UserError, suggest_names
 from limbeck.core.ranges import Count, Decay, Seed, Size
 from limbeck.core.short_repr import changed_options
+from limbeck.core.text import quote
 from limbeck.data.preprocess import PreprocessName
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.experts.config import ExpertConfig
@@ -73,7 +74,7 @@ def check_options(config: type[Config], options: dict[str, Any], others: Iterabl
         if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
             raise UserError(f"there is no option {name}; {_suggest_option(name, config, others)}") from None
         reason = first["msg"].removeprefix("Value error, ").rstrip(".")
-        raise UserError(f"option {name}: {reason} (given: {first.get('input')!r}).") from None
+        raise UserError(f"option {name}: {reason} (given: {quote(first.get('input'))}).") from None
 
 
 def _suggest_option(name: str, config: type[BaseModel], others: Iterable[str]) -> str:

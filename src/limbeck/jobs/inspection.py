@@ -26,6 +26,8 @@ from limbeck.task import Task, make_task, restore_switches
 from limbeck.training.plain import score
 
 MOST_EXPERTS = 5
+TINY = 1e-30
+"""What lengths are divided by at least, so that experts that do not move have numbers."""
 
 
 @restore_switches()
@@ -138,11 +140,14 @@ def cosine_of_updates(points: Tensor) -> Tensor:
 
 
 def distance_to_line(points: Tensor) -> Tensor:
-    """points (K + 1, P) -> (K + 1,) distance to the line from first to last, as a fraction of that line's length."""
+    """points (K + 1, P) -> (K + 1,) distance to the line from first to last, as a fraction of that line's length.
+
+    A path that returns to its start has no line, and huge distances; one that does not move has the distance 0.
+    """
     line = (points[-1] - points[0]).double()
     displacement = (points - points[0]).double()
-    share = displacement @ line / line.square().sum()
-    distance: Tensor = (displacement - share[:, None] * line).norm(dim=1) / line.norm()
+    share = displacement @ line / line.square().sum().clamp_min(TINY)
+    distance: Tensor = (displacement - share[:, None] * line).norm(dim=1) / line.norm().clamp_min(TINY)
     return distance
 
 
@@ -151,7 +156,7 @@ def plane(points: Tensor, paths: dict[str, Trajectory]) -> PlaneRecord:
     centre = points.double().mean(0)
     _, sizes, axes = torch.linalg.svd(points.double() - centre, full_matrices=False)
     axes = axes[:2]
-    share = (sizes.square() / sizes.square().sum())[:2]
+    share = (sizes.square() / sizes.square().sum().clamp_min(TINY))[:2]
     coordinates = {
         name: torch.stack([(path.at(t).double() - centre) @ axes.T for t in range(len(points))]).T.tolist()
         for name, path in paths.items()

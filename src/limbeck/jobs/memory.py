@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from limbeck.core.errors import UserError
+from limbeck.core.text import quote
 from limbeck.core.types import Batch
 from limbeck.experts.handle import Experts
 from limbeck.report.text import size
@@ -41,7 +42,7 @@ def parse_bytes(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)", text.strip().upper())
     unit = None if match is None else UNITS.get(match[2] if match[2].endswith("B") or not match[2] else f"{match[2]}B")
     if match is None or unit is None or float(match[1]) == 0:
-        raise UserError(f"--max-memory is a number with a unit, as 8GB or 700MB, not {text!r}.")
+        raise UserError(f"--max-memory is a number with a unit, as 8GB or 700MB, not {quote(text)}.")
     return int(float(match[1]) * unit)
 
 

@@ -238,6 +238,9 @@ class RunFolder:
             stored = tensors.get(f"set.{name}")
             if stored is None or (stored.shape, stored.dtype) != (tensor.shape, tensor.dtype):
                 raise UserError(f"{self.path / 'state.safetensors'} is damaged: it lacks the set's {name}; delete it.")
+        labels, classes = tensors["set.labels"], synthetic.labels
+        if not labels.is_floating_point() and (labels.min() < classes.min() or labels.max() > classes.max()):
+            raise UserError(f"{self.path / 'state.safetensors'} is damaged: its labels are no classes; delete it.")
         synthetic.load({name.removeprefix("set."): t for name, t in tensors.items() if name.startswith("set.")})
         for i, optimiser in enumerate(optimisers):
             slots: dict[int, dict[str, Any]] = {}

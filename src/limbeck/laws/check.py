@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from limbeck.core.errors import UserError, suggest_names
+from limbeck.core.text import quote
 from limbeck.core.user_imports import entry_points, import_object
 from limbeck.data import DataSource, load_data
 from limbeck.data.readers.reader import Reader
@@ -50,7 +51,9 @@ def find_kind(name: str) -> Kind:
     for kind, known_names in names.items():
         if name in known_names:
             return kind
-    raise UserError(f"there is nothing called '{name}'; {suggest_names(name, sorted(set().union(*names.values())))}")
+    raise UserError(
+        f"there is nothing called {quote(name)}; {suggest_names(name, sorted(set().union(*names.values())))}"
+    )
 
 
 def _kind_of_value(name: str, value: Any) -> Kind:
@@ -60,7 +63,7 @@ def _kind_of_value(name: str, value: Any) -> Kind:
         return "reader"
     if not callable(value):
         raise UserError(
-            f"'{name}' is a {type(value).__name__}; it has to be a Method, a Reader, a function (channels, size, "
+            f"{quote(name)} is a {type(value).__name__}; it has to be a Method, a Reader, a function (channels, size, "
             "classes) that builds a network, or a selector (features, count, seed)."
         )
     try:

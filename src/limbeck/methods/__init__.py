@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 
 from limbeck.core.errors import UserError
+from limbeck.core.text import quote
 from limbeck.core.user_imports import find_object
 from limbeck.methods.att import ATT
 from limbeck.methods.coreset import CORESET_METHODS
@@ -74,14 +75,18 @@ def find_method(name: str | Method) -> Method:
     """
     method = find_object(name, "method", METHODS) if isinstance(name, str) else name
     if not isinstance(method, Method):
-        raise UserError(f"the method '{name}' is a {type(method).__name__}; it has to be a limbeck.methods.Method.")
+        raise UserError(
+            f"the method {quote(name)} is a {type(method).__name__}; it has to be a limbeck.methods.Method."
+        )
     if not (isinstance(method.config, type) and issubclass(method.config, MethodConfig)):
-        raise UserError(f"the config of the method '{method.name}' has to be a class derived from MethodConfig.")
+        raise UserError(f"the config of the method {quote(method.name)} has to be a class derived from MethodConfig.")
     if not re.fullmatch(r"\w[\w.+-]*", method.name):
-        raise UserError(f"a method cannot be called '{method.name}': a run folder has its name; take letters and '-'.")
+        raise UserError(
+            f"a method cannot be called {quote(method.name)}: a run folder has its name; take letters and '-'."
+        )
     if METHODS.get(method.name, method) is not method:
         raise UserError(
-            f"limbeck has a method called '{method.name}' already; give yours another name: Method(name='my-"
+            f"limbeck has a method called {quote(method.name)} already; give yours another name: Method(name='my-"
             f"{method.name}', ...)."
         )
     return method

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.core.ranges import StepSize
+from limbeck.core.text import quote
 from limbeck.core.user_imports import entry_points
 from limbeck.experts.store import Kind
 from limbeck.methods.plan import Method, MethodConfig, MethodInputs, Plan
@@ -160,10 +161,12 @@ def select_real(name: str, inputs: MethodInputs, ipc: int) -> Tensor:
     """
     if name not in CORESETS:
         if not is_own_selector(name):
-            raise UserError(f"there is no way to choose real images called '{name}'; use one of {', '.join(CORESETS)}.")
+            raise UserError(
+                f"there is no way to choose real images called {quote(name)}; use one of {', '.join(CORESETS)}."
+            )
         return select_by(find_selector(name), pixels, inputs, ipc).to(inputs.task.device)
     if not inputs.trajectories and name in ("forgetting", "el2n", "grand", "correct"):
-        raise UserError(f"'{name}' judges images by trained experts; name a store of them with --experts.")
+        raise UserError(f"{quote(name)} judges images by trained experts; name a store of them with --experts.")
     return CORESETS[name].select(inputs, ipc).to(inputs.task.device)
 
 

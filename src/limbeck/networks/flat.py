@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from limbeck.core.errors import UserError
 from limbeck.core.rng import fork_rng
+from limbeck.core.text import quote, shorten
 from limbeck.networks.dropout import switch_off_dropout
 
 
@@ -83,8 +84,8 @@ def _refuse_unfinished(module: object) -> None:
     lazy = [name for name, parameter in module.named_parameters() if nn.parameter.is_lazy(parameter)]
     if lazy:
         raise UserError(
-            f"the parameter '{lazy[0]}' of the network {type(module).__name__} is lazy, so that a student cannot be "
-            "built; give the layer its sizes."
+            f"the parameter {quote(lazy[0])} of the network {type(module).__name__} is lazy, so that a student cannot "
+            "be built; give the layer its sizes."
         )
 
 
@@ -142,7 +143,7 @@ def _call_once(module: nn.Module, images: Tensor) -> _Call:
             logits = torch.func.functional_call(module, buffers, (images,))
             generator = torch.get_rng_state()
     except Exception as error:  # the module may be the user's own
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = shorten(error, 160)
         raise UserError(f"the network {name} cannot be called on images of shape {shape}: {reason}") from error
     if not isinstance(logits, Tensor):
         raise UserError(f"the network {name} returns {type(logits).__name__}, expected logits (n, classes).")

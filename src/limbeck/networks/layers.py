@@ -8,6 +8,7 @@ from math import prod
 from torch import nn
 
 from limbeck.core.errors import UserError
+from limbeck.core.text import quote
 
 NORMS = ("instance", "batch", "layer", "group", "none")
 BLOCK_NORMS = ("instance", "batch", "group", "none")  # of AlexNet, VGG and ResNet
@@ -30,7 +31,7 @@ def require_choice(network: str, **options: tuple[str, Collection[str]]) -> None
     """Raise UserError for an option whose value is not among its choices; options: name=(value, choices)."""
     for option, (value, choices) in options.items():
         if value not in choices:
-            raise UserError(f"unknown {option} '{value}' for a {network}; choose one of {', '.join(choices)}.")
+            raise UserError(f"unknown {option} {quote(value)} for a {network}; choose one of {', '.join(choices)}.")
 
 
 def make_norm(kind: str, channels: int, size: tuple[int, int]) -> nn.Module:

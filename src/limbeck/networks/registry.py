@@ -22,6 +22,7 @@ from limbeck.core.errors import UserError, suggest_names
 from limbeck.core.memory import total_memory
 from limbeck.core.ranges import Depth, Width
 from limbeck.core.rng import fork_rng
+from limbeck.core.text import quote, shorten
 from limbeck.core.user_imports import find_object
 from limbeck.networks.alexnet import AlexNet
 from limbeck.networks.convnet import MLP, ConvNet, default_depth, widening
@@ -74,7 +75,7 @@ def find_network(name: str) -> Factory:
     prefix, _, model = name.partition(":")
     if "=" in name:
         raise UserError(
-            f"the network '{name}' has options in its name, as --networks takes them; elsewhere a network and its "
+            f"the network {quote(name)} has options in its name, as --networks takes them; elsewhere a network and its "
             "options are given one by one: --model.name resnet18 --model.width 16."
         )
     if prefix == "timm" and model:
@@ -82,8 +83,8 @@ def find_network(name: str) -> Factory:
     factory = find_object(name, "network", MODELS)
     if not callable(factory):
         raise UserError(
-            f"the network '{name}' is a {type(factory).__name__}; it has to be a function of (channels, size, classes) "
-            "that returns a torch.nn.Module."
+            f"the network {quote(name)} is a {type(factory).__name__}; it has to be a function of (channels, size, "
+            "classes) that returns a torch.nn.Module."
         )
     return factory  # type: ignore[no-any-return]
 
@@ -123,7 +124,7 @@ class ModelConfig(BaseModel):
         for key in options:
             if key not in parameters and not takes_all:
                 own = ", ".join(name for name in type(self).model_fields if name != "name" and name in parameters)
-                raise UserError(f"the network '{self.name}' has no option '{key}'; it has {own or 'none'}.")
+                raise UserError(f"the network {quote(self.name)} has no option {quote(key)}; it has {own or 'none'}.")
         return options
 
     def resolved(self, size: tuple[int, int]) -> ModelConfig:
@@ -166,24 +167,26 @@ def parse_network(text: str) -> ModelConfig:
     words = [part for part in parts if "=" in part]
     name = ":".join(parts[: len(parts) - len(words)])
     if parts[len(parts) - len(words) :] != words or not name:
-        raise UserError(f"the network '{text}' is not of the form NAME:option=value; write resnet18:width=16.")
+        raise UserError(f"the network {quote(text)} is not of the form NAME:option=value; write resnet18:width=16.")
     keys = [key for key in ModelConfig.model_fields if key != "name"]
     options: dict[str, Any] = {}
     for word in words:
         key, _, value = word.partition("=")
         if key not in keys:
-            raise UserError(f"the network '{text}': networks have no option '{key}'; {suggest_names(key, keys)}")
+            raise UserError(
+                f"the network {quote(text)}: networks have no option {quote(key)}; {suggest_names(key, keys)}"
+            )
         if key in options:
-            raise UserError(f"the network '{text}' has the option '{key}' twice; give one of the two.")
+            raise UserError(f"the network {quote(text)} has the option {quote(key)} twice; give one of the two.")
         if not value:
-            raise UserError(f"the network '{text}' has no value for the option '{key}'; write {key}=VALUE.")
+            raise UserError(f"the network {quote(text)} has no value for the option {quote(key)}; write {key}=VALUE.")
         options[key] = value
     try:
         return ModelConfig(name=name, **options)
     except ValidationError as error:
         fault = error.errors()[0]
         message = f"{fault['msg'][0].lower()}{fault['msg'][1:]}"
-        raise UserError(f"the network '{text}': {fault['loc'][0]}={fault['input']}: {message}.") from None
+        raise UserError(f"the network {quote(text)}: {fault['loc'][0]}={fault['input']}: {message}.") from None
 
 
 def _parameters(name: str) -> Mapping[str, inspect.Parameter]:
@@ -214,9 +217,9 @@ def flat_model(config: ModelConfig, shape: tuple[int, int, int], classes: int) -
         except Exception as error:  # of the user's own code, anything
             if config.name in MODELS or isinstance(error, UserError):
                 raise
-            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:150]}"
+            reason = f"{type(error).__name__}: {shorten(error)}"
             raise UserError(
-                f"the network '{config.name}' cannot be built for images of shape {shape}: {reason}"
+                f"the network {quote(config.name)} cannot be built for images of shape {shape}: {reason}"
             ) from error
 
     model = FlatModel(build, shape)
@@ -237,22 +240,22 @@ def _require_room(build: Callable[[], nn.Module], name: str) -> None:
     memory = total_memory()
     if memory is not None and 8 * count > memory:
         raise UserError(
-            f"the network '{name}' would have {count:,} parameters, two copies of which are {8 * count / 1e9:,.0f} GB, "
-            f"and this machine has {memory / 1e9:,.0f} GB of memory; lower its width or its depth (--model.width, "
-            "--pool-width)."
+            f"the network {quote(name)} would have {count:,} parameters, two copies of which are "
+            f"{8 * count / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f} GB of memory; lower its "
+            "width or its depth (--model.width, --pool-width)."
         )
 
 
 @torch.no_grad()
 def _require_classifier(model: FlatModel, name: str, shape: tuple[int, int, int], classes: int) -> None:
     if not model.layout.count:
-        raise UserError(f"the network '{name}' has no parameters to train.")
+        raise UserError(f"the network {quote(name)} has no parameters to train.")
     theta = model.init(0)
     if theta.dtype is not torch.float32:
-        raise UserError(f"the parameters of the network '{name}' are {theta.dtype}; build it in torch.float32.")
+        raise UserError(f"the parameters of the network {quote(name)} are {theta.dtype}; build it in torch.float32.")
     result = tuple(model(theta, torch.zeros(2, *shape)).shape)
     if result != (2, classes):
         raise UserError(
-            f"the network '{name}' returns a tensor of shape {result} for 2 images; with {classes} classes it has to "
-            f"return logits of shape (2, {classes})."
+            f"the network {quote(name)} returns a tensor of shape {result} for 2 images; with {classes} classes it has "
+            f"to return logits of shape (2, {classes})."
         )

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from limbeck.core.errors import UserError
+from limbeck.core.text import quote, shorten
 
 
 class TimmNetwork(nn.Module):
@@ -34,7 +35,7 @@ def import_timm() -> Any:
         import timm
     except Exception as error:  # a torchvision built for another torch raises RuntimeError
         raise UserError(
-            f"timm cannot be imported ({type(error).__name__}: {str(error).splitlines()[0][:90]}); install it with "
+            f"timm cannot be imported ({type(error).__name__}: {shorten(error)}); install it with "
             "'pip install limbeck[timm]', beside a torchvision built for this torch."
         ) from None
     return timm
@@ -49,7 +50,7 @@ def create_model(name: str, channels: int, size: tuple[int, int], classes: int) 
     if not timm.is_model(name):
         near = timm.list_models(f"*{name[:6]}*")[:3]
         hint = f"; it has {', '.join(near)}" if near else ""
-        raise UserError(f"timm has no network called '{name}'{hint}. timm.list_models() lists all.")
+        raise UserError(f"timm has no network called {quote(name)}{hint}. timm.list_models() lists all.")
     options = {"pretrained": False, "in_chans": channels, "num_classes": classes, "drop_rate": 0.0}
     try:
         try:
@@ -57,7 +58,7 @@ def create_model(name: str, channels: int, size: tuple[int, int], classes: int) 
         except TypeError:  # networks that take images of every size have no such option
             model = timm.create_model(name, **options)
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = shorten(error, 160)
         raise UserError(
             f"timm cannot build {name} for images of {size[0]} x {size[1]} pixels: {reason[:150]}"
         ) from None

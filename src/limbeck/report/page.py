@@ -11,9 +11,10 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from limbeck.core.disk import make_folder
+from limbeck.core.disk import OF_THE_PATH, make_folder
 from limbeck.core.errors import UserError
 from limbeck.core.files import write_atomically
+from limbeck.core.text import shorten_path
 from limbeck.report.comparison import compare_runs
 from limbeck.report.gallery import cell_width
 from limbeck.report.records import read_run
@@ -24,7 +25,8 @@ from limbeck.report.view import view_run
 def write_report(run: Path, out: Path | None = None) -> Path:
     """Write the report of a run folder and return its path; `out` is a file or a folder, the default the run folder.
 
-    Raises UserError for a folder that is no run, and where the page cannot be written.
+    Raises UserError for a folder that is no run and for a path that cannot be used, and WriteError where the system
+    cannot write.
 
     >>> import json, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -39,7 +41,8 @@ def write_report(run: Path, out: Path | None = None) -> Path:
 def write_comparison(runs: Sequence[Path], out: Path) -> Path:
     """Write one page that compares several run folders, and return its path.
 
-    Raises UserError for no folders, for one that is no run, and where the page cannot be written.
+    Raises UserError for no folders, for one that is no run and for a path that cannot be used, and WriteError where the
+    system cannot write.
     """
     if not runs:
         raise UserError("there is nothing to compare: give at least one run folder.")
@@ -76,7 +79,7 @@ def write_page(page: str, out: Path, parents: bool = True) -> Path:
 
     parents: make folders that are missing.
 
-    Raises UserError where it cannot be written.
+    Raises UserError for a path that cannot be used, and WriteError where the system cannot write.
     """
     out = out / "report.html" if out.is_dir() else out
     content = page.encode(errors="replace")  # JSON can have half a surrogate pair, and UTF-8 cannot
@@ -85,7 +88,10 @@ def write_page(page: str, out: Path, parents: bool = True) -> Path:
             make_folder(out.parent)
         write_atomically(out, lambda temporary: temporary.write_bytes(content))
     except OSError as error:
-        raise UserError(f"cannot write the report to {str(out)!r}: {error.strerror or error}.") from error
+        if error.errno not in OF_THE_PATH:  # a disk that is full or read-only, which is no mistake of the user
+            raise
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"{shorten_path(out)} cannot be written to ({reason}); name another path.") from error
     return out
 
 

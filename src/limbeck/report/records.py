@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from limbeck.core.errors import UserError
 from limbeck.core.evaluation_records import EvaluationsRecord
+from limbeck.core.files import read_json
 from limbeck.core.record_files import salvage
 from limbeck.core.records import ExpertsRecord, Record, ResultsRecord, RunRecord, StepLine, ValidationLine
 from limbeck.report.gallery import REAL, Frame, Picture, read_frames, read_picture
@@ -89,23 +90,8 @@ def read_run(folder: Path) -> Run:
 def _read_meta(folder: Path, missing: list[str]) -> RunRecord:
     path = folder / "run.json"
     if not path.is_file():
-        raise UserError(f"{str(folder)!r} is not a run folder: it holds no run.json; give the folder that a run wrote.")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except UNREADABLE as error:
-        raise UserError(f"{str(path)!r} is damaged and cannot be read ({error}); restore it or run again.") from error
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
-        raise UserError(f"{str(path)!r} is not the record of a run: its format is not {FORMAT!r}; name a run folder.")
-    try:
-        meta, faults = salvage(RunRecord, value)
-    except ValidationError:
-        version = value.get("version")
-        raise UserError(f"{str(path)!r} is damaged: its version is {version!r}, not a whole number from 1.") from None
-    if meta.version > VERSION:
-        raise UserError(
-            f"{str(path)!r} has version {meta.version}, but this limbeck reads up to version {VERSION}; "
-            "upgrade limbeck to report on this run."
-        )
+        raise UserError(f"{folder} is not a run folder: it holds no run.json; give the folder that a run wrote.")
+    meta, faults = salvage(RunRecord, read_json(path, FORMAT, VERSION))
     _tell(path, faults, missing)
     return meta
 

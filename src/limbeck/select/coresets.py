@@ -9,6 +9,7 @@ from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.core.rng import derive_seed, make_generator
+from limbeck.core.text import quote
 from limbeck.core.user_imports import find_object
 from limbeck.select.clusters import append_random, nearest_to_centres, random_order
 from limbeck.select.fill import repeat_rows
@@ -88,7 +89,7 @@ def find_selector(name: str) -> Selector:
     selector = find_object(name, "selector", SELECTORS)
     if not callable(selector):
         raise UserError(
-            f"the selector '{name}' is a {type(selector).__name__}; it has to be a function "
+            f"the selector {quote(name)} is a {type(selector).__name__}; it has to be a function "
             "(features, count, seed) that returns rows."
         )
     return selector  # type: ignore[no-any-return]

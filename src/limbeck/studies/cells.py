@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from limbeck.core.errors import UserError
 from limbeck.core.study_records import CellValues
+from limbeck.core.text import quote
 from limbeck.studies.config import Range, Study
 
 
@@ -64,7 +65,7 @@ def make_cells(study: Study) -> list[Cell]:
             options = merge(options, table)
         seeds, own = options.pop("seeds", study.seeds), options.pop("search", {})
         if not isinstance(seeds, list | tuple) or not seeds or not all(map(_is_seed, seeds)):
-            raise UserError(f"{Cell(values, {}, ()).name}: seeds are whole numbers, as [0, 1, 2], not {seeds!r}.")
+            raise UserError(f"{Cell(values, {}, ()).name}: seeds are whole numbers, as [0, 1, 2], not {quote(seeds)}.")
         cells.append(Cell(values, options, tuple(seeds), _space(study, values, own)))
     if not cells:
         raise UserError("the study skips all of its cells; take something out of skip.")

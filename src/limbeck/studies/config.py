@@ -19,7 +19,7 @@ from pydantic import (
 from limbeck.core.errors import UserError
 from limbeck.core.ranges import Number, Seed, Size
 from limbeck.core.study_records import CellValues
-from limbeck.core.text import printable
+from limbeck.core.text import printable, shorten
 
 OWN_KEYWORDS = {"seed": "seeds", "out": "--work"}
 """Keywords of `limbeck.distill` that a study sets itself, and what says them."""
@@ -157,7 +157,7 @@ def read_study(path: Path) -> tuple[Study, dict[str, Any]]:
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; name a study file, as {path / 'study.toml'}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not TOML: {error}; correct it there.") from None
+        raise UserError(f"{path} is not TOML: {shorten(error)}; correct it there.") from None
     try:
         return Study.model_validate(content), content
     except ValidationError as error:

@@ -22,7 +22,7 @@ from limbeck.core.set_records import SetHeader
 from limbeck.core.shelf import find_shelf_file, read_shelf
 from limbeck.core.short_repr import short_repr
 from limbeck.core.tensors import is_finite, read_tensors, write_tensors
-from limbeck.core.text import printable
+from limbeck.core.text import printable, quote
 from limbeck.data import Preprocess
 from limbeck.data.augment import DSA, CanvasCrop
 from limbeck.data.memory import refuse_beyond_memory
@@ -130,7 +130,7 @@ class DistilledSet:
         """
         strategy = self.recipe.get("augment")
         if not isinstance(strategy, str):
-            raise UserError(f"the set's recipe names no augmentation but {strategy!r}; make the set again.")
+            raise UserError(f"the set's recipe names no augmentation but {quote(strategy)}; make the set again.")
         canvas = self.provenance.get("config", {}).get("canvas") or 1
         height, width = self.images.shape[2:]
         return CanvasCrop((height // canvas, width // canvas), DSA(strategy))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from limbeck.core.errors import UserError
+from limbeck.core.text import shorten
 from limbeck.data.images import Array, as_images
 from limbeck.data.pixels import read_pixels, to_numpy
 
@@ -130,11 +131,6 @@ def _as_label(label: Any, where: str) -> int | str:
     except Exception:  # ragged lists, NaN, infinity, and whatever an object's own conversion raises
         hint = ""
     raise UserError(f"{where}: label {shorten(repr(label))} is not one whole number or word{hint}; give its class")
-
-
-def shorten(message: object) -> str:
-    """A message, or the name of an exception without one, in one short line."""
-    return " ".join(str(message).split())[:80] or type(message).__name__
 
 
 def describe_parts(item: Any) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from limbeck.core.errors import UserError
+from limbeck.core.text import shorten
 from limbeck.data.decoding import decode_splits
 from limbeck.data.images import Array, RawData, ReadOptions
 from limbeck.data.pictures import Encoded, as_encoded
@@ -106,7 +107,7 @@ def _guard(kind: Format, file: File) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        reason = shorten(error, 120)
         raise UserError(f"{file.where}: not a readable {kind.name} file ({reason}); fetch it again") from error
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from limbeck.core.errors import UserError
+from limbeck.core.text import quote
 from limbeck.data.images import Array
 from limbeck.data.splits import sort_class_names, split_of
 from limbeck.data.tree import File, Folder
@@ -122,7 +123,7 @@ def _class_names(tables: Sequence[Labels]) -> list[str] | None:
                     f"{part.where}: a label of {len(name):,} characters ({name[:20]!r}...); give class names"
                 )
             if count > 1:
-                raise UserError(f"{part.where}: {count} classes are called {name!r}; give each a name of its own")
+                raise UserError(f"{part.where}: {count} classes are called {quote(name)}; give each a name of its own")
     return list(dict.fromkeys([*counted, *words])) or None
 
 

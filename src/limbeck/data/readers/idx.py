@@ -12,6 +12,7 @@ from typing import BinaryIO, NamedTuple, cast
 import numpy as np
 
 from limbeck.core.errors import UserError
+from limbeck.core.text import shorten
 from limbeck.data.images import Array, RawData, ReadOptions
 from limbeck.data.memory import refuse_beyond_memory
 from limbeck.data.readers.reader import Reader
@@ -115,7 +116,7 @@ def _read_array(file: File, kind: str) -> Array:
             with gzip.open(stream) as unpacked:
                 return _read_values(file, kind, cast(BinaryIO, unpacked), GZIP_RATIO * file.size)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise UserError(f"{file.where}: truncated or not gzip ({error}); fetch it again") from error
+            raise UserError(f"{file.where}: truncated or not gzip ({shorten(error)}); fetch it again") from error
 
 
 def _read_values(file: File, kind: str, stream: BinaryIO, limit: int) -> Array:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from limbeck.core.errors import UserError
+from limbeck.core.text import shorten
 from limbeck.data.archives import check_zip_entry
 from limbeck.data.images import Array, RawData, ReadOptions
 from limbeck.data.memory import refuse_beyond_memory
@@ -105,7 +106,7 @@ def _array_files(folder: Folder) -> dict[str, File]:
 
 
 def _refuse_damage(file: File, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:100] or type(error).__name__
+    reason = shorten(error)
     return UserError(f"{file.where}: not a readable .npz of arrays ({reason}); save it with numpy.savez")
 
 

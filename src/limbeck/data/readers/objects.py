@@ -11,6 +11,7 @@ from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset
 
 from limbeck.core.errors import UserError
+from limbeck.core.text import shorten
 from limbeck.data.assemble import as_labels
 from limbeck.data.decoding import decode_splits
 from limbeck.data.images import Array, RawData, ReadOptions
@@ -24,7 +25,6 @@ from limbeck.data.readers.arrays import (
     is_sequence,
     read_arrays,
     read_labels,
-    shorten,
 )
 from limbeck.data.readers.arrow_columns import IMAGE_COLUMNS
 from limbeck.data.readers.columns import FIRST_LABEL_COLUMNS, Labels, join_labels, label_columns, usual_columns

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from limbeck.core.errors import UserError
+from limbeck.core.text import quote, shorten
 from limbeck.core.user_imports import entry_points, find_object
 from limbeck.data.images import RawData, ReadOptions
 from limbeck.data.readers.reader import Reader
@@ -28,17 +29,19 @@ class OwnSource(NamedTuple):
         reader = find_reader(self.reader)
         try:
             if not reader.recognises(tree.root):
-                raise UserError(f"{self.path}: the reader '{self.reader}' does not recognise it as {reader.kind}")
+                raise UserError(f"{self.path}: the reader {quote(self.reader)} does not recognise it as {reader.kind}")
             raw = reader.read(tree.root, options)
         except UserError:
             raise
         except Exception as error:  # of the user's own code, anything
-            reason = (str(error) or type(error).__name__).splitlines()[0][:120]
+            reason = shorten(error, 120)
             raise UserError(
-                f"{self.path}: the reader '{self.reader}' failed: {type(error).__name__}: {reason}"
+                f"{self.path}: the reader {quote(self.reader)} failed: {type(error).__name__}: {reason}"
             ) from error
         if not isinstance(raw, RawData):
-            raise UserError(f"the reader '{self.reader}' returned a {type(raw).__name__}; it has to return a RawData")
+            raise UserError(
+                f"the reader {quote(self.reader)} returned a {type(raw).__name__}; it has to return a RawData"
+            )
         return raw._replace(notes=(*tree.notes, *raw.notes), layout=reader.kind)
 
 
@@ -60,6 +63,6 @@ def find_reader(name: str) -> Reader:
     reader = find_object(name, "reader", {})
     if not isinstance(reader, Reader):
         raise UserError(
-            f"the reader '{name}' is a {type(reader).__name__}; it has to be a limbeck.data.readers.reader.Reader."
+            f"the reader {quote(name)} is a {type(reader).__name__}; it has to be a limbeck.data.readers.reader.Reader."
         )
     return reader

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from limbeck.core.errors import UserError
+from limbeck.core.text import shorten
 
 DAMAGE = (ValueError, IndexError, KeyError, TypeError, OverflowError)
 DTYPE = re.compile("[biuf][1248]")
@@ -170,7 +171,7 @@ def read_pickle(content: bytes, where: str) -> dict[str, Any]:
         if not isinstance(items, dict):
             raise TypeError(f"a {type(items).__name__} instead of a dict")
     except DAMAGE as error:
-        reason = " ".join(str(error).split())[:80] or type(error).__name__
+        reason = shorten(error)
         raise UserError(f"{where}: not a pickle of arrays, numbers and text ({reason}); fetch it again") from error
     return {
         key.decode("latin-1") if isinstance(key, bytes) else str(key): value.value

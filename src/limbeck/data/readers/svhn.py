@@ -7,6 +7,7 @@ from math import prod
 import numpy as np
 
 from limbeck.core.errors import UserError
+from limbeck.core.text import shorten
 from limbeck.data.archives import MAX_RATIO
 from limbeck.data.images import Array, RawData, ReadOptions
 from limbeck.data.memory import refuse_beyond_memory
@@ -47,7 +48,7 @@ def _read_mat(file: File) -> tuple[Array, Array]:
     except UserError:
         raise
     except Exception as error:  # a damaged file makes scipy raise almost anything
-        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        reason = shorten(error)
         raise UserError(f"{file.where}: not SVHN's X (32, 32, 3, n) and y (n, 1) ({reason}); fetch it again") from error
     return images, numbers.astype(np.int64)
 

@@ -9,6 +9,7 @@ from io import StringIO
 from typing import NamedTuple
 
 from limbeck.core.errors import UserError
+from limbeck.core.text import shorten
 from limbeck.data.tree import File
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
@@ -104,7 +105,9 @@ def _split_rows(where: str, text: str, delimiter: str) -> Iterator[Row]:
             if any(cell.strip() for cell in cells):
                 yield reader.line_num, cells
     except csv.Error as error:
-        raise UserError(f"{where} line {reader.line_num}: not a row of a table ({error}); mend the line") from error
+        raise UserError(
+            f"{where} line {reader.line_num}: not a row of a table ({shorten(error)}); mend the line"
+        ) from error
 
 
 def _delimiter(where: str, text: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from limbeck.core.errors import UserError, suggest_names
+from limbeck.core.text import quote
 
 PRESET_METHODS = ("mtt", "tesla", "ftd", "datm", "mct", "att", "hop-tm", "dream", "tgdd", "ncfm", "rcig", "rat-bptt")
 _DICTS = ("model", "expert", "options", "eval")
@@ -85,7 +86,7 @@ def load_preset(name: str) -> Preset:
         near = suggest_names(name, names or presets)
         families = ", ".join(f"{first}/..." for first in PRESET_METHODS)
         suggestion = near if names or near.startswith("did you mean") else f"choose one of {families}."
-        raise UserError(f"there is no preset called '{name}' in 'limbeck presets'; {suggestion}")
+        raise UserError(f"there is no preset called {quote(name)} in 'limbeck presets'; {suggestion}")
     return presets[name]
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from limbeck.core.errors import UserError, suggest_names
 from limbeck.core.events import Listener
+from limbeck.core.text import quote
 
 TrackerName = Literal["jsonl", "tensorboard", "trackio", "wandb"]
 Open = Callable[[Path, Mapping[str, Any]], AbstractContextManager[Listener]]
@@ -34,7 +35,7 @@ def open_tracker(
     ['events.jsonl']
     """
     if name not in get_args(TrackerName):
-        raise UserError(f"no tracker called '{name}'; {suggest_names(name, get_args(TrackerName))}")
+        raise UserError(f"no tracker called {quote(name)}; {suggest_names(name, get_args(TrackerName))}")
     if name != "jsonl" and find_spec(name) is None:
         raise UserError(f"the tracker {name} needs the package {name}: pip install 'limbeck[{name}]'.")
     module = import_module(f"limbeck.progress.trackers.{name}_")
