@@ -200,6 +200,9 @@ STATES: list[Callable[[dict[str, Any], dict[str, Any]], object]] = [
     lambda header, tensors: tensors.update({"set.labels": torch.full_like(tensors["set.labels"], -5)}),
     lambda header, tensors: tensors.update({"optimiser.0.0.momentum_buffer": torch.zeros(7)}),
     lambda header, tensors: tensors.update({name: torch.zeros(0) for name in tensors if name.startswith("extra.")}),
+    lambda header, tensors: tensors.update(
+        {name: torch.full_like(tensors[name], torch.inf) for name in tensors if name.endswith(".losses")}
+    ),
 ]
 
 

@@ -36,6 +36,7 @@ from limbeck.interop.card import read_facts
 from limbeck.jobs.inspection import inspect_store
 from limbeck.jobs.presets import load_preset
 from limbeck.jobs.record import RunFolder
+from limbeck.progress.watch import look
 from limbeck.report.inspection import write_inspection
 from limbeck.report.page import write_comparison, write_report
 from limbeck.report.study_page import write_study_page
@@ -348,6 +349,16 @@ RUNS: dict[str, Subject] = {
         make_state,
         damage_one({"run/state.safetensors": mutate_tensors}),
         lambda generator: [lambda: describe("run/state.safetensors"), make_run],
+    ),
+    "run-sets": Subject(
+        make_unfinished,
+        damage_one({f"run/set-{which}.safetensors": mutate_tensors for which in ("last", "chosen")}),
+        lambda generator: [lambda: describe("run"), again, lambda: write_report(Path("run"))],
+    ),
+    "progress.json": Subject(
+        make_run,
+        damage_one({"run/progress.json": mutate_json}),
+        lambda generator: [lambda: look(Path("run")).text()],
     ),
     "baseline": Subject(make_baseline, damage_one({"home/baselines/row.json": mutate_json}), use_baseline),
     "inspect.json": Subject(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from limbeck.core.errors import UserError
+from limbeck.core.text import printable
 
 NUMERICS = 1
 """The version of limbeck's own arithmetic. Raise it with every change after which the same settings give other bits on
@@ -13,7 +14,7 @@ and run holds it, so that newer arithmetic never continues what older arithmetic
 
 
 def first_difference(recorded: Any, present: Any) -> tuple[str, str]:
-    """The first leaf in which two JSON values differ, as its path and its value (at most 80 characters) on both sides.
+    """The first leaf in which two JSON values differ, as its path and its value (at most 50 characters) on both sides.
 
     >>> first_difference({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}})
     ('b c 2', 'b c 3')
@@ -22,8 +23,9 @@ def first_difference(recorded: Any, present: Any) -> tuple[str, str]:
         for key in sorted(set(recorded) | set(present)):
             if recorded.get(key) != present.get(key):
                 left, right = first_difference(recorded.get(key), present.get(key))
-                return f"{key} {left}", f"{key} {right}"
-    return f"{recorded}"[:80], f"{present}"[:80]
+                name = printable(key, 30)
+                return f"{name} {left}", f"{name} {right}"
+    return f"{recorded}"[:50], f"{present}"[:50]
 
 
 def require_same_conditions(subject: str, recorded: dict[str, Any] | None, present: dict[str, Any] | None) -> None:

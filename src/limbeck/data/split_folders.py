@@ -7,6 +7,7 @@ from pathlib import Path
 
 from limbeck.core.errors import UserError
 from limbeck.data.readers.class_folders import understand_folders
+from limbeck.data.readers.table_files import list_names
 from limbeck.data.tree import Folder
 
 
@@ -26,7 +27,7 @@ def join_splits(main: Folder, others: Mapping[str, Folder]) -> Folder:
             raise UserError(f"{main.where}: holds a {split} split of its own; leave out --{split}, or name its train")
         classes = understand_folders(other).classes
         if [*classes] != ["train"]:
-            raise UserError(f"--{split} {other.where}: holds several splits ({', '.join(classes)}); name one of them")
+            raise UserError(f"--{split} {other.where}: holds several splits ({list_names(classes)}); name one of them")
         by_split[split] = classes["train"]
     places = {split: others[split].where if split in others else main.where for split in by_split}
     folders = {split: Folder(split, places[split], classes) for split, classes in by_split.items()}

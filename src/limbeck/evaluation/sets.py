@@ -14,6 +14,7 @@ from limbeck.core.short_repr import short_repr
 from limbeck.core.text import printable, quote, shorten
 from limbeck.core.user_imports import require_own_code
 from limbeck.data import READING, DataSource, ImageData, load_data
+from limbeck.data.readers.table_files import list_names
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.evaluation.robustness import RobustnessConfig
 from limbeck.networks.registry import ModelConfig, parse_network
@@ -228,8 +229,8 @@ def require_same_data(images: ImageData, distilled: DistilledSet) -> None:
     """Raise UserError unless a set was made from these images: on others its accuracy means nothing."""
     if tuple(images.classes) != distilled.classes:
         raise UserError(
-            f"{images.name} has the classes {', '.join(images.classes[:5])} ..., the set was made for "
-            f"{', '.join(distilled.classes[:5])} ...; give the data it was distilled from with --data."
+            f"{images.name} has the classes {list_names(images.classes, 3)}, and the set was made for "
+            f"{list_names(distilled.classes, 3)}; give the data it was distilled from with --data."
         )
     canvas = distilled.provenance.get("config", {}).get("canvas") or 1
     if tuple(distilled.images.shape[1:]) != (images.channels, *(canvas * side for side in images.size)):

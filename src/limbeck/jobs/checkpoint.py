@@ -122,16 +122,9 @@ class Checkpoint:
             return self._restore(synthetic)
         except UserError:
             raise
-        except (
-            LookupError,
-            TypeError,
-            ValueError,
-            RuntimeError,
-        ) as error:  # tensors that hooks and optimisers cannot use
-            path = self.run.path / "state.safetensors"
-            raise UserError(
-                f"{path} is damaged ({shorten(error)}); delete it to begin the distillation again."
-            ) from None
+        except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:  # of a hook's tensors
+            path, reason = self.run.path / "state.safetensors", shorten(error)
+            raise UserError(f"{path} is damaged ({reason}); delete it to begin the distillation again.") from None
 
     def _restore(self, synthetic: SyntheticSet) -> int:
         header, tensors = self.run.load_state(synthetic, self.optimisers)

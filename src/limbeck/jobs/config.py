@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from limbeck.core.errors import UserError, suggest_names
 from limbeck.core.ranges import Count, Decay, Seed, Size
 from limbeck.core.short_repr import changed_options
-from limbeck.core.text import quote
+from limbeck.core.text import printable, quote
 from limbeck.data.preprocess import PreprocessName
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.experts.config import ExpertConfig
@@ -70,7 +70,7 @@ def check_options(config: type[Config], options: dict[str, Any], others: Iterabl
         return config(**options)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
+        name = printable(".".join(str(part) for part in first["loc"]), 60)
         if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
             raise UserError(f"there is no option {name}; {_suggest_option(name, config, others)}") from None
         reason = first["msg"].removeprefix("Value error, ").rstrip(".")

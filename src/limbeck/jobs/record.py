@@ -139,14 +139,14 @@ class RunFolder:
                 continue
             if name == "data":  # these are fingerprints, which say nothing to a person
                 raise UserError(
-                    f"{self.path} holds a run on other images or splits, of {self.read().data.name}; repeat its "
-                    "command, or name a new folder with --out."
+                    f"{self.path} holds a run on other images or splits, of {printable(self.read().data.name, 60)}; "
+                    "repeat its command, or name a new folder with --out."
                 )
             before, now = first_difference(recorded.get(name), config.get(name))
-            option = "a method whose source code has the hash" if name == "code" else name
+            option = "a method whose source code has the hash" if name == "code" else printable(name, 30)
             hint = ""
             if name != "iterations" and config.get("iterations") != recorded.get("iterations"):
-                hint = f" A run can go on to more iterations only with its other options; {name} was {before}."
+                hint = " A run can go on to more iterations only with its other options."
             raise UserError(
                 f"{self.path} holds a run with {option} {before}, not {now}; repeat its command, or name a new folder "
                 f"with --out.{hint}"

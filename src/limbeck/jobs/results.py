@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 
+from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.core.files import content_key, write_json
 from limbeck.core.folders import size_of
@@ -88,6 +89,8 @@ def _load_set(job: Job, which: str) -> DistilledSet:
     """Load a set of the run, and update recipe and configuration in its file where those of the job differ."""
     path = job.path / f"set-{which}.safetensors"
     stored = load(path)
+    if stored.provenance.get("step") is None:
+        raise UserError(f"{path} is damaged: it does not say after how many outer steps it is; restore it.")
     current = replace(stored, recipe=job.recipe, provenance={**stored.provenance, "config": job.resolved})
     if (current.recipe, current.provenance) != (stored.recipe, stored.provenance):
         current.write(path)

@@ -186,7 +186,7 @@ def parse_network(text: str) -> ModelConfig:
     except ValidationError as error:
         fault = error.errors()[0]
         message = f"{fault['msg'][0].lower()}{fault['msg'][1:]}"
-        raise UserError(f"the network {quote(text)}: {fault['loc'][0]}={fault['input']}: {message}.") from None
+        raise UserError(f"the network {quote(text)}: {fault['loc'][0]}={quote(fault['input'])}: {message}.") from None
 
 
 def _parameters(name: str) -> Mapping[str, inspect.Parameter]:

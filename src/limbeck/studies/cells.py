@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from limbeck.core.errors import UserError
 from limbeck.core.study_records import CellValues
-from limbeck.core.text import quote
+from limbeck.core.text import printable, quote, shorten
 from limbeck.studies.config import Range, Study
 
 
@@ -37,7 +37,7 @@ class Cell:
         >>> Cell({"method": "MCT", "ipc": "10"}, {}, (0,)).name
         'method=MCT, ipc=10'
         """
-        return ", ".join(f"{axis}={value}" for axis, value in self.values.items()) or "the only cell"
+        return printable(", ".join(f"{axis}={value}" for axis, value in self.values.items()), 80) or "the only cell"
 
 
 def make_cells(study: Study) -> list[Cell]:
@@ -85,7 +85,7 @@ def _space(study: Study, values: CellValues, own: Any) -> dict[str, Range]:
     try:
         return {**study.search.options, **{name: Range.model_validate(value) for name, value in own.items()}}
     except (ValidationError, AttributeError) as error:
-        sentence = str(error).splitlines()[-1].strip()
+        sentence = shorten(str(error).splitlines()[-1])
         raise UserError(f"{Cell(values, {}, ()).name}: its table search does not fit: {sentence}.") from None
 
 

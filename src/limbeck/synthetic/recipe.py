@@ -26,7 +26,7 @@ def train_by_recipe(
     module: nn.Module, distilled: DistilledSet, seed: int, epochs: int | None, lr: float | None
 ) -> None:
     """Train a module in place as the set's recipe says, on the device of its parameters; see `DistilledSet.train`."""
-    recipe = distilled.recipe
+    recipe = {name: value for name, value in distilled.recipe.items() if value is not None}
     if recipe.get("labels") == "teacher":
         raise UserError("this set's recipe has labels from a teacher network: 'limbeck evaluate' trains that too.")
     if epochs is None and "epochs" not in recipe:

@@ -114,7 +114,7 @@ def _classes_at_top(folder: Folder, inner: Mapping[str, Folder]) -> ClassFolders
     ]
     if len(classes) < 2 and splits:
         raise UserError(
-            f"{folder.where}: {' and '.join([*classes, *splits.values()])} hold images and no class folders; {ADVICE}, "
+            f"{folder.where}: {list_names([*classes, *splits.values()])} hold images and no class folders; {ADVICE}, "
             f"and rename {next(iter(splits.values()))}/ if it is a class"
         )
     if [*classes] == [loose.get("train")]:
