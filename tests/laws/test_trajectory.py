@@ -237,7 +237,7 @@ def test_waypoints_may_be_given() -> None:
     for wrong in ((0, 25), (1, 50), (0, 30, 20, 50), (0, 20, 20, 50), (50,)):
         with pytest.raises(UserError, match="go up from 0"):
             ExpertConfig(epochs=50, waypoint_at=wrong).waypoint_epochs()
-    with pytest.raises(UserError, match="no schedule called 'nope'"):
+    with pytest.raises(UserError, match="no schedule is called 'nope'"):
         ExpertConfig(schedule="nope").waypoint_epochs()
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from limbeck.core.errors import UserError
+from limbeck.core.text import shorten
 from limbeck.data.archives import archive_suffix
 from limbeck.data.decoding import decode_splits
 from limbeck.data.images import RawData, ReadOptions
@@ -113,8 +114,9 @@ def _classes_at_top(folder: Folder, inner: Mapping[str, Folder]) -> ClassFolders
         for name in splits.values()
     ]
     if len(classes) < 2 and splits:
+        names = shorten(" and ".join([*classes, *splits.values()]))
         raise UserError(
-            f"{folder.where}: {list_names([*classes, *splits.values()])} hold images and no class folders; {ADVICE}, "
+            f"{folder.where}: {names} hold images and no class folders; {ADVICE}, "
             f"and rename {next(iter(splits.values()))}/ if it is a class"
         )
     if [*classes] == [loose.get("train")]:
