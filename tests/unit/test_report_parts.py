@@ -158,6 +158,13 @@ def test_distances_of_the_experts_and_the_cost(tmp_path: Path) -> None:
     assert "Time: experts Time: distill Time in all Peak memory" in words
 
 
+def test_distances_at_an_epoch_that_is_missing_are_not_drawn(tmp_path: Path) -> None:
+    run = make_complete_run(tmp_path / "run")
+    distance = {"t": [0, None, 3], "share": [[0, 0.7, 1]]}
+    (run / "experts.json").write_text(json.dumps({**EXPERTS, "convexified_distance": distance}))
+    assert "Distance from the start" not in parse_page(write_report(run)).words
+
+
 def test_settings_of_some_runs_stand_apart_from_those_that_differ(tmp_path: Path) -> None:
     configs: list[dict[str, Any]] = [
         {"ipc": 1, "seed": 0, "model": {"width": 8}, "lr_img": 5.0, "waypoint_at": []},

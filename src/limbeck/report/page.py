@@ -11,7 +11,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from limbeck.core.disk import OF_THE_PATH, make_folder
+from limbeck.core.disk import OF_THE_PATH, make_folder, write_errors
 from limbeck.core.errors import UserError
 from limbeck.core.files import write_atomically
 from limbeck.core.text import shorten_path
@@ -85,7 +85,8 @@ def write_page(page: str, out: Path, parents: bool = True) -> Path:
     content = page.encode(errors="replace")  # JSON can have half a surrogate pair, and UTF-8 cannot
     try:
         if parents:
-            make_folder(out.parent)
+            with write_errors(out):
+                make_folder(out.parent)
         write_atomically(out, lambda temporary: temporary.write_bytes(content))
     except OSError as error:
         if error.errno not in OF_THE_PATH:  # a disk that is full or read-only, which is no mistake of the user

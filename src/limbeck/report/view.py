@@ -211,7 +211,7 @@ def _expert_plots(run: Run) -> list[Plot]:
     away = [
         Line(name, [t for t in path.t if t is not None], *_percents(path.share), 0 if name == "convexified" else 1)
         for name, path in distances.items()
-        if path is not None and len(path.t) == max(map(len, path.share), default=0)
+        if path is not None and None not in path.t and len(path.t) == max(map(len, path.share), default=0)
     ]
     plots = [
         plot("Accuracy of the experts (%)", lines, "epoch of the expert", salt="experts"),
