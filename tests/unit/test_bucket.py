@@ -173,6 +173,19 @@ def test_a_claim_that_cannot_be_written_is_no_claim(url: str, store: Store, monk
     assert store.try_claim(0) is not None, "the claim on the disk is released as well"
 
 
+def test_a_claim_that_is_released_in_the_same_moment_is_none_of_ours(
+    url: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there when ours is written, and gone when it is looked at."""
+    folder = folder_of(store)
+
+    def refuse_write(path: str, content: bytes, **options: object) -> None:
+        raise FileExistsError("At least one of the pre-conditions you specified did not hold")
+
+    monkeypatch.setattr(folder.files, "pipe_file", refuse_write)
+    assert folder.try_claim(0, "one") is None
+
+
 def test_a_lease_outlasts_failed_renewals(url: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bucket, "RENEW_SECONDS", 0.01)
     folder, calls = folder_of(store), list[int]()

@@ -160,7 +160,9 @@ class Bucket:
         """Write a claim where there is none: S3 does so by If-None-Match."""
         try:
             self.files.pipe_file(path, Lease.content(owner, 0), mode="create")
-        except OSError:
+        except FileExistsError:
+            return False
+        except OSError:  # S3 says 412, and not every client knows what it means
             self.files.invalidate_cache(path.rpartition("/")[0])
             if not self.files.exists(path):
                 raise
