@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -49,7 +50,9 @@ class Lab:
         quick = {"timeout_ms": "2000", "period_ms": "1000", "failure_threshold": "3"}  # else it takes 90 s
         ray = {f"RAY_health_check_{name}": value for name, value in quick.items()}
         ray |= {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-        self.variables = {**os.environ, **own, **ray}
+        s3 = {"AWS_ENDPOINT_URL": f"http://{self.first.address}:5055", "AWS_DEFAULT_REGION": "us-east-1"}
+        s3 |= {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}  # Ray's workers have the variables of ray start
+        self.variables = {**os.environ, **own, **ray, **s3}
         self.variables.pop("TMPDIR", None)  # theirs is /tmp
 
     def start_ray(self, machine: Machine, *words: str) -> None:
@@ -57,13 +60,13 @@ class Lab:
         ray += ["--object-store-memory", 80 * 2**20]
         machine.call(*ray, *words, env=self.variables, stderr=subprocess.STDOUT)
 
-    def limbeck(self, machine: Machine, *words: object) -> subprocess.Popen[str]:
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        return machine.start(sys.executable, "-m", "limbeck", *words, env=self.variables, **streams)
+    def limbeck(self, machine: Machine, *words: object, **variables: str) -> subprocess.Popen[str]:
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "env": {**self.variables, **variables}}
+        return machine.start(sys.executable, "-m", "limbeck", *words, **options)
 
-    def on_ray(self, store: Path, machine: Machine | None = None) -> subprocess.Popen[str]:
+    def on_ray(self, store: Path, machine: Machine | None = None, **variables: str) -> subprocess.Popen[str]:
         words = [*WORDS, "--out", store, "--engine", "ray", "--address", HEAD]
-        return self.limbeck(machine or self.first, *words)
+        return self.limbeck(machine or self.first, *words, **variables)
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +126,28 @@ def test_two_commands_on_one_store_train_every_expert_once_on_two_machines(lab: 
         require_success(command)
     assert contents(store) == contents(expected)
     assert writings(lab, store) == {f"expert-{index:04d}": 1 for index in range(4)}
+
+
+def test_machines_without_a_common_folder_share_experts_through_an_object_store(lab: Lab, expected: Path) -> None:
+    pytest.importorskip("s3fs", reason="s3fs is not installed: pip install '.[s3]'")
+    pytest.importorskip("moto", reason="moto is not installed: pip install '.[cluster]'")
+    server = [Path(sys.executable).with_name("moto_server"), "--host", lab.first.address, "--port", "5055"]
+    process = lab.first.start(*server, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    make = "import boto3; boto3.client('s3').create_bucket(Bucket='lab')"
+    lab.first.call(sys.executable, "-c", make, env={**lab.variables, "AWS_MAX_ATTEMPTS": "20"})  # until it listens
+    own = Path("/tmp/apart")  # of each machine
+    apart = {"LIMBECK_HOME": str(own / "home"), "LIMBECK_EXPERTS": "s3://lab/experts"}
+    require_success(lab.on_ray(own / "store", **apart))
+    process.terminate()
+    process.wait()
+    digests = [
+        machine.call("sh", "-c", f"cd {own}/store && sha256sum expert-*").splitlines()
+        for machine in (lab.first, lab.second)
+    ]
+    names = sorted(contents(expected))
+    assert digests[0] == [f"{hashlib.sha256(contents(expected)[name]).hexdigest()}  {name}" for name in names]
+    assert 0 < len(digests[1]) < len(names), "what the first machine has trained the second one does not need"
+    assert set(digests[1]) < set(digests[0])
 
 
 def test_a_full_disk_of_one_machine_is_named_with_it_and_the_same_command_ends(lab: Lab, expected: Path) -> None:
