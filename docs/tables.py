@@ -7,6 +7,7 @@ records/N-*.json one run each: its commit, its command, and its results.json as 
 records/networks.json  other networks on two runs and on real images: rows of their evaluations.json.
 records/examples.json  what the scripts of examples/ printed. records/medical.json, defaults.json: results.json of runs.
 records/ranks.json     what the projection to many GPUs assumes: seconds of a segment, sizes of sets, bandwidths.
+records/scaling.json   lines of python -m benchmarks.ranks --record.
 records/ddranking.json networks trained by DD-Ranking and by limbeck on one set, accuracies in percent.
 
 A table stands between `<!-- NAME -->` and `<!-- end of NAME -->`; a test holds every page up to date.
@@ -20,7 +21,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Any
 
 from limbeck.core.record_files import read_record
@@ -440,6 +441,43 @@ def format_projection() -> str:
     )
 
 
+def format_scaling() -> str:
+    """Outer steps and experts over processes of torchrun on one machine: medians over rounds, and what one gains."""
+    lines = load_record("scaling")
+    groups: dict[int, list[Json]] = {}
+    for line in lines:
+        groups.setdefault(line["ranks"], []).append(line)
+    medians = {
+        ranks: {name: median(float(line[name]) for line in group) for name in group[0]}
+        for ranks, group in groups.items()
+    }
+    one = medians[1]
+    rows = [
+        [
+            str(ranks),
+            str(len(groups[ranks])),
+            f"{1 / row['seconds']:.2g}",
+            f"{one['seconds'] / row['seconds']:.2f}",
+            f"{100 * row['collective_seconds'] / row['seconds']:.2g} %" if ranks > 1 else NONE,
+            f"{row['bytes_sent'] / 1e6:.2f} MB" if ranks > 1 else NONE,
+            f"{3600 * 4 / row['expert_seconds']:,.0f}",
+            f"{one['expert_seconds'] / row['expert_seconds']:.2f}",
+        ]
+        for ranks, row in medians.items()
+    ]
+    head = [
+        "processes",
+        "n",
+        "outer steps a second",
+        "times one process",
+        "in collective calls",
+        "sent a step",
+        "experts an hour",
+        "times one process",
+    ]
+    return format_table(head, rows)
+
+
 def wrap_command(command: str) -> str:
     """A command in lines of 88 characters, each option with its value."""
     glued = re.sub(r"(?<=\w) (?!--)", "\0", f"$ {command}")
@@ -542,6 +580,7 @@ SECTIONS: dict[str, Any] = {
     **{f"example {name}": partial(format_example, name) for name in EXAMPLES},
     "defaults": format_defaults,
     "projection": format_projection,
+    "scaling": format_scaling,
     "medical": format_medical,
     "medical commands": format_medical_commands,
     "numbers": format_numbers,
