@@ -458,7 +458,9 @@ def format_scaling() -> str:
             str(len(groups[ranks])),
             f"{1 / row['seconds']:.2g}",
             f"{one['seconds'] / row['seconds']:.2f}",
-            f"{100 * row['collective_seconds'] / row['seconds']:.2g} %" if ranks > 1 else NONE,
+            f"{100 * row['collective_seconds'] / row['seconds']:.2g} %"
+            if ranks > 1
+            else NONE,
             f"{row['bytes_sent'] / 1e6:.2f} MB" if ranks > 1 else NONE,
             f"{3600 * 4 / row['expert_seconds']:,.0f}",
             f"{one['expert_seconds'] / row['expert_seconds']:.2f}",

@@ -193,6 +193,7 @@ def test_sets(refused: Any, run: Path, change: Any) -> None:
 
 STATES: list[Callable[[dict[str, Any], dict[str, Any]], object]] = [
     lambda header, tensors: header.update(step="x"),
+    lambda header, tensors: header.update(step=-(2**63)),
     lambda header, tensors: header.update(more={}),
     lambda header, tensors: tensors.pop("set.images"),
     lambda header, tensors: tensors.update({"set.images": torch.zeros(())}),

@@ -385,6 +385,6 @@ class StateHeader(Record):
 
     format: str = "limbeck-state"
     version: int = 1
-    step: int
+    step: Number
     scalars: dict[str, JsonValue] = {}
     more: LoopProgress
