@@ -14,6 +14,7 @@ from command_line import EXPERTS, TINY
 
 import limbeck as limbeck_package
 from limbeck.cli.commands import COMMANDS, find_command
+from limbeck.core.text import shorten_path
 
 WITH_OUT = [name for name in COMMANDS if "out" in find_command(name).options.model_fields]
 
@@ -131,7 +132,7 @@ def test_a_file_where_a_folder_is_to_be(command: str, artifacts: dict[str, Path]
 
 def test_a_folder_where_a_file_is_to_be(artifacts: dict[str, Path], refused: Any, tmp_path: Path) -> None:
     sentence = refused("table", artifacts["run"], "--out", tmp_path)
-    assert sentence == f"limbeck: {tmp_path} cannot be used (is a directory); name another path.\n"
+    assert sentence == f"limbeck: {shorten_path(tmp_path)} cannot be used (is a directory); name another path.\n"
 
 
 def test_a_finished_run_may_lie_where_nothing_is_written(

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from limbeck.core.errors import UserError
-from limbeck.core.files import content_key
+from limbeck.core.files import content_key, write_json
 from limbeck.experts import (
     SCHEDULES,
     Expert,
@@ -31,9 +31,13 @@ def test_a_store_of_bezier_curves_is_refused(task: Task, tmp_path: Path) -> None
     description = describe_experts(task, ExpertConfig(epochs=3), seed=7)
     assert description["expert"]["form"] == "convex"
     assert content_key(ExpertConfig().model_dump(mode="json")) == "e33973a68aa2", "stores of before are found by it"
-    with pytest.raises(UserError, match="bezier paths"):
-        Store.create(tmp_path / "store", {**description, "expert": {**description["expert"], "form": "bezier"}})
-    with pytest.raises(UserError, match="bezier paths"):
+    earlier = {**description, "expert": {**description["expert"], "form": "bezier"}}
+    with pytest.raises(UserError, match="'bezier' paths"):
+        Store.create(tmp_path / "store", earlier)
+    assert not (tmp_path / "store" / "store.json").exists()
+    store = Store.create(tmp_path / "store", description)
+    write_json(store.path / "store.json", {**store.header.to_json(), **earlier})
+    with pytest.raises(UserError, match="'bezier' paths"):
         Store.open(tmp_path / "store")
 
 

@@ -27,7 +27,7 @@ from limbeck.core.record_files import parse_record, read_record
 from limbeck.core.records import ExpertFacts, ExpertHeader, StoreHeader
 from limbeck.core.short_repr import short_repr
 from limbeck.core.tensors import LazyRows, is_finite, open_tensors, write_tensors
-from limbeck.core.text import printable
+from limbeck.core.text import printable, quote
 from limbeck.core.unfinished import LOCK, remove_unfinished
 from limbeck.experts.config import DTYPES, ExpertConfig
 from limbeck.experts.convexified import SMOOTHING, Convexified, convexify, start_at_zero
@@ -109,8 +109,10 @@ class Store:
             cls.check(path, description)  # another process may have made a store there meanwhile
             if (path / "store.json").exists():
                 return cls.open(path)
+            store = cls(path, header)
+            store._require_convex()
             write_json(path / "store.json", header.to_json())
-        return cls(path, header)
+        return store
 
     @classmethod
     def check(cls, path: Path, description: dict[str, Any]) -> None:
@@ -125,10 +127,16 @@ class Store:
         if not (path / "store.json").exists():
             raise UserError(f"{path} is not a store of experts: it has no store.json; make one with 'limbeck experts'.")
         header = read_record(path / "store.json", StoreHeader, cls.FORMAT)
-        form = header.expert.get("form", "convex")
+        store = cls(path, header)
+        store._require_convex()
+        return store
+
+    def _require_convex(self) -> None:
+        form = self.header.expert.get("form", "convex")
         if form != "convex":
-            raise UserError(f"{path} holds {form} paths, which limbeck does not support any more; train new experts.")
-        return cls(path, header)
+            raise UserError(
+                f"{self.path} holds {quote(form)} paths, which limbeck does not support any more; train new experts."
+            )
 
     def require(self, description: dict[str, Any]) -> None:
         """Raise UserError unless the header agrees with `description`; it names the first difference.

@@ -163,8 +163,7 @@ def _find_weak(experts: dict[int, Expert], classes: int) -> Iterator[Finding]:
 
 
 def _find_equal(experts: dict[int, Expert]) -> Iterator[Finding]:
-    """Parameters that are no numbers, snapshots that equal the one before, and experts that equal each other."""
-    broken: list[int] = []
+    """Snapshots that equal the one before, and experts that equal each other."""
     still: list[int] = []
     ends: dict[bytes, list[int]] = {}
     for index, expert in experts.items():
@@ -175,11 +174,7 @@ def _find_equal(experts: dict[int, Expert]) -> Iterator[Finding]:
             count += bool(torch.equal(before, theta))
             before = theta
         still += [index] if count else []
-        broken += [] if bool(torch.isfinite(before).all()) else [index]
         ends.setdefault(before.numpy().tobytes(), []).append(index)
-    if broken:
-        text = f"{_names(broken, len(experts))} have parameters that are no numbers"
-        yield Finding(text, "train them again with a smaller step size (--lr)")
     if still:
         text = f"{_names(still, len(experts))} have snapshots that equal the one before: nothing was trained between"
         yield Finding(text, "a step size above 0 (--lr) moves them; of imported files, check which epochs they hold")

@@ -61,6 +61,7 @@ class RunFolder:
         if run.has_begun():
             return run
         require_new_folder(path, "a run of limbeck")
+        make_folder(path)
         write_json(path / "run.json", record.to_json())
         return run
 
