@@ -100,7 +100,7 @@ def record(path: Path, rounds: int, words: list[str]) -> None:
 def main() -> None:
     """Time the steps and the experts, and print the medians."""
     parser = argparse.ArgumentParser()
-    defaults = {"draws": 4, "steps": 10, "syn-steps": 10, "ipc": 10, "width": 32, "epochs": 20}
+    defaults = {"draws": 4, "steps": 10, "syn-steps": 10, "ipc": 10, "width": 32, "epochs": 200}
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--record", type=Path, help="the file for the lines of 1, 2 and 4 processes")
