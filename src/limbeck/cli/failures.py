@@ -11,13 +11,18 @@ from safetensors import SafetensorError
 from limbeck.core.disk import OF_THE_PATH, REMEDIES
 from limbeck.core.errors import UserError, WriteError, explain_memory
 from limbeck.core.text import shorten_path
+from limbeck.engines.work import EngineLostError
 
 
 class Failure(NamedTuple):
-    """One sentence for standard error, and the exit status."""
+    """One sentence for standard error, and the exit status.
+
+    ends_at_once: whether Python does not clean up, since threads of a library go on that would crash it meanwhile.
+    """
 
     sentence: str
     status: int
+    ends_at_once: bool = False
 
 
 def explain(error: Exception) -> Failure | None:
@@ -26,6 +31,8 @@ def explain(error: Exception) -> Failure | None:
         return Failure(str(error), 2)
     if isinstance(error, WriteError):
         return Failure(str(error), 1)
+    if isinstance(error, EngineLostError):
+        return Failure(str(error), 1, ends_at_once=True)
     if isinstance(error, OSError) and error.errno in (*OF_THE_PATH, errno.EROFS) and error.filename is not None:
         reason = (error.strerror or str(error)).lower()
         return Failure(f"{shorten_path(error.filename)} cannot be used ({reason}); name another path.", 2)

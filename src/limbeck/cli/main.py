@@ -48,6 +48,10 @@ def main(argv: list[str] | None = None) -> None:
         if failure is None:  # a defect of limbeck, which needs its traceback
             raise
         status = _fail(failure.sentence, failure.status, arguments, label_failure(error))
+        if failure.ends_at_once:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
     sys.exit(status)
 
 
