@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -224,3 +225,16 @@ def test_no_renewal_follows_a_release(url: str, store: Store, monkeypatch: pytes
     lease.release()
     time.sleep(0.2)
     assert not folder.files.exists(lease.path)
+
+
+def test_a_full_disk_here_is_not_taken_for_the_network(
+    url: str, store: Store, twin: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place_of(store).missing([0])
+
+    def fail(path: str, target: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(folder_of(store).files, "get_file", fail)
+    with pytest.raises(WriteError, match=r"expert-0000.safetensors cannot be written \(no space left on device\)"):
+        place_of(twin).missing([0])

@@ -6,6 +6,7 @@ folder, named by its content as on a disk and with the same files. The store on 
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -34,6 +35,7 @@ LEASE_SECONDS = 120.0
 """A claim that nobody has written for so long is that of a dead process."""
 LIST_SECONDS = 2.0
 """How old a list of names may be that says which experts there are."""
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 EXPERT = re.compile(r"expert-(\d+)\.safetensors")
 
 
@@ -271,15 +273,23 @@ def remote_errors(url: str) -> Iterator[None]:
         yield
     except (UserError, WriteError):
         raise
+    except OSError as error:
+        if error.errno in OF_THE_DISK:  # that of this machine, to which a file is copied
+            raise
+        raise _unreachable(url, error) from error
     except ImportError as error:
         remedy = "pip install 'limbeck[s3]'" if url.startswith("s3:") else "install the package that it names"
         raise UserError(f"{VARIABLE} {url} cannot be opened ({_reason(error)}); {remedy}.") from None
     except Exception as error:
-        sentence = f"{url} cannot be reached ({_reason(error)}); look after {VARIABLE} and your access to it"
-        if isinstance(error, (ValueError, PermissionError, FileNotFoundError)) or "Credentials" in type(error).__name__:
-            raise UserError(f"{sentence}.") from error
-        advice = "experts that are finished are kept here, and the same command goes on"
-        raise WriteError(getattr(error, "errno", None) or 5, str(error), f"{sentence}; {advice}.") from error
+        raise _unreachable(url, error) from error
+
+
+def _unreachable(url: str, error: Exception) -> UserError | WriteError:
+    sentence = f"{url} cannot be reached ({_reason(error)}); look after {VARIABLE} and your access to it"
+    if isinstance(error, (ValueError, PermissionError, FileNotFoundError)) or "Credentials" in type(error).__name__:
+        return UserError(f"{sentence}.")
+    advice = "experts that are finished are kept here, and the same command goes on"
+    return WriteError(getattr(error, "errno", None) or errno.EIO, str(error), f"{sentence}; {advice}.")
 
 
 def _reason(error: Exception) -> str:
