@@ -17,7 +17,7 @@ import limbeck
 from limbeck import EvalConfig, ExpertConfig, ImageData, ModelConfig, UserError
 from limbeck.core.records import ValidationLine
 from limbeck.data import Split
-from limbeck.evaluation.run import without_repeats
+from limbeck.evaluation.counts import without_repeats
 from limbeck.evaluation.sets import prepare_evaluation
 from limbeck.jobs.record import RunFolder
 

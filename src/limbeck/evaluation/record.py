@@ -11,7 +11,7 @@ from limbeck.core.files import content_key, write_json
 from limbeck.core.locks import locked
 from limbeck.core.record_files import read_record
 from limbeck.core.records import DataName
-from limbeck.evaluation.run import budget
+from limbeck.evaluation.counts import budget
 from limbeck.evaluation.sets import Evaluation
 from limbeck.synthetic.distilled import DistilledSet
 

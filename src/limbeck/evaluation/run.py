@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from limbeck.core.evaluation_records import EvaluationRow, LrOrigin
@@ -20,9 +18,15 @@ from limbeck.data import DataSource
 from limbeck.evaluation.baselines import (
     baseline_names,
     baseline_row,
-    count_missing,
-    count_networks,
     tested_baseline_row,
+)
+from limbeck.evaluation.counts import (
+    budget,
+    by_task,
+    count_on_network,
+    count_tested_baselines,
+    has_learned_lr,
+    train_alike,
 )
 from limbeck.evaluation.outcome import describe_classes, describe_outcomes, warn_of_divergence
 from limbeck.evaluation.protocol import EvalConfig, ProtocolName
@@ -33,13 +37,9 @@ from limbeck.evaluation.training import TrainedNetwork, make_training
 from limbeck.evaluation.trials import Summary, Trial, best_lr, make_trials, result_row, run_trials, train_networks
 from limbeck.networks.registry import ModelConfig
 from limbeck.progress import listening
-from limbeck.select import FillName
 from limbeck.synthetic.distilled import DistilledSet
 from limbeck.synthetic.set import hard_labels
 from limbeck.task import Precision, Task, announce_network, announce_task, restore_switches, set_switches
-
-CHOSEN_LR = "chosen on validation"
-"""The `lr` in the provenance of a set whose method learns no step size."""
 
 
 def train_on(
@@ -82,33 +82,6 @@ def choose_lr(
     return best_lr(task, lambda _seed: pair, config, derive_seed(seed, "step size"), advance)
 
 
-def without_repeats(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """The evaluations without the second one of a run whose last set is the chosen one too."""
-    return [one for place, one in enumerate(evaluations) if not (place and _train_alike(one, evaluations[place - 1]))]
-
-
-def _train_alike(evaluation: Evaluation, other: Evaluation) -> bool:
-    """Whether two evaluations train the same networks on the same tensors."""
-    one, two = evaluation.distilled, other.distilled
-    return (
-        (evaluation.task is other.task and evaluation.config == other.config and one.lr == two.lr)
-        and torch.equal(one.images, two.images)
-        and torch.equal(one.labels, two.labels)
-    )
-
-
-def has_learned_lr(distilled: DistilledSet) -> bool:
-    """Whether the set brought its step size, so that it was not chosen on validation for the set's own network."""
-    return distilled.provenance.get("lr") != CHOSEN_LR
-
-
-def budget(distilled: DistilledSet) -> tuple[int, FillName]:
-    """Images per class of a set, and how its run filled up classes that have fewer."""
-    config = distilled.provenance.get("config", {})
-    per_class = len(distilled.images) // len(distilled.classes)
-    return config.get("ipc") or max(1, per_class), config.get("fill", "none")
-
-
 @restore_switches()
 def run_evaluations(
     evaluations: Sequence[Evaluation], seed: int = 0, listen: Listener = lambda event: None
@@ -135,7 +108,7 @@ def evaluate_sets(evaluations: Sequence[Evaluation], seed: int, listen: Listener
     """
     rows: list[EvaluationRow] = []
     for place, evaluation in enumerate(evaluations):
-        if place and _train_alike(evaluation, evaluations[place - 1]):
+        if place and train_alike(evaluation, evaluations[place - 1]):
             rows.append(_repeat(rows[-1], evaluation))
             continue
         task, distilled, which, config, *_ = evaluation
@@ -168,52 +141,6 @@ def run_on_networks(
         yield run_on_network(sets, seed, listen)
 
 
-def by_task(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
-    """The evaluations of one task after the other: those of a network, in general."""
-    return [list(group) for _, group in groupby(evaluations, key=lambda evaluation: evaluation.task)]
-
-
-def count_on_network(sets: Sequence[Evaluation]) -> int:
-    """How many networks `run_on_network` trains at most, and tests on perturbed images."""
-    total = sum(map(count_set_networks, without_repeats(sets))) + count_networks(sets[0].config)
-    return total + count_tested_networks(sets, baseline_names(sets[0].config))
-
-
-def count_set_networks(evaluation: Evaluation) -> int:
-    """How many networks `run_on_networks` trains on a set."""
-    config, distilled = evaluation.config, evaluation.distilled
-    if not config.learns_as_the_set:
-        return config.networks * (1 + len(config.baseline_lrs))
-    if evaluation.is_own:
-        return config.networks
-    return config.networks * (1 + len(config.baseline_lrs) + has_learned_lr(distilled))
-
-
-def count_set_rows(evaluation: Evaluation) -> int:
-    """How many rows `run_on_networks` has of a set."""
-    has_two = not evaluation.is_own and evaluation.config.learns_as_the_set and has_learned_lr(evaluation.distilled)
-    return 1 + has_two
-
-
-def count_tested_networks(evaluations: Sequence[Evaluation], names: Sequence[str] = ()) -> int:
-    """How many networks of sets, and of real images of these names, are tested on perturbed images."""
-    first = evaluations[0]
-    if first.robustness is None:
-        return 0
-    rows = sum(map(count_set_rows, without_repeats(evaluations)))
-    real = sum(first.config.full_networks if name == "full" else first.config.networks for name in names)
-    return rows * first.config.networks + real
-
-
-def count_tested_baselines(evaluation: Evaluation, names: Sequence[str], seed: int) -> list[tuple[int, int]]:
-    """How many networks are trained on real images for a step size, and how many for tests, as rows are not stored."""
-    if evaluation.robustness is None:
-        return []
-    ipc, fill = budget(evaluation.distilled)
-    arguments = evaluation.task, ipc, evaluation.config, seed, fill, evaluation.robustness
-    return [count_missing(name, *arguments) for name in names]
-
-
 def run_on_network(sets: Sequence[Evaluation], seed: int, listen: Listener) -> list[EvaluationRow]:
     """The rows of sets and of real images on one task, which carry the network's label (a stored row has its name)."""
     set_switches(sets[0].task.device, sets[0].task.precision)
@@ -223,7 +150,7 @@ def run_on_network(sets: Sequence[Evaluation], seed: int, listen: Listener) -> l
     rows: list[EvaluationRow] = []
     previous: list[EvaluationRow] = []
     for place, evaluation in enumerate(sets):
-        if place and _train_alike(evaluation, sets[place - 1]):
+        if place and train_alike(evaluation, sets[place - 1]):
             previous = [_repeat(row, evaluation) for row in previous]
         else:
             previous = _rows_of_set(evaluation, seed, listen)

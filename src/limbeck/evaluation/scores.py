@@ -8,8 +8,9 @@ from math import e, exp
 from limbeck.core.evaluation_records import ScoreRow
 from limbeck.core.events import Listener
 from limbeck.evaluation.baselines import baseline_row
+from limbeck.evaluation.counts import budget, without_repeats
 from limbeck.evaluation.protocol import EvalConfig
-from limbeck.evaluation.run import budget, evaluate_sets, without_repeats
+from limbeck.evaluation.run import evaluate_sets
 from limbeck.evaluation.sets import Evaluation
 from limbeck.task import restore_switches
 

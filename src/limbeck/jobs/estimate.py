@@ -25,17 +25,17 @@ from limbeck.core.threads import number_of_threads
 from limbeck.derivatives.autograd import Loss
 from limbeck.evaluation.baselines import FULL_LR, baseline_names, baseline_path, real_images
 from limbeck.evaluation.corruptions import SEVERITIES, corrupt
-from limbeck.evaluation.outcome import measure
-from limbeck.evaluation.protocol import EvalConfig
-from limbeck.evaluation.regression import RegressionConfig, fit_targets
-from limbeck.evaluation.robustness import RobustnessConfig, RobustnessTest
-from limbeck.evaluation.run import (
+from limbeck.evaluation.counts import (
     budget,
     count_set_networks,
     count_tested_baselines,
     count_tested_networks,
     without_repeats,
 )
+from limbeck.evaluation.outcome import measure
+from limbeck.evaluation.protocol import EvalConfig
+from limbeck.evaluation.regression import RegressionConfig, fit_targets
+from limbeck.evaluation.robustness import RobustnessConfig, RobustnessTest
 from limbeck.evaluation.scores import score_protocols
 from limbeck.evaluation.sets import Evaluation
 from limbeck.evaluation.training import TrainedNetwork, stand_in_training, teacher_path

@@ -19,9 +19,10 @@ from limbeck.core.folders import home_folder
 from limbeck.core.record_files import read_record
 from limbeck.core.unfinished import reserve
 from limbeck.engines import Engine, Work, scatter
+from limbeck.evaluation.counts import by_task, count_on_network
 from limbeck.evaluation.record import FORMAT, make_record
 from limbeck.evaluation.robustness import RobustnessConfig
-from limbeck.evaluation.run import by_task, count_on_network, run_on_network
+from limbeck.evaluation.run import run_on_network
 from limbeck.evaluation.sets import Evaluation, prepare_evaluation
 from limbeck.task import announce_task
 

@@ -30,9 +30,10 @@ from limbeck.core.records import (
 )
 from limbeck.core.rng import derive_seed
 from limbeck.evaluation.baselines import count_missing_baselines, evaluate_baselines
+from limbeck.evaluation.counts import CHOSEN_LR
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.evaluation.regression import RegressionConfig, random_targets, regression_rows
-from limbeck.evaluation.run import CHOSEN_LR, evaluate_distilled
+from limbeck.evaluation.run import evaluate_distilled
 from limbeck.evaluation.training import make_training
 from limbeck.evaluation.trials import best_lr
 from limbeck.jobs.job import Job

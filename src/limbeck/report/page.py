@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from base64 import b64encode
 from collections.abc import Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -55,6 +56,11 @@ def write_comparison(runs: Sequence[Path], out: Path) -> Path:
 
 def render_page(template: str, **values: object) -> str:
     """Render a template of report/templates with these values; all text from files is escaped."""
+    return _environment().get_template(template).render(dash=NONE, **values)
+
+
+@cache  # so that a template is compiled once in a process
+def _environment() -> jinja2.Environment:
     pages = resources.files("limbeck.report") / "templates"
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: pages.joinpath(name).read_text(encoding="utf-8")),
@@ -64,14 +70,14 @@ def render_page(template: str, **values: object) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(percent=percent, points=points, size=size, duration=duration, count=count)
-    environment.globals["cell_width"] = cell_width
     environment.filters["tie"] = _tie
     # The SVG is our own drawing: no text from a file enters it, so it may skip the escaping.
     environment.filters["svg"] = lambda plot: Markup(plot.svg)
     # The page runs this script alone: the policy in its head has the digest.
     script = pages.joinpath("page.js").read_text(encoding="utf-8")
     digest = b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template(template).render(dash=NONE, script=Markup(script), digest=digest, **values)
+    environment.globals.update(cell_width=cell_width, script=Markup(script), digest=digest)
+    return environment
 
 
 def write_page(page: str, out: Path, parents: bool = True) -> Path:
