@@ -68,6 +68,17 @@ def test_the_folder_of_train_is_called_as_what_is_around_it(tmp_path: Path) -> N
     assert (data.name, len(data.test)) == ("pets", 10)
 
 
+def test_splits_beside_a_folder_that_was_named_alone_are_noted(tmp_path: Path) -> None:
+    for name, seed in (("Training", 0), ("Testing", 40), ("val", 50), ("extra", 60)):
+        make_class_folders(tmp_path / "x" / name, count=5, seed=seed)
+    (note,) = (note for note in load_data(tmp_path / "x" / "Training").notes if "splits beside" in note)
+    assert note == f"splits beside it were left out (Testing, val): name {tmp_path / 'x'} for all of them"
+    notes = load_data(tmp_path / "x" / "Training", test=tmp_path / "x" / "Testing").notes
+    assert f"splits beside it were left out (val): name {tmp_path / 'x'} for all of them" in notes
+    assert not any("splits beside" in note for note in load_data(tmp_path / "x").notes)
+    assert not any("splits beside" in note for note in load_data(tmp_path / "x" / "extra").notes)
+
+
 def test_a_test_folder_inside_the_data_is_no_class_of_it(pets: Path) -> None:
     make_class_folders(pets / "held out", "a", count=3, seed=60)
     assert load_data(pets).classes == ("a", "b", "held out"), "what it would be taken for"

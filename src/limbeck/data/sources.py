@@ -41,7 +41,7 @@ from limbeck.data.readers.objects import MapDataset, read_objects
 from limbeck.data.readers.own import find_reader, split_source
 from limbeck.data.readers.reader import Reader
 from limbeck.data.readers.table_files import list_names
-from limbeck.data.split_folders import join_splits, remove_folders
+from limbeck.data.split_folders import describe_neighbours, join_splits, remove_folders
 from limbeck.data.splits import NEUTRAL, SPLIT_OF, name_parts, split_of
 from limbeck.data.tree import Folder, Tree, file_on_disk, is_hidden, read_folder_tree
 
@@ -270,7 +270,7 @@ def _read_path(
         remaining_range = None
     name = place if raw.name == folder.name else raw.name
     files = {split: [f"{inner}/{file}" if inner else file for file in part] for split, part in raw.files.items()}
-    notes = [*tree.notes, *notes, *raw.notes]
+    notes = [*tree.notes, *notes, *describe_neighbours(path, beside), *raw.notes]
     return raw._replace(name=name, notes=tuple(notes), files=files, layout=reader.kind), remaining_range
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from limbeck.core.errors import UserError
 from limbeck.data.readers.class_folders import understand_folders
 from limbeck.data.readers.table_files import list_names
+from limbeck.data.splits import split_of
 from limbeck.data.tree import Folder
 
 
@@ -50,4 +52,22 @@ def _remove(folder: Folder, places: set[Path]) -> Folder:
     inner = {name: part for name, part in folder.folders.items() if Path(part.where).resolve() not in places}
     return Folder(
         folder.name, folder.where, {name: _remove(part, places) for name, part in inner.items()}, folder.files
+    )
+
+
+def describe_neighbours(path: Path, beside: Mapping[str, Path]) -> list[str]:
+    """A note on the folders of other splits beside photos/train, which were left out, since it was named alone."""
+    place, own = path.resolve(), split_of(path.resolve().name)
+    if not own or not path.is_dir() or not os.access(place.parent, os.R_OK):
+        return []
+    read = {folder.resolve() for folder in beside.values()}
+    others = [
+        folder.name
+        for folder in sorted(place.parent.iterdir())
+        if folder.is_dir() and split_of(folder.name) not in (None, own) and folder.resolve() not in read
+    ]
+    return (
+        [f"splits beside it were left out ({list_names(others)}): name {place.parent} for all of them"]
+        if others
+        else []
     )
