@@ -237,6 +237,15 @@ def test_paths_are_cleaned_and_the_last_of_a_kind_counts(tmp_path: Path) -> None
     assert tree.notes == ("1 entries of the archive with the path of a later one were left out",)
 
 
+def test_a_file_may_be_called_as_the_folder_of_the_images(tmp_path: Path) -> None:
+    folder = make_class_folders(tmp_path / "images", count=2)
+    with zipfile.ZipFile(tmp_path / "pets.zip", "w") as archive:
+        archive.writestr("archive", b"a list of what is inside")
+        for file in sorted(folder.rglob("*.png")):
+            archive.write(file, f"archive/{file.relative_to(folder)}")
+    assert "1 file beside it was left out: archive" in load_data(tmp_path / "pets.zip").notes
+
+
 def test_names_in_any_encoding_are_read(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w", encoding="latin-1") as archive:
         for name in ("caf\xe9", "th\xe9"):

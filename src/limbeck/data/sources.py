@@ -296,11 +296,13 @@ def _open_with(path: Path, follow_links: bool, beside: Mapping[str, Path]) -> Tr
 def _fork(path: str, inner: str) -> str:
     """The first part of a path that it does not share with `inner`, with a / where it is a folder.
 
-    >>> _fork("pets/labels/1.txt", "pets/images"), _fork("pets/README", "pets/images")
-    ('labels/', 'README')
+    A file of an archive can have the name of a folder.
+
+    >>> _fork("pets/labels/1.txt", "pets/images"), _fork("pets/README", "pets/images"), _fork("pets", "pets/images")
+    ('labels/', 'README', 'pets')
     """
     parts, others = path.split("/"), inner.split("/")
-    start = next(i for i, part in enumerate(parts) if others[i : i + 1] != [part])
+    start = next((i for i, part in enumerate(parts) if others[i : i + 1] != [part]), len(parts) - 1)
     return parts[start] + ("/" if parts[start + 1 :] else "")
 
 
