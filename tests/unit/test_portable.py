@@ -27,7 +27,7 @@ from limbeck.interop.card import CardFacts, describe_export
 from limbeck.interop.card_code import STYLES, training_code
 from limbeck.interop.portable import folder_names
 from limbeck.interop.rounding import as_pixels, round_set
-from limbeck.synthetic.distilled import DistilledSet, Mosaics
+from limbeck.synthetic.distilled import DistilledSet, Mosaics, load
 from limbeck.synthetic.tiles import Partition
 
 PORTABLE = ("imagefolder", "npz", "hf")
@@ -321,6 +321,20 @@ def test_a_folder_is_whole_or_not_there(tmp_path: Path, digits: ImageData) -> No
     before = sorted(tmp_path.rglob("*"))
     refuse("is not an empty folder", lambda: export_set(make_set(digits), tmp_path / "empty", "npz"))
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("to", PORTABLE)
+def test_a_set_with_half_a_character_and_a_recipe_that_says_nothing_goes_out(
+    tmp_path: Path, digits: ImageData, to: str
+) -> None:
+    names = ("\ud800", *digits.classes[1:])
+    replace(make_set(digits, soft=True), classes=names, recipe={**dict.fromkeys(RECIPE), "augment": "crop"}).save(
+        tmp_path / "set.safetensors"
+    )
+    distilled = load(tmp_path / "set.safetensors")
+    assert distilled.recipe == {"augment": "crop"}
+    export_set(distilled, tmp_path / "out", to)
+    assert "EPOCHS, LR = 1000, " in (tmp_path / "out/README.md").read_text(encoding="utf-8")
 
 
 def test_the_code_is_short(digits: ImageData) -> None:

@@ -22,6 +22,8 @@ NUMBER = BeforeValidator(_refuse_truth)
 
 Count = Annotated[int, Field(ge=1, le=10**9), NUMBER]
 """A number of steps, epochs or images of which memory does not grow."""
+Passes = Annotated[int, Field(ge=1, le=10**6), NUMBER]
+"""A number of passes over a distilled set, which a stranger's set may ask for."""
 CountOrZero = Annotated[int, Field(ge=0, le=10**9), NUMBER]
 """The same, where 0 leaves something out."""
 Size = Annotated[int, Field(ge=1, le=10**5), NUMBER]

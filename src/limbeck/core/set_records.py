@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
+from limbeck.core.ranges import Decay, Passes, Weight
 from limbeck.core.records import DataName, Record
 
 Count = Annotated[int, Field(ge=1, le=2**31)]
@@ -25,14 +26,14 @@ class RecipeRecord(Record):
     model: NetworkRecord | None = None
     augment: Annotated[str, Field(max_length=200)] | None = None
     networks: Count | None = None
-    epochs: Count | None = None
+    epochs: Passes | None = None
     batch_size: Count | None = None
-    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
-    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    momentum: Decay | None = None
+    weight_decay: Weight | None = None
     labels: Literal["set", "hard", "teacher"] = "set"
     optimiser: Literal["sgd", "adamw"] = "sgd"
     decay: Literal["step", "cosine"] = "step"
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    ema: Decay = 0.0
 
 
 class SetData(DataName):

@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from limbeck.core.ranges import Count, CountOrZero, Decay, Size, StepSize, Weight
+from limbeck.core.ranges import Count, CountOrZero, Decay, Passes, Size, StepSize, Weight
 from limbeck.core.short_repr import changed_options
 from limbeck.training.plain import Schedule, make_schedule
 
@@ -51,7 +51,7 @@ class EvalConfig(BaseModel):
 
     networks: Size = 5
     """Number of fresh networks, each with its own seed."""
-    epochs: Count = 1000
+    epochs: Passes = 1000
     """Passes over the set; the step size drops to a tenth after half of them."""
     batch_size: Count = 256
     """Images per step."""

@@ -241,7 +241,7 @@ def require_same_data(images: ImageData, distilled: DistilledSet) -> None:
     fingerprint = distilled.provenance.get("data", {}).get("fingerprint")
     if fingerprint is not None and fingerprint != images.fingerprint:
         raise UserError(
-            f"{images.name} has fingerprint {images.fingerprint}, the set was distilled from {fingerprint}: "
+            f"{images.name} has fingerprint {images.fingerprint}, the set was distilled from {quote(fingerprint)}: "
             "other images or another split, so its test images may have been trained on; give "
             "the data it was distilled from with --data."
         )

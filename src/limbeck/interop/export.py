@@ -173,7 +173,9 @@ def _export_ddranking(distilled: DistilledSet, folder: Path) -> list[Path]:
     labels = _copy(_logits(distilled))[order] if soft else distilled.labels.cpu()[order]
     counts = distilled.hard_labels().bincount(minlength=len(distilled.classes)).tolist()
     if len(set(counts)) > 1 and not soft:
-        raise UserError(f"DD-Ranking wants the same number of images for every class, and this set has {counts}.")
+        raise UserError(
+            f"DD-Ranking wants the same number of images for every class, and this set has {quote(counts)}."
+        )
     targets = None if distilled.targets is None else distilled.targets[order]
     ordered = replace(distilled, images=distilled.images[order], labels=labels, targets=targets)
     files = _save_tensors(ordered, labels, folder, "")

@@ -73,7 +73,7 @@ def export_imagefolder(distilled: DistilledSet, folder: Path) -> list[Path]:
         files.append(file)
     if distilled.labels.is_floating_point():
         rows = [[path, *map(str, row)] for path, row in zip(paths, distilled.labels.numpy())]  # float32, exact
-        with (folder / LABELS).open("w", encoding="utf-8", newline="") as stream:
+        with (folder / LABELS).open("w", encoding="utf-8", errors="replace", newline="") as stream:
             csv.writer(stream, lineterminator="\n").writerows([["file", *distilled.classes], *rows])
         files.append(folder / LABELS)
     return [*files, save_preprocess(distilled, folder)]

@@ -283,7 +283,7 @@ def load(path: str | Path) -> DistilledSet:
         lr=float(lr),
         preprocess=_read_preprocess(path, header.preprocess, state, images),
         classes=tuple(header.classes),
-        recipe=content["recipe"],
+        recipe={name: value for name, value in content["recipe"].items() if value is not None},
         provenance=content["provenance"],
         targets=tensors.get("targets"),
         mosaics=mosaics,
