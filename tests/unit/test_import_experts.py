@@ -20,6 +20,8 @@ from authors_files import (
     walk,
     waypoint_epochs,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
 import limbeck
 from limbeck.core.errors import UserError
@@ -281,3 +283,13 @@ def test_no_network_has_an_empty_tensor(place: int) -> None:
     assert guess_network(shapes) is None
     assert guess_network([(0,)] * len(shapes)) is None
     assert guess_network([(0, 64), (0,), (10, 0), (10,)]) is None
+
+
+@given(place=st.integers(0, 9), shape=st.lists(st.integers(0, 70_000), max_size=5), length=st.integers(0, 10))
+def test_any_shapes_are_of_a_network_or_of_none(place: int, shape: list[int], length: int) -> None:
+    """A scalar as the first tensor once was an IndexError."""
+    shapes = list(flat_model(NETWORK, (1, 8, 8), 10).layout.shapes)
+    shapes[place] = tuple(shape)
+    guess = guess_network(shapes[:length])
+    if guess is not None:
+        assert list(flat_model(guess.model, guess.shape, guess.classes).layout.shapes) == shapes[:length]

@@ -148,7 +148,7 @@ def guess_network(shapes: list[tuple[int, ...]], size: tuple[int, int] | None = 
     size: (h, w) of the images, which tells networks with and without pooling apart. Nothing tells average from max
     pooling and instance from group norm: the defaults are assumed.
     """
-    if len(shapes) < 2 or len(shapes[-1]) != 1 or len(shapes[-2]) != 2 or not all(map(prod, shapes)):
+    if len(shapes) < 2 or len(shapes[-1]) != 1 or len(shapes[-2]) != 2 or not shapes[0] or not all(map(prod, shapes)):
         return None
     classes, width = shapes[-1][0], shapes[0][0]
     convolutions = [shape for shape in shapes if len(shape) == 4]
