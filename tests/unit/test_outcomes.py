@@ -225,5 +225,5 @@ def test_sets_of_other_data_are_not_compared(run: Path, tmp_path: Path) -> None:
     chosen = limbeck.load(run)
     data = {**chosen.provenance["data"], "fingerprint": "0123456789abcdef"}
     replace(chosen, provenance={**chosen.provenance, "data": data}).save(tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match="the set was distilled from 0123456789abcdef"):
+    with pytest.raises(UserError, match="the set was distilled from '0123456789abcdef'"):
         prepare_comparison([run, tmp_path / "other.safetensors"])

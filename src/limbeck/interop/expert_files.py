@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from limbeck.core.errors import UserError
@@ -150,6 +152,12 @@ def guess_network(shapes: list[tuple[int, ...]], size: tuple[int, int] | None = 
     """
     if len(shapes) < 2 or len(shapes[-1]) != 1 or len(shapes[-2]) != 2 or not shapes[0] or not all(map(prod, shapes)):
         return None
+    with suppress(ValidationError):  # of a width or depth that no network may have
+        return _guess(shapes, size)
+    return None
+
+
+def _guess(shapes: list[tuple[int, ...]], size: tuple[int, int] | None) -> NetworkGuess | None:
     classes, width = shapes[-1][0], shapes[0][0]
     convolutions = [shape for shape in shapes if len(shape) == 4]
     if not convolutions:
