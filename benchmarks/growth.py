@@ -72,7 +72,7 @@ def format_point(point: Json | str) -> str:
 
 def store_bytes(task: Task, keep: str, epochs: int, experts: int) -> int:
     """Bytes of a store of experts. Their parameters are a random walk, since values do not change the size."""
-    config = ExpertConfig.model_validate({"epochs": epochs, "keep": keep})
+    config = ExpertConfig.model_validate({"epochs": epochs, "keep": keep, "waypoints": 2})
     start = task.model.init(0)
     steps = 0.01 * torch.randn(epochs + 1, len(start), generator=make_generator(0, "benchmark", "walk"))
     points = start + steps.cumsum(0)

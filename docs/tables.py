@@ -530,8 +530,8 @@ def format_reaches(name: str) -> str:
     return "\n".join(f"- {sentence}" for sentence in sentences if sentence is not None)
 
 
-def format_chosen(name: str) -> str:
-    """The chosen sets of a study of data and methods: a line a method, a column for the data and each measure."""
+def format_chosen(name: str, axis: str) -> str:
+    """The chosen sets of a study of data and `axis`: a line a value, a column for the data and each measure."""
     head, lines = results_table(read_record(STUDIES[name], StudyRecord, FORMAT))
     rows = [dict(zip(head, line)) for line in lines]
     kinds = [
@@ -540,7 +540,8 @@ def format_chosen(name: str) -> str:
         if row["measure"] in ("accuracy", "balanced accuracy")
     ]
     columns = list(dict.fromkeys(kinds))
-    cells = {(row["method"], row["data"], row["measure"]): row["chosen"] for row in rows}
+    cells = {(row[axis], row["data"], row["measure"]): row["chosen"] for row in rows}
+    counts = {(row["data"], row["measure"]): row["n"] for row in rows}
     for row in rows:
         for key in ("random", "k-means"):
             cells[f"{key} images", row["data"], row["measure"]] = row[key]
@@ -549,10 +550,11 @@ def format_chosen(name: str) -> str:
         [name, *(cells.get((name, *column), "–") for column in columns)] for name in names
     ]
     titles = [
-        data if measure == "accuracy" else f"{data}, {measure}"
+        (data if measure == "accuracy" else f"{data}, {measure}")
+        + f" (n = {counts[data, measure]})"
         for data, measure in columns
     ]
-    return format_table(["method", *titles], table)
+    return format_table([axis, *titles], table)
 
 
 def format_validation(name: str) -> str:
@@ -627,7 +629,10 @@ STUDY_SECTIONS: dict[str, Any] = (
             ("validation", format_validation),
         )
     }
-    | {"study table-ipc1 chosen": partial(format_chosen, "table-ipc1")}
+    | {
+        f"study {name} chosen": partial(format_chosen, name, axis)
+        for name, axis in (("table-ipc1", "method"), ("waypoints", "waypoints"))
+    }
 )
 PAGES = (
     ROOT / "README.md",

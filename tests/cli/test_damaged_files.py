@@ -148,6 +148,7 @@ EXPERTS: list[Callable[[dict[str, Any], dict[str, Any]], object]] = [
     lambda header, tensors: tensors.update(points=tensors["points"] * torch.inf),
     lambda header, tensors: tensors.update(points=tensors["points"].double()),
     lambda header, tensors: header["validation"].append(0.5),
+    lambda header, tensors: header.update(beta0=0.25),
 ]
 
 

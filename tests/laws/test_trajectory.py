@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from limbeck.core.errors import UserError
@@ -26,7 +28,7 @@ from limbeck.experts import (
     convexify,
     waypoint_epochs,
 )
-from limbeck.experts.convexified import start_at_zero
+from limbeck.experts.convexified import FIRST_WAYPOINT, start_at_zero
 from limbeck.experts.make import describe_experts
 from limbeck.experts.store import make_path
 from limbeck.networks.flat import Layout
@@ -73,6 +75,22 @@ def test_waypoints_begin_and_end_and_increase(epochs: int) -> None:
     for count in (0, 1, epochs + 2):
         with pytest.raises(UserError, match=f"not {count}"):
             waypoint_epochs(count, epochs)
+
+
+@given(epochs=st.integers(1, 10**6), steps=st.integers(1, 10**4))
+def test_by_default_each_waypoint_is_about_three_times_as_late_as_the_one_before(epochs: int, steps: int) -> None:
+    config = ExpertConfig(epochs=epochs).with_waypoints(steps)
+    first, *others = config.waypoint_epochs()
+    assert (first, others[-1], len(others) + 1) == (0, epochs, config.waypoints)
+    assert all(a < b and abs(b - 3 * a) <= 2 for a, b in pairwise(others))
+    assert others[0] == epochs or others[0] * steps * config.lr >= FIRST_WAYPOINT / 2, "none in the first steps"
+    assert others[0] / 3 < 0.5 or others[0] / 3 * steps * config.lr < 2 * FIRST_WAYPOINT, "one after them"
+
+
+def test_waypoints_that_were_asked_for_stay() -> None:
+    for options in ({"waypoints": 5}, {"waypoint_at": (0, 7, 30)}, {"waypoints": 2}):
+        config = ExpertConfig(**options)  # type: ignore[arg-type]
+        assert config.with_waypoints(211) == config
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -145,9 +163,9 @@ def test_a_path_with_an_offset_is_read_as_one_that_starts_at_zero(task: Task, ex
     torch.testing.assert_close(convex.at(0.5), start + float(betas[0] + betas[1]) / 2 * (stop - start))
     torch.testing.assert_close(convex.at(25), start + float(betas[25]) * (stop - start))
     assert torch.equal(convex.at(50), stop)
-    store = Store.create(tmp_path / "store", describe_experts(task, ExpertConfig(epochs=3), seed=7))
+    store = Store.create(tmp_path / "store", describe_experts(task, ExpertConfig(epochs=3, waypoints=2), seed=7))
     assert expert.recorded is not None
-    before = make_path(expert.recorded.tensor(), task.model.layout, ExpertConfig(epochs=3))
+    before = make_path(expert.recorded.tensor(), task.model.layout, ExpertConfig(epochs=3, waypoints=2))
     store.write(0, replace(expert, convex=before, recorded=None))
     tensors, header = read_tensors(store.file(0), "limbeck-expert")
     plain = {name: value for name, value in header.items() if name != CHECKSUM}

@@ -87,7 +87,10 @@ def test_a_recorded_store_gives_every_analysis(store: Store, task: Task, tmp_pat
     assert recorded is not None
     measured = [score(task.model, recorded.at(k), *task.validation).accuracy for k in range(4)]
     assert curves["recorded"][0] == measured
-    for rows in curves.values():  # every path ends where the expert ended
+    stored = store.read(0).convex
+    assert stored is not None
+    assert curves.pop("stored")[0] == [score(task.model, stored.at(k), *task.validation).accuracy for k in range(4)]
+    for rows in curves.values():  # every other path ends where the expert ended: it is not smoothed
         assert rows[0][-1] == measured[-1]
     text = page.read_text()
     assert text.count("<svg") == 4

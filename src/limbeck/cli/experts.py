@@ -68,12 +68,12 @@ class Convexify(Threads, Options):
     """A store made with '--keep recorded' or '--keep both'."""
     out: Annotated[str, PATH]
     """The folder of the new store."""
-    waypoints: Annotated[Size, Field(ge=2)] = 2
-    """How many points of each trajectory to keep."""
+    waypoints: Annotated[Size, Field(ge=2)] | None = None
+    """How many equally spaced points of each trajectory to keep; the default are those that the store names."""
     waypoint_at: tuple[CountOrZero, ...] = ()
-    """Epochs of the waypoints; the default is equally spaced ones."""
-    smoothing: str = "none"
-    """The averages around waypoints: none, mct or mct-older."""
+    """Epochs of the waypoints, where they are to be others."""
+    smoothing: str | None = None
+    """The averages around waypoints, where there are more than two: none, mct or mct-older."""
     schedule: str = "arc"
     """How beta goes along a segment: arc, uniform or decreasing."""
     dtype: Literal["float32", "float16"] = "float32"
@@ -118,11 +118,10 @@ def _train(args: Experts, engine: Engine, ranks: Ranks, listen: Listener) -> dic
 
 def run_convexify(args: Convexify, listen: Listener) -> Any:
     """Call `Store.convexify`; the result describes the new store."""
+    options = {"waypoints": args.waypoints, "waypoint_at": args.waypoint_at or None, "smoothing": args.smoothing}
     store = Store.open(Path(args.store)).convexify(
         Path(args.out),
-        waypoints=args.waypoints,
-        waypoint_at=args.waypoint_at,
-        smoothing=args.smoothing,
+        **{name: value for name, value in options.items() if value is not None},
         schedule=args.schedule,
         dtype=args.dtype,
     )

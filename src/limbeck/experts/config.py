@@ -19,7 +19,7 @@ from limbeck.core.errors import UserError
 from limbeck.core.ranges import Count, CountOrZero, Decay, Size, StepSize, Weight
 from limbeck.core.short_repr import changed_options
 from limbeck.core.text import quote
-from limbeck.experts.convexified import SCHEDULES, SMOOTHING, waypoint_epochs
+from limbeck.experts.convexified import SCHEDULES, SMOOTHING, growing_epochs, waypoint_epochs
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 STORED_FORM = ("waypoints", "waypoint_at", "smoothing", "schedule", "keep", "dtype", "form")
@@ -42,12 +42,14 @@ class ExpertConfig(BaseModel):
     """Weight decay of SGD; 0 in every paper."""
     batch_size: Count = 256
     """Real images per step."""
-    waypoints: Annotated[Size, Field(ge=2)] = 2
-    """Points of the trajectory to store (MCT's paper: 2, its code: 4)."""
+    waypoints: Annotated[Size, Field(ge=2)] | None = None
+    """Equally spaced points of the trajectory to store (MCT's paper: 2, its code: 4); the default is the first and the
+    last epoch, a third of it, a ninth and so on, down to 5 steps times step size."""
     waypoint_at: tuple[CountOrZero, ...] = ()
-    """Epochs of the waypoints, from 0 to the last; the default is equally spaced ones."""
-    smoothing: str = "none"
-    """Averages around waypoints: none, or those of the authors' training (mct) or parallel script (mct-older)."""
+    """Epochs of the waypoints, from 0 to the last, where they are to be others."""
+    smoothing: str = "mct"
+    """Averages around waypoints, where there are more than two: none, or those of the authors' training (mct) or
+    parallel script (mct-older)."""
     schedule: str = "arc"
     """How beta grows: by arc length per tensor (arc), or as in one of MCT's ablations (uniform, decreasing)."""
     keep: Literal["convex", "recorded", "both"] = "convex"
@@ -83,12 +85,25 @@ class ExpertConfig(BaseModel):
             raise UserError(f"no schedule is called {quote(self.schedule)}; choose one of {', '.join(SCHEDULES)}.")
         epochs = self.waypoint_at
         if not epochs:
-            return waypoint_epochs(self.waypoints, self.epochs)
+            return waypoint_epochs(self.waypoints or 2, self.epochs)
         if epochs[0] != 0 or epochs[-1] != self.epochs or list(epochs) != sorted(set(epochs)):
             raise UserError(
                 f"waypoints (waypoint-at) go up from 0 to the expert's last epoch, {self.epochs}; {epochs} do not."
             )
         return epochs
+
+    def with_waypoints(self, steps_per_epoch: int) -> ExpertConfig:
+        """Return the config with the waypoints that follow from the data, where they were left open.
+
+        >>> ExpertConfig().with_waypoints(211).waypoint_epochs(), ExpertConfig().with_waypoints(6).waypoint_epochs()
+        ((0, 3, 10, 30), (0, 30))
+        """
+        if self.waypoints is not None or self.waypoint_at:
+            return self
+        epochs = growing_epochs(self.epochs, steps_per_epoch * self.lr)
+        two = {"waypoints": 2, "smoothing": "none"}  # as these were described before there were others by default
+        several = {"waypoints": len(epochs), "waypoint_at": epochs}
+        return self.model_copy(update=two if len(epochs) == 2 else several)
 
     @computed_field  # type: ignore[prop-decorator]
     @property

@@ -50,6 +50,7 @@ class Experts:
         where there is something else at `path`.
         """
         config.waypoint_epochs()
+        config = config.with_waypoints(-(-len(task.data.train) // config.batch_size))
         if kind != "any" and config.keep not in (kind, "both"):
             raise UserError(
                 f"the method needs {kind} trajectories; train its experts with '--expert.keep {kind}' or both."

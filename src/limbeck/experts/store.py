@@ -275,6 +275,8 @@ class Store:
             is_stored = tensor.dtype in ([torch.float32] if name == "beta" else DTYPES.values())
             if not is_stored or not all(map(is_finite, [tensor] if isinstance(tensor, Tensor) else tensor)):
                 raise UserError(f"{path} is damaged: its {printable(name, 40)} are no finite numbers; make it again.")
+        if header.beta0 and len(epochs) != 2:  # as the paths had that were written with it
+            raise UserError(f"{path} is damaged: a path of {len(epochs)} waypoints starts at 0; make it again.")
         expected: dict[str, tuple[int, ...]] = {}
         if "points" in shapes:
             expected["points"] = (len(header.validation), layout.count)
@@ -292,11 +294,12 @@ class Store:
     def convexify(self, path: Path, **options: Any) -> Store:
         """Convexify the recorded experts of this store into a new one at `path`, and return that.
 
-        options: fields of `ExpertConfig`: waypoints, waypoint_at, smoothing, schedule, dtype.
+        options: fields of `ExpertConfig`: waypoints, waypoint_at, smoothing, schedule, dtype; else as the store says.
         Raises UserError if an expert is not recorded, and for options that do not fit.
         """
         indices = self.require_experts()
-        config = ExpertConfig(**{**self.config.model_dump(), "keep": "convex", **options})
+        own = self.config.model_dump(exclude={"waypoint_at"} if "waypoints" in options else set())
+        config = ExpertConfig(**{**own, "keep": "convex", **options})
         config.waypoint_epochs()
         for index in indices:  # before the new store is created; one at a time, for memory
             self._read_recorded(index)

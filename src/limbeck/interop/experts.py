@@ -114,8 +114,8 @@ def _check_length(config: ExpertConfig, epochs: int | None, store: Store | None,
         )
     if store is not None and store.config != config:
         raise UserError(
-            f"{where} has {config.epochs} epochs and {config.waypoints} waypoints, those before it "
-            f"{store.config.epochs} and {store.config.waypoints}; import them into stores of their own."
+            f"{where} has {config.epochs} epochs and {len(config.waypoint_epochs())} waypoints, those before it "
+            f"{store.config.epochs} and {len(store.config.waypoint_epochs())}; import them into stores of their own."
         )
 
 

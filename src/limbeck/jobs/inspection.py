@@ -92,7 +92,10 @@ def _points(expert: Expert) -> Tensor | None:
 
 
 def _paths(store: Store, expert: Expert) -> dict[str, Trajectory]:
-    """The stored paths, and from a recorded one every schedule with two waypoints and arc length with four."""
+    """The stored paths, and from a recorded one every schedule with two waypoints and arc length with four.
+
+    "stored" is the convexified path as the store has it, with its own waypoints and smoothing.
+    """
     paths: dict[str, Trajectory] = {}
     points, config = _points(expert), store.config
     if expert.recorded is not None and points is not None:
@@ -102,7 +105,7 @@ def _paths(store: Store, expert: Expert) -> dict[str, Trajectory]:
         if config.epochs >= 3:
             four = waypoint_epochs(4, config.epochs)
             paths["arc, 4 waypoints"] = convexify(points, store.layout, four, SMOOTHING["none"])
-    elif expert.convex is not None:
+    if expert.convex is not None:
         paths["stored"] = expert.convex
     return paths
 
@@ -128,7 +131,7 @@ def _geometry(store: Store, experts: list[Expert]) -> dict[str, Any]:
         return {"cosine": None, "straightness": None, "plane": None}
     cosines = torch.stack([cosine_of_updates(points) for points in recorded]).mean(0)
     distances = torch.stack([distance_to_line(points) for points in recorded]).mean(0)
-    paths = {name: path for name, path in _paths(store, experts[0]).items() if name.startswith(("rec", "arc"))}
+    paths = {name: path for name, path in _paths(store, experts[0]).items() if name.startswith(("rec", "arc", "sto"))}
     return {"cosine": cosines.tolist(), "straightness": distances.tolist(), "plane": plane(recorded[0], paths)}
 
 

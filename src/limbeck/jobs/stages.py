@@ -208,7 +208,7 @@ def inspect_experts(job: Job, experts: Experts) -> None:
         computed=store.header.computed,
         count=count,
         epochs=store.config.epochs,
-        waypoints=store.config.waypoints,
+        waypoints=len(store.config.waypoint_epochs()),
         kept=store.config.keep,
         parameters=parameters,
         test_accuracy=[expert.test for expert in experts.loaded],

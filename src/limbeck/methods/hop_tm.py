@@ -79,5 +79,5 @@ HOP_TM = Method(
     experts="convex",
     plan=plan,
     resolve=resolve,
-    expert_defaults={"waypoints": 4},
+    expert_defaults={"waypoints": 4, "smoothing": "none"},
 )

@@ -35,6 +35,7 @@ NCFM = Method(
     config=NCFMConfig,
     experts="convex",
     plan=plan,
+    expert_defaults={"waypoints": 2, "smoothing": "none"},
     learns=("images",),
     threads_matter=True,
 )

@@ -30,6 +30,7 @@ TGDD = Method(
     config=TGDDConfig,
     experts="convex",
     plan=plan,
+    expert_defaults={"waypoints": 2, "smoothing": "none"},
     learns=("images",),
     threads_matter=True,
 )
