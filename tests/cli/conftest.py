@@ -48,7 +48,7 @@ def refused(limbeck: Any) -> Any:
         assert result.status == status, result
         assert result.out == ""
         # another test may compile the kernels at the same time
-        lines = [line for line in result.err.splitlines() if not line.startswith("waiting for process ")]
+        lines = [line for line in result.err.splitlines() if not line.startswith("waiting for ")]
         assert lines[0].startswith("limbeck: "), result.err
         assert len(lines) == 1
         return f"{lines[0]}\n"
