@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from command_line import EXPERTS, TINY, flip_a_bit, picture
+
+from limbeck.core.tensors import read_tensors
 
 
 def test_experts_without_out_are_found_again(limbeck: Any) -> None:
@@ -54,6 +57,17 @@ def test_convexified_afterwards_equals_convexified_while_training(
     limbeck("convexify", artifacts["recorded"], "--out", tmp_path / "store")
     one, other = (next(store.glob("expert-*")).read_bytes() for store in (tmp_path / "store", artifacts["convex"]))
     assert one == other
+
+
+@pytest.mark.parametrize("words", [("--waypoints", "3"), ("--waypoint-at", "0", "1", "2")], ids=["count", "epochs"])
+def test_waypoints_that_are_asked_for_afterwards_are_those_of_training(
+    limbeck: Any, artifacts: dict[str, Path], tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    limbeck("convexify", artifacts["recorded"], "--out", tmp_path / "after", *words)
+    limbeck("experts", "digits", *EXPERTS, *words, "--out", tmp_path / "at once")
+    files = (tmp_path / name / "expert-0000.safetensors" for name in ("after", "at once"))
+    after, at_once = (read_tensors(file, "limbeck-expert")[0] for file in files)
+    assert all(torch.equal(after[name], at_once[name]) for name in ("waypoints", "beta"))
 
 
 def test_convexify_is_refused_before_the_store_is_made(

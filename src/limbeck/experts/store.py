@@ -298,7 +298,9 @@ class Store:
         Raises UserError if an expert is not recorded, and for options that do not fit.
         """
         indices = self.require_experts()
-        own = self.config.model_dump(exclude={"waypoint_at"} if "waypoints" in options else set())
+        # Where waypoints are asked for, the rest of what is stored of a path is as it is for experts to be trained.
+        asks = {"waypoints", "waypoint_at"} & options.keys()
+        own = self.config.model_dump(exclude={"waypoints", "waypoint_at", "smoothing"} if asks else set())
         config = ExpertConfig(**{**own, "keep": "convex", **options})
         config.waypoint_epochs()
         for index in indices:  # before the new store is created; one at a time, for memory
