@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import limbeck
+from limbeck.core.errors import UserError
 from limbeck.core.files import content_key
 from limbeck.core.record_files import read_record
 from limbeck.core.records import ExpertsRecord, ResultsRecord, StateHeader, StepLine, ValidationLine
@@ -89,3 +91,22 @@ def test_the_golden_study_is_read_and_written(tmp_path: Path) -> None:
     assert record.comparisons[0].cell == {"method": "MCT"}
     write_study_record(tmp_path / "study.json", record)
     assert read_study_record(tmp_path / "study.json") == record
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda study: study["rows"][0]["cell"].clear(),
+        lambda study: study["comparisons"][0]["against"].clear(),
+        lambda study: study["comparisons"][0].update(axis="nan"),
+        lambda study: study["rows"][0]["curve"]["accuracy"].pop(),
+        lambda study: study["rows"][0]["curve"]["loss_high"].append(1.0),
+    ],
+)
+def test_a_study_whose_parts_do_not_fit_is_damaged(tmp_path: Path, change: Any) -> None:
+    """Each was a traceback of the page or of the table."""
+    study = json.loads((GOLDEN / "study.json").read_text())
+    change(study)
+    (tmp_path / "study.json").write_text(json.dumps(study))
+    with pytest.raises(UserError, match="damaged"):
+        read_study_record(tmp_path / "study.json")

@@ -5,9 +5,10 @@ Accuracies and losses are as the runs logged them, times are seconds, sizes are 
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sized
+from typing import Literal, Self
 
-from pydantic import ConfigDict, Field, JsonValue
+from pydantic import ConfigDict, Field, JsonValue, model_validator
 
 from limbeck.core.records import Record, ResultRow
 
@@ -15,6 +16,11 @@ FORMAT: Literal["limbeck-study"] = "limbeck-study"
 
 CellValues = dict[str, str]
 """The name of a value by the name of its axis; empty for a study without axes."""
+
+
+def _require_equal_lengths(*lists: Sized) -> None:
+    if len(set(map(len, lists))) > 1:
+        raise ValueError("lists that belong together have different lengths")
 
 
 class Curve(Record):
@@ -40,6 +46,12 @@ class Curve(Record):
     loss_low: list[float | None] = Field(default_factory=list)
     loss_high: list[float | None] = Field(default_factory=list)
 
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Self:
+        _require_equal_lengths(self.steps, self.accuracy, self.std, self.seconds)
+        _require_equal_lengths(self.loss_steps, self.loss, self.loss_low, self.loss_high)
+        return self
+
 
 class ExpertPath(Record):
     """Validation accuracy along a path of the experts: at the epochs `t`, mean, minimum and maximum over experts."""
@@ -48,6 +60,11 @@ class ExpertPath(Record):
     mean: list[float | None]
     low: list[float | None]
     high: list[float | None]
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Self:
+        _require_equal_lengths(self.t, self.mean, self.low, self.high)
+        return self
 
 
 class RunBytes(Record):
@@ -202,6 +219,16 @@ class StudyRecord(Record):
     failures: list[StudyFailure] = Field(default_factory=list)
     searches: list[CellSearch] = Field(default_factory=list)
     earlier: list[StudyRow] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _check_cells(self) -> Self:
+        cells = [row.cell for row in self.rows]
+        cells += [cell for row in self.comparisons for cell in (row.cell, row.against)]
+        if any(cell.keys() != self.axes.keys() for cell in cells):
+            raise ValueError("a cell does not say its value of every axis")
+        if any(row.axis not in self.axes for row in self.comparisons):
+            raise ValueError("a comparison is along no axis of the study")
+        return self
 
 
 def cell_name(cell: CellValues) -> str:
