@@ -101,8 +101,9 @@ def find_reach(row: StudyRow, other: StudyRow) -> Reach:
     """When the curves of two runs first reach the final validation accuracy of the second one.
 
     >>> run = {"cell": {}, "seed": 0, "key": "", "results": []}
-    >>> fast = StudyRow(**run, curve=Curve(steps=[0, 5, 10], accuracy=[0.1, 0.6, 0.7], seconds=[0.0, 1.0, 2.0]))
-    >>> slow = StudyRow(**run, curve=Curve(steps=[0, 5, 10], accuracy=[0.1, 0.3, 0.5], seconds=[0.0, 2.0, 4.0]))
+    >>> steps = {"steps": [0, 5, 10], "std": [None, None, None]}
+    >>> fast = StudyRow(**run, curve=Curve(**steps, accuracy=[0.1, 0.6, 0.7], seconds=[0.0, 1.0, 2.0]))
+    >>> slow = StudyRow(**run, curve=Curve(**steps, accuracy=[0.1, 0.3, 0.5], seconds=[0.0, 2.0, 4.0]))
     >>> reach = find_reach(fast, slow)
     >>> reach.target, reach.step, reach.seconds, reach.against_step, find_reach(slow, fast).step
     (0.5, 5, 1.0, 10, None)
