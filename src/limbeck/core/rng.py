@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+
+_GLOBAL_GENERATOR = threading.RLock()
 
 
 def derive_seed(seed: int, *path: str | int) -> int:
@@ -37,8 +41,9 @@ def make_generator(seed: int, *path: str | int) -> torch.Generator:
 def fork_rng(seed: int, *path: str | int) -> Iterator[None]:
     """Seed the global CPU generator inside a `with` block and restore it afterwards.
 
-    For code that reads no other generator, as the initialisers of torch's modules do.
+    For code that reads no other generator, as the initialisers of torch's modules do. Threads wait for each other here:
+    the generator is the process's, and one that draws from another's seed would have other weights than alone.
     """
-    with torch.random.fork_rng(devices=[]):
+    with _GLOBAL_GENERATOR, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, *path))
         yield
