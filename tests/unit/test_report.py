@@ -22,6 +22,8 @@ from report_runs import (
 )
 
 from limbeck.core.errors import UserError
+from limbeck.core.records import StepLine
+from limbeck.jobs.record import RunFolder
 from limbeck.report.page import write_comparison, write_report
 from limbeck.report.plots import Line, plot
 from limbeck.report.records import read_run
@@ -81,6 +83,22 @@ def test_a_damaged_log_line_is_skipped(tmp_path: Path) -> None:
     assert (content.steps[32].loss, content.steps[32].lr) == (0.5, 1.0)
     assert content.missing == ["log.jsonl: lines that could not be read and were skipped: 3."]
     assert "skipped: 3" in parse_page(write_report(run)).words
+
+
+def test_whole_numbers_beyond_64_bits_are_damage(tmp_path: Path) -> None:
+    """Two of 10,000 damaged runs had one that was plotted, or counted: OverflowError."""
+    run = make_complete_run(tmp_path / "run")
+    with (run / "log.jsonl").open("a") as log:
+        log.write(f'{{"event": "step", "step": {10**59}, "loss": 0.5, "lr": 1}}\n{{"event": "resume"}}\n')
+    (run / "experts.json").write_text(f'{{"format": "limbeck-experts", "version": 1, "count": {10**59}}}')
+    content = read_run(run)
+    assert list(content.steps) == list(range(1, 31))
+    assert content.missing == [
+        "log.jsonl: lines that could not be read and were skipped: 1.",
+        "experts.json: damaged, so the experts are not described.",
+    ]
+    assert [line.step for line in RunFolder(run).lines(StepLine)] == list(range(1, 31))
+    assert "skipped: 1" in parse_page(write_report(run)).words
 
 
 def test_the_later_of_two_log_lines_of_a_step_counts(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 
 import torch
 
-
 _GLOBAL_GENERATOR = threading.RLock()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 from torch import Tensor
 
 from limbeck.core.aliases import old_config, rename_options
@@ -21,6 +21,7 @@ from limbeck.core.conditions import first_difference, require_same_conditions
 from limbeck.core.disk import make_folder, write_errors
 from limbeck.core.errors import UserError
 from limbeck.core.files import content_key, has_record, require_new_folder, write_json
+from limbeck.core.json_text import parse_json
 from limbeck.core.locks import Locked, locked
 from limbeck.core.record_files import parse_record, read_record
 from limbeck.core.records import LogLine, LoopProgress, ResultsRecord, RunRecord, StateHeader
@@ -201,8 +202,8 @@ class RunFolder:
         """The measurements of one kind so far; a line that a crash cut off, or that is damaged, is skipped."""
         path, lines = self.path / "log.jsonl", []
         for text in path.read_bytes().splitlines() if path.exists() else ():
-            with suppress(ValidationError):
-                lines.append(kind.model_validate_json(text))
+            with suppress(ValueError):
+                lines.append(kind.model_validate(parse_json(text, finite=False)))
         return lines
 
     def save_state(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import ValidationError
 from limbeck.core.errors import UserError
 from limbeck.core.evaluation_records import EvaluationsRecord
 from limbeck.core.files import read_json
+from limbeck.core.json_text import parse_json
 from limbeck.core.record_files import salvage
 from limbeck.core.records import ExpertsRecord, Record, ResultsRecord, RunRecord, StepLine, ValidationLine
 from limbeck.report.gallery import REAL, Frame, Picture, read_frames, read_picture
@@ -102,7 +102,7 @@ def _read_optional(model: type[R], path: Path, meaning: str, missing: list[str])
         missing.append(f"{path.name}: not there, so {meaning}.")
         return model()
     try:
-        record, faults = salvage(model, json.loads(path.read_text(encoding="utf-8")))
+        record, faults = salvage(model, parse_json(path.read_bytes(), finite=False))
     except (*UNREADABLE, ValidationError):
         missing.append(f"{path.name}: damaged, so {meaning}.")
         return model()
@@ -129,7 +129,7 @@ def _read_log(path: Path, missing: list[str]) -> tuple[dict[int, StepLine], dict
     damaged = 0
     for index, line in enumerate(lines):
         try:
-            entry = json.loads(line) if line.strip() else {}
+            entry = parse_json(line, finite=False) if line.strip() else {}
             event = entry.get("event")
             if event == "step":
                 step = StepLine.model_validate(entry)
