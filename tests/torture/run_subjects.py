@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from torture.mutations import mutate_bytes, mutate_json
-from torture.subject import NETWORK, Subject, Use, damage_one, sometimes, tiny, tiny_task
+from torture.subject import NETWORK, Subject, Use, damage_one, rarely_drawn, sometimes, tiny, tiny_task
 from torture.tensor_mutations import mutate_tensors
 
 import limbeck
@@ -173,7 +173,7 @@ def use_run(generator: Random) -> list[Use]:
         lambda: write_table([path, path], Path("table.md")),
         lambda: read_facts(path),
         lambda: [RunFolder(path).lines(kind) for kind in (StepLine, ResultLine, LogLine)],
-        again,
+        rarely_drawn(again, generator),
         *sometimes(lambda: write_report(path), generator, 0.15),
         *sometimes(lambda: write_comparison([path, path], Path("comparison.html")), generator, 0.05),
     ]
@@ -242,7 +242,7 @@ def use_baseline(generator: Random) -> list[Use]:
             limbeck.distill(data, out="run", **RUN)
             show_results()
 
-    return [go_on]
+    return [rarely_drawn(go_on, generator)]
 
 
 def make_inspection() -> None:
@@ -343,17 +343,21 @@ RUNS: dict[str, Subject] = {
     "unfinished": Subject(
         make_unfinished,
         damage_one({f"run/{name}": mutate_json for name in ("log.jsonl", "experts.json", "run.json")}),
-        lambda generator: [lambda: describe("run"), again],
+        lambda generator: [lambda: describe("run"), rarely_drawn(again, generator)],
     ),
     "state": Subject(
         make_state,
         damage_one({"run/state.safetensors": mutate_tensors}),
-        lambda generator: [lambda: describe("run/state.safetensors"), make_run],
+        lambda generator: [lambda: describe("run/state.safetensors"), rarely_drawn(make_run, generator)],
     ),
     "run-sets": Subject(
         make_unfinished,
         damage_one({f"run/set-{which}.safetensors": mutate_tensors for which in ("last", "chosen")}),
-        lambda generator: [lambda: describe("run"), again, lambda: write_report(Path("run"))],
+        lambda generator: [
+            lambda: describe("run"),
+            rarely_drawn(again, generator),
+            rarely_drawn(lambda: write_report(Path("run")), generator),
+        ],
     ),
     "progress.json": Subject(
         make_run,

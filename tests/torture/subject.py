@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from unittest.mock import patch
 
 import numpy as np
 from torture.mutations import Mutation
@@ -50,6 +51,18 @@ def damage_one(files: Mapping[str, Mutation]) -> Callable[[Random], str]:
 def sometimes(use: Use, generator: Random, share: float) -> list[Use]:
     """The use in this share of the cases."""
     return [use] if generator.random() < share else []
+
+
+def rarely_drawn(use: Use, generator: Random, share: float = 0.2) -> Use:
+    """The use; in the other cases its report has no plots, which take most of its time."""
+    if generator.random() < share:
+        return use
+
+    def without_plots() -> None:
+        with patch("limbeck.report.view.plot", lambda *args, **kwargs: None):
+            use()
+
+    return without_plots
 
 
 def tiny() -> ImageData:
