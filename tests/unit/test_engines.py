@@ -216,6 +216,18 @@ def test_a_process_that_cannot_say_why_it_ended(
     assert isinstance(process, Process)
     assert list(process.events()) == []
     assert sentence in (process.failure() or "")
+    process.stop(60)
+    assert work.errors.exists() == (code == "nope")
+
+
+def test_an_interrupted_process_leaves_no_file(tmp_path: Path) -> None:
+    work = Work("a", "work a", "time:sleep", {}, 1, tmp_path / "errors" / "a.txt")
+    process = Local(jobs=1).start(work)
+    assert work.errors.exists()
+    process.interrupt()
+    assert list(process.events()) == []
+    process.stop(60)
+    assert not work.errors.exists()
 
 
 def test_every_engine_is_refused_kindly_where_it_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:

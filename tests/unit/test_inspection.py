@@ -58,7 +58,7 @@ def test_experts_that_do_not_move_have_numbers() -> None:
     ("place", "value"),
     [
         *(("cosine", value) for value in ([], [[1.0], [1.0]], [[1.0, 0.0]], [[1e300]])),
-        *(("plane", {"explained": [0.5, 0.1, 0.1], "paths": {}}), ("straightness", [1e300])),
+        *(("plane", {"explained": [0.5, 0.1, 0.1], "paths": {}}), ("straightness", [1e300]), ("expert", {"lr": 0.1})),
         *(("plane", {"explained": [0.5, 0.1], "paths": {"recorded": path}}) for path in ([[], []], [[0.0], [1e300]])),
     ],
 )

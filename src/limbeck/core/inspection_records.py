@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, JsonValue, model_validator
 
-from limbeck.core.records import Fraction, Record
+from limbeck.core.records import Fraction, Number, Record
 
 Coordinate = Annotated[float, Field(ge=-1e30, le=1e30)]
 """A number that an axis can have: beyond this, its arithmetic overflows."""
@@ -48,6 +48,12 @@ class StorageRow(Record):
     ratio: float
 
 
+class InspectedTraining(Record):
+    """How the experts were trained: their epochs, beside the other options."""
+
+    epochs: Number
+
+
 class InspectionRecord(Record):
     """inspect.json: the analyses of a store; those without the points that they need are None."""
 
@@ -56,7 +62,7 @@ class InspectionRecord(Record):
     store: str
     data: str
     model: dict[str, JsonValue]
-    expert: dict[str, JsonValue]
+    expert: InspectedTraining
     experts: int
     accuracy: PathCurves | None
     cosine: Annotated[list[list[Coordinate]], Field(min_length=1)] | None

@@ -66,22 +66,26 @@ class Process:
         status = self.status
         if status == 0:
             return None
-        ends = self.errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+        text = self.errors.read_text(encoding="utf-8", errors="replace") if self.errors.exists() else ""
+        ends = text.strip().splitlines()[-1:]
         reason = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
         hint = " (out of memory?)" if status == -signal.SIGKILL else ""
-        return f"its process {reason}{hint}; {': '.join([str(self.errors), *ends])}"
+        return f"its process {reason}{hint}" + "".join(f"; {self.errors}: {end}" for end in ends)
 
     def interrupt(self) -> None:
         """Ask it to stop: by SIGTERM, since Ctrl-C may be ignored, as it is in a shell's background."""
         self.process.terminate()
 
     def stop(self, seconds: float) -> None:
-        """Wait until it has ended, and kill it after so many seconds."""
+        """Wait until it has ended, and kill it after so many seconds; a file without errors goes."""
         try:
             self.process.wait(max(0.0, seconds))
         except subprocess.TimeoutExpired:
             self.process.kill()
         _ = self.status
+        with suppress(OSError):
+            if self.errors.stat().st_size == 0:
+                self.errors.unlink()
 
 
 class Local:

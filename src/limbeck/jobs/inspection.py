@@ -12,7 +12,7 @@ from limbeck.core.disk import make_folder
 from limbeck.core.errors import UserError
 from limbeck.core.events import Listener
 from limbeck.core.files import write_json
-from limbeck.core.inspection_records import InspectionRecord, PathCurves, PlaneRecord, StorageRow
+from limbeck.core.inspection_records import InspectedTraining, InspectionRecord, PathCurves, PlaneRecord, StorageRow
 from limbeck.core.record_files import parse_record
 from limbeck.core.sizes import Size
 from limbeck.core.types import Trajectory
@@ -60,7 +60,7 @@ def inspect_store(
         store=str(store.path),
         data=store.header.data.name,
         model=store.header.model,
-        expert=store.header.expert,
+        expert=InspectedTraining.model_validate(store.header.expert),
         experts=len(experts),
         accuracy=None if task is None else _accuracy(task, store, experts, listen),
         **_geometry(store, experts),
