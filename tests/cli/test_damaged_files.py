@@ -149,6 +149,7 @@ EXPERTS: list[Callable[[dict[str, Any], dict[str, Any]], object]] = [
     lambda header, tensors: tensors.update(points=tensors["points"].double()),
     lambda header, tensors: header["validation"].append(0.5),
     lambda header, tensors: header.update(beta0=0.25),
+    lambda header, tensors: tensors.update(points=torch.tensor(0.5)),
 ]
 
 
@@ -156,6 +157,20 @@ EXPERTS: list[Callable[[dict[str, Any], dict[str, Any]], object]] = [
 def test_experts(refused: Any, store: Path, tmp_path: Path, change: Any) -> None:
     change_tensors(store / "expert-0000.safetensors", change)
     assert "expert-0000.safetensors is damaged" in refused("convexify", store, "--out", tmp_path / "new")
+
+
+def test_experts_beyond_all_axes(refused: Any, store: Path, tmp_path: Path) -> None:
+    change_tensors(
+        store / "expert-0000.safetensors", lambda header, tensors: tensors.update(points=1e36 * tensors["points"])
+    )
+    assert "whose parameters no plot can show" in refused("inspect", store, "--out", tmp_path / "new", "--quiet")
+
+
+def test_a_layout_with_a_shape_of_many_numbers(refused: Any, store: Path, tmp_path: Path) -> None:
+    """The number of parameters that followed from it filled the sentence."""
+    shapes = json.loads((store / "store.json").read_text())["layout"]["shapes"]
+    change_json(store / "store.json", "layout.shapes", [[*shapes[0], *(200 * [2**31])], *shapes[1:]])
+    assert "layout.shapes.0" in refused("convexify", store, "--out", tmp_path / "new")
 
 
 SETS: list[Callable[[dict[str, Any], dict[str, Any]], object]] = [

@@ -321,7 +321,7 @@ class LayoutRecord(Record):
     """Names and shapes of a network's parameters, in the order in which they lie in theta."""
 
     names: list[str]
-    shapes: list[list[Size]]
+    shapes: list[Annotated[list[Size], Field(max_length=8)]]
 
 
 class ExpertFacts(Record):

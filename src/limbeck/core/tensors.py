@@ -139,6 +139,8 @@ def open_tensors(
         names = set(file.keys())
         for name in names & set(lazy):
             part = file.get_slice(name)
+            if not part.get_shape():
+                raise UserError(f"{path} is damaged: its {name} have no rows; delete it and make it again.")
             rows[name] = LazyRows(path, name, tuple(part.get_shape()), part[:0].dtype)
         tensors = {name: file.get_tensor(name) for name in sorted(names - set(lazy))}
     plain = {name: value for name, value in header.items() if name != CHECKSUM}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from limbeck.core.disk import make_folder
@@ -54,18 +55,24 @@ def inspect_store(
     task = None if data is None else _task(store, data, device, **reading)
     total = len(experts) * (1 if task is None else len(_paths(store, experts[0])))
     listen({"event": "stage", "name": "inspect", "total": total, "unit": "path"})
-    record = InspectionRecord(
-        format="limbeck-inspection",
-        version=1,
-        store=str(store.path),
-        data=store.header.data.name,
-        model=store.header.model,
-        expert=InspectedTraining.model_validate(store.header.expert),
-        experts=len(experts),
-        accuracy=None if task is None else _accuracy(task, store, experts, listen),
-        **_geometry(store, experts),
-        storage=storage(store.layout.count, len(store.layout.names), store.config.epochs),
-    )
+    try:
+        record = InspectionRecord(
+            format="limbeck-inspection",
+            version=1,
+            store=str(store.path),
+            data=store.header.data.name,
+            model=store.header.model,
+            expert=InspectedTraining.model_validate(store.header.expert),
+            experts=len(experts),
+            accuracy=None if task is None else _accuracy(task, store, experts, listen),
+            **_geometry(store, experts),
+            storage=storage(store.layout.count, len(store.layout.names), store.config.epochs),
+        )
+    except ValidationError:
+        raise UserError(
+            f"{store.path} has experts whose parameters no plot can show: they diverged, or end where they start; "
+            "train them with a smaller step size (--expert.lr)."
+        ) from None
     make_folder(Path(out))
     write_json(Path(out) / "inspect.json", record.to_json())
     return write_inspection(Path(out))
