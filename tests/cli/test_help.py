@@ -16,6 +16,8 @@ from limbeck.cli.commands import COMMANDS, find_command, find_defaults
 from limbeck.cli.flags import list_flags
 from limbeck.cli.main import main
 from limbeck.cli.parse import METAVARS_BY_NAME, parse
+from limbeck.core.errors import UserError
+from limbeck.jobs.job import prepare
 from limbeck.methods import METHODS
 
 NO_PLACEHOLDER = r"\bSTR\b|\bINT\b|\{None\}|default: None|default: \)"
@@ -206,6 +208,17 @@ def test_a_part_of_a_help_shows_one_box(capsys: pytest.CaptureFixture[str]) -> N
 def test_an_unknown_option_names_what_may_be_meant(refused: Any, words: list[str], suggestion: str) -> None:
     flag = words[2].partition("=")[0]
     assert refused(*words).startswith(f"limbeck: there is no option {flag} of 'limbeck {words[0]}'; {suggestion}")
+
+
+@pytest.mark.parametrize("command", ["distill", "estimate"])
+def test_an_option_of_other_methods_names_them(refused: Any, command: str) -> None:
+    """The sentence was that --help-all lists all options, and there it is, of another method."""
+    sentence = "there is no option {} of the method tesla; it is one of mct, mtt, "
+    words = (command, "digits", "--method", "tesla")
+    assert refused(*words, "--factor", "2").startswith("limbeck: " + sentence.format("--factor"))
+    assert refused(*words, "--batch_real=2").startswith("limbeck: there is no option --batch_real of the method tesla;")
+    with pytest.raises(UserError, match=sentence.format("factor")):
+        prepare("digits", method="tesla", factor=2)
 
 
 def test_options_are_known_in_every_spelling() -> None:

@@ -90,7 +90,17 @@ def check_flags(prog: str, options: BaseModel, words: Sequence[str]) -> None:
         name = flag.removeprefix("--").replace("_", "-")
         if flag.startswith("--") and name and name not in valid and not name.startswith("tyro-"):
             suggestion = _suggest(name, names, prog, bool(parts_of_help(options)))
+            _refuse_of_other_methods(flag, name, options)
             raise UserError(f"there is no option {flag} of {quote(prog)}; {suggestion}")
+
+
+def _refuse_of_other_methods(flag: str, name: str, options: BaseModel) -> None:
+    """Raise UserError for an option of other methods than the one that these options name."""
+    if hasattr(options, "method"):
+        from limbeck.methods import name_methods_with  # here, since they load torch
+
+        if methods := name_methods_with(name.replace("-", "_")):
+            raise UserError(f"there is no option {flag} of the method {options.method}; it is one of {methods}.")
 
 
 def check_values(options: BaseModel, words: Sequence[str]) -> None:

@@ -30,7 +30,7 @@ from limbeck.jobs.memory import fit_memory
 from limbeck.jobs.ranks import share_draws
 from limbeck.jobs.record import RunFolder, versions
 from limbeck.jobs.rehearsal import check_plan
-from limbeck.methods import DataFacts, Method, MethodInputs, Plan, find_method
+from limbeck.methods import DataFacts, Method, MethodInputs, Plan, find_method, name_methods_with
 from limbeck.methods.initial import find_own_selector
 from limbeck.networks.registry import find_network
 from limbeck.task import Task, make_task, restore_switches
@@ -180,6 +180,9 @@ def _prepare(
     options = share_draws(chosen, ranks, options)
     own = {key: value for key, value in options.items() if key in chosen.config.model_fields}
     others = {key: value for key, value in options.items() if key not in own}
+    for name in others.keys() - JobConfig.model_fields.keys():
+        if methods := name_methods_with(name):
+            raise UserError(f"there is no option {name} of the method {chosen.name}; it is one of {methods}.")
     config = check_options(JobConfig, others, chosen.config.model_fields)
     requested = check_options(chosen.config, own)
     task = _make_task(data, config, device, reading, ranks)

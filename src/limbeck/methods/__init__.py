@@ -64,6 +64,15 @@ METHODS: dict[str, Method] = {
 }
 
 
+def name_methods_with(option: str) -> str:
+    """The methods that have an option of their own of this name, as a sentence lists them; "" where none has.
+
+    >>> name_methods_with("sampling"), name_methods_with("canvas"), name_methods_with("zoom")
+    ('mct', 'mct, mtt', '')
+    """
+    return ", ".join(name for name, method in METHODS.items() if option in method.config.model_fields)
+
+
 def find_method(name: str | Method) -> Method:
     """Return the method of this name: of `METHODS`, of an installed package, or a user's own MODULE:NAME.
 

@@ -13,7 +13,7 @@ from limbeck.core.ranges import Count, Decay, Size
 from limbeck.core.rng import derive_seed
 from limbeck.data import Preprocess
 from limbeck.experts.recorded import Recorded
-from limbeck.methods.coreset import select_real
+from limbeck.methods.coreset import require_images, select_real
 from limbeck.methods.initial import DreamInitName, draw_noise, make_real_mosaics
 from limbeck.methods.plan import MethodConfig, MethodInputs
 from limbeck.objectives.along_experts import AlongExperts, Anywhere
@@ -131,11 +131,7 @@ def init_synthetic_set(
         seed, features = derive_seed(inputs.seed, "start"), make_feature_fn(inputs, network)
         class_rows = find_class_rows(inputs)
         query = Query(inputs.task.train[0], class_rows, Dream(), count, features, seed, pool=options.pool)
-        if inputs.fill == "none" and any(len(rows) < count for rows in query.rows):
-            raise UserError(
-                f"a class has fewer than {count} training images; ask for fewer images or a lower --factor, or fill it "
-                "up with --fill repeat, augment or noise."
-            )
+        require_images(inputs, count)
         rows = torch.cat([repeat_rows(rows, count) for rows in query.rows])
     else:
         rows = select_real(options.init, inputs, count)

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.core.ranges import StepSize
-from limbeck.core.text import quote
+from limbeck.core.text import counted, quote
 from limbeck.core.user_imports import entry_points
 from limbeck.experts.store import Kind
 from limbeck.methods.plan import Method, MethodConfig, MethodInputs, Plan
 from limbeck.networks.losses import CrossEntropy
 from limbeck.networks.statistics import for_inference
 from limbeck.select import find_selector, herding, kcentre, kmeans, random, topk
-from limbeck.select.coresets import Selector, select_correct, select_per_class
+from limbeck.select.coresets import Selector, rows_by_class, select_correct, select_per_class
 from limbeck.select.fill import take_images
 from limbeck.select.scores import early_checkpoints, el2n, extract_features, forgetting, grand
 from limbeck.synthetic.set import SyntheticSet
@@ -165,9 +165,22 @@ def select_real(name: str, inputs: MethodInputs, ipc: int) -> Tensor:
                 f"there is no way to choose real images called {quote(name)}; use one of {', '.join(CORESETS)}."
             )
         return select_by(find_selector(name), pixels, inputs, ipc).to(inputs.task.device)
+    require_images(inputs, ipc)
     if not inputs.trajectories and name in ("forgetting", "el2n", "grand", "correct"):
         raise UserError(f"{quote(name)} judges images by trained experts; name a store of them with --experts.")
     return CORESETS[name].select(inputs, ipc).to(inputs.task.device)
+
+
+def require_images(inputs: MethodInputs, count: int) -> None:
+    """Raise UserError where a class has fewer than `count` training images, which `inputs.fill` does not fill up."""
+    data = inputs.task.data
+    for name, rows in zip(data.classes, rows_by_class(inputs.task.train[1], data.num_classes)):
+        if len(rows) < count and inputs.fill == "none":
+            raise UserError(
+                f"class {quote(name)} of {data.name} has {counted(len(rows), 'training image')}, fewer than {count}, "
+                f"which are {count // inputs.ipc} for each image of the set; use a lower --factor or --canvas, or fill "
+                "the class up with --fill repeat, augment or noise."
+            )
 
 
 def take_real(rows: Tensor, inputs: MethodInputs) -> Tensor:
