@@ -87,6 +87,16 @@ def test_a_refusal_names_the_option_that_was_given_not_one_that_follows_from_it(
         limbeck.distill("digits", out=path, **options)
 
 
+def test_a_refusal_says_which_side_has_an_option(run: Path) -> None:
+    """Options that came later are left out of a record at their defaults: the sentence was "factor 2, not None"."""
+    assert_refused(lambda: prepare("digits", out=run, **MINIMAL, factor=2), "holds a run without factor 2; repeat")
+    head = read_json(run / "run.json")
+    head["config"]["factor"] = 2
+    (run / "run.json").write_text(json.dumps(head))
+    sentence = "holds a run with factor 2, and this command leaves it at its default; repeat"
+    assert_refused(lambda: prepare("digits", out=run, **MINIMAL), sentence)
+
+
 def test_a_run_on_other_images_is_refused_without_fingerprints(run: Path) -> None:
     data = limbeck.load_data("digits", resize=12)
     sentence = "run holds a run on other images or splits, of digits; repeat its command, or name a new folder"

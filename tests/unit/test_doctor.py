@@ -17,7 +17,14 @@ from limbeck import ExpertConfig, ModelConfig, Recorded, Store, train_experts
 from limbeck.cli.main import main
 from limbeck.data import ImageData
 from limbeck.jobs import doctor
-from limbeck.jobs.doctor import examine_data, examine_job, examine_run, examine_store, find_long_segments
+from limbeck.jobs.doctor import (
+    examine_data,
+    examine_job,
+    examine_run,
+    examine_store,
+    find_long_segments,
+    find_small_tiles,
+)
 from limbeck.jobs.estimate import Estimate
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -89,6 +96,12 @@ def test_a_clean_data_set_and_one_with_copies_and_small_classes(digits: ImageDat
     assert any("a copy of another one in the same split: 3 in train; keep each once" in line for line in lines)
     assert any("1 of 10 classes have fewer than 10 training images (7)" in line for line in lines)
     assert any("50 test images" in line and "give the data more test images" in line for line in lines)
+
+
+@pytest.mark.parametrize(("factor", "size", "found"), [(2, 15, False), (2, 14, True), (3, 28, False), (1, 4, False)])
+def test_tiles_of_a_few_pixels(factor: int, size: int, found: bool) -> None:
+    assert bool(find_small_tiles({"factor": factor}, (size, 32))) == found
+    assert not find_small_tiles({}, (4, 4))
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from limbeck.core.files import write_folder
+from limbeck.core.records import ResultRow
 from limbeck.data import ImageData, fit_preprocess, load_data
 from limbeck.interop import SET_STYLES, export_set
 from limbeck.interop.card import CardFacts, describe_export
@@ -127,10 +128,21 @@ def test_mosaics_go_out_as_the_training_images(tmp_path: Path, digits: ImageData
     partition = Partition(2, "single")
     images, labels = partition(stored.images, stored.labels)
     tiles = replace(stored, images=images, labels=labels, mosaics=Mosaics(stored.images, stored.labels, partition))
-    assert "stores 10 mosaics, from which 40 training images are cut" in describe_export(tiles, "npz")[0]
+    assert "stores 10 mosaics, from which these 40 training images are cut" in describe_export(tiles, "npz")[0]
     export_set(tiles, tmp_path / "out", "npz")
     with np.load(tmp_path / "out/distilled.npz") as file:
         assert np.array_equal(file["x"], images.numpy())
+    card = (tmp_path / "out/README.md").read_text()
+    assert "# digits: 40 training images for 10 classes" in card
+    assert "there are 10." not in card, "without random images beside it"
+    rows = (ResultRow(set="random", model="convnet", split="test", accuracy_mean=0.5, n=1),)
+    export_set(tiles, tmp_path / "again", "npz", FACTS._replace(results=rows))
+    assert "Of random and kmeans images, as of mosaics, there are 10." in (tmp_path / "again/README.md").read_text()
+    export_set(tiles, tmp_path / "theirs", "ddranking")
+    assert "\nipc: 1\n" in (tmp_path / "theirs/ddranking.yaml").read_text()
+    start = replace(tiles, provenance={**tiles.provenance, "step": 0})
+    export_set(start, tmp_path / "start", "npz")
+    assert "made smaller, to be tiles, and enlarged again" in (tmp_path / "start/README.md").read_text()
 
 
 def all_images(data: ImageData) -> Counter[tuple[str, bytes]]:

@@ -13,7 +13,7 @@ import pytest
 
 from limbeck.core.errors import UserError
 from limbeck.core.records import ResultRow
-from limbeck.report.page import write_comparison
+from limbeck.report.page import write_comparison, write_report
 from limbeck.report.table import pool_runs, write_table
 
 
@@ -47,6 +47,17 @@ def make_run(path: Path, method: str, mean: float, seed: int = 0, **config: Any)
     (path / "results.json").write_text(json.dumps(results))
     (path / "run.json").write_text(json.dumps({**head, "config": {"seed": seed, "data": "f", **config}}))
     return path
+
+
+def test_images_of_tiles_say_so(tmp_path: Path) -> None:
+    """Random images are as many as are stored, and networks are trained on more: 4 of every image."""
+    runs = [make_run(tmp_path / "mct", "mct", 0.7, factor=2), make_run(tmp_path / "mtt", "mtt", 0.6, factor=1)]
+    text = write_table(runs, tmp_path / "results.md").read_text()
+    assert "| digits | 1 of 2 x 2 tiles | mct |" in text
+    assert "| digits | 1 | mtt |" in text
+    page = write_comparison(runs, tmp_path / "comparison.html").read_text()
+    assert "1 of 2 x 2 tiles" in page
+    assert write_report(runs[0]).read_text().count("1 of 2 x 2 tiles") == 1
 
 
 def test_the_table_has_a_line_per_setting_with_the_number_of_seeds(tmp_path: Path) -> None:

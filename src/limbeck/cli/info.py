@@ -13,11 +13,12 @@ from limbeck.core.record_files import parse_record, read_record
 from limbeck.core.records import ExpertHeader, ResultsRecord, RunRecord
 from limbeck.core.shelf import find_shelf_file
 from limbeck.core.tensors import read_header
+from limbeck.core.text import counted
 from limbeck.data import load_data
 from limbeck.data.sources import DATA_NAMES
 from limbeck.experts.store import Store
 from limbeck.interop import describe_pt
-from limbeck.synthetic.distilled import load
+from limbeck.synthetic.distilled import DistilledSet, load
 
 PARTS = (".json", ".jsonl", ".html")
 """Endings of files of a run or a store that say what their folder says."""
@@ -121,6 +122,14 @@ def _run(path: Path) -> dict[str, Any]:
     }
 
 
+def _stored(distilled: DistilledSet) -> dict[str, Any]:
+    """What the images are cut from, where they are."""
+    if distilled.mosaics is None:
+        return {}
+    tiles = distilled.mosaics.partition.factor
+    return {"cut from": f"{counted(len(distilled.stored_pair[0]), 'stored image')} of {tiles} x {tiles} tiles"}
+
+
 def _tensors(path: Path) -> dict[str, Any]:
     header = read_header(path)
     if header.get("format") != "limbeck-set":
@@ -132,6 +141,7 @@ def _tensors(path: Path) -> dict[str, Any]:
     return {
         "kind": "distilled set",
         "images": list(distilled.images.shape),
+        **_stored(distilled),
         "labels": "soft" if distilled.labels.dtype.is_floating_point else "hard",
         "classes": list(distilled.classes),
         "step_size": distilled.lr,

@@ -62,7 +62,8 @@ def describe_export(distilled: DistilledSet, to: str, most: int = 8) -> list[str
         notes += _describe_folders(distilled, most)
     if (stored := len(distilled.stored_pair[0])) != (count := len(distilled.images)):
         notes.append(
-            f"it stores {stored} mosaics, from which {count} training images are cut: the files hold the latter"
+            f"the set stores {stored} mosaics, from which these {count} training images are cut; limbeck counts the "
+            "former, and compares with as many real images, and other code that reads the files counts the latter"
         )
     if canvas := canvas_factor(distilled):
         height, width = distilled.images.shape[2:]
@@ -137,9 +138,10 @@ def write_card(distilled: DistilledSet, folder: Path, to: str, facts: CardFacts)
 
 def _describe_nature(distilled: DistilledSet, name: str, method: str) -> str:
     if distilled.provenance.get("step") == 0:
+        how = "unchanged" if distilled.mosaics is None else "made smaller, to be tiles, and enlarged again"
         return (
-            f"These images are those from which the method `{method}` starts, unchanged: real images of {name}, unless "
-            "it was told to start from noise."
+            f"These images are those from which the method `{method}` starts: real images of {name}, {how}, unless it "
+            "was told to start from noise."
         )
     return (
         f"**These are not real images.** The method `{method}` computed them so that networks that are trained on them "
@@ -186,8 +188,12 @@ def _describe_results(distilled: DistilledSet, facts: CardFacts) -> list[str]:
             for row in rows
         ),
     ]
+    stored = len(distilled.stored_pair[0])
+    budget = (
+        [] if stored == len(distilled.images) else [f"Of random and kmeans images, as of mosaics, there are {stored}."]
+    )
     loss = [] if facts.loss is None else [f"As pictures: {facts.loss.text}."]
-    return ["## Accuracy", *(["\n".join(table)] if rows else []), *loss]
+    return ["## Accuracy", *(["\n".join(table), *budget] if rows else []), *loss]
 
 
 def _percent(row: ResultRow) -> str:

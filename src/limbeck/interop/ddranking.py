@@ -70,7 +70,8 @@ def format_config(distilled: DistilledSet) -> str:
     Every option that the score reads is there, since DD-Ranking has no default for most of them. Full-data accuracies
     are not in its cache for CIFAR, so that it measures them (`eval_full_data`).
     """
-    n, _, height, width = distilled.images.shape
+    height, width = distilled.images.shape[2:]
+    stored = distilled.images if distilled.mosaics is None else distilled.mosaics.images
     recipe, dataset = distilled.recipe, find_dataset(distilled)
     if missing := [name for name in RECIPE if recipe.get(name) is None]:
         raise UserError(
@@ -80,7 +81,7 @@ def format_config(distilled: DistilledSet) -> str:
     options: dict[str, Any] = {
         "dataset": dataset or distilled.provenance.get("data", {}).get("name", "?"),
         "real_data_path": "./dataset/",
-        "ipc": n // len(distilled.classes),
+        "ipc": len(stored) // len(distilled.classes),  # of the real images, too, that it compares with
         "im_size": [height, width],
         "model_name": model,
         "data_aug_func": None if recipe["augment"] == "none" else "dsa",

@@ -149,9 +149,13 @@ class RunFolder:
             hint = ""
             if name != "iterations" and config.get("iterations") != recorded.get("iterations"):
                 hint = " A run can go on to more iterations only with its other options."
+            difference = f"with {option} {before}, not {now}"
+            if name not in config:  # an option that has its default is left out, if runs were recorded before it came
+                difference = f"with {option} {before}, and this command leaves it at its default"
+            elif name not in recorded:
+                difference = f"without {option} {now}"
             raise UserError(
-                f"{self.path} holds a run with {option} {before}, not {now}; repeat its command, or name a new folder "
-                f"with --out.{hint}"
+                f"{self.path} holds a run {difference}; repeat its command, or name a new folder with --out.{hint}"
             )
 
     def record(self, config: dict[str, Any]) -> None:

@@ -52,7 +52,7 @@ def write_real_images(job: Job) -> None:
 
 
 def _draw(job: Job, pictures: Tensor, labels: Tensor, name: str) -> None:
-    draw = image_strip if job.config.ipc == 1 else image_grid
+    draw = image_strip if len(labels) == len(labels.unique()) else image_grid  # one image a class has no rows
     save_png(draw(pictures, labels, list(job.task.data.classes)), job.folder.make_previews() / f"{name}.png")
 
 

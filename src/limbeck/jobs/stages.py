@@ -22,7 +22,7 @@ from limbeck.experts.handle import Experts
 from limbeck.experts.make import measure_paths
 from limbeck.experts.store import Store
 from limbeck.jobs.checkpoint import MAX_LINES, Checkpoint, KeepBest, Log
-from limbeck.jobs.doctor import find_small_splits
+from limbeck.jobs.doctor import find_small_splits, find_small_tiles
 from limbeck.jobs.job import Job, prepare, prepare_experts
 from limbeck.jobs.ranks import own_folder, require_same_job
 from limbeck.jobs.record import RunFolder
@@ -81,7 +81,8 @@ def _run_in_folder(job: Job, listen: Listener, evaluate: bool) -> None:
             announce_task(job.task, listen)
             _announce_fill(job, listen)
             if is_new:
-                for finding in find_small_splits(job.task.data):
+                tiles = find_small_tiles(job.options.model_dump(), job.task.data.size)
+                for finding in (*find_small_splits(job.task.data), *tiles):
                     _warn(job, listen, f"{finding.line}.")
             with session(job, listen) as follow:
                 _run_stages(job, follow, evaluate)

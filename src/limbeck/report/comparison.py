@@ -10,7 +10,7 @@ from limbeck.report.classes import ClassTable, table_of
 from limbeck.report.gallery import side_by_side
 from limbeck.report.plots import Line, Plot, plot
 from limbeck.report.records import Run, finite
-from limbeck.report.text import NONE, count, duration, size
+from limbeck.report.text import NONE, count, duration, per_class, size
 from limbeck.report.verdict import accuracy_of, comparable_row, gain_of, headline_row, images_per_class, split_totals
 from limbeck.report.view import memory_of, total_seconds, view_run
 
@@ -87,7 +87,7 @@ def _row(run: Run, name: str) -> dict[str, Any]:
         "name": name,
         "method": run.summary.method or str(run.meta.config.get("method") or NONE),
         "data": run.meta.data.name or NONE,
-        "ipc": count(images_per_class(run)),
+        "ipc": per_class(images_per_class(run), run.meta.config),
         "best": best,
         "accuracy": accuracy_of(best) if best else NONE,
         "gain": gain_of(run, best) if best else None,

@@ -19,7 +19,7 @@ from limbeck.core.evaluation_records import EvaluationRow, EvaluationsRecord
 from limbeck.core.files import write_atomically
 from limbeck.core.record_files import read_record
 from limbeck.core.records import ResultRow, ResultsRecord, RunRecord
-from limbeck.report.text import NONE
+from limbeck.report.text import NONE, per_class
 
 MEASURES = {"accuracy": "", "balanced_accuracy": " (balanced accuracy)"}
 MEASURES |= {"sensitivity": " (sensitivity)", "specificity": " (specificity)", "auc": " (AUC)"}
@@ -117,6 +117,7 @@ def write_table(runs: Sequence[Path], out: Path, note: str = "") -> Path:
     for (data, ipc, method, setting_text), members in sorted(groups.items()):
         settings = [json.loads(key[3]) for key in groups if key[:3] == (data, ipc, method)]
         difference = _difference(json.loads(setting_text), settings)
+        images = per_class(int(ipc), json.loads(setting_text))
         protocols = dict.fromkeys(row.protocol for member in members for row in member.results)
         for measure, label in MEASURES.items():
             is_shown = data in uneven if measure == "balanced_accuracy" else _has(members, measure)
@@ -125,7 +126,7 @@ def write_table(runs: Sequence[Path], out: Path, note: str = "") -> Path:
             for protocol in protocols:
                 cells = [_cell(members, name, which, measure, protocol) for name, which in SETS]
                 where, how = f"{data}{label}", "; ".join(part for part in (difference, protocol) if part)
-                lines.append(f"| {where} | {int(ipc)} | {method} | {how} | {len(members)} | {' | '.join(cells)} |")
+                lines.append(f"| {where} | {images} | {method} | {how} | {len(members)} | {' | '.join(cells)} |")
     by_network = [line for key in sorted(groups) for line in _network_lines(key, list(groups), evaluations[key])]
     if by_network:
         lines += ["", *NETWORKS_HEAD, *by_network]
@@ -167,7 +168,14 @@ def _network_lines(
         for network in dict.fromkeys(row.model for rows in runs for row in rows):
             own = [[row for row in rows if row.model == network] for rows in runs]
             cells = [_network_cell(own, *column[1:]) for column in NETWORK_COLUMNS]
-            head = (data, int(ipc), method, "; ".join(filter(None, how)), network, sum(map(bool, own)))
+            head = (
+                data,
+                per_class(int(ipc), json.loads(setting)),
+                method,
+                "; ".join(filter(None, how)),
+                network,
+                sum(map(bool, own)),
+            )
             yield f"| {' | '.join(map(str, (*head, *cells)))} |"
 
 
@@ -213,6 +221,7 @@ def _cell(members: Sequence[ResultsRecord], name: str, which: str | None, measur
 CAPTION = """Accuracy in % on test, mean ± standard deviation of n fresh networks per distillation seed. With several
 seeds the mean is over seeds, and the variance is the sum of that within seeds and that between seeds (without the
 scatter of the means of n networks); one network has no deviation (–). "Chosen" is the step with the best validation
-accuracy, "last" the final one. "Random" and "k-means" are real images, as many as there are distilled ones. The test
-images chose nothing. Of two classes, sensitivity is the share of the second class's images that are classified
-as it, specificity that of the first's, and AUC the area under the ROC curve."""
+accuracy, "last" the final one. "Random" and "k-means" are real images, as many as the set stores: an image of tiles
+counts as one, though networks are trained on its tiles. The test images chose nothing. Of two classes, sensitivity is
+the share of the second class's images that are classified as it, specificity that of the first's, and AUC the area
+under the ROC curve."""

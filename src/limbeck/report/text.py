@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 NONE = "–"
 
 
@@ -48,6 +51,17 @@ def duration(seconds: float | None) -> str:
         return f"{seconds:.1f} s"
     minutes, remainder = divmod(round(seconds), 60)
     return f"{minutes} min {remainder} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
+
+
+def per_class(ipc: int | None, config: Mapping[str, Any]) -> str:
+    """Format the stored images per class of a run, with the tiles that its images hold.
+
+    >>> per_class(1, {"factor": 2}), per_class(10, {"factor": 1}), per_class(10, {}), per_class(None, {})
+    ('1 of 2 x 2 tiles', '10', '10', '–')
+    """
+    factor = config.get("factor")
+    tiles = f" of {factor} x {factor} tiles" if ipc is not None and isinstance(factor, int) and factor > 1 else ""
+    return count(ipc) + tiles
 
 
 def count(value: float | None) -> str:

@@ -15,7 +15,7 @@ from limbeck.report.heat_map import heat_maps
 from limbeck.report.plots import Line, Plot, Values, mean_with_range, plot
 from limbeck.report.records import Run, finite
 from limbeck.report.robustness import robustness_tables
-from limbeck.report.text import NONE, count, duration, percent, size
+from limbeck.report.text import NONE, count, duration, per_class, percent, size
 from limbeck.report.verdict import (
     describe_row,
     gain_of,
@@ -92,7 +92,11 @@ def view_run(run: Run) -> dict[str, Any]:
 def _facts(run: Run) -> list[tuple[str, str]]:
     data = run.meta.data
     ipc, train, classes = images_per_class(run), split_totals(data)["train"], len(data.classes)
-    facts = [("Method", run.summary.method), ("Data", data.name), ("Images per class", count(ipc) if ipc else "")]
+    facts = [
+        ("Method", run.summary.method),
+        ("Data", data.name),
+        ("Images per class", per_class(ipc, run.meta.config) if ipc else ""),
+    ]
     if ipc and train and classes:
         ratio = train / (ipc * classes)
         facts.append(("Reduction", f"{ratio:,.1f} times fewer" if ratio < 10 else f"{ratio:,.0f} times fewer"))
