@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from limbeck import load
+from limbeck.synthetic.distilled import Mosaics
+from limbeck.synthetic.tiles import Partition
 
 
 def test_evaluate(limbeck: Any, artifacts: dict[str, Path]) -> None:
@@ -111,7 +118,22 @@ def test_compare(limbeck: Any, refused: Any, artifacts: dict[str, Path]) -> None
     (row,) = limbeck(*words, "--json").json["comparisons"]
     assert (row["difference"], row["n"], row["run"]) == (0, 2, str(artifacts["run"]))
     assert "on convnet: +0.0 points" in limbeck(*words, "--protocol", "field-max").out
+    assert "not of the same size" not in limbeck(*words).out
     assert "needs two sets" in refused("compare", artifacts["run"])
+
+
+def test_compare_says_where_sets_are_of_another_size(limbeck: Any, artifacts: dict[str, Path], tmp_path: Path) -> None:
+    small = load(artifacts["run"])
+    images, labels = (torch.cat([values, values]) for values in (small.images, small.labels))
+    replace(small, images=images, labels=labels).write(tmp_path / "large.safetensors")
+    partition = Partition(2)
+    tiles, of_tiles = partition(small.images, small.labels)
+    mosaics = Mosaics(small.images, small.labels, partition)
+    replace(small, images=tiles, labels=of_tiles, mosaics=mosaics).write(tmp_path / "tiles.safetensors")
+    names = [artifacts["run"], tmp_path / "large.safetensors", tmp_path / "tiles.safetensors"]
+    out = limbeck("compare", *names, "--num-networks", "1", "--epochs", "1").out
+    sizes = f"{names[0]} 10 stored images; {names[1]} 20 stored images; {names[2]} 10 stored images, cut into 40"
+    assert f"not of the same size: {sizes}" in out
 
 
 def test_evaluate_with_scores(limbeck: Any, refused: Any, artifacts: dict[str, Path], tmp_path: Path) -> None:

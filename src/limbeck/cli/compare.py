@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional
@@ -11,9 +12,10 @@ from limbeck.cli.records import RUNS
 from limbeck.core.evaluation_records import ComparisonRow
 from limbeck.core.events import Listener
 from limbeck.core.ranges import Count, Seed, Size
+from limbeck.core.text import counted
 from limbeck.evaluation.compare import prepare_comparison, run_comparison
 from limbeck.evaluation.protocol import ProtocolName
-from limbeck.evaluation.sets import OWN_NETWORK
+from limbeck.evaluation.sets import OWN_NETWORK, Evaluation
 from limbeck.jobs.estimate import estimate_evaluation
 from limbeck.networks.registry import ModelConfig
 from limbeck.progress.screen import PlainConsole
@@ -57,9 +59,21 @@ def run_compare(args: Compare, listen: Listener) -> Any:
     rows = run_comparison(args.runs, evaluations, args.seed, listen)
     if args.as_json:
         return {"comparisons": [row.to_json() for row in rows]}
-    for row in rows:
-        PlainConsole(highlight=False).print(sentence(row), soft_wrap=True, markup=False)
+    for text in (*map(sentence, rows), *describe_budgets(args.runs, evaluations)):
+        PlainConsole(highlight=False).print(text, soft_wrap=True, markup=False)
     return {}
+
+
+def describe_budgets(runs: Sequence[str], evaluations: Sequence[Evaluation]) -> list[str]:
+    """A sentence on how many images each set stores, and trains on, where that is not the same for all."""
+    numbers = [(len(one.distilled.stored_pair[0]), len(one.distilled.images)) for one in evaluations]
+    if len(set(numbers)) == 1:
+        return []
+    words = [
+        f"{run} {counted(stored, 'stored image')}" + (f", cut into {trained}" if trained != stored else "")
+        for run, (stored, trained) in zip(runs, numbers)
+    ]
+    return [f"not of the same size: {'; '.join(words)}"]
 
 
 def sentence(row: ComparisonRow) -> str:
