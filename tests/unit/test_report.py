@@ -85,6 +85,18 @@ def test_a_damaged_log_line_is_skipped(tmp_path: Path) -> None:
     assert "skipped: 3" in parse_page(write_report(run)).words
 
 
+def test_a_run_json_that_cannot_be_mended(tmp_path: Path) -> None:
+    """A name that is half a character is no part that could be left out."""
+    run = make_complete_run(tmp_path / "run")
+    (run / "run.json").write_text(json.dumps({**META, "\ud800": 1}))
+    with pytest.raises(UserError, match=r"run\.json is damaged: it is no record of a run; restore it"):
+        write_report(run)
+    counts = {**META["data"]["counts"], "test": [-(2**63), 1]}
+    (run / "run.json").write_text(json.dumps({**META, "data": {**META["data"], "counts": counts}}))
+    assert read_run(run).missing == ["run.json: these parts are damaged and left out: data.counts.test.0."]
+    write_report(run)
+
+
 def test_whole_numbers_beyond_64_bits_are_damage(tmp_path: Path) -> None:
     """Two of 10,000 damaged runs had one that was plotted, or counted: OverflowError."""
     run = make_complete_run(tmp_path / "run")

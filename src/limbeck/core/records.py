@@ -96,7 +96,7 @@ class DataRecord(Record):
     fingerprint: str = ""
     classes: list[str] = []
     shape: list[int] = []
-    counts: dict[str, list[int]] = {}
+    counts: dict[str, list[Number]] = {}
     notes: list[str] = []
 
 

@@ -91,7 +91,10 @@ def _read_meta(folder: Path, missing: list[str]) -> RunRecord:
     path = folder / "run.json"
     if not path.is_file():
         raise UserError(f"{folder} is not a run folder: it holds no run.json; give the folder that a run wrote.")
-    meta, faults = salvage(RunRecord, read_json(path, FORMAT, VERSION))
+    try:
+        meta, faults = salvage(RunRecord, read_json(path, FORMAT, VERSION))
+    except ValidationError:
+        raise UserError(f"{path} is damaged: it is no record of a run; restore it, or run its command again.") from None
     _tell(path, faults, missing)
     return meta
 
