@@ -126,7 +126,7 @@ TINY: dict[str, Any] = {"num_experts": 1, "model": ModelConfig(width=4), "expert
 IMPOSSIBLE = [
     ("mct", {"teacher_labels": True, "canvas": 2}, "do not go together"),
     ("mct", {"canvas": 2, "preprocess": "zca"}, "whitening"),
-    ("mct", {"canvas": 12}, "fewer than 144, which are 144 for each image of the set"),
+    ("mct", {"canvas": 12}, "fewer than 144; an image of the set starts from 144: use a lower --factor"),
     ("mct", {"sampling": "whole", "expert_epochs": 50}, "no segment of 50 epochs"),
     ("mct", {"expert_epochs": 2.5}, "experts of 2 epochs have no segment of 2.5 epochs"),
     ("mct", {"expert_epochs": 1, "max_start_epoch": 1, "first_max_start_epoch": 1.5}, "cannot grow to 1"),

@@ -98,9 +98,9 @@ def test_a_clean_data_set_and_one_with_copies_and_small_classes(digits: ImageDat
     assert any("50 test images" in line and "give the data more test images" in line for line in lines)
 
 
-@pytest.mark.parametrize(("factor", "size", "found"), [(2, 15, False), (2, 14, True), (3, 28, False), (1, 4, False)])
-def test_tiles_of_a_few_pixels(factor: int, size: int, found: bool) -> None:
-    assert bool(find_small_tiles({"factor": factor}, (size, 32))) == found
+@pytest.mark.parametrize(("factor", "size", "is_small"), [(2, 15, False), (2, 14, True), (3, 28, False), (1, 4, False)])
+def test_tiles_of_a_few_pixels(factor: int, size: int, is_small: bool) -> None:
+    assert bool(find_small_tiles({"factor": factor}, (size, 32))) == is_small
     assert not find_small_tiles({}, (4, 4))
 
 

@@ -98,7 +98,12 @@ def test_every_coreset_fills_a_class_up(name: str, scarce_task: Task) -> None:
     labels, rows = scarce_task.train[1], select_real(name, inputs, 3)
     assert labels[rows].tolist() == [label for label in range(10) for _ in range(3)]
     assert [len(rows[labels[rows] == label].unique()) for label in range(10)] == [3, 3, 3, 2, 3, 3, 3, 1, 3, 3]
-    assert_refused(lambda: select_real(name, inputs._replace(fill="none"), 3), "class 3 has 2", "--fill repeat")
+    assert_refused(
+        lambda: select_real(name, inputs._replace(fill="none"), 3),
+        "class '3' of digits has 2",
+        "ask for fewer",
+        "--fill repeat",
+    )
 
 
 def test_baselines_have_the_same_budget(scarce_task: Task) -> None:

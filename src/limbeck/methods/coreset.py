@@ -173,13 +173,15 @@ def select_real(name: str, inputs: MethodInputs, ipc: int) -> Tensor:
 
 def require_images(inputs: MethodInputs, count: int) -> None:
     """Raise UserError where a class has fewer than `count` training images, which `inputs.fill` does not fill up."""
-    data = inputs.task.data
+    data, start = inputs.task.data, count // inputs.ipc
+    fewer = "ask for fewer images per class"
+    if start > 1:
+        fewer = f"an image of the set starts from {start}: use a lower --factor or --canvas"
     for name, rows in zip(data.classes, rows_by_class(inputs.task.train[1], data.num_classes)):
         if len(rows) < count and inputs.fill == "none":
             raise UserError(
-                f"class {quote(name)} of {data.name} has {counted(len(rows), 'training image')}, fewer than {count}, "
-                f"which are {count // inputs.ipc} for each image of the set; use a lower --factor or --canvas, or fill "
-                "the class up with --fill repeat, augment or noise."
+                f"class {quote(name)} of {data.name} has {counted(len(rows), 'training image')}, fewer than {count}; "
+                f"{fewer}, or fill it up with --fill repeat, augment or noise."
             )
 
 
