@@ -60,6 +60,16 @@ def test_images_of_tiles_say_so(tmp_path: Path) -> None:
     assert write_report(runs[0]).read_text().count("1 of 2 x 2 tiles") == 1
 
 
+def test_a_name_is_one_cell_whatever_it_holds(tmp_path: Path) -> None:
+    """One of 10,000 damaged results had half a character in a name: UnicodeEncodeError."""
+    run = make_run(tmp_path / "run", "mct", 0.7)
+    results = json.loads((run / "results.json").read_text())
+    results["data"]["name"] = "cats | \ud800\n| dogs"
+    (run / "results.json").write_text(json.dumps(results))
+    text = write_table([run], tmp_path / "results.md").read_text()
+    assert "\n| cats \\| \\ud800\\n\\| dogs | 1 | mct |" in text
+
+
 def test_the_table_has_a_line_per_setting_with_the_number_of_seeds(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / f"mct{seed}", "mct", 0.7 + seed / 10, seed) for seed in range(2)]
     runs += [make_run(tmp_path / "mtt", "mtt", 0.6), make_run(tmp_path / "mtt-long", "mtt", 0.65, iterations=9)]

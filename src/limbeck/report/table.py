@@ -19,6 +19,7 @@ from limbeck.core.evaluation_records import EvaluationRow, EvaluationsRecord
 from limbeck.core.files import write_atomically
 from limbeck.core.record_files import read_record
 from limbeck.core.records import ResultRow, ResultsRecord, RunRecord
+from limbeck.core.text import printable
 from limbeck.report.text import NONE, per_class
 
 MEASURES = {"accuracy": "", "balanced_accuracy": " (balanced accuracy)"}
@@ -126,7 +127,7 @@ def write_table(runs: Sequence[Path], out: Path, note: str = "") -> Path:
             for protocol in protocols:
                 cells = [_cell(members, name, which, measure, protocol) for name, which in SETS]
                 where, how = f"{data}{label}", "; ".join(part for part in (difference, protocol) if part)
-                lines.append(f"| {where} | {images} | {method} | {how} | {len(members)} | {' | '.join(cells)} |")
+                lines.append(_line(where, images, method, how, len(members), *cells))
     by_network = [line for key in sorted(groups) for line in _network_lines(key, list(groups), evaluations[key])]
     if by_network:
         lines += ["", *NETWORKS_HEAD, *by_network]
@@ -176,7 +177,17 @@ def _network_lines(
                 network,
                 sum(map(bool, own)),
             )
-            yield f"| {' | '.join(map(str, (*head, *cells)))} |"
+            yield _line(*head, *cells)
+
+
+def _line(*cells: object) -> str:
+    """A line of a Markdown table. Names come from files: a cell is one line of text, and has no bars of its own.
+
+    >>> _line("cats | dogs\\n", 1)
+    '| cats \\\\| dogs\\\\n | 1 |'
+    """
+    words = (printable(str(cell)).replace("|", "\\|") for cell in cells)
+    return f"| {' | '.join(words)} |"
 
 
 def _network_cell(runs: Sequence[Sequence[EvaluationRow]], name: str, which: str | None, origin: str) -> str:
