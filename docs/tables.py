@@ -49,7 +49,11 @@ NONE = "–"
 
 
 def format_table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
+    """A Markdown table. Raises ValueError for a row that has not a cell for each column."""
+    if odd := [row for row in rows if len(row) != len(head)]:
+        raise ValueError(
+            f"{odd[0]} has {len(odd[0])} cells, and the table {len(head)} columns"
+        )
     return "\n".join(
         "| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)
     )
@@ -280,18 +284,24 @@ def format_shelf() -> str:
             for row in (entry.row(kind) for kind in ("distilled", "random", "kmeans"))
             if row is not None
         ]
-        n, network = entry.rows[0].n, join_by_nbsp(f"{size(entry.bytes)}")
+        n = entry.rows[0].n
         rows.append(
             [
                 *(f"`{name}`", f"`{entry.method}`", entry.network),
-                *(f"{entry.ipc} x {entry.tiles}", network),
-                *(str(n), *cells, points(entry.difference)),
+                f"{entry.ipc}" + (f" of {entry.tiles} tiles" if entry.tiles > 1 else ""),
+                *(
+                    join_by_nbsp(size(entry.bytes)),
+                    str(n),
+                    *cells,
+                    points(entry.difference),
+                ),
             ]
         )
     head = [
         "set",
         "method",
         "network",
+        "images per class",
         "bytes",
         "n",
         "accuracy",
@@ -531,28 +541,34 @@ def format_reaches(name: str) -> str:
 
 
 def format_chosen(name: str, axis: str) -> str:
-    """The chosen sets of a study of data and `axis`: a line a value, a column for the data and each measure."""
+    """The chosen sets of a study of data and `axis`: a line a value, a column for the data and each measure.
+
+    Where the lines of a column have different n, n stands in them.
+    """
     head, lines = results_table(read_record(STUDIES[name], StudyRecord, FORMAT))
     rows = [dict(zip(head, line)) for line in lines]
-    kinds = [
-        (row["data"], row["measure"])
-        for row in rows
-        if row["measure"] in ("accuracy", "balanced accuracy")
-    ]
-    columns = list(dict.fromkeys(kinds))
-    cells = {(row[axis], row["data"], row["measure"]): row["chosen"] for row in rows}
-    counts = {(row["data"], row["measure"]): row["n"] for row in rows}
-    for row in rows:
-        for key in ("random", "k-means"):
-            cells[f"{key} images", row["data"], row["measure"]] = row[key]
+    rows = [row for row in rows if row["measure"] in ("accuracy", "balanced accuracy")]
+    kinds = [(row["data"], row["measure"]) for row in rows]
+    counts: dict[tuple[str, str], set[str]] = {kind: set() for kind in kinds}
+    for row, kind in zip(rows, kinds):
+        counts[kind].add(row["n"])
+    cells = {}
+    for column, value in (
+        ("chosen", None),
+        ("random", "random images"),
+        ("k-means", "k-means images"),
+    ):
+        for row, kind in zip(rows, kinds):
+            n = f" ({row['n']})" if len(counts[kind]) > 1 else ""
+            cells[value or row[axis], *kind] = row[column] + n
     names = dict.fromkeys(name for name, _, _ in cells)
     table = [
-        [name, *(cells.get((name, *column), "–") for column in columns)] for name in names
+        [name, *(cells.get((name, *kind), "–") for kind in counts)] for name in names
     ]
     titles = [
         (data if measure == "accuracy" else f"{data}, {measure}")
-        + f" (n = {counts[data, measure]})"
-        for data, measure in columns
+        + (f" (n = {min(n)})" if len(n) == 1 else " (n)")
+        for (data, measure), n in counts.items()
     ]
     return format_table([axis, *titles], table)
 
@@ -631,7 +647,12 @@ STUDY_SECTIONS: dict[str, Any] = (
     }
     | {
         f"study {name} chosen": partial(format_chosen, name, axis)
-        for name, axis in (("table-ipc1", "method"), ("waypoints", "waypoints"))
+        for name, axis in (
+            ("table-ipc1", "method"),
+            ("table-seeds", "method"),
+            ("tiles", "factor"),
+            ("waypoints", "waypoints"),
+        )
     }
 )
 PAGES = (

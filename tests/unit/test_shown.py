@@ -56,7 +56,7 @@ NOT_RUN = {
     ("docs/gpu.md", "it needs a GPU"): 1,
     ("docs/results.md", "it needs a GPU"): 1,
     ("docs/results.md", "it takes long"): 2,
-    ("docs/shelf.md", "it takes long"): 4,
+    ("docs/shelf.md", "it takes long"): 6,
     ("docs/networks.md", "it needs timm"): 1,
     ("docs/use-elsewhere.md", "it needs ddranking"): 1,
     ("docs/several-gpus.md", "it needs two machines"): 1,
