@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 
 from limbeck.core.disk import OF_THE_PATH, REMEDIES
 from limbeck.core.errors import UserError, WriteError, explain_memory
+from limbeck.core.interrupts import SENTENCE, find_interrupt
 from limbeck.core.text import shorten_path
 from limbeck.engines.work import EngineLostError
 
@@ -49,3 +50,9 @@ def explain(error: Exception) -> Failure | None:
     if isinstance(error, OSError | SafetensorError):  # a full disk is a SafetensorError while tensors are written
         return Failure(str(error), 1)
     return None
+
+
+def explain_interrupt() -> Failure | None:
+    """The sentence and status of an interruption that a library made an error of its own; None where there was none."""
+    interrupt = find_interrupt()
+    return None if interrupt is None else Failure(SENTENCE, interrupt.status)

@@ -41,10 +41,10 @@ def main(argv: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except Exception as error:
-        from limbeck.cli.failures import explain
+        from limbeck.cli.failures import explain, explain_interrupt
         from limbeck.cli.processes import label_failure
 
-        failure = explain(error)
+        failure = explain(error) or explain_interrupt()
         if failure is None:  # a defect of limbeck, which needs its traceback
             raise
         status = _fail(failure.sentence, failure.status, arguments, label_failure(error))

@@ -32,16 +32,18 @@ class Interrupts:
     """Handles signals: the first one raises Interrupted, and every later one ends the process at once.
 
     end_at_once: let the first one end the process as well.
+    number: of the signal for which it has raised.
     """
 
     def __init__(self, end_at_once: bool = False):
         self.end_at_once = end_at_once
+        self.number: int | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.end_at_once:
             os.write(2, f"limbeck: {SENTENCE}\n".encode())
             os._exit(128 + number)
-        self.end_at_once = True
+        self.end_at_once, self.number = True, number
         raise Interrupted(number)
 
     def install(self) -> Interrupts:
@@ -50,6 +52,17 @@ class Interrupts:
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 signal.signal(number, self)
         return self
+
+
+def find_interrupt() -> Interrupted | None:
+    """The interruption that was raised in this process, also where it has become another error.
+
+    Compiled code that converts an argument may call any exception a wrong argument: matplotlib's did with 4 of 300
+    signals that met a plot.
+    """
+    handlers = [signal.getsignal(number) for number in SIGNALS]
+    numbers = [one.number for one in handlers if isinstance(one, Interrupts) and one.number is not None]
+    return Interrupted(numbers[0]) if numbers else None
 
 
 class Pending:
