@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,7 +52,16 @@ class Interrupts:
         for number in SIGNALS:
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 signal.signal(number, self)
+        sys.unraisablehook = self.send_again
         return self
+
+    def send_again(self, ignored: sys.UnraisableHookArgs) -> None:
+        """Let a signal come again that met a destructor, where Python passes over what is raised."""
+        if isinstance(ignored.exc_value, Interrupted):
+            self.end_at_once = False
+            threading.Timer(0.01, os.kill, (os.getpid(), ignored.exc_value.number)).start()
+        else:
+            sys.__unraisablehook__(ignored)
 
 
 def find_interrupt() -> Interrupted | None:
