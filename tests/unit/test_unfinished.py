@@ -154,7 +154,7 @@ def test_a_step_is_finished_before_a_signal_is_passed_on_and_a_second_one_stops_
 def test_an_interruption_that_a_library_made_an_error_of_its_own(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """matplotlib's compiled code did, with 4 of 300 signals in an evaluation with a report: a traceback."""
+    """matplotlib's compiled code did, with 2 of 300 signals in an evaluation with a report: a traceback."""
 
     def convert(*arguments: object) -> None:
         raise TypeError("affine_transform(): incompatible function arguments")

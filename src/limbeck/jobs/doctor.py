@@ -36,7 +36,7 @@ MIN_PER_CLASS, MAX_ERROR = 10, 0.05
 GAIN = 0.05
 """An expert that gains less validation accuracy than this did not learn."""
 SMALL_TILE = 8
-"""Pixels. With tiles of 4 x 4 a set of digits lost 10 points against whole images; 9 x 9 of Fashion-MNIST gained."""
+"""Pixels. With tiles of 4 x 4 a set of digits lost 10 points against whole images; 10 x 10 of Fashion-MNIST gained."""
 
 NAMED = 5  # experts that a finding names
 

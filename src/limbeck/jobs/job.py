@@ -180,8 +180,8 @@ def _prepare(
     options = share_draws(chosen, ranks, options)
     own = {key: value for key, value in options.items() if key in chosen.config.model_fields}
     others = {key: value for key, value in options.items() if key not in own}
-    for name in others.keys() - JobConfig.model_fields.keys():
-        if methods := name_methods_with(name):
+    for name in others:
+        if name not in JobConfig.model_fields and (methods := name_methods_with(name)):
             raise UserError(f"there is no option {name} of the method {chosen.name}; it is one of {methods}.")
     config = check_options(JobConfig, others, chosen.config.model_fields)
     requested = check_options(chosen.config, own)
