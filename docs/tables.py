@@ -312,6 +312,24 @@ def format_shelf() -> str:
     return format_table(head, rows)
 
 
+def format_widths() -> str:
+    """The sets of the shelf on fresh networks of other widths than that they were distilled with."""
+    sets: dict[str, dict[int, Json]] = {}
+    for row in load_record("widths")["rows"]:
+        sets.setdefault(row["name"], {})[row["width"]] = row
+    widths = sorted({width for rows in sets.values() for width in rows})
+    lines = []
+    for name in sorted(sets):
+        cells = [
+            f"{percent(row['accuracy_mean'], row['accuracy_std']).removesuffix(' %')} (n = {row['n']})"
+            if (row := sets[name].get(width))
+            else NONE
+            for width in widths
+        ]
+        lines.append([f"`{name}`", *map(join_by_nbsp, cells)])
+    return format_table(["set", *(f"width {width}" for width in widths)], lines)
+
+
 def format_shelf_commands() -> str:
     """The commands that made the sets of the shelf, and the licence of their data."""
     parts = []
@@ -609,6 +627,7 @@ SECTIONS: dict[str, Any] = {
     "methods": format_methods,
     "shelf": format_shelf,
     "shelf commands": format_shelf_commands,
+    "widths": format_widths,
     **{f"networks {ipc}": partial(format_networks, ipc) for ipc in (1, 10)},
     **{
         f"network commands {ipc}": partial(format_network_commands, ipc)
@@ -649,6 +668,7 @@ STUDY_SECTIONS: dict[str, Any] = (
         f"study {name} chosen": partial(format_chosen, name, axis)
         for name, axis in (
             ("table-ipc1", "method"),
+            ("table-ipc10", "method"),
             ("table-seeds", "method"),
             ("tiles", "factor"),
             ("waypoints", "waypoints"),
