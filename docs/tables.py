@@ -313,21 +313,27 @@ def format_shelf() -> str:
 
 
 def format_widths() -> str:
-    """The sets of the shelf on fresh networks of other widths than that they were distilled with."""
-    sets: dict[str, dict[int, Json]] = {}
-    for row in load_record("widths")["rows"]:
-        sets.setdefault(row["name"], {})[row["width"]] = row
-    widths = sorted({width for rows in sets.values() for width in rows})
-    lines = []
-    for name in sorted(sets):
-        cells = [
-            f"{percent(row['accuracy_mean'], row['accuracy_std']).removesuffix(' %')} (n = {row['n']})"
-            if (row := sets[name].get(width))
-            else NONE
-            for width in widths
-        ]
-        lines.append([f"`{name}`", *map(join_by_nbsp, cells)])
-    return format_table(["set", *(f"width {width}" for width in widths)], lines)
+    """The sets of the shelf on fresh networks of wider kinds: a line a set, a column a width."""
+    record = load_record("widths")
+    sets: dict[str, dict[int, str]] = {}
+    for row in record["rows"]:
+        cell = percent(row["accuracy_mean"], row["accuracy_std"]).removesuffix(" %")
+        sets.setdefault(row["name"], {})[row["width"]] = f"{cell} (n = {row['n']})"
+    for name, cells in sets.items():
+        entry = read_shelf()[name]
+        own = int(entry.network.rsplit(" ", 1)[1])
+        row = entry.rows[0]
+        cell = percent(row.accuracy_mean, row.accuracy_std).removesuffix(" %")
+        cells[own] = f"{cell} (n = {row.n})"
+    widths = sorted({width for cells in sets.values() for width in cells})
+    head = ["set", *(f"width {width}" for width in widths)]
+    return format_table(
+        head,
+        [
+            [f"`{name}`", *(join_by_nbsp(cells.get(width, NONE)) for width in widths)]
+            for name, cells in sorted(sets.items())
+        ],
+    )
 
 
 def format_shelf_commands() -> str:
