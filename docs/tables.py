@@ -313,10 +313,9 @@ def format_shelf() -> str:
 
 
 def format_widths() -> str:
-    """The sets of the shelf on fresh networks of wider kinds: a line a set, a column a width."""
-    record = load_record("widths")
+    """The sets of the shelf on wider fresh networks: a line a set, a column a width."""
     sets: dict[str, dict[int, str]] = {}
-    for row in record["rows"]:
+    for row in load_record("widths")["rows"]:
         cell = percent(row["accuracy_mean"], row["accuracy_std"]).removesuffix(" %")
         sets.setdefault(row["name"], {})[row["width"]] = f"{cell} (n = {row['n']})"
     for name, cells in sets.items():
