@@ -335,6 +335,57 @@ def format_widths() -> str:
     )
 
 
+MARKS = (
+    # set of the shelf, published accuracy to reach, and the run of docs/studies/tiles.json that it comes from
+    ("fashion-mnist-ipc1", 81.0, None),
+    ("fashion-mnist-ipc10", 86.8, ("Fashion-MNIST, IPC 10", "1")),
+    ("cifar10-ipc1", 48.5, ("CIFAR-10 (JPEG copy), IPC 1", "3")),
+    ("cifar10-ipc10", 66.0, ("CIFAR-10 (JPEG copy), IPC 10", "2")),
+)
+WAYPOST = 50
+"""Outer steps between the validations that the table of marks shows."""
+
+
+def format_marks() -> str:
+    """The sets of the shelf beside published accuracies, and what the run of a set says of the way there."""
+    head = ["set", "published", "here", "network", "on a wider one", "validation", "experts"]
+    widest: dict[str, Json] = {}
+    for row in load_record("widths")["rows"]:
+        name = row["name"]
+        if name not in widest or row["width"] > widest[name]["width"]:
+            widest[name] = row
+    lines = []
+    for name, mark, cell in MARKS:
+        entry, wide = read_shelf()[name], widest.get(name)
+        own = percent(entry.rows[0].accuracy_mean, entry.rows[0].accuracy_std)
+        on_widest = NONE
+        if wide is not None:
+            value = percent(wide["accuracy_mean"], wide["accuracy_std"])
+            on_widest = f"{value} (width {wide['width']})"
+        width = entry.network.rsplit(", ", 1)[1]
+        line = [f"`{name}`", f"{mark:.1f}", own, width, on_widest, *read_way(cell)]
+        lines.append([text.replace(" %", "") for text in line])
+    return format_table(head, [[join_by_nbsp(text) for text in line] for line in lines])
+
+
+def read_way(cell: tuple[str, str] | None) -> list[str]:
+    """Validation every `WAYPOST` steps of the first seed of a cell of tiles.json, and that of its experts' end."""
+    if cell is None:
+        return [NONE, NONE]
+    rows = read_record(STUDIES["tiles"], StudyRecord, FORMAT).rows
+    (row,) = [
+        row
+        for row in rows
+        if (row.cell["data"], row.cell["factor"], row.seed) == (*cell, 0)
+    ]
+    way = [
+        f"{100 * accuracy:.1f}"
+        for step, accuracy in zip(row.curve.steps, row.curve.accuracy)
+        if step % WAYPOST == 0
+    ]
+    return [", ".join(way), f"{100 * row.paths['recorded'].mean[-1]:.1f}"]
+
+
 def format_shelf_commands() -> str:
     """The commands that made the sets of the shelf, and the licence of their data."""
     parts = []
@@ -633,6 +684,7 @@ SECTIONS: dict[str, Any] = {
     "shelf": format_shelf,
     "shelf commands": format_shelf_commands,
     "widths": format_widths,
+    "marks": format_marks,
     **{f"networks {ipc}": partial(format_networks, ipc) for ipc in (1, 10)},
     **{
         f"network commands {ipc}": partial(format_network_commands, ipc)
