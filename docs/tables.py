@@ -348,7 +348,15 @@ WAYPOST = 50
 
 def format_marks() -> str:
     """The sets of the shelf beside published accuracies, and what the run of a set says of the way there."""
-    head = ["set", "published", "here", "network", "on a wider one", "validation", "experts"]
+    head = [
+        "set",
+        "published",
+        "here",
+        "network",
+        "on a wider one",
+        "validation",
+        "experts",
+    ]
     widest: dict[str, Json] = {}
     for row in load_record("widths")["rows"]:
         name = row["name"]
