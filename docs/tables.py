@@ -342,12 +342,12 @@ MARKS = (
     ("cifar10-ipc1", 48.5, ("CIFAR-10 (JPEG copy), IPC 1", "3")),
     ("cifar10-ipc10", 66.0, ("CIFAR-10 (JPEG copy), IPC 10", "2")),
 )
-WAYPOST = 50
+VALIDATION_STEPS = 50
 """Outer steps between the validations that the table of marks shows."""
 
 
 def format_marks() -> str:
-    """The sets of the shelf beside published accuracies, and what the run of a set says of the way there."""
+    """The sets of the shelf beside published accuracies, and the validation curve of the run that a set comes from."""
     head = [
         "set",
         "published",
@@ -371,13 +371,13 @@ def format_marks() -> str:
             value = percent(wide["accuracy_mean"], wide["accuracy_std"])
             on_widest = f"{value} (width {wide['width']})"
         width = entry.network.rsplit(", ", 1)[1]
-        line = [f"`{name}`", f"{mark:.1f}", own, width, on_widest, *read_way(cell)]
+        line = [f"`{name}`", f"{mark:.1f}", own, width, on_widest, *read_validation(cell)]
         lines.append([text.replace(" %", "") for text in line])
     return format_table(head, [[join_by_nbsp(text) for text in line] for line in lines])
 
 
-def read_way(cell: tuple[str, str] | None) -> list[str]:
-    """Validation every `WAYPOST` steps of the first seed of a cell of tiles.json, and that of its experts' end."""
+def read_validation(cell: tuple[str, str] | None) -> list[str]:
+    """Validation every `VALIDATION_STEPS` steps of the first seed of a cell of tiles.json, and that of its experts' end."""
     if cell is None:
         return [NONE, NONE]
     rows = read_record(STUDIES["tiles"], StudyRecord, FORMAT).rows
@@ -386,12 +386,12 @@ def read_way(cell: tuple[str, str] | None) -> list[str]:
         for row in rows
         if (row.cell["data"], row.cell["factor"], row.seed) == (*cell, 0)
     ]
-    way = [
+    curve = [
         f"{100 * accuracy:.1f}"
         for step, accuracy in zip(row.curve.steps, row.curve.accuracy)
-        if step % WAYPOST == 0
+        if step % VALIDATION_STEPS == 0
     ]
-    return [", ".join(way), f"{100 * row.paths['recorded'].mean[-1]:.1f}"]
+    return [", ".join(curve), f"{100 * row.paths['recorded'].mean[-1]:.1f}"]
 
 
 def format_shelf_commands() -> str:
