@@ -368,7 +368,7 @@ def hooks_of(task: Task, synthetic: SyntheticSet) -> Iterator[object]:
     yield Ema(synthetic, 0.5, unbiased=True)
     yield StepDecay(optimiser, 1, 0.5)
     yield from make_clamp_hooks(task.preprocess)
-    yield ProgressiveWindow(synthetic, [optimiser], (1, 2), 1, 1, 0.5)
+    yield ProgressiveWindow(synthetic, [optimiser], (1, 2), 1, 1, 0.5, 9)
     yield OverlapRepair(synthetic, optimiser, look, task.train, -0.9, every=1, retrain=1, until=9)
 
 

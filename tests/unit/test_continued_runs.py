@@ -129,7 +129,7 @@ def test_an_interrupted_continuation_is_continued(run: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("method", ["ptm", "dc"])
 def test_methods_with_state_are_continued(method: str, tmp_path: Path) -> None:
     """Hooks, optimisers and averages are continued too; options that depend on the number of steps are set."""
-    options = {**MINIMAL, "overlap_until": 3} if method == "ptm" else MATCHING
+    options = {**MINIMAL, "overlap_until": 3, "stage_steps": 2} if method == "ptm" else MATCHING
     for iterations in (4, 6):
         path = limbeck.distill("digits", method=method, out=tmp_path / "run", **{**options, "iterations": iterations})
     whole = limbeck.distill("digits", method=method, out=tmp_path / "whole", **{**options, "iterations": 6})

@@ -170,7 +170,8 @@ def test_recorded_points_may_be_a_tensor() -> None:
 def progress(bounds: tuple[int, ...] = (1, 3, 6), patience: int = 4) -> tuple[ProgressiveWindow, torch.optim.Optimizer]:
     synthetic = toy()
     optimiser = torch.optim.SGD([synthetic.images], 0.1, momentum=0.9)
-    return ProgressiveWindow(synthetic, [optimiser], bounds, span=2, patience=patience, limit=2.0), optimiser
+    window = ProgressiveWindow(synthetic, [optimiser], bounds, span=2, patience=patience, limit=2.0, max_steps=40)
+    return window, optimiser
 
 
 def test_windows_rise_to_the_last() -> None:
@@ -196,6 +197,26 @@ def test_the_window_widens_when_the_loss_stops_falling() -> None:
         progress_hook.sample(s, 8, make_generator(0, s))[1] - progress_hook.sample(s, 8, make_generator(0, s))[0]
         for s in range(20)
     } == {2.0}
+
+
+def test_the_window_widens_while_the_loss_still_falls() -> None:
+    """Every start window has its share of a short run: one whose loss falls to the end would match the first alone."""
+    progress_hook, _ = progress()
+    stages = []
+    for step in range(130):
+        progress_hook(progress_hook.synthetic, step, 0.9**step)
+        stages.append(progress_hook.stage)
+        if step == 20:
+            restored, _ = progress()
+            restored.restore(progress_hook.state(), step)
+            progress_hook = restored
+    assert [stages.index(stage) for stage in (1, 2)] == [39, 79]
+    assert not progress_hook.accept(3.0)  # back a stage, which has its share again
+    for step in range(40):
+        assert progress_hook.accept(0.1)
+        assert progress_hook.stage == 1
+        progress_hook(progress_hook.synthetic, step, 0.9**step)
+    assert progress_hook.stage == 2
 
 
 def test_a_step_that_diverges_is_taken_back() -> None:

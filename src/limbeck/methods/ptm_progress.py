@@ -17,12 +17,13 @@ from limbeck.synthetic.set import SyntheticSet
 
 @dataclass
 class ProgressiveWindow(StatefulHook):
-    """A start window that widens when the loss stops falling, and narrows when a loss is too high.
+    """A start window that widens when the loss stops falling or its share of steps is over, and narrows at high losses.
 
     `sample` is a `Sampler`, `accept` the loop's gate, and the object itself a hook.
 
     bounds:    start epochs of stage k are whole and below bounds[k]; span: epochs to match.
     patience:  steps without a new minimum of the running loss (0.9 old + 0.1 new) before the next stage.
+    max_steps: steps of a stage before the next one, though the loss still falls.
     limit:     a loss above it refuses the step: the set goes back to where a loss was last accepted, the optimisers'
                state is reset, and the window goes back a stage. More than `patience` refusals in a row raise
                DivergenceError.
@@ -34,7 +35,9 @@ class ProgressiveWindow(StatefulHook):
     span: int
     patience: int
     limit: float
+    max_steps: int
     stage: int = 0
+    steps_in_stage: int = 0
     running_loss: float = nan
     best_loss: float = inf
     steps_since_best: int = 0
@@ -70,29 +73,34 @@ class ProgressiveWindow(StatefulHook):
         return False
 
     def _start_stage(self, stage: int) -> None:
-        self.stage, self.running_loss, self.best_loss, self.steps_since_best = stage, nan, inf, 0
+        self.stage, self.running_loss, self.best_loss = stage, nan, inf
+        self.steps_since_best = self.steps_in_stage = 0
 
     def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
         if self.num_refused:
             return
+        self.steps_in_stage += 1
         self.running_loss = loss if isnan(self.running_loss) else 0.9 * self.running_loss + 0.1 * loss
         if self.running_loss < 0.999 * self.best_loss:
             self.best_loss, self.steps_since_best = self.running_loss, 0
-            return
-        self.steps_since_best += 1
-        if self.steps_since_best >= self.patience and self.stage + 1 < len(self.bounds):
+        else:
+            self.steps_since_best += 1
+        is_over = self.steps_since_best >= self.patience or self.steps_in_stage >= self.max_steps
+        if is_over and self.stage + 1 < len(self.bounds):
             self._start_stage(self.stage + 1)
 
     def state(self) -> dict[str, Tensor]:
         """Return the stage, the running loss and the last accepted set."""
-        numbers = [self.stage, self.running_loss, self.best_loss, self.steps_since_best, self.num_refused]
+        counts = [self.steps_since_best, self.num_refused, self.steps_in_stage]
+        numbers = [self.stage, self.running_loss, self.best_loss, *counts]
         accepted = {f"good.{name}": tensor for name, tensor in self.last_accepted.items()}
         return {"numbers": torch.tensor(numbers, dtype=torch.double), **accepted}
 
     def restore(self, state: dict[str, Tensor], step: int) -> None:
         """Continue from a saved state."""
-        stage, self.running_loss, self.best_loss, steps_since_best, num_refused = state["numbers"].tolist()
-        self.stage, self.steps_since_best, self.num_refused = int(stage), int(steps_since_best), int(num_refused)
+        stage, self.running_loss, self.best_loss, *counts = state["numbers"].tolist()
+        self.stage = int(stage)
+        self.steps_since_best, self.num_refused, self.steps_in_stage = map(int, counts)
         self.last_accepted = {
             name: state[f"good.{name}"].to(tensor.device) for name, tensor in self.last_accepted.items()
         }
