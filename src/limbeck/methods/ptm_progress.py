@@ -23,7 +23,7 @@ class ProgressiveWindow(StatefulHook):
 
     bounds:    start epochs of stage k are whole and below bounds[k]; span: epochs to match.
     patience:  steps without a new minimum of the running loss (0.9 old + 0.1 new) before the next stage.
-    max_steps: steps of a stage before the next one, though the loss still falls.
+    max_steps: steps of a stage after which the next one starts even if the loss still falls.
     limit:     a loss above it refuses the step: the set goes back to where a loss was last accepted, the optimisers'
                state is reset, and the window goes back a stage. More than `patience` refusals in a row raise
                DivergenceError.
