@@ -135,7 +135,6 @@ IMPOSSIBLE = [
     ("datm", {"first_max_start_epoch": 2, "max_start_epoch": 1}, "cannot grow"),
     ("idc", {"model": ModelConfig(name="mlp", width=4)}, "convolutions"),
     ("idc", {"factor": 9}, "cannot be cut"),
-    ("dream", {"preprocess": "zca"}, "whitening"),
     ("dc", {"init": "forgetting"}, "judges images by trained experts"),
 ]
 

@@ -173,13 +173,19 @@ def test_sums_and_whitening_by_any_number_of_threads() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(320_001, generator=generator)
     images = torch.randint(256, (200, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    few = torch.rand(10, 3, 16, 16, generator=generator).requires_grad_()
     results = []
     for threads in (1, 2, 3, 5):
         torch.set_num_threads(threads)
         whitening = fit_preprocess("zca", images)
+        whitened = whitening.apply(few)
+        (gradient,) = torch.autograd.grad(whitened.square().sum(), few)
         assert torch.get_num_threads() == threads
         results.append(
             [
+                whitened.detach(),
+                gradient,
+                whitening.invert(few.detach()),
                 reproducible_sum(x),
                 reproducible_dot(x, x),
                 x.norm(),

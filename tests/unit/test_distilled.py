@@ -20,7 +20,7 @@ from limbeck.core.tensors import read_tensors, write_tensors
 from limbeck.data import fit_preprocess
 from limbeck.synthetic.distilled import DistilledSet, load, make_mosaics
 from limbeck.synthetic.set import SyntheticSet
-from limbeck.synthetic.tiles import Mode, Partition
+from limbeck.synthetic.tiles import Mode, Partition, make_partition
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "set.safetensors"
 KINDS = [(kind, labels) for kind in ("normalise", "zca") for labels in ("hard", "soft")]
@@ -160,6 +160,26 @@ def test_a_set_of_tiles_stores_its_mosaics_alone(tmp_path: Path, mode: Mode, lab
     before = (tmp_path / "tiled.safetensors").read_bytes()
     loaded.save(tmp_path / "tiled.safetensors")
     assert (tmp_path / "tiled.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_tiles_of_whitened_images_come_back(half: bool, tmp_path: Path) -> None:
+    pixels = (torch.rand(90, 1, 7, 8, generator=torch.Generator().manual_seed(0)) * 255).to(torch.uint8)
+    preprocess, labels = fit_preprocess("zca", pixels), torch.tensor([0, 0, 1])
+    stored = preprocess.apply(pixels[:3]).half().float()
+    synthetic = SyntheticSet.from_images(stored, labels, 0.1, decode=make_partition(preprocess, 2))
+    tiled = DistilledSet(
+        *synthetic.training_pair(), 0.1, preprocess, ("a", "b"), {}, {}, mosaics=make_mosaics(synthetic)
+    )
+    tiled.save(tmp_path / "tiled.safetensors", half=half)
+    tensors, header = read_tensors(tmp_path / "tiled.safetensors", "limbeck-set", 4)
+    assert torch.equal(tensors["images"].float(), stored)
+    assert header["tiles"] == {"factor": 2, "mode": "single", "pad": [0.5], "max_per_class": 128}
+    loaded = load(tmp_path / "tiled.safetensors")
+    assert torch.equal(loaded.images, tiled.images)
+    assert torch.equal(loaded.stored_pair[0], stored)
+    with pytest.raises(UserError, match="version"):  # as a limbeck without whitened tiles, which would cut them wrongly
+        read_tensors(tmp_path / "tiled.safetensors", "limbeck-set", 3, oldest=1)
 
 
 def test_images_that_were_changed_are_stored_as_they_are(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from torch import Tensor
 from limbeck.core.errors import UserError
 from limbeck.data import fit_preprocess
 from limbeck.synthetic.set import SyntheticSet
-from limbeck.synthetic.tiles import Mode, Partition, bound_factors, cut_tiles, make_mosaic, pad_value, tile_sides
+from limbeck.synthetic.tiles import Mode, Partition, bound_factors, cut_tiles, make_mosaic, make_partition, tile_sides
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 
@@ -140,10 +142,47 @@ def test_a_set_decodes_with_gradients() -> None:
 def test_grey_is_a_pixel_of_one_half() -> None:
     pixels = (torch.rand(20, 3, 6, 6, generator=torch.Generator().manual_seed(0)) * 255).to(torch.uint8)
     preprocess = fit_preprocess("normalise", pixels)
-    half = torch.tensor(pad_value(preprocess)).view(1, 3, 1, 1).expand(1, 3, 6, 6)
+    half = torch.tensor(make_partition(preprocess, 2).pad).view(1, 3, 1, 1).expand(1, 3, 6, 6)
     torch.testing.assert_close(preprocess.invert(half), torch.full((1, 3, 6, 6), 0.5))
-    with pytest.raises(UserError, match="normalise"):
-        pad_value(fit_preprocess("zca", pixels))
+
+
+@pytest.mark.parametrize("mode", ["single", "multi", "bound"])
+@pytest.mark.parametrize("size", [6, 7])  # 7 needs padding
+def test_whitened_images_are_cut_as_pixels(mode: Mode, size: int) -> None:
+    """By hand in float64, images and gradient: the matrices of whitening around a cut of pixels, padded with grey."""
+    pixels = (torch.rand(90, 3, size, size, generator=torch.Generator().manual_seed(0)) * 255).to(torch.uint8)
+    preprocess = fit_preprocess("zca", pixels)
+    matrices = {name: tensor.double() for name, tensor in preprocess.state().items()}
+    labels = torch.tensor([0, 0, 1, 1])
+    stored = preprocess.apply(pixels[:4]).requires_grad_()
+    tiles, classes = replace(make_partition(preprocess, 2, mode), max_per_class=5)(stored, labels)
+    slope = torch.randn(tiles.shape, generator=torch.Generator().manual_seed(1))
+    (gradient,) = torch.autograd.grad((tiles * slope).sum(), stored)
+
+    leaf = stored.detach().double().requires_grad_()
+    picture = (leaf.flatten(1) @ matrices["colour"] + matrices["mean"]).view(leaf.shape)
+    parts, expected_classes = Partition(2, mode, (0.5,), max_per_class=5)(picture, labels)
+    expected = ((parts.flatten(1) - matrices["mean"]) @ matrices["whiten"]).view(parts.shape)
+    (expected_gradient,) = torch.autograd.grad((expected * slope).sum(), leaf)
+    torch.testing.assert_close(tiles, expected, rtol=1e-4, atol=1e-4, check_dtype=False)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-4, check_dtype=False)
+    assert torch.equal(classes, expected_classes)
+    assert not torch.allclose(tiles.detach(), Partition(2, mode, max_per_class=5)(stored.detach(), labels)[0], atol=0.1)
+
+
+@pytest.mark.parametrize("kind", ["normalise", "zca"])
+def test_joined_images_are_what_a_picture_shows(kind: str) -> None:
+    """Images of one colour each come back whole, whatever the space."""
+    generator = torch.Generator().manual_seed(0)
+    preprocess = fit_preprocess(kind, (torch.rand(90, 3, 6, 6, generator=generator) * 255).to(torch.uint8))
+    pixels = torch.rand(8, 3, 1, 1, generator=generator).expand(8, 3, 6, 6)
+    partition = make_partition(preprocess, 2)
+    stored = partition.join(preprocess.apply(pixels))
+    torch.testing.assert_close(preprocess.invert(stored), make_mosaic(pixels, 2), rtol=1e-4, atol=1e-5)
+    assert stored.shape == (2, 3, 6, 6)
+    tiles, _ = partition(stored, torch.tensor([0, 1]))
+    torch.testing.assert_close(preprocess.invert(tiles), pixels, rtol=1e-4, atol=1e-5)
+    assert torch.equal(make_partition(preprocess, 1).join(pixels), pixels)
 
 
 def test_what_cannot_be_cut_is_refused() -> None:

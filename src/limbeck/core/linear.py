@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limbeck.core.threads import number_of_threads
+
 Map = Callable[[Tensor], Tensor]
 
 
@@ -45,4 +47,26 @@ def linear_call(x: Tensor, forward: Map, adjoint: Map) -> Tensor:
     if x.device.type == "cpu":
         return forward(x)
     result: Tensor = _Linear.apply(x, forward, adjoint)  # type: ignore[no-untyped-call]
+    return result
+
+
+FEW_ROWS = 512  # products of more had the same bits with 1 to 16 threads, and gain from them
+
+
+def _product(x: Tensor, matrix: Tensor) -> Tensor:
+    if len(x) > FEW_ROWS or x.device.type != "cpu":
+        return x @ matrix
+    with number_of_threads(1):  # ten rows are shared out by the number of threads, and rounded accordingly
+        return x @ matrix
+
+
+def multiply_rows(x: Tensor, matrix: Tensor) -> Tensor:
+    """x (n, d) @ matrix (d, m), with the same bits for any number of threads, and so its gradient by x.
+
+    The matrix is a constant.
+
+    >>> multiply_rows(torch.ones(1, 2), torch.tensor([[1.0, 2.0], [3.0, 4.0]])).tolist()
+    [[4.0, 6.0]]
+    """
+    result: Tensor = _Linear.apply(x, lambda x: _product(x, matrix), lambda g: _product(g, matrix.T))  # type: ignore[no-untyped-call]
     return result

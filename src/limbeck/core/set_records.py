@@ -88,7 +88,7 @@ class TilesRecord(Record):
 
 
 class SetHeader(Record):
-    """Header of a distilled set's file, see `limbeck.DistilledSet`; tiles: in files of version 2 alone."""
+    """Header of a distilled set's file, see `limbeck.DistilledSet`; tiles: from version 2 on, of sets that are cut into tiles."""
 
     format: str = "limbeck-set"
     version: int = 1

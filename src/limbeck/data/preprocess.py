@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.errors import UserError
+from limbeck.core.linear import multiply_rows
 from limbeck.core.short_repr import short_repr
 from limbeck.core.text import quote
 from limbeck.core.threads import number_of_threads
@@ -70,7 +71,7 @@ class Preprocess:
             mean, std = tensors["mean"][:, None, None], tensors["std"][:, None, None]
             return _map_chunks(images, lambda x: (x.float() / scale - mean) / std)
         mean, whiten = tensors["mean"], tensors["whiten"]
-        return _map_chunks(images, lambda x: ((x.flatten(1).float() / scale - mean) @ whiten).reshape(x.shape))
+        return _map_chunks(images, lambda x: multiply_rows(x.flatten(1).float() / scale - mean, whiten).view(x.shape))
 
     def invert(self, images: Tensor) -> Tensor:
         """Map network input (n, c, h, w) to float32 pixels, 0 black and 1 white, not clipped: the inverse of `apply`.
@@ -83,7 +84,7 @@ class Preprocess:
             mean, std = tensors["mean"][:, None, None], tensors["std"][:, None, None]
             return _map_chunks(images, lambda x: x.float() * std + mean)
         mean, colour = tensors["mean"], tensors["colour"]
-        return _map_chunks(images, lambda x: (x.flatten(1).float() @ colour + mean).reshape(x.shape))
+        return _map_chunks(images, lambda x: (multiply_rows(x.flatten(1).float(), colour) + mean).view(x.shape))
 
     def input_value(self, pixel: float) -> Tensor | None:
         """A pixel value in [0, 1] as network input, (c,); None for whitening, which maps whole images."""

@@ -18,7 +18,11 @@ MOST_FRAMES = 12
 def write_set(job: Job, which: str, synthetic: SyntheticSet, step: int) -> None:
     """Write the set of one outer step and its picture; of the initial set, which is real images, the picture alone."""
     task = job.task
-    images, labels = (tensor.cpu() for tensor in synthetic.training_pair())
+    mosaics = make_mosaics(synthetic)
+    if mosaics is None:
+        images, labels = (tensor.cpu() for tensor in synthetic.training_pair())
+    else:  # cut where they are loaded, since a GPU rounds in another way
+        images, labels = mosaics.partition(mosaics.images, mosaics.labels)
     distilled = DistilledSet(
         images,
         labels,
@@ -34,7 +38,7 @@ def write_set(job: Job, which: str, synthetic: SyntheticSet, step: int) -> None:
             "step": step,
         },
         None if "targets" not in synthetic.extra else synthetic.extra["targets"].cpu(),
-        make_mosaics(synthetic),
+        mosaics,
     )
     # first: where there is a set there is its picture
     _draw(job, distilled.pictures(), distilled.hard_labels(), which)
@@ -71,7 +75,11 @@ def write_frame(job: Job, listen: Listener, every: int, synthetic: SyntheticSet,
         number = path.stem.removeprefix("step-")
         if number.isdecimal() and (int(number) % every or int(number) // every % stride):
             path.unlink()
-    images, labels = (tensor.cpu() for tensor in synthetic.training_pair())
+    mosaics = make_mosaics(synthetic)
+    if mosaics is None:
+        images, labels = (tensor.cpu() for tensor in synthetic.training_pair())
+    else:  # cut where they are loaded, since a GPU rounds in another way
+        images, labels = mosaics.partition(mosaics.images, mosaics.labels)
     picture = thumbnails(job.task.preprocess.to("cpu").invert(images), labels)
     path = folder / f"step-{step:06}.png"
     save_png(picture, path)

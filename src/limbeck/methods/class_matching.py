@@ -14,7 +14,7 @@ from limbeck.core.rng import derive_seed
 from limbeck.data import Preprocess
 from limbeck.experts.recorded import Recorded
 from limbeck.methods.coreset import require_images, select_real
-from limbeck.methods.initial import DreamInitName, draw_noise, make_real_mosaics
+from limbeck.methods.initial import DreamInitName, draw_noise, join_real
 from limbeck.methods.plan import MethodConfig, MethodInputs
 from limbeck.objectives.along_experts import AlongExperts, Anywhere
 from limbeck.objectives.classes import NetworkSource, RowSampler
@@ -26,7 +26,7 @@ from limbeck.select.policy import POLICIES, Dream
 from limbeck.select.scores import extract_features
 from limbeck.synthetic.loop import Hook
 from limbeck.synthetic.set import Decode, SyntheticSet
-from limbeck.synthetic.tiles import Mode, Partition, pad_value
+from limbeck.synthetic.tiles import Mode, Partition, make_partition
 
 LR_NET = 0.01  # the papers' step size of networks, and the initial step size of a set of these methods
 
@@ -121,12 +121,12 @@ def init_synthetic_set(
 ) -> SyntheticSet:
     """Return `ipc` images per class to learn; with tiles, every tile is a downsampled real image.
 
-    Raises UserError for a class with too few images, and for tiles of whitened images.
+    Raises UserError for a class with too few images.
     """
     if options.init == "noise":
         return SyntheticSet.from_images(*draw_noise(inputs), LR_NET, ("images",), decode=decode)
-    factor = decode.factor if isinstance(decode, Partition) else 1
-    count = inputs.ipc * factor**2
+    tiles = decode if isinstance(decode, Partition) else Partition(1)
+    count = inputs.ipc * tiles.factor**2
     if options.init == "dream":
         seed, features = derive_seed(inputs.seed, "start"), make_feature_fn(inputs, network)
         class_rows = find_class_rows(inputs)
@@ -135,14 +135,14 @@ def init_synthetic_set(
         rows = torch.cat([repeat_rows(rows, count) for rows in query.rows])
     else:
         rows = select_real(options.init, inputs, count)
-    images = make_real_mosaics(rows, inputs, factor)
-    labels = inputs.task.train[1][rows[:: factor**2]]
+    images = join_real(rows, inputs, tiles)
+    labels = inputs.task.train[1][rows[:: tiles.factor**2]]
     return SyntheticSet.from_images(images, labels, LR_NET, ("images",), decode=decode)
 
 
 def make_tiles(factor: int, how: Mode, inputs: MethodInputs) -> Partition | None:
-    """Return what cuts every image into factor x factor tiles; None for a factor of 1, and UserError for whitening."""
-    return Partition(factor, how, pad_value(inputs.task.preprocess)) if factor > 1 else None
+    """Return what cuts every image into factor x factor tiles; None for a factor of 1."""
+    return make_partition(inputs.task.preprocess, factor, how) if factor > 1 else None
 
 
 def mean_pixel_variance(preprocess: Preprocess) -> float:

@@ -16,7 +16,7 @@ from limbeck.methods.coreset import CoresetName, is_own_selector, take_real
 from limbeck.methods.plan import MethodConfig, MethodInputs
 from limbeck.select import find_selector
 from limbeck.select.coresets import Selector
-from limbeck.synthetic.tiles import make_mosaic
+from limbeck.synthetic.tiles import Partition
 
 RealName = Literal[CoresetName, "noise"]
 DreamRealName = Literal[CoresetName, "noise", "dream"]
@@ -57,10 +57,10 @@ def draw_noise(inputs: MethodInputs, canvas: int = 1) -> tuple[Tensor, Tensor]:
     return images.to(task.train[0]), labels
 
 
-def make_real_mosaics(rows: Tensor, inputs: MethodInputs, factor: int) -> Tensor:
-    """Return mosaics of real images, class by class: each of factor x factor of them, shrunk to tiles.
+def join_real(rows: Tensor, inputs: MethodInputs, partition: Partition) -> Tensor:
+    """Return stored images, class by class, each of factor x factor real ones, shrunk to tiles.
 
     rows: of the training images, `ipc` factor^2 of every class, sorted by class.
     """
-    classes = take_real(rows, inputs).split(inputs.ipc * factor**2)
-    return torch.cat([make_mosaic(images, factor) for images in classes])
+    classes = take_real(rows, inputs).split(inputs.ipc * partition.factor**2)
+    return torch.cat([partition.join(images) for images in classes])

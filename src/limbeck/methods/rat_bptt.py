@@ -11,13 +11,13 @@ from torch import Tensor
 
 from limbeck.core.errors import UserError
 from limbeck.core.ranges import Count, Size, StepSize, Tiles, Weight
-from limbeck.methods.coreset import select_real, take_real
-from limbeck.methods.initial import InitName, draw_noise
+from limbeck.methods.coreset import select_real
+from limbeck.methods.initial import InitName, draw_noise, join_real
 from limbeck.methods.plan import DataFacts, Method, MethodConfig, MethodInputs, Plan
 from limbeck.objectives.fit import Fit, Trained
 from limbeck.synthetic.clipping import ClippedAdam
 from limbeck.synthetic.set import SyntheticSet
-from limbeck.synthetic.tiles import Partition, make_mosaic, pad_value
+from limbeck.synthetic.tiles import make_partition
 from limbeck.training.descent import Adam, Descent, Momentum, Plain
 from limbeck.training.window import AtEnd, ByNorm, Place, Uniform, Window
 
@@ -107,18 +107,17 @@ def init_labels(classes: Tensor, num_classes: int) -> Tensor:
 
 def init_set(options: RatBpttOptions, inputs: MethodInputs) -> SyntheticSet:
     """Return the initial images, mosaics of real ones or noise, with classes or, where they are learned, logits."""
-    task, f = inputs.task, options.factor
+    task, count = inputs.task, options.factor**2
+    tiles = make_partition(task.preprocess, options.factor)
     if options.init == "noise":
         images, labels = draw_noise(inputs)
     else:
-        rows = select_real(options.init, inputs, inputs.ipc * f**2)
-        parts = take_real(rows, inputs).split(inputs.ipc * f**2)
-        images, labels = torch.cat([make_mosaic(part, f) for part in parts]), task.train[1][rows[:: f**2]]
+        rows = select_real(options.init, inputs, inputs.ipc * count)
+        images, labels = join_real(rows, inputs, tiles), task.train[1][rows[::count]]
     learned: tuple[str, ...] = ("images",)
     if options.learn_labels:
         learned, labels = ("images", "labels"), init_labels(labels, task.data.num_classes).to(images)
-    decode = Partition(f, pad=pad_value(task.preprocess)) if f > 1 else None
-    return SyntheticSet.from_images(images, labels, LR_NET, learned, decode=decode)
+    return SyntheticSet.from_images(images, labels, LR_NET, learned, decode=tiles if count > 1 else None)
 
 
 def plan(options: RatBpttOptions, inputs: MethodInputs) -> Plan:

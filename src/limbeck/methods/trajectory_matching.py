@@ -14,7 +14,7 @@ from limbeck.core.errors import UserError
 from limbeck.core.ranges import Count, Decay, Size, StepSize, Tiles, Weight
 from limbeck.core.types import Sampler, Segment
 from limbeck.methods.coreset import select_real, take_real
-from limbeck.methods.initial import InitName, draw_noise, make_real_mosaics
+from limbeck.methods.initial import InitName, draw_noise, join_real
 from limbeck.methods.plan import DataFacts, MethodConfig, MethodInputs
 from limbeck.networks.flat import Layout
 from limbeck.objectives.combine import average_draws
@@ -22,7 +22,7 @@ from limbeck.objectives.path import PathDistance, Stop
 from limbeck.objectives.trajectory import Labeller, MatchTrajectory
 from limbeck.synthetic.loop import Objective
 from limbeck.synthetic.set import LOG_LR_RANGE, SyntheticSet
-from limbeck.synthetic.tiles import Partition, pad_value, tile_sides
+from limbeck.synthetic.tiles import make_partition, tile_sides
 from limbeck.training.plain import Network, predict_logits
 from limbeck.training.unroll import Adjoint, Backprop, Replay
 
@@ -147,7 +147,7 @@ def init_synthetic_set(
     canvas: an image is a mosaic of canvas x canvas real images, or noise of that size.
     learned: names of the parameters that the method optimises.
     factor: an image is a mosaic of factor x factor tiles (IDC's multi-formation).
-    Raises UserError for canvases and tiles of whitened images: whitening is fitted to images of one size.
+    Raises UserError for canvases of whitened images: whitening is fitted to images of one size.
     """
     if factor > 1:
         return init_tiled_set(init, inputs, lr, factor, learned, canvas)
@@ -169,11 +169,11 @@ def init_tiled_set(
     if canvas > 1:
         raise UserError("--canvas and --factor both say what an image holds: leave out one.")
     tile_sides(inputs.task.data.size, factor)  # refuses images that are too small
-    tiles = Partition(factor, pad=pad_value(inputs.task.preprocess))
+    tiles = make_partition(inputs.task.preprocess, factor)
     if init == "noise":
         return SyntheticSet.from_images(*draw_noise(inputs), lr, learned, decode=tiles)
     rows = select_real(init, inputs, inputs.ipc * factor**2)
-    images, labels = make_real_mosaics(rows, inputs, factor), inputs.task.train[1][rows[:: factor**2]]
+    images, labels = join_real(rows, inputs, tiles), inputs.task.train[1][rows[:: factor**2]]
     return SyntheticSet.from_images(images, labels, lr, learned, decode=tiles)
 
 

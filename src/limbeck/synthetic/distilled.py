@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from math import inf
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch.utils.data import TensorDataset
 from limbeck.core.disk import make_folder
 from limbeck.core.errors import UserError
 from limbeck.core.record_files import parse_record
-from limbeck.core.set_records import SetHeader
+from limbeck.core.set_records import SetHeader, TilesRecord
 from limbeck.core.shelf import find_shelf_file, read_shelf
 from limbeck.core.short_repr import short_repr
 from limbeck.core.tensors import is_finite, read_tensors, write_tensors
@@ -32,7 +32,11 @@ from limbeck.synthetic.set import SyntheticSet, hard_labels
 from limbeck.synthetic.tiles import Partition
 
 FORMAT = "limbeck-set"
-TILED, HALF = 2, 3  # versions of files that hold mosaics, and of those with images of 16 bits; others are of version 1
+TILED, HALF, WHITENED = 2, 3, 4
+"""Versions of files that hold mosaics, of those with images of 16 bits, and of those with mosaics of whitened images.
+
+Others are of version 1. Mosaics of version 3 and images of 16 bits of version 4 are possible.
+"""
 
 
 class Mosaics(NamedTuple):
@@ -55,6 +59,8 @@ def make_mosaics(synthetic: SyntheticSet) -> Mosaics | None:
     if not isinstance(partition, Partition) or partition.factor == 1:
         return None
     labels = labels.softmax(1) if labels.dtype.is_floating_point else labels
+    if partition.whitening is not None:
+        partition = replace(partition, whitening=partition.whitening.to("cpu"))
     return Mosaics(synthetic.images.detach().cpu(), labels, partition)
 
 
@@ -208,14 +214,17 @@ class DistilledSet:
         }
         tiles = None
         if self.mosaics is not None and images is not self.images:
-            partition = asdict(self.mosaics.partition)
-            tiles = {**partition, "pad": list(partition["pad"])}
+            partition = self.mosaics.partition
+            tiles = {name: getattr(partition, name) for name in TilesRecord.model_fields}
         if self.targets is not None:
             tensors["targets"] = self.targets
         tensors |= {f"preprocess.{name}": tensor for name, tensor in self.preprocess.state().items()}
+        version = HALF if half else 1 if tiles is None else TILED
+        if tiles is not None and self.preprocess.kind == "zca":
+            version = WHITENED
         header = {
             "format": FORMAT,
-            "version": HALF if half else 1 if tiles is None else TILED,
+            "version": version,
             **({} if tiles is None else {"tiles": tiles}),
             "classes": list(self.classes),
             "preprocess": self.preprocess.header(),
@@ -253,17 +262,18 @@ def load(path: str | Path) -> DistilledSet:
     if not path.exists():
         names = ", ".join(read_shelf())
         raise UserError(f"{path} does not exist, and it is no set that comes with limbeck, as {names} are.")
-    tensors, content = read_tensors(path, FORMAT, HALF, oldest=1)
+    tensors, content = read_tensors(path, FORMAT, WHITENED, oldest=1)
     header = parse_record(path, SetHeader, content)
     lr = tensors.get("lr")
     if lr is None or lr.numel() != 1 or not lr.is_floating_point() or not 0 < float(lr) < inf:
         raise UserError(f"{path} is damaged: its step size is not one number above 0; make it again.")
-    if header.version == HALF and "images" in tensors and tensors["images"].dtype == torch.float16:
+    if header.version >= HALF and "images" in tensors and tensors["images"].dtype == torch.float16:
         tensors["images"] = tensors["images"].float()
     _check_tensors(path, tensors, len(header.classes))
     prefix = "preprocess."
     state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     images, labels, mosaics = tensors["images"], tensors["labels"], None
+    preprocess = _read_preprocess(path, header.preprocess, state, images)
     if header.tiles is not None:
         tiles = header.tiles
         if len(tiles.pad) not in (1, images.shape[1]):
@@ -275,13 +285,15 @@ def load(path: str | Path) -> DistilledSet:
             )
         needed = images.nbytes * (tiles.factor**2 if tiles.mode != "multi" else tiles.factor**3)
         refuse_beyond_memory(needed, f"the training images of {path}, cut from {count}", "use another machine.")
-        mosaics = Mosaics(images, labels, Partition(tiles.factor, tiles.mode, tuple(tiles.pad), tiles.max_per_class))
+        whitening = preprocess if preprocess.kind == "zca" else None
+        partition = Partition(tiles.factor, tiles.mode, tuple(tiles.pad), tiles.max_per_class, whitening)
+        mosaics = Mosaics(images, labels, partition)
         images, labels = mosaics.partition(images, labels)
     return DistilledSet(
         images=images,
         labels=labels,
         lr=float(lr),
-        preprocess=_read_preprocess(path, header.preprocess, state, images),
+        preprocess=preprocess,
         classes=tuple(header.classes),
         recipe={name: value for name, value in content["recipe"].items() if value is not None},
         provenance=content["provenance"],

@@ -6,6 +6,7 @@ stored ones, and `Partition` is the `decode` of a synthetic set.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -132,8 +133,9 @@ class Partition:
     factor: tiles along each side of a stored image; 1 returns images and labels as they are.
     mode:   single: every image is cut by `factor`. multi: by 1, 2, ..., `factor`, all together. bound: into as many
             tiles as `max_per_class` training images a class allow (see `bound_factors`).
-    pad:    pads sides that are no multiple of `factor`, per channel, in network input space (see `pad_value`).
+    pad:    pads sides that are no multiple of `factor`, per channel, in network input space (see `make_partition`).
     max_per_class: training images of a class, in mode bound.
+    whitening: of whitened images: they are cut as pixels, and the tiles are whitened; `pad` is of pixels then.
     Labels are classes (n,) or logits (n, classes), repeated in the order of the images.
     """
 
@@ -141,6 +143,7 @@ class Partition:
     mode: Mode = "single"
     pad: tuple[float, ...] = (0.0,)
     max_per_class: int = 128
+    whitening: Preprocess | None = None
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Cut stored images (n, c, h, w) into training images (m, c, h, w), with the labels of their images."""
@@ -157,17 +160,31 @@ class Partition:
             parts = [self._cut(images[rows], labels[rows], factor) for factor, rows in groups]
         return torch.cat([tiles for tiles, _ in parts]), torch.cat([tile_labels for _, tile_labels in parts])
 
+    def join(self, images: Tensor) -> Tensor:
+        """Shrink images (factor^2 n, c, h, w) and put them into stored ones (n, c, h, w), as `make_mosaic` does."""
+        if self.factor == 1:
+            return images
+        return self._as_pixels(images, lambda pixels: make_mosaic(pixels, self.factor))
+
     def _cut(self, images: Tensor, labels: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+        if factor == 1:
+            return images, labels
         repeats = (factor**2, *[1] * (labels.ndim - 1))
-        return cut_tiles(images, factor, self.pad), labels.repeat(repeats) if factor > 1 else labels
+        return self._as_pixels(images, lambda pixels: cut_tiles(pixels, factor, self.pad)), labels.repeat(repeats)
+
+    def _as_pixels(self, images: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """`change` of images, where they are whitened of their pixels: whitening maps whole images, no parts."""
+        if self.whitening is None:
+            return change(images)
+        return self.whitening.apply(change(self.whitening.invert(images)))
 
 
-def pad_value(preprocess: Preprocess, pixel: float = 0.5) -> tuple[float, ...]:
-    """The value that pads images, per channel in network input space; the released code pads pixels with 0.5.
+def make_partition(preprocess: Preprocess, factor: int, mode: Mode = "single") -> Partition:
+    """The `Partition` of images in the network input space of `preprocess`.
 
-    Raises UserError for whitening, which maps whole images and not single pixels.
+    Images are padded with grey, 0.5 between black and white, as in the released code of IDC.
     """
-    values = preprocess.input_value(pixel)
-    if values is None:
-        raise UserError("cutting images into tiles needs --preprocess normalise: whitening is of whole images.")
-    return tuple(values.tolist())
+    pad = preprocess.input_value(0.5)
+    if pad is None:
+        return Partition(factor, mode, (0.5,), whitening=preprocess)
+    return Partition(factor, mode, tuple(pad.tolist()))
