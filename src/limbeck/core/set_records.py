@@ -88,7 +88,7 @@ class TilesRecord(Record):
 
 
 class SetHeader(Record):
-    """Header of a distilled set's file, see `limbeck.DistilledSet`; tiles: from version 2 on, of sets that are cut into tiles."""
+    """Header of a distilled set's file, see `limbeck.DistilledSet`; tiles: from version 2 on, of sets of tiles."""
 
     format: str = "limbeck-set"
     version: int = 1
