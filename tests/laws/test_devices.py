@@ -20,7 +20,7 @@ from torch import Tensor
 from limbeck import METHODS
 from limbeck.core.rng import make_generator
 from limbeck.core.types import Batch
-from limbeck.data import ImageData, Split
+from limbeck.data import ImageData, Split, fit_preprocess
 from limbeck.data.augment import DSA, FAMILIES, ComposedDSA, toroidal_crop
 from limbeck.data.cutmix import cutmix
 from limbeck.derivatives.autograd import NeedsGrad
@@ -45,7 +45,7 @@ from limbeck.select.scores import extract_features
 from limbeck.synthetic.hooks import Ema, StepDecay, make_clamp_hooks
 from limbeck.synthetic.loop import StatefulHook, outer_loop
 from limbeck.synthetic.set import SyntheticSet
-from limbeck.synthetic.tiles import Partition
+from limbeck.synthetic.tiles import Partition, make_partition
 from limbeck.task import Task, make_task
 from limbeck.training.plain import Schedule, final_parameters, train
 
@@ -301,6 +301,12 @@ def images_of(shape: tuple[int, ...]) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
+def cut_whitened(x: Tensor) -> Tensor:
+    pixels = torch.randint(256, (50, *x.shape[1:]), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    whitening = fit_preprocess("zca", pixels).to(x.device)
+    return make_partition(whitening, 3)(x, torch.arange(6).to(x.device))[0]
+
+
 CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     **{family: partial(DSA(family), seed=3) for family in FAMILIES},
     "layered": lambda x: ComposedDSA(DSA())(x, 4),
@@ -314,6 +320,7 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
         )
         for kind in ("single", "multi", "bound")
     },
+    "tiles, whitened": cut_whitened,
 }
 
 
