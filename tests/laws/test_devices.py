@@ -45,7 +45,7 @@ from limbeck.select.scores import extract_features
 from limbeck.synthetic.hooks import Ema, StepDecay, make_clamp_hooks
 from limbeck.synthetic.loop import StatefulHook, outer_loop
 from limbeck.synthetic.set import SyntheticSet
-from limbeck.synthetic.tiles import Partition, make_partition
+from limbeck.synthetic.tiles import Mode, Partition, make_partition
 from limbeck.task import Task, make_task
 from limbeck.training.plain import Schedule, final_parameters, train
 
@@ -301,10 +301,13 @@ def images_of(shape: tuple[int, ...]) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
+def cut(x: Tensor, mode: Mode) -> Tensor:
+    return Partition(3, mode, (0.5,), max_per_class=9)(x, (torch.arange(6) // 2).to(x.device))[0]
+
+
 def cut_whitened(x: Tensor) -> Tensor:
     pixels = torch.randint(256, (50, *x.shape[1:]), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    whitening = fit_preprocess("zca", pixels).to(x.device)
-    return make_partition(whitening, 3)(x, torch.arange(6).to(x.device))[0]
+    return make_partition(fit_preprocess("zca", pixels).to(x.device), 3)(x, torch.arange(6).to(x.device))[0]
 
 
 CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -313,13 +316,7 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "alike": lambda x: DSA("rotate", siamese=True)(x, 4),
     "toroidal crop": lambda x: toroidal_crop(x, (9, 7), make_generator(1, "crop")),
     "cutmix": lambda x: cutmix(x, torch.eye(6).to(x.device), torch.Generator().manual_seed(2))[0],
-    **{
-        f"tiles, {kind}": partial(
-            lambda x, kind: Partition(3, kind, (0.5,), max_per_class=9)(x, (torch.arange(6) // 2).to(x.device))[0],
-            kind=kind,
-        )
-        for kind in ("single", "multi", "bound")
-    },
+    **{f"tiles, {mode}": partial(cut, mode=mode) for mode in ("single", "multi", "bound")},
     "tiles, whitened": cut_whitened,
 }
 
