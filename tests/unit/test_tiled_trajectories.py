@@ -102,7 +102,7 @@ def test_a_run_leaves_mosaics_and_trains_on_tiles(preprocess: str, tmp_path: Pat
 def test_mosaics_are_stored_where_another_device_rounds_their_tiles(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A GPU cuts tiles whose last bits differ from those of `load`; four times the images were stored there."""
+    """The file holds mosaics, though the tiles cut on a GPU may differ from `load`'s in their last bits."""
 
     def round_elsewhere(synthetic: SyntheticSet) -> tuple[torch.Tensor, torch.Tensor]:
         images, labels = synthetic.decoded_pair()

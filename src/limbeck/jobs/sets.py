@@ -21,7 +21,7 @@ def write_set(job: Job, which: str, synthetic: SyntheticSet, step: int) -> None:
     mosaics = make_mosaics(synthetic)
     if mosaics is None:
         images, labels = (tensor.cpu() for tensor in synthetic.training_pair())
-    else:  # cut where they are loaded, since a GPU rounds in another way
+    else:  # cut on the CPU, as `load` does: the file holds mosaics where both are equal to the last bit
         images, labels = mosaics.partition(mosaics.images, mosaics.labels)
     distilled = DistilledSet(
         images,
@@ -78,7 +78,7 @@ def write_frame(job: Job, listen: Listener, every: int, synthetic: SyntheticSet,
     mosaics = make_mosaics(synthetic)
     if mosaics is None:
         images, labels = (tensor.cpu() for tensor in synthetic.training_pair())
-    else:  # cut where they are loaded, since a GPU rounds in another way
+    else:  # cut on the CPU, as `load` does: the file holds mosaics where both are equal to the last bit
         images, labels = mosaics.partition(mosaics.images, mosaics.labels)
     picture = thumbnails(job.task.preprocess.to("cpu").invert(images), labels)
     path = folder / f"step-{step:06}.png"
