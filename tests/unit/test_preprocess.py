@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from limbeck.core.errors import UserError
+from limbeck.core.linear import FEW_ROWS, multiply_rows
 from limbeck.core.rng import make_generator
 from limbeck.data import Preprocess, fit_preprocess, load_data, preprocess
 
@@ -193,3 +194,15 @@ def test_what_does_not_fit_is_refused() -> None:
         Preprocess.from_state({**zca.header(), "kind": "pca"}, zca.state())
     with pytest.raises(UserError, match=r"shape \(60,\)"):
         Preprocess.from_state(zca.header(), {**zca.state(), "mean": zca.mean[1:]})
+
+
+@pytest.mark.parametrize("rows", [3, FEW_ROWS + 1])
+def test_rows_times_a_matrix_and_its_gradient_are_those_of_torch(rows: int) -> None:
+    """The matrices of whitening are symmetric, so that they would hide a gradient by the wrong one."""
+    generator = torch.Generator().manual_seed(0)
+    x, matrix = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((rows, 5), (5, 4)))
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    multiply_rows(ours, matrix).pow(3).sum().backward()
+    (theirs @ matrix).pow(3).sum().backward()
+    assert ours.grad is not None
+    torch.testing.assert_close(ours.grad, theirs.grad)
