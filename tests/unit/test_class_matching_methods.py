@@ -88,9 +88,10 @@ def test_a_class_with_too_few_images_for_tiles_is_refused(task: Task) -> None:
         recipe("dream", task, ipc=20, factor=2)
 
 
+@pytest.mark.parametrize("name", ["idc", "dream", "dream-plus", "rat-bptt"])
 @pytest.mark.parametrize("factor", [1, 2])
-def test_whitened_images_are_matched(digits: Any, factor: int) -> None:
-    plan = recipe("dream", make_task(digits, ModelConfig(width=4), "zca"), factor=factor)
+def test_whitened_images_are_matched(digits: Any, name: str, factor: int) -> None:
+    plan = recipe(name, make_task(digits, ModelConfig(width=4), "zca"), factor=factor)
     plan.objective(plan.synthetic, 0, 0).backward()
     assert plan.synthetic.images.grad is not None
     assert plan.synthetic.images.grad.norm() > 0

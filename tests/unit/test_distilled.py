@@ -182,6 +182,21 @@ def test_tiles_of_whitened_images_come_back(half: bool, tmp_path: Path) -> None:
         read_tensors(tmp_path / "tiled.safetensors", "limbeck-set", 3, oldest=1)
 
 
+def test_whitening_without_bounds_is_refused(tmp_path: Path) -> None:
+    pixels = (torch.rand(90, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 255).to(torch.uint8)
+    preprocess = fit_preprocess("zca", pixels)
+    stored = preprocess.apply(pixels[:2])
+    synthetic = SyntheticSet.from_images(stored, torch.tensor([0, 1]), 0.1, decode=make_partition(preprocess, 2))
+    parts = (*synthetic.training_pair(), 0.1, preprocess, ("a", "b"), {}, {})
+    path = tmp_path / "set.safetensors"
+    DistilledSet(*parts, mosaics=make_mosaics(synthetic)).save(path)
+    tensors, header = read_tensors(path, "limbeck-set", 4)
+    header.pop("sha256")
+    write_tensors(path, {**tensors, "preprocess.whiten": torch.full((16, 16), 3e38)}, header)
+    with pytest.raises(UserError, match="tiles hold NaN or infinity"):
+        load(path)
+
+
 def test_images_that_were_changed_are_stored_as_they_are(tmp_path: Path) -> None:
     synthetic = SyntheticSet.from_images(torch.randn(2, 1, 4, 4), torch.tensor([0, 1]), 0.1, decode=Partition(2))
     pixels = torch.arange(32, dtype=torch.uint8).reshape(2, 1, 4, 4)
@@ -198,8 +213,9 @@ def test_tiles_that_cannot_be_cut_are_refused(tmp_path: Path, change: dict[str, 
     parts = (*synthetic.training_pair(), 0.1, fit_preprocess("normalise", pixels), ("a", "b"), {}, {})
     DistilledSet(*parts, mosaics=make_mosaics(synthetic)).save(tmp_path / "set.safetensors")
     tensors, header = read_tensors(tmp_path / "set.safetensors", "limbeck-set", 2)
+    header.pop("sha256")  # of the file as it was: every change would be refused for it
     write_tensors(tmp_path / "set.safetensors", tensors, {**header, "tiles": {**header["tiles"], **change}})
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="tiles"):
         load(tmp_path / "set.safetensors")
 
 

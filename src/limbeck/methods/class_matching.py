@@ -14,7 +14,7 @@ from limbeck.core.rng import derive_seed
 from limbeck.data import Preprocess
 from limbeck.experts.recorded import Recorded
 from limbeck.methods.coreset import require_images, select_real
-from limbeck.methods.initial import DreamInitName, draw_noise, join_real
+from limbeck.methods.initial import DreamInitName, draw_noise, make_real_mosaics
 from limbeck.methods.plan import MethodConfig, MethodInputs
 from limbeck.objectives.along_experts import AlongExperts, Anywhere
 from limbeck.objectives.classes import NetworkSource, RowSampler
@@ -135,7 +135,7 @@ def init_synthetic_set(
         rows = torch.cat([repeat_rows(rows, count) for rows in query.rows])
     else:
         rows = select_real(options.init, inputs, count)
-    images = join_real(rows, inputs, tiles)
+    images = make_real_mosaics(rows, inputs, tiles)
     labels = inputs.task.train[1][rows[:: tiles.factor**2]]
     return SyntheticSet.from_images(images, labels, LR_NET, ("images",), decode=decode)
 

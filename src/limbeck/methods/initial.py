@@ -57,8 +57,8 @@ def draw_noise(inputs: MethodInputs, canvas: int = 1) -> tuple[Tensor, Tensor]:
     return images.to(task.train[0]), labels
 
 
-def join_real(rows: Tensor, inputs: MethodInputs, partition: Partition) -> Tensor:
-    """Return stored images, class by class, each of factor x factor real ones, shrunk to tiles.
+def make_real_mosaics(rows: Tensor, inputs: MethodInputs, partition: Partition) -> Tensor:
+    """Return mosaics of real images, class by class: each of factor x factor of them, shrunk to tiles.
 
     rows: of the training images, `ipc` factor^2 of every class, sorted by class.
     """

@@ -12,7 +12,7 @@ from torch import Tensor
 from limbeck.core.errors import UserError
 from limbeck.core.ranges import Count, Size, StepSize, Tiles, Weight
 from limbeck.methods.coreset import select_real
-from limbeck.methods.initial import InitName, draw_noise, join_real
+from limbeck.methods.initial import InitName, draw_noise, make_real_mosaics
 from limbeck.methods.plan import DataFacts, Method, MethodConfig, MethodInputs, Plan
 from limbeck.objectives.fit import Fit, Trained
 from limbeck.synthetic.clipping import ClippedAdam
@@ -113,7 +113,7 @@ def init_set(options: RatBpttOptions, inputs: MethodInputs) -> SyntheticSet:
         images, labels = draw_noise(inputs)
     else:
         rows = select_real(options.init, inputs, inputs.ipc * count)
-        images, labels = join_real(rows, inputs, tiles), task.train[1][rows[::count]]
+        images, labels = make_real_mosaics(rows, inputs, tiles), task.train[1][rows[::count]]
     learned: tuple[str, ...] = ("images",)
     if options.learn_labels:
         learned, labels = ("images", "labels"), init_labels(labels, task.data.num_classes).to(images)

@@ -14,7 +14,7 @@ from limbeck.core.errors import UserError
 from limbeck.core.ranges import Count, Decay, Size, StepSize, Tiles, Weight
 from limbeck.core.types import Sampler, Segment
 from limbeck.methods.coreset import select_real, take_real
-from limbeck.methods.initial import InitName, draw_noise, join_real
+from limbeck.methods.initial import InitName, draw_noise, make_real_mosaics
 from limbeck.methods.plan import DataFacts, MethodConfig, MethodInputs
 from limbeck.networks.flat import Layout
 from limbeck.objectives.combine import average_draws
@@ -173,7 +173,7 @@ def init_tiled_set(
     if init == "noise":
         return SyntheticSet.from_images(*draw_noise(inputs), lr, learned, decode=tiles)
     rows = select_real(init, inputs, inputs.ipc * factor**2)
-    images, labels = join_real(rows, inputs, tiles), inputs.task.train[1][rows[:: factor**2]]
+    images, labels = make_real_mosaics(rows, inputs, tiles), inputs.task.train[1][rows[:: factor**2]]
     return SyntheticSet.from_images(images, labels, lr, learned, decode=tiles)
 
 

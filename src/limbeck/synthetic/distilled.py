@@ -35,7 +35,7 @@ FORMAT = "limbeck-set"
 TILED, HALF, WHITENED = 2, 3, 4
 """Versions of files that hold mosaics, of those with images of 16 bits, and of those with mosaics of whitened images.
 
-Others are of version 1. Mosaics of version 3 and images of 16 bits of version 4 are possible.
+Others are of version 1. A file of version 3 may hold mosaics, and one of version 4 images of 16 bits.
 """
 
 
@@ -289,6 +289,8 @@ def load(path: str | Path) -> DistilledSet:
         partition = Partition(tiles.factor, tiles.mode, tuple(tiles.pad), tiles.max_per_class, whitening)
         mosaics = Mosaics(images, labels, partition)
         images, labels = mosaics.partition(images, labels)
+        if not is_finite(images):  # whitening may multiply finite numbers to infinity
+            raise UserError(f"{path} is damaged: its tiles hold NaN or infinity; make it again.")
     return DistilledSet(
         images=images,
         labels=labels,
