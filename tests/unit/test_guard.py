@@ -12,6 +12,7 @@ from small_runs import MINIMAL
 from torch import Tensor
 
 import limbeck
+from limbeck.synthetic.clipping import ClippedAdam
 from limbeck.synthetic.guard import PATIENCE, Guard
 from limbeck.synthetic.loop import DivergenceError, outer_loop
 from limbeck.synthetic.set import SyntheticSet
@@ -60,6 +61,26 @@ def test_a_loss_that_is_no_number_undoes_the_step_that_led_to_it() -> None:
     (sentence,) = sentences
     assert sentence.startswith("step 3: the gradient of images is not finite (loss nan")
     assert sentence.endswith("Lower it.")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda images: torch.optim.Adam([images], lr=0.1),
+        lambda images: torch.optim.SGD([images], lr=0.1, momentum=0.9),
+        lambda images: ClippedAdam([images], lr=0.1, clip=2.0),
+    ],
+    ids=["adam", "sgd", "clipped-adam"],
+)
+def test_where_the_first_step_is_undone_the_next_one_is_as_the_first(
+    make: Callable[[Tensor], torch.optim.Optimizer],
+) -> None:
+    guard, _ = make_guard()
+    guard.optimisers = [make(guard.synthetic.images)]
+    images = run(faulty({1: NAN}), range(4), guard)
+    assert torch.equal(images[1], torch.ones_like(images[1]))
+    assert torch.equal(images[2], images[0])  # a zero in place of what Adam remembers of norms would stop it for good
+    assert not torch.equal(images[3], images[2])
 
 
 def test_a_loss_far_above_its_median_is_refused_unless_the_method_judges_it() -> None:

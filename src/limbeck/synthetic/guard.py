@@ -96,8 +96,9 @@ class Guard(StatefulHook):
         for name, tensor in self._tensors().items():
             if name in self.good:
                 tensor.copy_(self.good[name])
-            elif name.startswith("optimiser."):  # it came with the step that is undone
-                tensor.zero_()
+        if not any(name.startswith("optimiser.") for name in self.good):
+            for optimiser in self.optimisers:  # what they remember came with the step that is undone
+                optimiser.state.clear()
 
     def __call__(self, synthetic: SyntheticSet, step: int, loss: float) -> None:
         """Nothing: the loop asks `admit` before a step, and this after it."""
