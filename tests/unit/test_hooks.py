@@ -325,6 +325,17 @@ def test_an_image_that_overlaps_is_replaced_and_trained_alone() -> None:
     assert hook.num_replaced == 1
 
 
+def test_the_repair_takes_the_classes_of_learned_labels() -> None:
+    hard, _, hook = overlapping()
+    hook(hard, 2, 0.0)
+    soft, _, other = overlapping()
+    logits = torch.nn.functional.one_hot(soft.labels, 2).float() + 0.1
+    learned = SyntheticSet.from_images(soft.images.detach(), logits, 0.1)
+    other(learned, 2, 0.0)
+    assert hook.num_replaced == other.num_replaced == 1
+    assert torch.equal(learned.images, hard.images)
+
+
 def test_the_repair_is_taken_up_bit_for_bit() -> None:
     def objective(synthetic: SyntheticSet, step: int, seed: int) -> Tensor:
         return synthetic.images.square().sum() + 0 * synthetic.lr

@@ -12,7 +12,7 @@ from limbeck.core.rng import make_generator
 from limbeck.core.types import Segment
 from limbeck.experts import Continuous, Expert, ExpertConfig
 from limbeck.methods import DataFacts, MethodInputs, Plan
-from limbeck.methods.mct import MCTConfig, plan, resolve
+from limbeck.methods.mct import MCTConfig, MCTOptions, make_sampler, plan, resolve
 from limbeck.methods.trajectory_matching import StartNoise, TeacherLabels
 from limbeck.networks.flat import Layout
 from limbeck.objectives import MatchTrajectory
@@ -116,6 +116,15 @@ def test_the_image_step_is_halved(task: Task, expert: Expert, expert_config: Exp
 
     outer_loop(recipe.objective, recipe.synthetic, recipe.optimisers, range(5), 0, hooks=[*recipe.hooks, look])
     assert rates == pytest.approx([0.4, 0.2, 0.2, 0.1, 0.1])
+
+
+def test_the_bound_of_whole_start_epochs_grows_too() -> None:
+    options = MCTOptions(
+        sampling="whole", first_max_start_epoch=1, expansion_steps=4, max_start_epoch=5, expert_epochs=2
+    )
+    sampler, generator = make_sampler(options), make_generator(0, "starts")
+    starts = {step: {sampler(step, 9, generator)[0] for _ in range(200)} for step in (0, 2, 4)}
+    assert starts == {0: {0.0}, 2: {0.0, 1.0, 2.0}, 4: {0.0, 1.0, 2.0, 3.0, 4.0}}
 
 
 OPTIONS: list[Mapping[str, Any]] = [

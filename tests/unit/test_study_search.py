@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from small_studies import STUDY, write_file
 
 from limbeck import UserError
+from limbeck.core.records import ValidationLine
 from limbeck.core.study_records import RANDOM_TRIALS, CellSearch, StudyRecord, Trial
+from limbeck.jobs.record import RunFolder
 from limbeck.report.study import searches_table
 from limbeck.report.study_page import write_study_page
+from limbeck.studies.calls import Call
 from limbeck.studies.cells import Cell
 from limbeck.studies.config import Range, Search
 from limbeck.studies.opened import describe_plan, plan_study
+from limbeck.studies.plan import PlannedRun
 from limbeck.studies.run import run_study
 from limbeck.studies.search import OpenSearch
 
@@ -111,6 +116,18 @@ def test_the_table_of_searches_says_how_much_a_method_depends_on_its_options(tmp
     assert head[:2] == ["method", "trials"]
     assert lines == [["MCT", "11", "60.0 ± 5.0 (n = 9)", "50.0", "60.0", "70.0", "90.0 ± 1.0 %", "lr_img 1.43"]]
     assert "90.0 ± 1.0" in write_study_page(record, tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("choose_by", "step"), [("accuracy", 5), ("balanced", 10)])
+def test_a_trial_is_chosen_by_what_its_run_chooses_by(tmp_path: Path, choose_by: str, step: int) -> None:
+    folder = RunFolder(tmp_path)
+    for at, accuracy, balanced in ((0, 0.5, 0.5), (5, 0.9, 0.5), (10, 0.8, 0.75)):
+        folder.line(ValidationLine(step=at, accuracy_mean=accuracy, balanced_accuracy_mean=balanced, n=2, seconds=1.0))
+    search = make_search(1)
+    call = Call.of({"data": "digits", "eval": {"choose_by": choose_by}}, 0, tmp_path)
+    planned = {"cell": search.cell, "key": "k", "path": tmp_path, "call": call}
+    trial = search.finish(0, cast(PlannedRun, SimpleNamespace(**planned)), None)
+    assert (trial.step, trial.accuracy) == (step, {"accuracy": 0.9, "balanced": 0.75}[choose_by])
 
 
 def test_a_failed_trial_counts_and_never_wins() -> None:

@@ -120,6 +120,7 @@ class Trial(Record):
     """A trial of a search: the values that were tried, and the set by them on validation.
 
     key:   The content key of its run; step: the outer step that did best, which `accuracy`, `std` and `n` are of.
+    accuracy: The balanced one, without a deviation, where the study chooses by that (`eval.choose_by`).
     sentence: Why it failed, where it did; it counts as the worst.
     """
 

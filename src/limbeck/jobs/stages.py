@@ -257,8 +257,11 @@ def describe_smaller(options: MethodConfig) -> str:
     >>> from limbeck.methods.mct import MCTConfig
     >>> describe_smaller(MCTConfig(lr_img=5, lr_lr=0, syn_steps=20))
     'Run again in a new folder with smaller steps: --lr-img 0.5 (now 5) or --syn-steps 10 (now 20).'
+    >>> describe_smaller(MCTConfig(lr_img=5, lr_lr=0, syn_steps=20, learn_labels=True))
+    'Run again in a new folder with smaller steps: --lr-img 0.5 (now 5), --lr-y 0.5 (now 5) or --syn-steps 10 (now 20).'
     """
-    values = {name: getattr(options, name, None) for name in ("lr_img", "lr_lr", "lr_label", "syn_steps")}
+    labels = ("lr_y",) if getattr(options, "learn_labels", True) else ()
+    values = {name: getattr(options, name, None) for name in ("lr_img", "lr_lr", *labels, "syn_steps")}
     smaller = {name: value // 2 if name == "syn_steps" else value / 10 for name, value in values.items() if value}
     changes = [f"--{name.replace('_', '-')} {new:g} (now {values[name]:g})" for name, new in smaller.items() if new]
     if not changes:

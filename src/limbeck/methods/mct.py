@@ -7,7 +7,7 @@ from typing import Literal
 from limbeck.core.errors import UserError
 from limbeck.core.ranges import Count, Epoch, StepSize, Weight
 from limbeck.core.types import Sampler
-from limbeck.experts.segments import Continuous, WholeEpochs
+from limbeck.experts.segments import Continuous, GrowingEpochs
 from limbeck.methods.plan import DataFacts, Method, MethodInputs, Plan
 from limbeck.methods.trajectory_matching import (
     StartConfig,
@@ -78,9 +78,10 @@ def resolve(config: MCTConfig, facts: DataFacts) -> MCTOptions:
 
 def make_sampler(options: MCTOptions) -> Sampler:
     """Return the sampler of segments: real or whole epochs, below a bound that may grow."""
-    if options.sampling == "whole":
-        return WholeEpochs(int(options.max_start_epoch), int(options.expert_epochs))
     first = options.first_max_start_epoch or options.max_start_epoch
+    if options.sampling == "whole":
+        last, span = int(options.max_start_epoch), int(options.expert_epochs)
+        return GrowingEpochs(max(1, round(first)), last, options.expansion_steps, span)
     return Continuous(options.max_start_epoch, options.expert_epochs, first, options.expansion_steps)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from limbeck.synthetic.hooks import reset_optimiser_state
 from limbeck.synthetic.loop import StatefulHook
-from limbeck.synthetic.set import SyntheticSet
+from limbeck.synthetic.set import SyntheticSet, hard_labels
 
 
 def find_overlaps(features: Tensor, threshold: float, max_count: int) -> list[int]:
@@ -94,8 +94,9 @@ class OverlapRepair(StatefulHook):
         """Check every class once and replace the images that overlap."""
         self.is_replaced.zero_()
         all_features = self.features(synthetic.images)
-        for label in synthetic.labels.unique().tolist():
-            rows = (synthetic.labels == label).nonzero().squeeze(1)
+        classes = hard_labels(synthetic.labels)
+        for label in classes.unique().tolist():
+            rows = (classes == label).nonzero().squeeze(1)
             candidates = (self.candidates[1] == label).nonzero().squeeze(1)
             centre = self.candidate_features[candidates].mean(0)
             features = all_features[rows] - centre

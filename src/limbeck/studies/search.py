@@ -93,13 +93,18 @@ class OpenSearch:
         """Take in a trial that has ended: the validation that did best decides. sentence: why it failed."""
         folder = RunFolder(run.path)
         lines = {line.step: line for line in folder.lines(ValidationLine)} if sentence is None else {}
-        best = max(lines.values(), key=lambda line: (line.accuracy_mean, line.step), default=None)
+        is_balanced = run.call.options.get("eval", {}).get("choose_by") == "balanced"
+
+        def value(line: ValidationLine) -> float:
+            return (line.balanced_accuracy_mean or 0.0) if is_balanced else line.accuracy_mean
+
+        best = max(lines.values(), key=lambda line: (value(line), line.step), default=None)
         trial = Trial(
             number=number,
             options=run.cell.searched,
             key=run.key,
-            accuracy=None if best is None else best.accuracy_mean,
-            std=None if best is None else best.accuracy_std,
+            accuracy=None if best is None else value(best),
+            std=None if best is None or is_balanced else best.accuracy_std,
             n=None if best is None else best.n,
             step=None if best is None else best.step,
             seconds=round(sum(line.seconds for line in folder.lines(StageLine)), 2),
