@@ -19,7 +19,7 @@ from limbeck.evaluation.sets import OWN_NETWORK, Evaluation
 from limbeck.jobs.estimate import estimate_evaluation
 from limbeck.networks.registry import ModelConfig
 from limbeck.progress.screen import PlainConsole
-from limbeck.report.text import points
+from limbeck.report.text import describe_interval, points
 
 
 class Compare(Device, Options, WithEstimate):
@@ -88,7 +88,7 @@ def sentence(row: ComparisonRow) -> str:
     text += f"({100 * row.accuracy:.1f} % and {100 * row.against_accuracy:.1f} %)"
     if row.standard_error is not None:
         text += f", standard error {100 * row.standard_error:.1f}"
-        text += f", 95 % interval {points(row.low)} to {points(row.high)}"
+        text += f", {describe_interval(row.low, row.high, row.n)}"
     return f"{text}, n = {row.n}" + (f"; {row.protocol}" if row.protocol else "")
 
 

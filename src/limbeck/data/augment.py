@@ -281,20 +281,23 @@ def toroidal_crop(images: Tensor, size: tuple[int, int], generator: torch.Genera
     return linear_call(images, lambda x: _gather(x, *sources), lambda g: _gather_or_zero(g, *targets))
 
 
-ORIENTED_DATA = ("digits", "mnist", "emnist", "kmnist", "qmnist", "svhn", "usps")
-"""Data sets in which a mirror image shows something else."""
+ORIENTED_DATA = ("digits", "letters", "characters", "handwritten", "emnist", "kmnist", "qmnist", "svhn", "usps")
+"""Words in the names of data sets in which a mirror image shows something else."""
 
 
 def default_strategy(data_name: str) -> str:
-    """The default strategy for a data set: all six families, without flip where its first word is in `ORIENTED_DATA`.
+    """The default strategy for a data set: all six families, without flip where its name has a word of `ORIENTED_DATA`.
 
-    >>> default_strategy("digits"), default_strategy("EMNIST-letters")
+    Of "mnist" it must be the first word, since clothes and medical images have that name behind one of their own.
+
+    >>> default_strategy("my_digits16"), default_strategy("MNIST-M")
     ('color_crop_cutout_scale_rotate', 'color_crop_cutout_scale_rotate')
     >>> default_strategy("fashion-mnist")
     'color_crop_cutout_flip_scale_rotate'
     """
-    first, *_ = re.split("[^a-z]+", data_name.lower())
-    return "color_crop_cutout_scale_rotate" if first in ORIENTED_DATA else DSA.strategy
+    words = re.split("[^a-z]+", data_name.lower())
+    is_oriented = words[0] == "mnist" or not set(ORIENTED_DATA).isdisjoint(words)
+    return "color_crop_cutout_scale_rotate" if is_oriented else DSA.strategy
 
 
 def append_mirror_images(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

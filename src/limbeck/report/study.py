@@ -18,13 +18,13 @@ from limbeck.core.study_records import (
     cell_name,
 )
 from limbeck.report.table import MEASURES, UNEVEN, Cell, pool_runs
-from limbeck.report.text import NONE, duration, percent, points, size
+from limbeck.report.text import NONE, describe_interval, duration, percent, points, size
 
 SETS = (("distilled", "chosen"), ("distilled", "last"), ("random", None), ("kmeans", None), ("full", None))
 RESULTS = ("n", "chosen", "within seeds", "between seeds", "last", "random", "k-means", "all images")
 COSTS = ("images", "labels", "experts", "stored", "outer steps", "memory")
 STABILITY = ("seeds", "best less last", "between validations", "loss from step to step")
-DIFFERENCES = ("less", "set", "measure", "difference", "standard error", "95 % interval", "n")
+DIFFERENCES = ("less", "set", "measure", "difference", "standard error", "interval", "n")
 
 SEARCHES = ("trials", "random trials", "worst", "median", "best", "best of all", "options of the best")
 
@@ -213,7 +213,7 @@ def differences_table(record: StudyRecord) -> Table:
     lines = []
     for row in record.comparisons:
         error = NONE if row.standard_error is None else f"{100 * row.standard_error:.1f}"
-        interval = NONE if row.low is None else f"{points(row.low)} to {points(row.high)}"
+        interval = describe_interval(row.low, row.high, row.n)
         measure, n = row.measure.replace("_", " "), f"{row.n} {row.over if row.n != 1 else row.over[:-1]}"
         words = [row.against[row.axis], row.which, measure, points(row.difference), error, interval, n]
         lines.append([*row.cell.values(), *words])
@@ -226,15 +226,21 @@ def comparison_sentence(row: StudyComparison) -> str:
     >>> values = {"accuracy": 0.7, "against_accuracy": 0.65, "difference": 0.05, "n": 3, "over": "seeds"}
     >>> cells = {"axis": "method", "cell": {"method": "MCT"}, "against": {"method": "MTT"}, "which": "chosen"}
     >>> comparison_sentence(StudyComparison(**cells, **values, standard_error=0.01, low=0.03, high=0.07))
-    'MCT less MTT, chosen: +5.0 points (70.0 % and 65.0 %), standard error 1.0, 95 % interval +3.0 to +7.0, n = 3 seeds'
+    'MCT less method MTT, chosen: +5.0 points (70.0 % and 65.0 %), standard error 1.0, all between +3.0 and +7.0, n = 3
+    seeds'
     """
     measure = "" if row.measure == "accuracy" else ", balanced accuracy"
-    text = f"{cell_name(row.cell)} less {row.against[row.axis]}, {row.which}{measure}: {points(row.difference)} points "
+    text = f"{cell_name(row.cell)} less {against_name(row)}, {row.which}{measure}: {points(row.difference)} points "
     text += f"({100 * row.accuracy:.1f} % and {100 * row.against_accuracy:.1f} %)"
     if row.standard_error is not None:
         text += f", standard error {100 * row.standard_error:.1f}"
-        text += f", 95 % interval {points(row.low)} to {points(row.high)}"
+        text += f", {describe_interval(row.low, row.high, row.n)}"
     return f"{text}, n = {row.n} {row.over if row.n != 1 else row.over[:-1]}"
+
+
+def against_name(row: StudyComparison) -> str:
+    """What a cell is compared with: the axis in which that differs, and its value, which may be "none" or a number."""
+    return f"{row.axis} {row.against[row.axis]}"
 
 
 def reach_sentence(row: StudyComparison) -> str | None:
@@ -245,9 +251,9 @@ def reach_sentence(row: StudyComparison) -> str | None:
     if not row.reach:
         return None
     both = [one for one in row.reach if one.step is not None and one.against_step is not None]
-    against = row.against[row.axis]
-    words = f"{cell_name(row.cell)} reached {against}'s final validation accuracy with {len(both)} of {len(row.reach)} "
-    words += "seeds"
+    against = against_name(row)
+    words = f"{cell_name(row.cell)} reached the final validation accuracy of {against} with {len(both)} of "
+    words += f"{len(row.reach)} seeds"
     if not both:
         return words
     steps = [fmean(one.step for one in both if one.step is not None)]

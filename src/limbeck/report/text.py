@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 NONE = "–"
+FEWEST_FOR_INTERVAL = 4
+"""Pairs that a bootstrap interval of 95 % needs: a resample of n is n times the lowest with a probability of n^-n, and
+that is below 2.5 % from four on. With fewer, the percentiles are the smallest and the largest difference."""
 
 
 def percent(mean: float | None, std: float | None, digits: int = 1) -> str:
@@ -22,6 +25,19 @@ def percent(mean: float | None, std: float | None, digits: int = 1) -> str:
 def points(difference: float | None) -> str:
     """Format a difference of two accuracies, as fractions, in percentage points with a sign."""
     return NONE if difference is None else f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def describe_interval(low: float | None, high: float | None, n: int) -> str:
+    """The percentiles of a bootstrap over n differences, in percentage points: with fewer than four, the ends of all.
+
+    >>> describe_interval(0.03, 0.07, 5), describe_interval(0.03, 0.07, 3), describe_interval(None, None, 1)
+    ('95 % interval +3.0 to +7.0', 'all between +3.0 and +7.0', '–')
+    """
+    if low is None or high is None:
+        return NONE
+    if n < FEWEST_FOR_INTERVAL:
+        return f"all between {points(low)} and {points(high)}"
+    return f"95 % interval {points(low)} to {points(high)}"
 
 
 def size(count: float | None) -> str:
