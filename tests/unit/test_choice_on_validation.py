@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import distill_minimal, read_json
+from small_runs import EVAL, distill_minimal, read_json
 from torch.utils.data import TensorDataset
 
 import limbeck
@@ -231,3 +231,23 @@ def test_a_set_that_is_worse_than_random_images_is_named(
     )
     assert len(texts) == warns
     assert not warns or "22.1 points more on test" in texts[0]
+
+
+def test_a_finished_run_is_not_said_to_be_chosen_by_another_measure(tmp_path: Path) -> None:
+    run = distill_minimal(tmp_path / "run")
+    balanced = EVAL.model_copy(update={"choose_by": "balanced"})
+    with pytest.raises(limbeck.UserError, match="was chosen by plain accuracy, not by balanced accuracy"):
+        distill_minimal(tmp_path / "run", eval=balanced)
+    assert "balanced accuracy" not in (run / "results.json").read_text(encoding="utf-8")
+    coreset = {"method": "random", "ipc": 1, "model": limbeck.ModelConfig(width=4), "out": tmp_path / "coreset"}
+    limbeck.distill("digits", **coreset, eval=EVAL)
+    limbeck.distill("digits", **coreset, eval=balanced)  # its step size is chosen anew, and no step was
+
+
+def test_a_set_is_evaluated_on_the_split_it_was_distilled_from(tmp_path: Path) -> None:
+    """The seed of the split, which `load_data` draws, is not that of the run."""
+    for number, (split, seed) in enumerate([(0, 1), (2, 0), (2, 1)]):
+        data = limbeck.load_data("digits", seed=split)
+        options = {"method": "random", "ipc": 1, "model": limbeck.ModelConfig(width=4), "eval": EVAL}
+        run = limbeck.distill(data, seed=seed, out=tmp_path / str(number), **options)
+        assert limbeck.evaluate(run, epochs=1, num_networks=1)

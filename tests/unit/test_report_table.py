@@ -21,7 +21,9 @@ def make_row(mean: float, std: float | None, n: int) -> ResultRow:
     return ResultRow(set="random", model="convnet", split="test", accuracy_mean=mean, accuracy_std=std, n=n)
 
 
-def make_run(path: Path, method: str, mean: float, seed: int = 0, **config: Any) -> Path:
+def make_run(
+    path: Path, method: str, mean: float, seed: int = 0, record: dict[str, Any] | None = None, **config: Any
+) -> Path:
     path.mkdir(parents=True)
     rows = [
         {
@@ -45,7 +47,9 @@ def make_run(path: Path, method: str, mean: float, seed: int = 0, **config: Any)
         "results": rows,
     }
     (path / "results.json").write_text(json.dumps(results))
-    (path / "run.json").write_text(json.dumps({**head, "config": {"seed": seed, "data": "f", **config}}))
+    (path / "run.json").write_text(
+        json.dumps({**head, **(record or {}), "config": {"seed": seed, "data": "f", **config}})
+    )
     return path
 
 
@@ -84,6 +88,35 @@ def test_the_table_has_a_line_per_setting_with_the_number_of_seeds(tmp_path: Pat
     assert "| iterations = 9 | 1 | 65.0" in lines[1] + lines[2]
     assert "A note." in text
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_runs_on_other_images_are_no_seeds_of_one_another(tmp_path: Path) -> None:
+    """Other sizes, other numbers of images, other pixels by the same seed, and another store of experts."""
+    small, large = (
+        {"shape": [1, 8, 8], "counts": {"train": [5, 5]}},
+        {"shape": [1, 16, 16], "counts": {"train": [5, 5]}},
+    )
+    runs = [
+        make_run(tmp_path / "a", "mct", 0.5, record={"data": small}),
+        make_run(tmp_path / "b", "mct", 0.6, seed=1, data="g", record={"data": small}),
+        make_run(tmp_path / "c", "mct", 0.7, record={"data": large}),
+        make_run(tmp_path / "d", "mct", 0.8, record={"data": {**small, "counts": {"train": [5, 4]}}}),
+        make_run(tmp_path / "e", "dm", 0.6),
+        make_run(tmp_path / "f", "dm", 0.8, data="g"),
+        make_run(tmp_path / "g", "mtt", 0.6, experts="one"),
+        make_run(tmp_path / "h", "mtt", 0.8, experts="two"),
+    ]
+    lines = [text for text in write_table(runs, tmp_path / "out.md").read_text().splitlines() if "| digits" in text]
+    cells = [[cell.strip() for cell in line.split("|")[3:7]] for line in lines]
+    assert sorted((method, how, seeds, chosen[:4]) for method, how, seeds, chosen in cells) == [
+        ("dm", "data = f", "1", "60.0"),
+        ("dm", "data = g", "1", "80.0"),
+        ("mct", "image = 1x16x16, training images = 10", "1", "70.0"),
+        ("mct", "image = 1x8x8, training images = 10", "2", "55.0"),
+        ("mct", "image = 1x8x8, training images = 9", "1", "80.0"),
+        ("mtt", "experts = one", "1", "60.0"),
+        ("mtt", "experts = two", "1", "80.0"),
+    ]
 
 
 def test_runs_with_old_option_names_share_the_line_of_new_runs(tmp_path: Path) -> None:

@@ -61,9 +61,12 @@ class Origin(NamedTuple):
     test: str | None = None
 
     def describe(self) -> dict[str, Any]:
-        """Source and resize as JSON values, and what else differs from its default."""
+        """Source, resize and seed as JSON values, and what else differs from its default.
+
+        The seed of the splits is always said, since that of a run may be another one.
+        """
         values = {name: value for name, value in self._asdict().items() if value != self._field_defaults[name]}
-        values = {"source": self.source, "resize": self.resize, **values}
+        values = {"source": self.source, "resize": self.resize, **values, "seed": self.seed}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 

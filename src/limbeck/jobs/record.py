@@ -121,6 +121,12 @@ class RunFolder:
                 f"{self.path} was validated with {before}, not {now}, and its distillation has not ended: repeat "
                 "its command, or name a new folder with --out."
             )
+        before, now = (_measure(one.validation) for one in (earlier, record))
+        if config.get("iterations") and earlier.validation is not None and before != now:
+            raise UserError(
+                f"the step of {self.path} was chosen by {before}, not by {now}, and its distillation has ended: repeat "
+                "its command, or name a new folder with --out."
+            )
         if self.has_steps_left(config) or not (self.path / "results.json").exists():
             require_same_conditions(str(self.path), earlier.computed, record.computed)
 
@@ -271,3 +277,8 @@ class RunFolder:
                     raise UserError(
                         f"{path} is damaged: {printable(name, 40)} of an optimiser does not fit; delete it."
                     )
+
+
+def _measure(validation: dict[str, JsonValue] | None) -> str:
+    """What the step of a run is chosen by, in words."""
+    return "balanced accuracy" if (validation or {}).get("choose_by") == "balanced" else "plain accuracy"

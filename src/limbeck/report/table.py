@@ -18,7 +18,7 @@ from limbeck.core.errors import UserError
 from limbeck.core.evaluation_records import EvaluationRow, EvaluationsRecord
 from limbeck.core.files import write_atomically
 from limbeck.core.record_files import read_record
-from limbeck.core.records import ResultRow, ResultsRecord, RunRecord
+from limbeck.core.records import DataRecord, ResultRow, ResultsRecord, RunRecord
 from limbeck.core.text import printable
 from limbeck.report.text import NONE, per_class
 
@@ -71,22 +71,23 @@ def pool_runs(rows: Sequence[ResultRow], measure: str = "accuracy") -> Cell:
 
 
 class FinishedRun(NamedTuple):
-    """The results and the configuration of a run, and its evaluations on several networks."""
+    """The results of a run, its configuration and data, and its evaluations on several networks."""
 
     results: ResultsRecord
     config: dict[str, JsonValue]
+    data: DataRecord
     evaluations: EvaluationsRecord
 
 
 def _read(run: Path) -> FinishedRun:
     try:
         results = read_record(run / "results.json", ResultsRecord, "limbeck-results")
-        config = read_record(run / "run.json", RunRecord, "limbeck-run").config
+        record = read_record(run / "run.json", RunRecord, "limbeck-run")
         path = run / "evaluations.json"
         evaluations = EvaluationsRecord()
         if path.exists():
             evaluations = read_record(path, EvaluationsRecord, "limbeck-evaluations")
-        return FinishedRun(results, config, evaluations)
+        return FinishedRun(results, record.config, record.data, evaluations)
     except UserError as error:
         raise UserError(f"{run} is not a finished run ({str(error).rstrip('.')}); run its command again.") from None
 
@@ -94,6 +95,7 @@ def _read(run: Path) -> FinishedRun:
 def write_table(runs: Sequence[Path], out: Path, note: str = "") -> Path:
     """Write one line per data set, images per class, method and setting; runs that differ only in their seed share it.
 
+    The size of the images, and how many there are for training, belong to the setting: they say how the data was read.
     Accuracies are those of the first network on test. A second table has one line for each network, where runs were
     evaluated on several. Returns `out`. Raises UserError for no folders, and for a folder
     that is no finished run.
@@ -103,12 +105,9 @@ def write_table(runs: Sequence[Path], out: Path, note: str = "") -> Path:
     groups: dict[tuple[str, ...], list[ResultsRecord]] = {}
     evaluations: dict[tuple[str, ...], list[EvaluationsRecord]] = {}
     finished = [_read(Path(run)) for run in runs]
-    configs = rename_configs([run.config for run in finished])
-    for (results, _, networks), config in zip(finished, configs):
-        setting = {key: value for key, value in config.items() if key not in ("seed", "data", "experts")}
-        key = (results.data.name, f"{results.ipc or 0:05d}", results.method, json.dumps(setting, sort_keys=True))
-        groups.setdefault(key, []).append(results)
-        evaluations.setdefault(key, []).append(networks)
+    for run, key in zip(finished, _keys(finished)):
+        groups.setdefault(key, []).append(run.results)
+        evaluations.setdefault(key, []).append(run.evaluations)
     uneven = {results.data.name for members in groups.values() for results in members if _is_uneven(results)}
     lines = [
         "| data | images per class | method | setting | distillation seeds "
@@ -136,6 +135,32 @@ def write_table(runs: Sequence[Path], out: Path, note: str = "") -> Path:
     write_atomically(out, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return out
 
+
+def _keys(runs: Sequence[FinishedRun]) -> list[tuple[str, ...]]:
+    """Data set, images per class, method and setting of every run; runs of one key differ in their seed alone.
+
+    Another seed splits data without splits of its own in another way, so that the fingerprint of the images tells runs
+    apart only where their seed is the same; so does the store of experts.
+    """
+    settings, keys = [], list[tuple[str, ...]]()
+    for run, config in zip(runs, rename_configs([run.config for run in runs])):
+        read = {"image": "x".join(map(str, run.data.shape)), "training images": sum(run.data.counts.get("train", []))}
+        settings.append({name: value for name, value in config.items() if name not in APART} | read)
+    for name in (None, *APART[1:]):
+        for run, setting, key in zip(runs, settings, keys):
+            twins = [one.config for one, other in zip(runs, keys) if other == key]
+            twins = [one for one in twins if one.get(APART[0]) == run.config.get(APART[0])]
+            if name is not None and len({str(one.get(name)) for one in twins}) > 1:
+                setting[name] = run.config.get(name)
+        keys = [
+            (run.results.data.name, f"{run.results.ipc or 0:05d}", run.results.method, json.dumps(own, sort_keys=True))
+            for run, own in zip(runs, settings)
+        ]
+    return keys
+
+
+APART = ("seed", "data", "experts")
+"""Options that no setting has: the seed, the fingerprint of the images, and the store of experts."""
 
 NETWORK_COLUMNS = (
     ("chosen, its own step size", "distilled", "chosen", "set"),
