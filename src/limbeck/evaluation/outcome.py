@@ -88,7 +88,8 @@ def warn_of_divergence(outcomes: Sequence[Outcome], images: str, lr: float, list
     if count:
         text = (
             f"{count} of {len(outcomes)} networks trained on {images} diverged at the step size {lr:.3g}, and count "
-            "with an accuracy of 0; a smaller step size or fewer epochs (--eval.epochs) would keep them finite."
+            "with an accuracy of 0, and in sensitivity, AUC and calibration not at all; a smaller step size or fewer "
+            "epochs (--eval.epochs) would keep them finite."
         )
         listen({"event": "warning", "text": text})
 
