@@ -185,6 +185,19 @@ def test_colours_unequal_classes_and_words(tmp_path: Path, to: str) -> None:
         assert data.classes == distilled.classes, "in the order of the labels"
 
 
+@pytest.mark.parametrize("classes", [("x", "y", "z"), ("label", "split", "index"), ("set", "猫", "dx")])
+def test_classes_that_are_called_as_columns_are_read_from_their_folders(
+    tmp_path: Path, classes: tuple[str, ...]
+) -> None:
+    """Not from the probabilities of one of them, in labels.csv."""
+    distilled = make_colour_set(classes, (3, 2, 4))
+    soft = replace(distilled, labels=torch.softmax(3 * torch.eye(3)[distilled.labels] + noise(9, 3) / 2, 1))
+    export_set(soft, tmp_path / "out", "imagefolder")
+    data = load_data(tmp_path / "out")
+    assert set(data.classes) == set(classes)
+    assert all_images(data) == expected_images(soft)
+
+
 @pytest.mark.parametrize("to", PORTABLE)
 def test_one_image_a_class(tmp_path: Path, digits: ImageData, to: str) -> None:
     files = export_set(make_set(digits, per_class=1), tmp_path / "out", to)
