@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from authors_files import save, walk
+from image_files import make_class_folders
 
 from limbeck.core.folders import home_folder
 
@@ -64,6 +66,35 @@ def test_info_of_folders_names_what_is_in_them(limbeck: Any, artifacts: dict[str
     facts = limbeck("info", tmp_path / "buffers", "--json").json
     assert facts["next"] == "limbeck import-experts"
     assert "replay_buffer_0.pt" in facts
+
+
+@pytest.mark.parametrize("inside", ["", "pets"])
+def test_info_of_a_data_set_with_weights_or_a_run_in_its_folder(
+    limbeck: Any, artifacts: dict[str, Path], tmp_path: Path, inside: str
+) -> None:
+    """It is what `load_data` reads, which leaves the others out and says so."""
+    folder = tmp_path / "photos"
+    make_class_folders(folder / inside, count=10)
+    torch.save({"weight": torch.zeros(3)}, folder / "best.pt")
+    facts = limbeck("info", folder, "--json").json
+    assert (facts["kind"], facts["classes"]) == ("data set", ["a", "b"])
+    assert any("best.pt" in note for note in facts["notes"])
+    if not inside:
+        torch.save(torch.zeros(3), folder / "best.pt")
+        shutil.copytree(artifacts["run"], folder / "run")
+        facts = limbeck("info", folder, "--json", "--picture", tmp_path / "sheet.png").json
+        assert (facts["kind"], facts["classes"]) == ("data set", ["a", "b"])
+        assert any("runs and stores of limbeck (1)" in note for note in facts["notes"])
+        assert (tmp_path / "sheet.png").exists()
+
+
+@pytest.mark.parametrize("to", ["mtt", "ddranking"])
+def test_info_of_an_exported_set_names_its_files(
+    limbeck: Any, artifacts: dict[str, Path], tmp_path: Path, to: str
+) -> None:
+    """The pictures beside the tensors, as those of DD-Ranking, are not taken for a data set."""
+    assert limbeck("export", artifacts["run"], "--to", to, "--out", tmp_path / "out").status == 0
+    assert limbeck("info", tmp_path / "out", "--json").json["kind"] == "folder of .pt files"
 
 
 @pytest.mark.parametrize("part", ["run.json", "report.html", "log.jsonl"])

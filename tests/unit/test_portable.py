@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -185,6 +186,36 @@ def test_colours_unequal_classes_and_words(tmp_path: Path, to: str) -> None:
         assert data.classes == distilled.classes, "in the order of the labels"
 
 
+@pytest.mark.parametrize("classes", [("x", "y", "z"), ("label", "split", "index"), ("set", "猫", "dx")])
+def test_classes_that_are_called_as_columns_are_read_from_their_folders(
+    tmp_path: Path, classes: tuple[str, ...]
+) -> None:
+    """Not from the probabilities of one of them, in labels.csv."""
+    distilled = make_colour_set(classes, (3, 2, 4))
+    soft = replace(distilled, labels=torch.softmax(3 * torch.eye(3)[distilled.labels] + noise(9, 3) / 2, 1))
+    export_set(soft, tmp_path / "out", "imagefolder")
+    data = load_data(tmp_path / "out")
+    assert set(data.classes) == set(classes)
+    assert all_images(data) == expected_images(soft)
+
+
+ODD_WORDS = ["train", "Training set", "test", "TEST", "val", "dev", "images", "part 1", "batch", "Batch", "photos", "y"]
+ODD_WORDS += ["__MACOSX", "lost+found", "$RECYCLE.BIN", ".git", "thumbs.db", "steam train", "model train", "model test"]
+ODD_WORDS += ["crash test", "class_0_test", "class 0 train", "class_1", "7", "con", "file", "the"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(ODD_WORDS), min_size=2, unique=True), st.booleans())
+def test_class_folders_of_any_names_are_read_as_classes(classes: list[str], soft: bool) -> None:
+    distilled = make_colour_set(tuple(classes), (2,) * len(classes))
+    if soft:
+        distilled = replace(distilled, labels=torch.softmax(9 * torch.eye(len(classes))[distilled.labels], 1))
+    with TemporaryDirectory() as folder:
+        export_set(distilled, Path(folder) / "out", "imagefolder")
+        data = load_data(Path(folder) / "out")
+    assert all_images(data) == expected_images(replace(distilled, classes=tuple(folder_names(classes))))
+
+
 @pytest.mark.parametrize("to", PORTABLE)
 def test_one_image_a_class(tmp_path: Path, digits: ImageData, to: str) -> None:
     files = export_set(make_set(digits, per_class=1), tmp_path / "out", to)
@@ -308,6 +339,8 @@ def test_names_of_folders_keep_words() -> None:
     assert folder_names(["tabby cat", "größe", "猫", "a-b_c", "12"]) == ["tabby cat", "größe", "猫", "a-b_c", "12"]
     assert folder_names(["", "con", "x" * 300, "x" * 300])[:2] == ["class", "con_"]
     assert folder_names(["a", "A", "a_2"]) == ["a", "A_2", "a_2_2"]
+    assert folder_names(["streetcar", "train"]) == ["streetcar", "train"], "as of CIFAR-100"
+    assert folder_names(["a", "images", "lost+found"]) == ["a", "class_1", "class_2"]
 
 
 def test_a_card_of_real_images_does_not_deny_it(tmp_path: Path, digits: ImageData) -> None:

@@ -15,7 +15,8 @@ from limbeck.core.shelf import find_shelf_file
 from limbeck.core.tensors import read_header
 from limbeck.core.text import counted
 from limbeck.data import load_data
-from limbeck.data.sources import DATA_NAMES
+from limbeck.data.sources import DATA_NAMES, READERS, open_tree
+from limbeck.data.tree import Folder
 from limbeck.experts.store import Store
 from limbeck.interop import describe_pt
 from limbeck.synthetic.distilled import DistilledSet, load
@@ -39,7 +40,8 @@ def describe(
     """
     if picture is not None:
         require_picture(picture)
-    facts = None if source in DATA_NAMES else _describe_file(find_shelf_file(source) or Path(source))
+    path = find_shelf_file(source) or Path(source)
+    facts = None if source in DATA_NAMES else _describe_file(path, bool(reading.get("follow_links")))
     if facts is None:
         data = load_data(source, listen=listen, **reading)
         return {"kind": "data set", **describe_data(data, near=near, picture=picture, listen=listen)}
@@ -48,7 +50,7 @@ def describe(
     return facts
 
 
-def _describe_file(path: Path) -> dict[str, Any] | None:
+def _describe_file(path: Path, follow_links: bool) -> dict[str, Any] | None:
     """Facts of anything but a data set; None for what may be one."""
     if not path.exists():
         return None  # which reading says
@@ -59,7 +61,7 @@ def _describe_file(path: Path) -> dict[str, Any] | None:
     if (path / "run.json").exists():
         return _run(path)
     if path.is_dir():
-        return _folder(path)
+        return _folder(path, follow_links)
     if path.suffix == ".safetensors":
         return _tensors(path)
     if path.suffix == ".pt":
@@ -67,21 +69,44 @@ def _describe_file(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def _folder(path: Path) -> dict[str, Any] | None:
-    """Facts of a folder whose parts can be described: limbeck's cache, runs, or files of other code."""
+def _folder(path: Path, follow_links: bool) -> dict[str, Any] | None:
+    """Facts of a folder whose parts can be described: limbeck's cache, runs, or files of other code.
+
+    None for a data set, whatever lies beside its images, since reading leaves that out.
+    """
     if home_folder().exists() and path.resolve() == home_folder().resolve():
         return {"kind": "limbeck's cache", "bytes": size_of(path), "next": "limbeck cache"}
     runs = sorted(run.parent for run in path.glob("*/run.json"))
+    files = sorted(path.glob("*.pt"))
+    root = _open_data(path, follow_links) if runs or files else None
+    if root is not None and _is_data(root):
+        return None
     if runs:
         words = {run: "finished" if (run / "results.json").exists() else "not finished" for run in runs}
         return {"kind": "folder of runs", "runs": {run.name: text for run, text in words.items()}}
-    files = sorted(path.glob("*.pt"))
     if files:
-        described = {file.name: describe_pt(file) for file in files}
+        try:
+            described = {file.name: describe_pt(file) for file in files}
+        except UserError:  # as weights of a network beside the folder of the images
+            if root is not None and any(_is_data(inner) for _, inner in root.all_folders()):
+                return None
+            raise
         following = {facts["next"] for facts in described.values() if "next" in facts}
         kinds = {name: facts["kind"] for name, facts in described.items()}
         return {"kind": "folder of .pt files", **kinds, **({"next": following.pop()} if len(following) == 1 else {})}
     return None
+
+
+def _open_data(path: Path, follow_links: bool) -> Folder | None:
+    """The tree of a folder as `load_data` sees it; None where it cannot be read, or holds runs of limbeck alone."""
+    try:
+        return open_tree(path, follow_links).root
+    except (UserError, OSError):
+        return None
+
+
+def _is_data(folder: Folder) -> bool:
+    return any(reader.recognises(folder) for reader in READERS)
 
 
 def _store(path: Path) -> dict[str, Any]:

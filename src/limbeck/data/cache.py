@@ -35,7 +35,7 @@ from limbeck.data.images import Array, RawData, ReadOptions
 
 FORMAT, VERSION = "limbeck-images", 1
 PATHS = ("utf-8", "surrogateescape")  # of the paths of files, which need not be text
-READER = 10  # the version of our reader; raise it whenever the pixels or the notes of the same files change
+READER = 11  # the version of our reader; raise it whenever the pixels or the notes of the same files change
 LIMIT = 20.0  # GB of all entries together; $LIMBECK_CACHE_GB sets another limit, and 0 turns the cache off
 
 log = logging.getLogger("limbeck")

@@ -80,6 +80,17 @@ def is_general(name: str) -> bool:
     return bool(words) and numbered.issuperset(words)
 
 
+def pair_splits(names: Iterable[str]) -> list[tuple[str, str]]:
+    """(split, name) for those of `names` that mean splits as in `find_splits`, also where two mean one split."""
+    names = list(names)
+    pairs = [(split, name) for name in names if (split := split_of(name))]
+    if any(split == "train" for split, _ in pairs):
+        return pairs
+    prefixed = [(*parts, name) for name in names if (parts := split_with_prefix(name))]
+    starts = {start for start, split, _ in prefixed if split == "train"}
+    return [(split, name) for start, split, name in prefixed if start in starts] or pairs
+
+
 def find_splits(names: Iterable[str], where: str) -> dict[str, str]:
     """Those of `names` that mean splits, by split: by themselves, or beside others that differ in the split only.
 
@@ -90,14 +101,8 @@ def find_splits(names: Iterable[str], where: str) -> dict[str, str]:
     >>> find_splits(["seg_train", "seg_test", "seg_pred"], "scenes")
     {'train': 'seg_train', 'test': 'seg_test'}
     """
-    names = list(names)
-    pairs = [(split, name) for name in names if (split := split_of(name))]
-    if not any(split == "train" for split, _ in pairs):
-        prefixed = [(*parts, name) for name in names if (parts := split_with_prefix(name))]
-        starts = {start for start, split, _ in prefixed if split == "train"}
-        pairs = [(split, name) for start, split, name in prefixed if start in starts] or pairs
     by_split: dict[str, str] = {}
-    for split, name in pairs:
+    for split, name in pair_splits(names):
         if split in by_split:
             raise UserError(f"{where}: two names for the split {split}, {by_split[split]} and {name}; keep one")
         by_split[split] = name

@@ -83,7 +83,10 @@ def _describe_folders(distilled: DistilledSet, most: int) -> list[str]:
     if moved := [f"{name} is {number} there and {label} here" for name, number, label in numbers if number != label]:
         notes.append(f"torchvision's ImageFolder numbers classes in the order of their names: {_join(moved, most)}")
     if renamed := [f"{name!r} is {new}" for name, new in zip(distilled.classes, names) if name != new]:
-        notes.append(f"names of classes that are no names of folders were changed: {_join(renamed, most)}")
+        notes.append(
+            "names of classes that are no names of folders, or that limbeck.load_data does not read as classes, were "
+            f"changed: {_join(renamed, most)}"
+        )
     if distilled.labels.is_floating_point():
         notes.append(f"folders hold the most likely class of each image; its probabilities are in {LABELS}")
     return notes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
@@ -11,6 +11,8 @@ from unicodedata import normalize
 import numpy as np
 from PIL import Image
 
+from limbeck.data.splits import is_general, pair_splits
+from limbeck.data.tree import is_hidden
 from limbeck.interop.rounding import as_pixels
 from limbeck.synthetic.distilled import DistilledSet
 
@@ -23,17 +25,32 @@ RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", 
 def folder_names(classes: Sequence[str]) -> list[str]:
     r"""Class names as names of folders, which are different from each other wherever case does not count.
 
-    Letters of any script stay. Separators, dots and what cannot be printed or named on Windows become "_".
+    Letters of any script stay. Separators, dots and what cannot be printed or named on Windows become "_". Where
+    `load_data` would take a name for a split, for images of any kind or for a folder of the system, it becomes "class_"
+    and its number.
 
     >>> folder_names(["cat", "a/b", "..", "Cat", "größe"])
     ['cat', 'a_b', '__', 'Cat_2', 'größe']
+    >>> folder_names(["dog", "train", "test"])
+    ['dog', 'class_1', 'class_2']
     """
+    names = _number_repeats(map(_clean, classes))
+    while misread := _find_misread(names):
+        names = _number_repeats(f"class_{label}" if name in misread else name for label, name in enumerate(names))
+    return names
+
+
+def _clean(name: str) -> str:
+    letters = (char if char.isprintable() and char not in '<>:"/\\|?*.' else "_" for char in normalize("NFC", name))
+    start = "".join(letters).strip()[:MAX_NAME].encode()[:200].decode(errors="ignore").strip() or "class"
+    return f"{start}_" if start.casefold() in RESERVED else start
+
+
+def _number_repeats(starts: Iterable[str]) -> list[str]:
+    """The names, with a number behind those that one before them equals but for case."""
     names: list[str] = []
     taken_names: set[str] = set()
-    for name in classes:
-        letters = (char if char.isprintable() and char not in '<>:"/\\|?*.' else "_" for char in normalize("NFC", name))
-        start = "".join(letters).strip()[:MAX_NAME].encode()[:200].decode(errors="ignore").strip() or "class"
-        start = f"{start}_" if start.casefold() in RESERVED else start
+    for start in starts:
         unique, number = start, 1
         while unique.casefold() in taken_names:
             number += 1
@@ -41,6 +58,14 @@ def folder_names(classes: Sequence[str]) -> list[str]:
         taken_names.add(unique.casefold())
         names.append(unique)
     return names
+
+
+def _find_misread(names: Sequence[str]) -> set[str]:
+    """The names of class folders that `load_data` would not read as classes."""
+    pairs = pair_splits(names)
+    is_class = [split for split, _ in pairs] == ["train"]  # alone it is read as a class, as the train of CIFAR-100
+    splits = set() if is_class else {name for _, name in pairs}
+    return splits | {name for name in names if is_hidden(name) or is_general(name)}
 
 
 def pictures_of(distilled: DistilledSet) -> list[Image.Image]:

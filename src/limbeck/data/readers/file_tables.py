@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -15,46 +15,15 @@ from limbeck.core.errors import UserError
 from limbeck.data.decoding import decode_splits
 from limbeck.data.images import RawData, ReadOptions
 from limbeck.data.pictures import Encoded
-from limbeck.data.readers.class_folders import read_class_folders
-from limbeck.data.readers.columns import (
-    SPLIT_COLUMNS,
-    Labels,
-    join_labels,
-    label_columns,
-    leads_out,
-    plain_name,
-    split_words,
-    usual_columns,
-)
+from limbeck.data.readers import class_folders
+from limbeck.data.readers.columns import Labels, join_labels, leads_out, split_words
 from limbeck.data.readers.picture_index import PictureIndex, has_class_folders
 from limbeck.data.readers.reader import Reader
+from limbeck.data.readers.table_columns import FLAGS, Columns, choose_columns, counts_rows
 from limbeck.data.readers.table_files import TableFile, describe_left_out, find_tables, holds_tables, list_names
 from limbeck.data.readers.text_rows import SUFFIXES, TextRows, open_rows
 from limbeck.data.splits import name_parts, split_of, split_with_prefix
 from limbeck.data.tree import File, Folder, relative_paths
-
-FILE_COLUMNS = (
-    "file_name", "filename", "filenames", "file", "files", "file_path", "filepath", "filepaths", "path", "paths",
-    "fname", "image", "images", "img", "image_name", "image_id", "image_path", "image_file", "image_index", "img_path",
-    "img_name", "id", "id_code", "picture", "photo",
-)  # fmt: skip
-FLAGS = ("0", "1", "0.0", "1.0")
-NUMBERS = ("", "unnamed_0", "index")  # columns that count the rows
-
-
-class Columns(NamedTuple):
-    """The columns of a table by their numbers.
-
-    file:    of the names of files.
-    labels:  the column of labels; or several, of which one is 1 in each row; or none.
-    split:   of words for splits, or None.
-    is_sure: whether the label column has a usual name.
-    """
-
-    file: int
-    labels: list[int]
-    split: int | None
-    is_sure: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +43,14 @@ class FileTable:
     def other_names(self) -> list[str]:
         """The names of the columns that are not read, but for those that count the rows."""
         read = {self.columns.file, self.columns.split, *self.columns.labels}
-        return [name for i, name in enumerate(self.text.columns) if i not in read and plain_name(name) not in NUMBERS]
+        return [name for i, name in enumerate(self.text.columns) if i not in read and not counts_rows(name)]
+
+    def with_labels_of(self, other: FileTable) -> FileTable:
+        """The table with the label columns of another one, where it has columns of these names; else unchanged."""
+        if not set(other.label_names) <= set(self.text.columns):
+            return self
+        labels = [self.text.columns.index(name) for name in other.label_names]
+        return replace(self, columns=self.columns._replace(labels=labels, is_sure=other.columns.is_sure))
 
 
 class Row(NamedTuple):
@@ -95,36 +71,6 @@ Rows = list[tuple[FileTable, list[Row]]]
 
 def _table_files(folder: Folder) -> dict[str, File]:
     return {name: file for name, file in folder.files.items() if name.lower().endswith(SUFFIXES)}
-
-
-def _choose_columns(text: TextRows, index: PictureIndex, trusts_names: bool) -> Columns | None:
-    """The columns of a table, by their names and first cells; None where none names images.
-
-    trusts_names: whether the usual names are enough, though no image is where the table says.
-
-    Raises UserError where several name different images, or where several are called as labels.
-    """
-    names, where = text.columns, text.file.where
-    filled = [[cells[i] for _, cells in text.first if i < len(cells) and cells[i].strip()] for i in range(len(names))]
-    hits = [i for i, cells in enumerate(filled) if cells and 2 * sum(map(index.is_named, cells)) >= len(cells)]
-    labels = [names.index(name) for name in label_columns(names)]
-    splits = [names.index(name) for name in usual_columns(names, SPLIT_COLUMNS)]
-    usual = [i for i in hits if plain_name(names[i]) in FILE_COLUMNS]
-    words = [i for i in hits if i not in labels + splits and not all(map(str.isdigit, filled[i]))]
-    files = usual or words  # numbers name images by chance, as 3 does 3.png
-    if not files and trusts_names and labels:
-        files = [i for i, name in enumerate(names) if plain_name(name) in FILE_COLUMNS][:1]
-    labels = [i for i in labels if i not in files]
-    meanings = {tuple(tuple(index.find(cell)) for cell in filled[i]) for i in files}
-    for columns, count, meaning in ((files, len(meanings), "name images"), (labels, len(labels), "may be the labels")):
-        if count > 1:
-            shown = list_names([names[i] for i in columns])
-            raise UserError(f"{where}: several columns {meaning}, {shown}; remove or rename all but one")
-    if not files:
-        return None
-    others = [i for i in range(len(names)) if i not in files + splits and plain_name(names[i]) not in NUMBERS]
-    is_clear = len(others) == 1 or all(cell.strip() in FLAGS for i in others for cell in filled[i])
-    return Columns(files[0], labels or (others if is_clear else []), splits[0] if splits else None, bool(labels))
 
 
 class _Tables:
@@ -160,9 +106,17 @@ class _Tables:
                 raise UserError(f"{file.where}: its first line names an image; add one above with names of the columns")
             text = text.without_header(["file", "label"])
         is_bare = not has_class_folders(folder) and bool(index.count_pictures() or not folder.folders)
-        columns = _choose_columns(text, index, is_bare or self.only is not None)
+        columns = choose_columns(text, index, is_bare or self.only is not None)
         if columns is None:
             self.left_out["no column names images that are here"].append(name)
+            return None
+        if columns.has_probabilities:
+            if self.only or not class_folders.recognises(folder):
+                raise UserError(
+                    f"{file.where}: its columns are probabilities of classes; add a column label with the class of "
+                    "each image"
+                )
+            self.left_out["its columns are probabilities of classes"].append(name)
             return None
         return FileTable(text, columns, index)
 
@@ -203,7 +157,7 @@ def read_file_tables(folder: Folder, options: ReadOptions, only: str | None = No
     files, notes = find_tables(folder, tables.select)
     train = [tables[source] for source in files.get("train", [])]
     if only is None and has_class_folders(folder) and not (train and all(map(_is_of_all, train))):
-        raw = read_class_folders(folder, options)
+        raw = class_folders.read_class_folders(folder, options)
         names = [PurePosixPath(table.text.file.where).name for table in tables.opened.values() if table]
         note = f"{list_names(names)}: names images and was left out, since the class folders hold more or are clearer"
         return raw._replace(notes=(*raw.notes, note))
@@ -219,7 +173,7 @@ def read_file_tables(folder: Folder, options: ReadOptions, only: str | None = No
     by_split: dict[str, Rows] = {}
     for split, sources in files.items():
         for source in sources:
-            table = tables[source]
+            table = tables[source].with_labels_of(train[0])
             if sorted(table.label_names) != sorted(train[0].label_names):
                 tables.left_out[f"no column {list_names(train[0].label_names)}"].append(source.path)
                 continue
@@ -282,7 +236,8 @@ def _read_rows(table: FileTable, split: str, notes: list[str]) -> list[Row]:
             f"{where}: {len(missing)} of {total} images that it names are missing, first {missing[0]}; add them, or "
             "remove their lines"
         )
-    if not columns.is_sure and len(rows) > 1 and len({row.label for row in rows.values()}) == len(rows):
+    is_only = len(columns.labels) == 1 and not columns.is_sure
+    if is_only and len(rows) > 1 and len({row.label for row in rows.values()}) == len(rows):
         raise UserError(
             f"{where}: the column {table.label_names[0]} differs in every row; call that of the labels label"
         )
