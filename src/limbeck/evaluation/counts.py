@@ -24,7 +24,7 @@ def has_learned_lr(distilled: DistilledSet) -> bool:
 def budget(distilled: DistilledSet) -> tuple[int, FillName]:
     """Images per class of a set, and how its run filled up classes that have fewer."""
     config = distilled.provenance.get("config", {})
-    per_class = len(distilled.images) // len(distilled.classes)
+    per_class = len(distilled.stored_pair[0]) // len(distilled.classes)
     return config.get("ipc") or max(1, per_class), config.get("fill", "none")
 
 
