@@ -15,7 +15,7 @@ from limbeck.report.heat_map import heat_maps
 from limbeck.report.plots import Line, Plot, Values, mean_with_range, plot
 from limbeck.report.records import Run, finite
 from limbeck.report.robustness import robustness_tables
-from limbeck.report.text import NONE, count, duration, per_class, percent, size
+from limbeck.report.text import NONE, count, count_sides, duration, per_class, percent, size
 from limbeck.report.verdict import (
     describe_row,
     gain_of,
@@ -45,6 +45,7 @@ def view_run(run: Run) -> dict[str, Any]:
         "facts": _facts(run),
         "is_coreset": is_coreset,
         "tiles": config["factor"] if config.get("factor") not in (None, 1) else None,
+        "is_canvas": count_sides(config, "canvas") > 1,
         "missing": run.missing,
         "pictures": [(p.title, p) for p in run.pictures if not (is_coreset and p.name in BEFORE_AND_AFTER)],
         "before_and_after": [(p.title, p) for p in run.pictures if not is_coreset and p.name in BEFORE_AND_AFTER],
@@ -98,8 +99,10 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("Images per class", per_class(ipc, run.meta.config) if ipc else ""),
     ]
     if ipc and train and classes:
-        ratio = train / (ipc * classes)
-        facts.append(("Reduction", f"{ratio:,.1f} times fewer" if ratio < 10 else f"{ratio:,.0f} times fewer"))
+        sides = count_sides(run.meta.config, "canvas")
+        ratio = train / (ipc * classes * sides**2)
+        words = "times fewer pixels" if sides > 1 else "times fewer"
+        facts.append(("Reduction", f"{ratio:,.1f} {words}" if ratio < 10 else f"{ratio:,.0f} {words}"))
     totals = split_totals(data)
     facts.append(("Validation images", count(totals["validation"]) if totals["validation"] else ""))
     if test := totals["test"]:
