@@ -123,6 +123,8 @@ class Job:
     def record(self) -> RunRecord:
         """The content of run.json for this job."""
         task = self.task
+        reading = task.data.origin.describe()
+        source = reading.pop("source")
         threads = {"threads": torch.get_num_threads()} if self.method.depends_on_threads(self.options) else {}
         is_command = Path(sys.argv[0]).name == "limbeck"
         return RunRecord(
@@ -133,7 +135,8 @@ class Job:
             versions=versions(),
             command=shlex.join(["limbeck", *sys.argv[1:]]) if is_command else "(from Python)",
             data=DataRecord.model_validate(task.data.describe()),
-            source=task.data.origin.source,
+            source=source,
+            reading=reading,
             device=str(task.device),
             threads=torch.get_num_threads(),
             implementation_because=task.choice.reason,

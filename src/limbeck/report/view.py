@@ -126,7 +126,7 @@ FROM_PYTHON = """import json, pathlib, limbeck
 
 config = json.loads(pathlib.Path("run.json").read_text())["config"]  # of this folder
 options = {name: value for name, value in config.items() if name not in ("method", "data", "experts", "code")}
-limbeck.distill(DATA, method=config["method"], out="runs/again", **options)"""
+"""
 
 
 def _how_to_repeat(run: Run) -> str:
@@ -135,9 +135,12 @@ def _how_to_repeat(run: Run) -> str:
         return run.meta.command
     if not run.meta.config or run.meta.config.get("code"):  # a method of the user's own has to be there first
         return run.meta.command or NONE
+    reading = {name: value for name, value in run.meta.reading.items() if value is not None and name.isidentifier()}
     source = f"{run.meta.source!r}" if run.meta.source else "data"
+    arguments = ", ".join([source, *(f"{name}={value!r}" for name, value in reading.items())])
     experts = f"experts={run.experts.store!r}, " if run.meta.config.get("experts") not in (None, "none") else ""
-    return FROM_PYTHON.replace("DATA, ", f"{source}, {experts}")
+    call = f'limbeck.distill(data, {experts}method=config["method"], out="runs/again", **options)'
+    return f"{FROM_PYTHON}data = limbeck.load_data({arguments})\n{call}"
 
 
 def _spell_out(match: re.Match[str]) -> str:
