@@ -74,8 +74,8 @@ def evaluate_run(job: Job, listen: Listener) -> list[ResultRow]:
         row = logged.get(("distilled", which))
         same = rows[0] if rows and rows[0].step == distilled.provenance["step"] else None
         if not job.learns_lr:  # of a row in the log too: the file may have that of another evaluation since
-            known = row or same
-            distilled = _with_lr(job, distilled, which, key, None if known is None else known.lr, listen)
+            reference = row or same
+            distilled = _with_lr(job, distilled, which, key, None if reference is None else reference.lr, listen)
         if row is None:
             if same is not None:  # the same set, so the same bits
                 row = same.model_copy(update={"which": which})
