@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import limbeck
 from limbeck.core.errors import UserError
 from limbeck.core.rng import make_generator
 from limbeck.data.augment import DSA, CanvasCrop, toroidal_crop
+from limbeck.evaluation.baselines import baseline_images
+from limbeck.evaluation.counts import budget
 from limbeck.experts import ExpertConfig
+from limbeck.interop.card import read_facts
+from limbeck.interop.export import export_set
 from limbeck.methods import MethodInputs
 from limbeck.methods.trajectory_matching import init_synthetic_set
 from limbeck.select import select_per_class
@@ -97,3 +103,37 @@ def test_from_canvases_to_an_evaluated_set(method: str, tmp_path: Path) -> None:
     assert result.pictures().shape == (10, 1, 16, 16)
     rows = limbeck.evaluate(run)
     assert [row.which for row in rows] == ["last", "chosen"]
+
+
+def test_canvases_are_compared_with_real_images_of_as_many_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIMBECK_HOME", str(tmp_path / "home"))
+    run = distilled(tmp_path, method="mtt")
+    assert budget(limbeck.load(run)) == (4, "repeat")
+    rows = [path for path in (tmp_path / "home" / "baselines").iterdir() if "full" not in path.name]
+    assert [json.loads(path.read_text())["description"]["ipc"] for path in rows] == [4, 4]
+    with Image.open(run / "previews" / "random.png") as picture, Image.open(run / "previews" / "last.png") as own:
+        assert picture.height > 1.5 * own.height  # 4 rows of 8 pixels beside 1 of 16, with the names of classes
+    limbeck.evaluate(run, networks="same")
+    assert {path.name for path in rows} == {
+        path.name for path in (tmp_path / "home" / "baselines").iterdir() if "full" not in path.name
+    }
+    assert json.loads((run / "results.json").read_text())["ipc"] == 1
+    report = (run / "report.html").read_text()
+    assert "10 images (1 per class) of digits" in report
+    assert "40 random real images" in report
+    assert "1 of 2 x 2 image sides" in report
+    export_set(limbeck.load(run), tmp_path / "npz", "npz", read_facts(run))
+    assert "random and kmeans images there are 4 for every canvas" in (tmp_path / "npz" / "README.md").read_text()
+
+
+def test_canvases_of_more_pixels_than_a_class_has_are_not_refused(tmp_path: Path) -> None:
+    job = limbeck.prepare("digits", method="mtt", canvas=12, init="noise", num_experts=1, out=tmp_path / "run")
+    counts = job.task.data.train.counts(10)
+    ipc, fill = job.budget
+    assert max(counts) < ipc == 144
+    images, labels = baseline_images(job.task, "random", ipc, 0, fill)
+    assert labels.bincount().tolist() == [ipc] * 10
+    for label, count in enumerate(counts):
+        assert len(images[labels == label].unique(dim=0)) >= count - 1  # all that there are; some may be equal

@@ -19,6 +19,7 @@ from limbeck.cli.info import describe
 from limbeck.data import ImageData, Split, load_data
 from limbeck.data.assemble import assemble
 from limbeck.data.images import RawData
+from limbeck.evaluation.counts import budget
 from limbeck.evaluation.run import evaluate
 from limbeck.interop import describe_pt, import_set
 from limbeck.interop.set_files import VARIANTS
@@ -236,6 +237,20 @@ def test_idc_at_several_scales(tmp_path: Path, digits: ImageData) -> None:
     expected = expected[torch.cat([targets for _, targets in parts]).argsort(stable=True)]
     torch.testing.assert_close(distilled.pictures()[distilled.labels.argsort(stable=True)], expected)
     assert distilled.provenance["which"] == "best"
+
+
+@pytest.mark.parametrize("preprocess", ["normalise", "zca"])
+def test_the_budget_of_idc_is_its_mosaics(tmp_path: Path, colour: ImageData, preprocess: str) -> None:
+    path = tmp_path / "x_factor2_multi_ipc2" / "data.pt"
+    _, labels = save_idc(path, 2, (3, 8, 8))
+    distilled = import_set(path, colour, preprocess=preprocess)
+    stored, stored_labels = distilled.stored_pair
+    assert (len(distilled.images), len(stored), budget(distilled)) == (20 * 5, 20, (2, "none"))
+    assert torch.equal(stored_labels, labels)
+    distilled.save(tmp_path / "set.safetensors")
+    loaded = load(tmp_path / "set.safetensors")
+    assert torch.equal(loaded.images, distilled.images)
+    assert torch.equal(loaded.stored_pair[0], stored)
 
 
 def test_idc_needs_a_factor_and_pixels(tmp_path: Path, digits: ImageData) -> None:

@@ -184,10 +184,50 @@ def test_the_code_that_repeats_a_run_from_python_makes_the_same_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = distill_minimal(tmp_path / "run", lr_img=3.0)
+    assert repeat(run, monkeypatch).record().key == read_json(run / "run.json")["key"]
+
+
+def write_folders(path: Path, count: int) -> Path:
+    pixels = np.random.default_rng(count).integers(0, 200, (2, count, 20, 16), dtype=np.uint8)
+    for label, images in enumerate(pixels):
+        (path / str(label)).mkdir(parents=True)
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(path / str(label) / f"{i}.png")
+    return path
+
+
+@pytest.mark.parametrize("seed", [0, 4])  # of the split, where the images were loaded before
+@pytest.mark.parametrize("has_test", [False, True])
+def test_the_code_that_repeats_a_run_reads_the_data_as_the_run_did(
+    seed: int, has_test: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data: Any = str(write_folders(tmp_path / "simple", 30))
+    reading: dict[str, Any] = {
+        "resize": (12, 10),
+        "resize_mode": "crop",
+        "validation": 0.3,
+        "pixel_range": (0, 200),
+        "follow_links": True,
+    }
+    if has_test:
+        reading["test"] = str(write_folders(tmp_path / "other", 10))
+    if seed:
+        data, reading = limbeck.load_data(data, seed=seed, **reading), {}
+    evaluation = limbeck.EvalConfig(networks=1, epochs=1, full_networks=0, baselines=())
+    options = {"model": limbeck.ModelConfig(width=4), "eval": evaluation}
+    run = limbeck.distill(data, method="random", out=tmp_path / "run", **options, **reading)
+    job = repeat(run, monkeypatch)
+    assert job.task.data.fingerprint == read_json(run / "run.json")["data"]["fingerprint"]
+    assert job.record().key == read_json(run / "run.json")["key"]
+
+
+def repeat(run: Path, monkeypatch: pytest.MonkeyPatch) -> limbeck.Job:
+    """The job that the code in the report of a run prepares."""
     code = re.findall(r'<pre class="wrap">(.*?)</pre>', (run / "report.html").read_text(encoding="utf-8"), re.DOTALL)[0]
     monkeypatch.chdir(run)
     monkeypatch.setattr(limbeck, "distill", limbeck.prepare)
     namespace: dict[str, Any] = {}
     *lines, last = unescape(code).splitlines()
     exec("\n".join([*lines, f"job = {last}"]), namespace)
-    assert namespace["job"].record().key == read_json(run / "run.json")["key"]
+    job: limbeck.Job = namespace["job"]
+    return job

@@ -16,6 +16,7 @@ from limbeck.data.augment import DSA, CanvasCrop
 from limbeck.networks.losses import CrossEntropy
 from limbeck.networks.registry import MODELS, ModelConfig, flat_model
 from limbeck.synthetic.distilled import DistilledSet
+from limbeck.synthetic.recipe import CHOSEN_LR
 from limbeck.task import Task
 from limbeck.training.module import train_module
 from limbeck.training.plain import final_parameters, make_schedule, train
@@ -94,7 +95,7 @@ def test_what_the_recipe_says_is_done(change: dict[str, str], small: DistilledSe
     def trained(distilled: DistilledSet) -> Tensor:
         network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
         network[1].load_state_dict(start)
-        return flat_parameters(distilled.train(network))
+        return flat_parameters(distilled.train(network, lr=0.003))
 
     changed = replace(soft, recipe={**soft.recipe, **change})
     assert not torch.equal(trained(changed), trained(soft))
@@ -116,6 +117,11 @@ def test_what_cannot_be_followed_is_refused(small: DistilledSet) -> None:
             replace(small, recipe={**small.recipe, **change}).train(network)
     with pytest.raises(UserError, match="epochs"):
         replace(small, recipe={"augment": "none"}).train(network)
+    adamw = replace(small, recipe={**small.recipe, "optimiser": "adamw"})
+    with pytest.raises(UserError, match=r"0.03 was learned with SGD, and its recipe trains by AdamW; .*lr=0.001"):
+        adamw.train(network)
+    chosen = replace(adamw, provenance={"lr": CHOSEN_LR})
+    assert chosen.train(network) is network
     with pytest.raises(UserError, match="no parameters"):
         small.train(nn.Flatten())
 

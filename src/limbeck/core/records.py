@@ -104,6 +104,7 @@ class RunRecord(Record):
     """run.json: the record of a run.
 
     config, key: everything that determines the result, and its content key.
+    source, reading: where the data lies, and how it was read: the arguments of `load_data`.
     computed, validation: the conditions under which figures are computed, and how sets are validated on the way; both
         have to agree before a run is continued.
     """
@@ -116,6 +117,7 @@ class RunRecord(Record):
     command: str = ""
     data: DataRecord = DataRecord()
     source: str | None = None
+    reading: dict[str, JsonValue] = {}
     device: str = ""
     threads: int | None = None
     implementation_because: str | None = None

@@ -106,7 +106,7 @@ def make_real_trials(
     advance = partial(listen, {"event": "advance", "text": f"{'all training' if name == 'full' else name} images"})
     if name == "full":
         config = without_teachers(config)
-        lr = FULL_LR if config.learns_as_the_set else FULL_ADAMW_LR
+        lr = FULL_LR if config.optimiser == "sgd" else FULL_ADAMW_LR
         trials = make_trials(lambda _seed: task.train, config.full_schedule(lr), config.full_networks, child)
     else:
         draw_set = real_images(task, name, ipc, fill)

@@ -8,12 +8,11 @@ from itertools import groupby
 import torch
 
 from limbeck.evaluation.baselines import baseline_names, count_missing, count_networks
+from limbeck.evaluation.protocol import EvalConfig
 from limbeck.evaluation.sets import Evaluation
 from limbeck.select import FillName
 from limbeck.synthetic.distilled import DistilledSet
-
-CHOSEN_LR = "chosen on validation"
-"""The `lr` in the provenance of a set whose method learns no step size."""
+from limbeck.synthetic.recipe import CHOSEN_LR, lr_optimiser
 
 
 def has_learned_lr(distilled: DistilledSet) -> bool:
@@ -21,11 +20,33 @@ def has_learned_lr(distilled: DistilledSet) -> bool:
     return distilled.provenance.get("lr") != CHOSEN_LR
 
 
+def has_lr_for(distilled: DistilledSet, config: EvalConfig) -> bool:
+    """Whether a set's step size is for the optimiser by which its networks are trained; else one has to be chosen."""
+    return lr_optimiser(distilled) == config.optimiser
+
+
+def stored_per_class(distilled: DistilledSet) -> int:
+    """Images per class as a set stores them: mosaics, where training images are tiles."""
+    ipc: int | None = distilled.provenance.get("config", {}).get("ipc")
+    return ipc or max(1, len(distilled.stored_pair[0]) // len(distilled.classes))
+
+
+def match_pixels(ipc: int, canvas: int, fill: FillName) -> tuple[int, FillName]:
+    """Real images per class with as many pixels as `ipc` canvases, and how classes with fewer are filled up.
+
+    canvas: A canvas is so many image sides high and wide; 1 for images of the data's size. Canvases may start from
+        noise where a class has fewer real images than have their pixels: it gives all that it has, repeated.
+
+    >>> match_pixels(10, 1, "none"), match_pixels(10, 2, "none")
+    ((10, 'none'), (40, 'repeat'))
+    """
+    return (ipc, fill) if canvas == 1 else (ipc * canvas**2, "repeat" if fill == "none" else fill)
+
+
 def budget(distilled: DistilledSet) -> tuple[int, FillName]:
-    """Images per class of a set, and how its run filled up classes that have fewer."""
+    """Real images per class that a set is compared with, and how classes that have fewer are filled up."""
     config = distilled.provenance.get("config", {})
-    per_class = len(distilled.images) // len(distilled.classes)
-    return config.get("ipc") or max(1, per_class), config.get("fill", "none")
+    return match_pixels(stored_per_class(distilled), config.get("canvas") or 1, config.get("fill", "none"))
 
 
 def by_task(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
@@ -57,7 +78,7 @@ def count_on_network(sets: Sequence[Evaluation]) -> int:
 def count_set_networks(evaluation: Evaluation) -> int:
     """How many networks `run_on_networks` trains on a set."""
     config, distilled = evaluation.config, evaluation.distilled
-    if not config.learns_as_the_set:
+    if not has_lr_for(distilled, config):
         return config.networks * (1 + len(config.baseline_lrs))
     if evaluation.is_own:
         return config.networks
@@ -66,8 +87,8 @@ def count_set_networks(evaluation: Evaluation) -> int:
 
 def count_set_rows(evaluation: Evaluation) -> int:
     """How many rows `run_on_networks` has of a set."""
-    has_two = not evaluation.is_own and evaluation.config.learns_as_the_set and has_learned_lr(evaluation.distilled)
-    return 1 + has_two
+    config, distilled = evaluation.config, evaluation.distilled
+    return 1 + (not evaluation.is_own and has_lr_for(distilled, config) and has_learned_lr(distilled))
 
 
 def count_tested_networks(evaluations: Sequence[Evaluation], names: Sequence[str] = ()) -> int:

@@ -115,11 +115,6 @@ class EvalConfig(BaseModel):
         return self.model_copy(update=ADDED)
 
     @property
-    def learns_as_the_set(self) -> bool:
-        """Whether networks are trained by the optimiser for which a set's own step size is."""
-        return self.optimiser == "sgd"
-
-    @property
     def label(self) -> str | None:
         """What rows say of the protocol; None for the field's.
 

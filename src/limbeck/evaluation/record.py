@@ -11,7 +11,7 @@ from limbeck.core.files import content_key, write_json
 from limbeck.core.locks import locked
 from limbeck.core.record_files import read_record
 from limbeck.core.records import DataName
-from limbeck.evaluation.counts import budget
+from limbeck.evaluation.counts import stored_per_class
 from limbeck.evaluation.sets import Evaluation
 from limbeck.synthetic.distilled import DistilledSet
 
@@ -46,7 +46,7 @@ def make_record(
         key=content_key(description),
         data=DataName(name=data.name, fingerprint=data.fingerprint),
         classes=list(data.classes),
-        ipc=budget(first.distilled)[0],
+        ipc=stored_per_class(first.distilled),
         seed=seed,
         protocol=protocol or config.describe(first.task.augment.strategy),
         computed={

@@ -26,6 +26,7 @@ from limbeck.evaluation.counts import (
     count_on_network,
     count_tested_baselines,
     has_learned_lr,
+    has_lr_for,
     train_alike,
 )
 from limbeck.evaluation.outcome import describe_classes, describe_outcomes, warn_of_divergence
@@ -62,7 +63,7 @@ def evaluate_distilled(
 
     For another optimiser than that which this step size is for, one is chosen on validation.
     """
-    lr = distilled.lr if config.learns_as_the_set else choose_lr(task, distilled, config, seed, which, listen)
+    lr = distilled.lr if has_lr_for(distilled, config) else choose_lr(task, distilled, config, seed, which, listen)
     advance = partial(listen, {"event": "advance", "text": f"distilled, {which}"})
     trials = _make_trials(task, distilled, config, lr, seed)
     outcomes = run_trials(task, trials, task.test, advance, make_training(task, config))
@@ -114,7 +115,7 @@ def evaluate_sets(evaluations: Sequence[Evaluation], seed: int, listen: Listener
         task, distilled, which, config, *_ = evaluation
         set_switches(task.device, task.precision)
         make_training(task, config, listen)  # so that teachers are stored
-        chooses = not config.learns_as_the_set
+        chooses = not has_lr_for(distilled, config)
         total = config.networks * (1 + chooses * len(config.baseline_lrs) + (evaluation.robustness is not None))
         listen({"event": "stage", "name": "evaluate", "total": total, "unit": "network"})
         lr = choose_lr(task, distilled, config, seed, which, listen) if chooses else distilled.lr
@@ -178,7 +179,7 @@ def _rows_of_set(evaluation: Evaluation, seed: int, listen: Listener) -> list[Ev
     """One row where the network is the set's own, else one for its own step size and one for the best on validation."""
     task, distilled, which, config, is_own, *_ = evaluation
     rows = []
-    if not config.learns_as_the_set:
+    if not has_lr_for(distilled, config):
         is_own = False
     elif has_learned_lr(distilled):
         rows.append(_evaluate(evaluation, distilled.lr, "set", seed, listen))

@@ -183,6 +183,8 @@ def _read_recipe(
             options = protocol.model_dump()
         elif protocol not in (None, "regression"):
             options = {"protocol": protocol}
+        elif changes.get("optimiser", recipe.get("optimiser", "sgd")) != recipe.get("optimiser", "sgd"):
+            options.pop("baseline_lrs", None)  # the run's are for its own optimiser
         return network, augment, EvalConfig(**{**options, **changes})
     except KeyError as error:
         raise UserError(f"the set's recipe says nothing of {shorten(error)}; make the set again.") from None

@@ -15,12 +15,15 @@ from limbeck.interop.hub import describe_for_hub
 from limbeck.interop.portable import LABELS, folder_names
 from limbeck.interop.rounding import RoundingLoss, clipped_fraction
 from limbeck.synthetic.distilled import DistilledSet
+from limbeck.synthetic.recipe import lr_optimiser, name_optimiser
 
 CARD = "README.md"
 MAX_CLASSES = 100  # that a card lists
 UNKNOWN = "unknown"
 ROUNDED = ("imagefolder", "hf")
 """Styles in which images are pictures of 8 bits that somebody trains on."""
+BY_SGD = ("mtt", "datm", "ddranking")
+"""Styles that are read by code which trains by SGD."""
 HEADS = {"hf": describe_for_hub}
 """(set, folder, license) -> what comes before the text of a card."""
 
@@ -65,11 +68,17 @@ def describe_export(distilled: DistilledSet, to: str, most: int = 8) -> list[str
             f"the set stores {stored} mosaics, from which these {count} training images are cut; limbeck counts the "
             "former, and compares with as many real images, and other code that reads the files counts the latter"
         )
+    if to in BY_SGD and (optimiser := name_optimiser(lr_optimiser(distilled))) != "SGD":
+        notes.append(
+            f"its step size was chosen for {optimiser}, and the code that reads these files trains by SGD: choose "
+            "another on validation"
+        )
     if canvas := canvas_factor(distilled):
         height, width = distilled.images.shape[2:]
         notes.append(
             f"its images are canvases, {height} x {width}: networks are trained on random windows of "
-            f"{height // canvas} x {width // canvas}, which continue at the opposite edge"
+            f"{height // canvas} x {width // canvas}, which continue at the opposite edge; limbeck compares with "
+            f"{canvas * canvas} real images for each, which have as many pixels"
         )
     return notes
 
@@ -162,7 +171,10 @@ def _describe_recipe(distilled: DistilledSet, space: Path) -> list[str]:
     recipe = distilled.recipe
     network = {name: value for name, value in (recipe.get("model") or {}).items() if value is not None}
     options = {name: recipe[name] for name in ("epochs", "batch_size", "momentum", "weight_decay") if name in recipe}
-    parts = [f"Network input: {_describe_space(space)}", f"Step size: {distilled.lr:.6g}"]
+    step_for = name_optimiser(lr_optimiser(distilled))
+    if (by := name_optimiser(recipe.get("optimiser"))) != step_for:
+        step_for += f"; the evaluation trains by {by}, with a step size that is chosen on validation"
+    parts = [f"Network input: {_describe_space(space)}", f"Step size: {distilled.lr:.6g}, for {step_for}"]
     for title, values in (("Network", network), ("Training", options)):
         if values:
             parts.append(f"{title}: {', '.join(f'{name} {value}' for name, value in values.items())}")
@@ -191,10 +203,12 @@ def _describe_results(distilled: DistilledSet, facts: CardFacts) -> list[str]:
             for row in rows
         ),
     ]
-    stored = len(distilled.stored_pair[0])
-    budget = (
-        [] if stored == len(distilled.images) else [f"Of random and kmeans images, as of mosaics, there are {stored}."]
-    )
+    stored, canvas = len(distilled.stored_pair[0]), canvas_factor(distilled)
+    budget = [f"Of random and kmeans images, as of mosaics, there are {stored}."]
+    if canvas:
+        budget = [f"Of random and kmeans images there are {canvas * canvas} for every canvas, of as many pixels."]
+    elif stored == len(distilled.images):
+        budget = []
     loss = [] if facts.loss is None else [f"As pictures: {facts.loss.text}."]
     return ["## Accuracy", *(["\n".join(table), *budget] if rows else []), *loss]
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from limbeck.interop.hub import PARQUET
 from limbeck.interop.portable import LABELS, NPZ, PREPROCESS
 from limbeck.synthetic.distilled import DistilledSet
+from limbeck.synthetic.recipe import lr_optimiser
 
 
 def canvas_factor(distilled: DistilledSet) -> int:
@@ -153,6 +154,9 @@ def training_code(distilled: DistilledSet, to: str) -> str:
     grid = max(1, min(4, min(size) // 4))
     epochs, batch = int(recipe.get("epochs", 1000)), int(recipe.get("batch_size", 256))
     momentum, decay = float(recipe.get("momentum", 0.9)), float(recipe.get("weight_decay", 5e-4))
+    optimiser = f"optimiser = torch.optim.SGD(net.parameters(), LR, momentum={momentum:g}, weight_decay={decay:g})"
+    if lr_optimiser(distilled) == "adamw":
+        optimiser = f"optimiser = torch.optim.AdamW(net.parameters(), LR, weight_decay={decay:g})"
     tensors, formula = _SPACE[distilled.preprocess.kind]
     crop = [
         f"        shift = torch.randint({min(height, width)}, (2,)).tolist()  # images are canvases: a random window",
@@ -180,7 +184,7 @@ def training_code(distilled: DistilledSet, to: str) -> str:
         f"    nn.Flatten(), nn.Linear({64 * grid * grid}, {len(distilled.classes)}),",
         ")",
         f"EPOCHS, LR = {epochs}, {distilled.lr:.6g}  # the step size belongs to the set's own network; try others too",
-        f"optimiser = torch.optim.SGD(net.parameters(), LR, momentum={momentum:g}, weight_decay={decay:g})",
+        optimiser,
         "for epoch in range(EPOCHS):",
         *drop,
         f"    for rows in torch.randperm(len(x)).split({batch}):",

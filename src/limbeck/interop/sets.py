@@ -27,8 +27,8 @@ from limbeck.interop.set_files import (
     read_name,
 )
 from limbeck.networks.registry import ModelConfig
-from limbeck.synthetic.distilled import DistilledSet
-from limbeck.synthetic.tiles import Partition
+from limbeck.synthetic.distilled import DistilledSet, Mosaics
+from limbeck.synthetic.tiles import make_partition, tile_sides
 
 LR = 0.01
 """Step size of the evaluation of DC, DSA, DM, DataDAM and IDC, whose sets have none of their own."""
@@ -111,7 +111,7 @@ def import_set(
         _refuse_options(path, experiment=experiment)
         origin = read_name(path, sets.kind)
         factor = origin.factor if factor is None else factor
-        images, labels = _read_mosaics(sets, path, loaded, factor, origin.multi, notes)
+        images, labels, factor = _read_mosaics(sets, path, loaded, factor, origin.multi, notes)
         which = "best" if path.stem.endswith("best") else None
         step_size = _fixed_step_size(lr, notes)
     else:
@@ -129,8 +129,13 @@ def import_set(
     network = _choose_network(model, origin, loaded, notes)
     labels = _order_labels(labels, origin, loaded, notes)
     notes += _describe_missing(labels, loaded)
+    images = input_space.apply(images) if is_pixels else images
+    mosaics = None
+    if is_pixels and factor is not None and factor > 1:
+        mosaics = Mosaics(images, labels, make_partition(input_space, factor, "multi" if origin.multi else "single"))
+        images, labels = mosaics.partition(images, labels)
     return DistilledSet(
-        input_space.apply(images) if is_pixels else images,
+        images,
         labels,
         step_size,
         input_space,
@@ -148,6 +153,7 @@ def import_set(
             "step": int(which) if sets is None and which and which.isdecimal() else None,
             "imported": {"file": path.name, "notes": notes},
         },
+        mosaics=mosaics,
     )
 
 
@@ -240,8 +246,8 @@ def _describe_accuracies(sets: SetFile, index: int) -> list[str]:
 
 def _read_mosaics(
     sets: SetFile, path: Path, data: ImageData, factor: int | None, multi: bool, notes: list[str]
-) -> tuple[Tensor, Tensor]:
-    """A set of IDC or DREAM as training images: every image in the file is a mosaic of factor x factor of them."""
+) -> tuple[Tensor, Tensor, int]:
+    """A set of IDC or DREAM as in the file, and its factor: every image is a mosaic of factor x factor tiles."""
     images, labels = _read_result(sets, 0, path, data, notes)
     low, high = float(images.min()), float(images.max())
     if low < -1 or high > 2:  # the steps after the last clamp leave 0..1 by a little
@@ -258,14 +264,14 @@ def _read_mosaics(
             f"{path} does not say how many tiles each of its images holds, and no folder name with _factorN does: give "
             "--factor 1 for IDC-I, 2 for IDC, or 3 for IDC on ImageNet."
         )
-    if factor == 1:
-        return images, labels
-    images, labels = Partition(factor, "multi" if multi else "single", pad=(0.5,))(images, labels)
-    also = ", and by every smaller number" if multi else ""
-    notes.append(
-        f"each of its images was cut into {factor} x {factor} tiles{also}, enlarged: {len(images)} training images"
-    )
-    return images, labels
+    tile_sides(data.size, factor)
+    if factor > 1:
+        also = ", and by every smaller number" if multi else ""
+        count = len(images) * sum(k * k for k in range(1 if multi else factor, factor + 1))
+        notes.append(
+            f"each of its images was cut into {factor} x {factor} tiles{also}, enlarged: {count} training images"
+        )
+    return images, labels, factor
 
 
 def _choose_preprocess(preprocess: str | None, origin: Origin, is_pixels: bool, notes: list[str]) -> str:

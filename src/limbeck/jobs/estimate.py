@@ -30,6 +30,7 @@ from limbeck.evaluation.counts import (
     count_set_networks,
     count_tested_baselines,
     count_tested_networks,
+    has_lr_for,
     without_repeats,
 )
 from limbeck.evaluation.outcome import measure
@@ -85,7 +86,7 @@ def estimate(job: Job) -> Estimate:
     else:
         synthetic = _rehearse(job)[0].synthetic
     config = job.config
-    baselines = _baseline_seconds(job.task, config.eval, config.ipc, config.fill, config.seed)
+    baselines = _baseline_seconds(job.task, config.eval, *job.budget, config.seed)
     seconds["evaluate"] = _evaluation_seconds(job, synthetic) + baselines
     return Estimate(seconds, store_bytes, baselines, step, left)
 
@@ -113,7 +114,7 @@ def estimate_evaluation(evaluations: Sequence[Evaluation], seed: int | None = No
     for evaluation in without_repeats(evaluations):
         task, config, distilled = evaluation.task, evaluation.config, evaluation.distilled
         pair = distilled.images.to(task.device), distilled.labels.to(task.device)
-        chooses = 1 + len(config.baseline_lrs) * (not config.learns_as_the_set)
+        chooses = 1 + len(config.baseline_lrs) * (not has_lr_for(distilled, config))
         networks = config.networks * chooses if seed is None else count_set_networks(evaluation)
         seconds[names[evaluation.network]] += _evaluated_seconds(task, pair, config, networks)
     for first in {evaluation.task: evaluation for evaluation in evaluations}.values():
@@ -291,7 +292,7 @@ def _validation_seconds(job: Job, synthetic: SyntheticSet, left: int) -> float:
 def _evaluation_seconds(job: Job, synthetic: SyntheticSet) -> float:
     """Seconds to evaluate the last and the chosen set, by the common protocol and by their own."""
     task, config, pair = job.task, job.config.eval, synthetic.training_pair()
-    networks = config.networks * (1 if job.learns_lr else 1 + len(config.baseline_lrs))
+    networks = config.networks * (1 if job.has_own_lr else 1 + len(config.baseline_lrs))
     seconds = 2 * _evaluated_seconds(task, pair, config, networks) + _teacher_seconds(task, config)
     if "targets" in synthetic.extra:
         regression = RegressionConfig(networks=config.networks)

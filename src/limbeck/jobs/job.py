@@ -22,6 +22,7 @@ from limbeck.core.short_repr import short_repr
 from limbeck.core.types import Trajectory
 from limbeck.core.user_code import source_key
 from limbeck.data import READING, DataSource, load_data
+from limbeck.evaluation.counts import match_pixels
 from limbeck.evaluation.protocol import ADDED
 from limbeck.experts.config import ExpertConfig
 from limbeck.experts.handle import Experts
@@ -33,6 +34,7 @@ from limbeck.jobs.rehearsal import check_plan
 from limbeck.methods import DataFacts, Method, MethodInputs, Plan, find_method, name_methods_with
 from limbeck.methods.initial import find_own_selector
 from limbeck.networks.registry import find_network
+from limbeck.select import FillName
 from limbeck.task import Task, make_task, restore_switches
 
 DEFAULT_NUM_EXPERTS = 10
@@ -108,9 +110,21 @@ class Job:
         """Whether the method learns the step size; otherwise one is chosen on validation, as for real images."""
         return "log_lr" in self.method.learns
 
+    @property
+    def has_own_lr(self) -> bool:
+        """Whether networks are evaluated with the step size that is learned: by SGD, with which it is."""
+        return self.learns_lr and self.config.eval.optimiser == "sgd"
+
+    @property
+    def budget(self) -> tuple[int, FillName]:
+        """Real images per class that the set is compared with, and how classes that have fewer are filled up."""
+        return match_pixels(self.config.ipc, getattr(self.options, "canvas", 1), self.config.fill)
+
     def record(self) -> RunRecord:
         """The content of run.json for this job."""
         task = self.task
+        reading = task.data.origin.describe()
+        source = reading.pop("source")
         threads = {"threads": torch.get_num_threads()} if self.method.depends_on_threads(self.options) else {}
         is_command = Path(sys.argv[0]).name == "limbeck"
         return RunRecord(
@@ -121,7 +135,8 @@ class Job:
             versions=versions(),
             command=shlex.join(["limbeck", *sys.argv[1:]]) if is_command else "(from Python)",
             data=DataRecord.model_validate(task.data.describe()),
-            source=task.data.origin.source,
+            source=source,
+            reading=reading,
             device=str(task.device),
             threads=torch.get_num_threads(),
             implementation_because=task.choice.reason,

@@ -30,7 +30,6 @@ from limbeck.core.records import (
 )
 from limbeck.core.rng import derive_seed
 from limbeck.evaluation.baselines import count_missing_baselines, evaluate_baselines
-from limbeck.evaluation.counts import CHOSEN_LR
 from limbeck.evaluation.protocol import EvalConfig
 from limbeck.evaluation.regression import RegressionConfig, random_targets, regression_rows
 from limbeck.evaluation.run import evaluate_distilled
@@ -39,6 +38,7 @@ from limbeck.evaluation.trials import best_lr
 from limbeck.jobs.job import Job
 from limbeck.jobs.record import RESULTS
 from limbeck.synthetic.distilled import DistilledSet, load
+from limbeck.synthetic.recipe import CHOSEN_LR
 from limbeck.task import Task
 
 
@@ -63,26 +63,27 @@ def evaluate_run(job: Job, listen: Listener) -> list[ResultRow]:
     key = evaluation_key(job.task, config.eval, sets["last"].provenance["step"])
     logged = {(line.set, line.which): line.row for line in folder.lines(ResultLine) if line.evaluation == key}
     make_training(job.task, config.eval, listen)  # so that teachers are stored
-    has_lr = job.learns_lr and config.eval.learns_as_the_set
-    networks = config.eval.networks * (1 if has_lr else 1 + len(config.eval.baseline_lrs))
+    networks = config.eval.networks * (1 if job.has_own_lr else 1 + len(config.eval.baseline_lrs))
     missing = {one.provenance["step"] for which, one in sets.items() if ("distilled", which) not in logged}
-    real = count_missing_baselines(job.task, config.ipc, config.eval, config.seed, config.fill)
+    ipc, fill = job.budget
+    real = count_missing_baselines(job.task, ipc, config.eval, config.seed, fill)
     total = len(missing) * networks + real
     listen({"event": "stage", "name": "evaluate", "total": total, "unit": "network"})
     rows: list[ResultRow] = []
     for which, distilled in sets.items():
         row = logged.get(("distilled", which))
+        same = rows[0] if rows and rows[0].step == distilled.provenance["step"] else None
+        if not job.learns_lr:  # of a row in the log too: the file may have that of another evaluation since
+            reference = row or same
+            distilled = _with_lr(job, distilled, which, key, None if reference is None else reference.lr, listen)
         if row is None:
-            same = rows[0] if rows and rows[0].step == distilled.provenance["step"] else None
-            if not job.learns_lr:
-                distilled = _with_lr(job, distilled, which, key, None if same is None else same.lr, listen)
             if same is not None:  # the same set, so the same bits
                 row = same.model_copy(update={"which": which})
             else:
                 row = evaluate_distilled(job.task, distilled, config.eval, config.seed, which, listen)
             folder.line(ResultLine(**row.to_json(), evaluation=key))
         rows.append(row)
-    rows += evaluate_baselines(job.task, config.ipc, config.eval, config.seed, listen, config.fill)
+    rows += evaluate_baselines(job.task, ipc, config.eval, config.seed, listen, fill)
     return rows + _rows_by_targets(job, sets, key, listen)
 
 
@@ -128,7 +129,7 @@ def _rows_by_targets(job: Job, sets: dict[str, DistilledSet], key: str, listen: 
     config = RegressionConfig(networks=job.config.eval.networks)
     listen({"event": "stage", "name": "own protocol", "total": 6 * config.networks, "unit": "network"})
     subjects: list[tuple[str, str | None, DistilledSet]] = [("distilled", which, sets[which]) for which in sets]
-    images, targets = random_targets(task, job.config.ipc, job.config.fill, seed)
+    images, targets = random_targets(task, *job.budget, seed)
     subjects.append(("random", None, replace(sets["last"], images=images, targets=targets)))
     rows = []
     for name, which, distilled in subjects:

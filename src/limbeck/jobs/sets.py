@@ -49,9 +49,10 @@ def write_set(job: Job, which: str, synthetic: SyntheticSet, step: int) -> None:
 def write_real_images(job: Job) -> None:
     """Draw the random and k-means images of the first network of their rows, where they are not drawn yet."""
     task, config = job.task, job.config
+    ipc, fill = job.budget
     for name in config.eval.baselines:
         if not (job.path / "previews" / f"{name}.png").exists():
-            images, labels = baseline_images(task, name, config.ipc, config.seed, config.fill)
+            images, labels = baseline_images(task, name, ipc, config.seed, fill)
             _draw(job, task.preprocess.to("cpu").invert(images.cpu()), labels.cpu(), name)
 
 

@@ -258,6 +258,6 @@ CAPTION = """Accuracy in % on test, mean ± standard deviation of n fresh networ
 seeds the mean is over seeds, and the variance is the sum of that within seeds and that between seeds (without the
 scatter of the means of n networks); one network has no deviation (–). "Chosen" is the step with the best validation
 accuracy, "last" the final one. "Random" and "k-means" are real images, as many as the set stores: an image of tiles
-counts as one, though networks are trained on its tiles. The test images chose nothing. Of two classes, sensitivity is
-the share of the second class's images that are classified as it, specificity that of the first's, and AUC the area
-under the ROC curve."""
+counts as one, though networks are trained on its tiles, and a canvas as the images whose pixels it has. The test images
+chose nothing. Of two classes, sensitivity is the share of the second class's images that are classified as it,
+specificity that of the first's, and AUC the area under the ROC curve."""

@@ -70,14 +70,22 @@ def duration(seconds: float | None) -> str:
 
 
 def per_class(ipc: int | None, config: Mapping[str, Any]) -> str:
-    """Format the stored images per class of a run, with the tiles that its images hold.
+    """Format the stored images per class of a run, with the tiles that its images hold, or the size of its canvases.
 
     >>> per_class(1, {"factor": 2}), per_class(10, {"factor": 1}), per_class(10, {}), per_class(None, {})
     ('1 of 2 x 2 tiles', '10', '10', '–')
+    >>> per_class(1, {"canvas": 2})
+    '1 of 2 x 2 image sides'
     """
-    factor = config.get("factor")
-    tiles = f" of {factor} x {factor} tiles" if ipc is not None and isinstance(factor, int) and factor > 1 else ""
-    return count(ipc) + tiles
+    tiles, sides = count_sides(config, "factor"), count_sides(config, "canvas")
+    parts = [f" of {n} x {n} {word}" for n, word in ((tiles, "tiles"), (sides, "image sides")) if n > 1]
+    return count(ipc) + "".join(parts if ipc is not None else ())
+
+
+def count_sides(config: Mapping[str, Any], name: str) -> int:
+    """Tiles ("factor") or image sides ("canvas") along a side of a run's stored images; 1 where none are recorded."""
+    value = config.get(name)
+    return value if isinstance(value, int) and value > 1 else 1
 
 
 def count(value: float | None) -> str:

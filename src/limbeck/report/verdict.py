@@ -7,7 +7,7 @@ from math import sqrt
 from limbeck.core.records import DataRecord, ResultRow
 from limbeck.report.heat_map import NAMES
 from limbeck.report.records import Run
-from limbeck.report.text import NONE, count, percent
+from limbeck.report.text import NONE, count, count_sides, percent
 
 
 def headline_row(run: Run) -> ResultRow | None:
@@ -61,7 +61,7 @@ def headline(run: Run) -> str:
             for line in validations[-1:]
         ]
         return f"No result yet for {name}: {step}{''.join(progress)}."
-    number = f"{ipc * classes:,}" if ipc and classes else ""
+    number, area = f"{ipc * classes:,}" if ipc and classes else "", count_sides(run.meta.config, "canvas") ** 2
     kind = {"distilled": "", "kmeans": "k-means"}.get(best.set, best.set)
     per_class = f" ({ipc:,} per class)" if ipc else ""
     noun, verb = ("image", "trains") if number == "1" else ("images", "train")
@@ -74,11 +74,12 @@ def headline(run: Run) -> str:
     for name in ("random", "kmeans"):
         real = comparable_row(run, best, name)
         if real is not None and real is not best:
-            words = f"{NAMES[name].removesuffix('s')}{'' if number == '1' else 's'}"
-            parts.append(f"{number + ' ' if number else ''}{words} {accuracy_of(real)}")
+            total = f"{ipc * classes * area:,}" if number and ipc else ""
+            words = f"{NAMES[name].removesuffix('s')}{'' if total == '1' else 's'}"
+            parts.append(f"{total + ' ' if total else ''}{words} {accuracy_of(real)}")
     if full := comparable_row(run, best, "full"):
-        total = split_totals(data)["train"]
-        parts.append(f"all {count(total) + ' ' if total else ''}training images {accuracy_of(full)}")
+        images = split_totals(data)["train"]
+        parts.append(f"all {count(images) + ' ' if images else ''}training images {accuracy_of(full)}")
     sentence = "; ".join(parts) + (f" (protocol: {best.protocol})." if best.protocol else ".")
     return sentence[0].upper() + sentence[1:]
 
@@ -114,11 +115,19 @@ def verdicts(run: Run) -> list[str]:
         )
     random, kmeans = comparable_row(run, best, "random"), comparable_row(run, best, "kmeans")
     if random is not None and (words := compare_means(best, random)):
-        sentences.append(f"Not better than random: as many random real images reach {accuracy_of(random)}; {words}.")
+        sentences.append(f"Not better than random: {_as_many(run, 'random')} reach {accuracy_of(random)}; {words}.")
     if kmeans is not None and kmeans.accuracy_mean > best.accuracy_mean:
         words = compare_means(best, kmeans)
-        sentences.append(f"As many k-means real images reach {accuracy_of(kmeans)}; {words}.")
+        subject = _as_many(run, "k-means")
+        sentences.append(f"{subject[0].upper()}{subject[1:]} reach {accuracy_of(kmeans)}; {words}.")
     return sentences
+
+
+def _as_many(run: Run, kind: str) -> str:
+    """The real images of a kind that a set is compared with, in words."""
+    if count_sides(run.meta.config, "canvas") > 1:
+        return f"{kind} real images of as many pixels"
+    return f"as many {kind} real images"
 
 
 def compare_means(row: ResultRow, other: ResultRow) -> str:

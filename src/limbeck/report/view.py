@@ -15,7 +15,7 @@ from limbeck.report.heat_map import heat_maps
 from limbeck.report.plots import Line, Plot, Values, mean_with_range, plot
 from limbeck.report.records import Run, finite
 from limbeck.report.robustness import robustness_tables
-from limbeck.report.text import NONE, count, duration, per_class, percent, size
+from limbeck.report.text import NONE, count, count_sides, duration, per_class, percent, size
 from limbeck.report.verdict import (
     describe_row,
     gain_of,
@@ -45,6 +45,7 @@ def view_run(run: Run) -> dict[str, Any]:
         "facts": _facts(run),
         "is_coreset": is_coreset,
         "tiles": config["factor"] if config.get("factor") not in (None, 1) else None,
+        "is_canvas": count_sides(config, "canvas") > 1,
         "missing": run.missing,
         "pictures": [(p.title, p) for p in run.pictures if not (is_coreset and p.name in BEFORE_AND_AFTER)],
         "before_and_after": [(p.title, p) for p in run.pictures if not is_coreset and p.name in BEFORE_AND_AFTER],
@@ -98,8 +99,10 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("Images per class", per_class(ipc, run.meta.config) if ipc else ""),
     ]
     if ipc and train and classes:
-        ratio = train / (ipc * classes)
-        facts.append(("Reduction", f"{ratio:,.1f} times fewer" if ratio < 10 else f"{ratio:,.0f} times fewer"))
+        sides = count_sides(run.meta.config, "canvas")
+        ratio = train / (ipc * classes * sides**2)
+        words = "times fewer pixels" if sides > 1 else "times fewer"
+        facts.append(("Reduction", f"{ratio:,.1f} {words}" if ratio < 10 else f"{ratio:,.0f} {words}"))
     totals = split_totals(data)
     facts.append(("Validation images", count(totals["validation"]) if totals["validation"] else ""))
     if test := totals["test"]:
@@ -123,7 +126,7 @@ FROM_PYTHON = """import json, pathlib, limbeck
 
 config = json.loads(pathlib.Path("run.json").read_text())["config"]  # of this folder
 options = {name: value for name, value in config.items() if name not in ("method", "data", "experts", "code")}
-limbeck.distill(DATA, method=config["method"], out="runs/again", **options)"""
+"""
 
 
 def _how_to_repeat(run: Run) -> str:
@@ -132,9 +135,12 @@ def _how_to_repeat(run: Run) -> str:
         return run.meta.command
     if not run.meta.config or run.meta.config.get("code"):  # a method of the user's own has to be there first
         return run.meta.command or NONE
+    reading = {name: value for name, value in run.meta.reading.items() if value is not None and name.isidentifier()}
     source = f"{run.meta.source!r}" if run.meta.source else "data"
+    arguments = ", ".join([source, *(f"{name}={value!r}" for name, value in reading.items())])
     experts = f"experts={run.experts.store!r}, " if run.meta.config.get("experts") not in (None, "none") else ""
-    return FROM_PYTHON.replace("DATA, ", f"{source}, {experts}")
+    call = f'limbeck.distill(data, {experts}method=config["method"], out="runs/again", **options)'
+    return f"{FROM_PYTHON}data = limbeck.load_data({arguments})\n{call}"
 
 
 def _spell_out(match: re.Match[str]) -> str:

@@ -113,6 +113,7 @@ def _plan_run(cell: Cell, seed: int, call: Call, work: Path, data: ImageData) ->
     record = job.record()
     path = work / f"{record.key}-{content_key({'computed': record.computed})[:6]}"
     job, config = replace(job, path=path), job.config
+    ipc, fill = job.budget
     return PlannedRun(
         cell=cell,
         seed=seed,
@@ -123,7 +124,7 @@ def _plan_run(cell: Cell, seed: int, call: Call, work: Path, data: ImageData) ->
         is_finished=job.is_finished,
         device=str(job.task.device),
         depends_on_threads="threads" in (record.computed or {}),
-        baselines=baseline_path(job.task, "random", config.ipc, config.eval, config.seed, config.fill)[0],
+        baselines=baseline_path(job.task, "random", ipc, config.eval, config.seed, fill)[0],
     )
 
 

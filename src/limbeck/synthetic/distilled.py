@@ -148,7 +148,8 @@ class DistilledSet:
             dropout and batch norm. The set goes to the device on which its parameters are.
         epochs, lr: Passes over the set, and the step size; by default the recipe's and the set's. A step size belongs
             to the network with which it was learned: for another one, try a few on validation images.
-        Raises UserError where the recipe cannot be followed.
+        Raises UserError where the recipe cannot be followed, and without `lr` where the set's step size is for another
+        optimiser than the recipe's.
 
         >>> from limbeck.data import fit_preprocess, load_data
         >>> data = load_data("digits")

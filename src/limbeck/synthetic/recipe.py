@@ -19,7 +19,25 @@ from limbeck.training.plain import make_schedule
 if TYPE_CHECKING:
     from limbeck.synthetic.distilled import DistilledSet
 
+CHOSEN_LR = "chosen on validation"
+"""The `lr` in the provenance of a set whose method learns no step size."""
+OPTIMISERS = {"sgd": "SGD", "adamw": "AdamW"}
 SCHEDULE = ("batch_size", "momentum", "weight_decay", "optimiser", "decay", "ema")
+
+
+def lr_optimiser(distilled: DistilledSet) -> str:
+    """The optimiser that a set's step size is for: sgd if it was learned, the recipe's if validation chose it."""
+    is_chosen = distilled.provenance.get("lr") == CHOSEN_LR
+    return str(distilled.recipe.get("optimiser") or "sgd") if is_chosen else "sgd"
+
+
+def name_optimiser(optimiser: object) -> str:
+    """An optimiser of a recipe in words.
+
+    >>> name_optimiser("adamw"), name_optimiser(None)
+    ('AdamW', 'SGD')
+    """
+    return OPTIMISERS.get(str(optimiser or "sgd"), str(optimiser))
 
 
 def train_by_recipe(
@@ -32,6 +50,12 @@ def train_by_recipe(
     if epochs is None and "epochs" not in recipe:
         raise UserError("the set's recipe says nothing of epochs; give them: small.train(network, epochs=1000).")
     parts = {name: recipe[name] for name in SCHEDULE if name in recipe}
+    if lr is None and lr_optimiser(distilled) != recipe.get("optimiser", "sgd"):
+        raise UserError(
+            f"the set's step size {distilled.lr:.3g} was learned with {name_optimiser(lr_optimiser(distilled))}, and "
+            f"its recipe trains by {name_optimiser(recipe['optimiser'])}; give one for that, such as "
+            "small.train(network, lr=0.001): results.json of its run has the one that validation chose."
+        )
     schedule = make_schedule(epochs or recipe["epochs"], distilled.lr if lr is None else lr, **parts)
     parameter = next(module.parameters(), None)
     if parameter is None:
