@@ -142,25 +142,27 @@ def _keys(runs: Sequence[FinishedRun]) -> list[tuple[str, ...]]:
     Another seed splits data without splits of its own in another way, so that the fingerprint of the images tells runs
     apart only where their seed is the same; so does the store of experts.
     """
-    settings, keys = [], list[tuple[str, ...]]()
+    settings: list[dict[str, JsonValue]] = []
     for run, config in zip(runs, rename_configs([run.config for run in runs])):
         read = {"image": "x".join(map(str, run.data.shape)), "training images": sum(run.data.counts.get("train", []))}
-        settings.append({name: value for name, value in config.items() if name not in APART} | read)
-    for name in (None, *APART[1:]):
-        for run, setting, key in zip(runs, settings, keys):
-            twins = [one.config for one, other in zip(runs, keys) if other == key]
-            twins = [one for one in twins if one.get(APART[0]) == run.config.get(APART[0])]
-            if name is not None and len({str(one.get(name)) for one in twins}) > 1:
+        settings.append({name: value for name, value in config.items() if name not in ("seed", *APART)} | read)
+    for name in APART:
+        keys = list(map(_key, runs, settings))
+        seeds = [(key, str(run.config.get("seed"))) for run, key in zip(runs, keys)]
+        for run, setting, seed in zip(runs, settings, seeds):
+            if len({str(one.config.get(name)) for one, other in zip(runs, seeds) if other == seed}) > 1:
                 setting[name] = run.config.get(name)
-        keys = [
-            (run.results.data.name, f"{run.results.ipc or 0:05d}", run.results.method, json.dumps(own, sort_keys=True))
-            for run, own in zip(runs, settings)
-        ]
-    return keys
+    return list(map(_key, runs, settings))
 
 
-APART = ("seed", "data", "experts")
-"""Options that no setting has: the seed, the fingerprint of the images, and the store of experts."""
+APART = ("data", "experts")
+"""Options that tell apart runs of the same seed alone: the fingerprint of the images, and the store of experts."""
+
+
+def _key(run: FinishedRun, setting: dict[str, JsonValue]) -> tuple[str, ...]:
+    results = run.results
+    return results.data.name, f"{results.ipc or 0:05d}", results.method, json.dumps(setting, sort_keys=True)
+
 
 NETWORK_COLUMNS = (
     ("chosen, its own step size", "distilled", "chosen", "set"),
