@@ -23,6 +23,7 @@ from limbeck.evaluation.outcome import area_under_curve, calibration_error, desc
 from limbeck.evaluation.record import make_record, merge_record
 from limbeck.evaluation.run import run_evaluations, run_on_networks
 from limbeck.evaluation.sets import prepare_evaluation
+from limbeck.report.text import FEWEST_FOR_INTERVAL
 from limbeck.task import Task
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -176,6 +177,17 @@ def test_the_interval_is_the_percentile_bootstrap_of_scipy() -> None:
     assert result.high == pytest.approx(interval.high, abs=0.03 * width)
     assert paired_difference(values, others) == result
     assert paired_difference(values, others, seed=1) != result
+
+
+@pytest.mark.parametrize(("n", "coverage"), [(2, 0.51), (3, 0.75), (5, 0.85), (10, 0.90)])
+def test_intervals_of_few_pairs_are_as_narrow_as_the_page_says(n: int, coverage: float) -> None:
+    """docs/studies.md; 300 draws have a standard error of 3 points or less."""
+    draws = torch.randn(300, n, generator=make_generator(n, "coverage"), dtype=torch.float64).tolist()
+    results = [paired_difference(values, [0.0] * n) for values in draws]
+    ends = [(one.low, one.high) for one in results if one.low is not None and one.high is not None]
+    assert sum(low <= 0 <= high for low, high in ends) / len(ends) == pytest.approx(coverage, abs=0.07)
+    if n < FEWEST_FOR_INTERVAL:
+        assert ends == [pytest.approx((min(values), max(values))) for values in draws]
 
 
 def test_one_network_has_no_interval() -> None:

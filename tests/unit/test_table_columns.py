@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,24 +81,26 @@ def test_a_table_with_its_other_columns_or_a_flaw_is_ambiguous(tmp_path: Path) -
     refuses(tmp_path, "(w, x, y, z), though line 8 has not exactly one 1")
 
 
+def write_targets(path: Path, others: Sequence[str], rows: Sequence[Sequence[float]]) -> None:
+    """Pictures, and a table of them with a column `target` and others."""
+    with path.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["file", "target", *others])
+        for i, (image, row) in enumerate(zip(colour(len(rows)), rows)):
+            save_picture(path.parent / f"{i}.png", image)
+            writer.writerow([f"{i}.png", *row])
+
+
 def test_flags_beside_a_label_are_no_classes(tmp_path: Path) -> None:
     """Tables may be sorted by their label: the first 200 rows alone look like a column for each class."""
-    with (tmp_path / "train.csv").open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["file", "target", "is_male", "is_old"])
-        for i, image in enumerate(colour(300)):
-            save_picture(tmp_path / f"{i}.png", image)
-            writer.writerow([f"{i}.png", int(i < 210), int(i >= 250), int(i % 2 and i >= 210)])
+    rows = [(int(i < 210), int(i >= 250), int(i % 2 and i >= 210)) for i in range(300)]
+    write_targets(tmp_path / "train.csv", ("is_male", "is_old"), rows)
     assert load_data(tmp_path).classes == ("0", "1")
 
 
 def test_probabilities_beside_a_label_are_no_classes(tmp_path: Path) -> None:
-    with (tmp_path / "predictions.csv").open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["file", "target", "p0", "p1"])
-        for i, image in enumerate(colour(60)):
-            save_picture(tmp_path / f"{i}.png", image)
-            writer.writerow([f"{i}.png", int(i > 57), i / 100, 1 - i / 100])
+    rows = [(int(i > 57), i / 100, 1 - i / 100) for i in range(60)]
+    write_targets(tmp_path / "predictions.csv", ("p0", "p1"), rows)
     assert load_data(tmp_path, validation=0).classes == ("0", "1")
 
 

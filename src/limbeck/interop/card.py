@@ -204,11 +204,11 @@ def _describe_results(distilled: DistilledSet, facts: CardFacts) -> list[str]:
         ),
     ]
     stored, canvas = len(distilled.stored_pair[0]), canvas_factor(distilled)
-    budget = [f"Of random and kmeans images, as of mosaics, there are {stored}."]
+    budget: list[str] = []
     if canvas:
         budget = [f"Of random and kmeans images there are {canvas * canvas} for every canvas, of as many pixels."]
-    elif stored == len(distilled.images):
-        budget = []
+    elif stored != len(distilled.images):
+        budget = [f"Of random and kmeans images, as of mosaics, there are {stored}."]
     loss = [] if facts.loss is None else [f"As pictures: {facts.loss.text}."]
     return ["## Accuracy", *(["\n".join(table), *budget] if rows else []), *loss]
 
